@@ -1,0 +1,60 @@
+"""Model aliases: a packaged folder first, the Hub id without it, every other name untouched."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedelta.models.aliases import ALIASES, PackagedModel, resolve_model
+
+
+@pytest.fixture
+def make_package(tmp_path, monkeypatch):
+    """A package on the path whose import would fail, so that a test sees if anyone imports it."""
+
+    def make(name: str, *, model: bool) -> PackagedModel:
+        package = tmp_path / name
+        package.mkdir()
+        (package / "__init__.py").write_text("raise RuntimeError('imported, not located')\n")
+        if model:
+            (package / "model").mkdir()
+            (package / "model" / "config.json").write_text("{}")
+        return PackagedModel(package=name, folder="model", hub_id="somebody/some-model")
+
+    monkeypatch.syspath_prepend(tmp_path)
+    return make
+
+
+@pytest.fixture
+def use_alias(monkeypatch):
+    def use(model: PackagedModel) -> None:
+        monkeypatch.setattr("fedelta.models.aliases.ALIASES", {"tiny": model})
+
+    return use
+
+
+def test_an_installed_package_gives_its_folder_without_being_imported(make_package, use_alias, tmp_path):
+    use_alias(make_package("carries_a_model", model=True))
+    assert resolve_model("tiny") == str(tmp_path / "carries_a_model" / "model")
+    assert "carries_a_model" not in sys.modules
+
+
+def test_a_missing_package_gives_the_hub_id(use_alias):
+    use_alias(PackagedModel(package="no_such_package_here", folder="model", hub_id="somebody/some-model"))
+    assert resolve_model("tiny") == "somebody/some-model"
+
+
+def test_a_package_without_its_model_gives_the_hub_id(make_package, use_alias):
+    use_alias(make_package("carries_nothing", model=False))
+    assert resolve_model("tiny") == "somebody/some-model"
+
+
+@pytest.mark.parametrize("name", ["bert-base-uncased", "somebody/some-model", "./minilm", "MiniLM"])
+def test_other_names_pass_through(name):
+    assert resolve_model(name) == name
+
+
+def test_minilm_resolves_to_the_packaged_encoder(minilm: Path):
+    assert resolve_model("minilm") == str(minilm)
+    assert (minilm / "model.safetensors").is_file()
+    assert ALIASES["minilm"].hub_id == "sentence-transformers/all-MiniLM-L6-v2"
