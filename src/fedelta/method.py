@@ -1,0 +1,296 @@
+"""The contract: what a federated method is, and what it may see.
+
+A method is a frozen dataclass of hyper-parameters and a few pure functions. A round has four verbs:
+
+    down          = method.broadcast(t, state, peer)                    server -> client
+    up, private   = method.local_update(t, down, private, client)       at the client
+    state         = method.aggregate(t, state, updates)                 at the server
+    model         = method.deploy(down, private)                        what a participant runs
+
+Three memories are kept apart. `state` belongs to the server (in gossip: to one node) and is seen by nobody else.
+`client_state` belongs to one client, is never sent, and may get lost at any time, so every method has a default for it.
+Messages (`down`, `up`) are all that travels; their bytes are counted. `t`, seeds, weights and who takes part are arguments,
+set by the engine.
+
+The weights of the updates that `aggregate` gets sum to one: p_k = n_k / n from a server, row i of the mixing matrix W at
+gossip node i. So one method object serves both.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+
+from torch import Tensor
+
+from fedelta import lowrank as lr
+from fedelta import tree
+from fedelta.lowrank import LoRA
+from fedelta.tree import Adapter, BaseDelta, Message, Tensors
+
+State: TypeAlias = Mapping[str, Any]
+ClientState: TypeAlias = Mapping[str, Any]
+Trainable: TypeAlias = Literal["A", "B"] | Mapping[str, Literal["A", "B", "AB", "dense"] | None]
+"""Which tensors train: one factor everywhere (dense tensors too), or a choice by layer and dense name.
+
+Names that a mapping does not mention train fully; None freezes."""
+
+Penalty: TypeAlias = Callable[[Adapter], Tensor]
+"""A scalar to add to the loss, from the live adapter."""
+
+GradientHook: TypeAlias = Callable[[Tensors, Tensors, int], Tensors]
+"""(gradients, parameters, step) -> gradients, before clipping; names as in `tree.parameters`."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What the federation knows of a participant: plain data.
+
+    Attributes:
+        id: unique, not negative.
+        rank: capacity of a layer that `rank_pattern` does not mention. The current rank is the shape of the factors in hand.
+        num_examples: n_k, its training examples.
+        base_version: of the base delta that it holds; 0 after a loss.
+        lora_alpha: numerator of the scale; None means a constant scale of 1.
+        rslora: scale lora_alpha / sqrt(r) in place of lora_alpha / r.
+        rank_pattern, alpha_pattern: exceptions by layer, with PEFT's meaning: a key is a regular expression that must
+            match the layer's whole name, or all of it after a dot.
+    """
+
+    id: int
+    rank: int
+    num_examples: int = 1
+    base_version: int = 0
+    lora_alpha: float | None = None
+    rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
+
+    def rank_of(self, layer: str) -> int:
+        """The rank that this peer can hold at a layer."""
+        return _lookup(self.rank_pattern, layer, self.rank)
+
+    def scale_of(self, layer: str, rank: int) -> float:
+        """The scale with which this peer applies a rank-`rank` delta at a layer."""
+        lora_alpha = _lookup(self.alpha_pattern, layer, self.lora_alpha)
+        if lora_alpha is None:
+            return 1.0
+        return lora_alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def _lookup(pattern: Mapping[str, Any], layer: str, default: Any) -> Any:
+    return next((v for key, v in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
+
+
+@dataclass(frozen=True, eq=False)
+class ClientUpdate:
+    """What `aggregate` gets from one client. The weights of a round sum to one.
+
+    Attributes:
+        sender: who sent it.
+        weight: how much it counts.
+        content: the message, as `local_update` returned it.
+        metrics: what the engine measured on it, such as a validation loss; training loss and steps are here too.
+    """
+
+    sender: Peer
+    weight: float
+    content: Message
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """What local training returns.
+
+    Attributes:
+        adapter: after the last step, detached.
+        num_steps: optimiser steps taken.
+        loss: mean training loss over the steps, without penalties.
+        learning_rate: of the last step.
+        optimizer_state: by slot, such as `second_moment`, the optimiser's tensors by parameter name.
+    """
+
+    adapter: Adapter
+    num_steps: int
+    loss: float
+    learning_rate: float = 0.0
+    optimizer_state: Mapping[str, Tensors] = field(default_factory=dict[str, Tensors])
+
+
+class Client(Protocol):
+    """The only door to data and model; the same in every engine.
+
+    `train` is a request that returns a value, never a loop that a method steps through: an engine may so run the requests of a
+    whole cohort in one pass. `template` is the common initial adapter at this peer's ranks and scales.
+    """
+
+    peer: Peer
+    template: Adapter
+    num_steps: int
+
+    def train(
+        self,
+        t: int,
+        start: Adapter,
+        *,
+        base: BaseDelta | None = None,
+        trainable: Trainable | None = None,
+        penalty: Penalty | None = None,
+        gradient: GradientHook | None = None,
+        optimizer: Any = None,
+        num_steps: int | None = None,
+        lr_scale: float = 1.0,
+    ) -> TrainResult:
+        """Trains from `start`, of any rank up to the peer's capacity, on the base plus `base`; returns the trained adapter."""
+        ...
+
+    def gradient(self, start: Adapter, num_batches: int) -> Adapter:
+        """A mean gradient at `start`, without a step, in the shape of an adapter with scale as in `start`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A federated method. Subclasses are frozen dataclasses with keyword-only hyper-parameters, `@dataclass(frozen=True, kw_only=True)`.
+
+    The defaults here make a method whose clients train the adapter they get and send all of it back; a subclass says how
+    updates become the next state, and whatever else differs.
+
+    Class attributes, all claims that the conformance suite tests both ways:
+        paper: one line of source.
+        hetero_rank: clients may hold unequal ranks.
+        decentralised: gossip with this method contracts.
+        coordinates: where a server optimiser or a control variate may live: "factors" if factors keep their meaning from
+            round to round, "product" if only the product does, "base" if the method moves the base.
+        needs_validation: the engine scores uploads on a common split into `ClientUpdate.metrics`.
+        personal: participants run different models (`deploy` reads the client's state).
+        one_shot: a single aggregation without training makes sense (`fedelta.aggregate`).
+        travels: what goes up, in words, for listings.
+        aliases: other names of the same method.
+    """
+
+    paper: ClassVar[str] = ""
+    hetero_rank: ClassVar[bool] = False
+    decentralised: ClassVar[bool] = False
+    coordinates: ClassVar[Literal["factors", "product", "base"]] = "product"
+    needs_validation: ClassVar[bool] = False
+    personal: ClassVar[bool] = False
+    one_shot: ClassVar[bool] = True
+    travels: ClassVar[str] = "A, B, head"
+    aliases: ClassVar[tuple[str, ...]] = ()
+
+    def population(self, clients: Sequence[Client]) -> Sequence[Client]:
+        """The clients that the engine is to work with; only a baseline that pools data replaces them."""
+        return clients
+
+    def check(self, template: Adapter, peers: Sequence[Peer]) -> None:
+        """Raises ValueError before the first round for a federation that the method cannot serve."""
+        ids = [p.id for p in peers]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"peer ids must differ, got {ids}")
+        if not self.hetero_rank:
+            demand_equal_ranks(type(self).__name__, template, peers)
+
+    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
+        """The state before round 0. `template` is the common initial adapter at the largest ranks; all A come from the seed."""
+        return {"adapter": template}
+
+    def broadcast(self, t: int, state: State, to: Peer) -> Message:
+        """What the server sends to a peer; by default the adapter, which must then have the peer's ranks."""
+        return {"adapter": state["adapter"]}
+
+    def upload(self, adapter: Adapter) -> Message:
+        """What of a trained adapter travels."""
+        return {"adapter": adapter}
+
+    def local_update(
+        self, t: int, down: Message, client_state: ClientState, client: Client
+    ) -> tuple[Message, ClientState]:
+        """The client's part; by default it trains what it got and uploads it."""
+        result = client.train(t, down["adapter"], base=down.get("base"))
+        return self.upload(result.adapter), client_state
+
+    def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
+        """The next state. Raises ValueError for updates that do not fit together."""
+        raise NotImplementedError
+
+    def deploy(self, down: Message, client_state: ClientState) -> Message:
+        """What a participant runs: an "adapter" and perhaps a "base"."""
+        return {k: down[k] for k in ("adapter", "base") if k in down}
+
+    def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
+        """What an upload means as a model: adapter and base delta. Diagnostics and checks read only this."""
+        return update.content["adapter"], state.get("base")
+
+
+# --- what methods share by calling -----------------------------------------------------------------------------------
+
+
+def demand_equal_ranks(name: str, template: Adapter, peers: Sequence[Peer]) -> None:
+    """Raises ValueError, naming methods that can, if two peers hold different ranks or scales at a layer."""
+    for layer in template.layers:
+        ranks = {p.id: p.rank_of(layer) for p in peers}
+        if len(set(ranks.values())) > 1:
+            raise ValueError(
+                f"{name} needs equal ranks, but layer {layer!r} has ranks {ranks} by client; give all clients one rank, or "
+                "use a method for unequal ranks: zeropad (pads factors) or flexlora (averages deltas)"
+            )
+
+
+def unzip(updates: Sequence[ClientUpdate], key: str) -> tuple[list[float], list[Any]]:
+    """The weights of the updates, and the entry `key` of each content.
+
+    Raises:
+        ValueError: for no updates, or weights that do not sum to one.
+        KeyError: naming the sender whose content lacks the entry.
+    """
+    weights = [u.weight for u in updates]
+    tree.check_weights(weights, len(updates))
+    for u in updates:
+        if key not in u.content:
+            raise KeyError(f"the update of client {u.sender.id} has no {key!r}, only {sorted(u.content)}")
+    return weights, [u.content[key] for u in updates]
+
+
+def merge(fn: Callable[[Sequence[float], Sequence[LoRA]], LoRA], updates: Sequence[ClientUpdate]) -> Adapter:
+    """`tree.merge` over the uploaded adapters."""
+    weights, adapters = unzip(updates, "adapter")
+    return tree.merge(fn, weights, adapters)
+
+
+def slice_for(adapter: Adapter, to: Peer, *, on: lr.SigmaOn = "both", fill: Adapter | None = None) -> Adapter:
+    """The leading components that a peer can hold, written with the peer's scales.
+
+    A layer with fewer components than the peer's rank is padded: live rows of A (those of `fill` where given), B zero.
+    `on` says which factor takes the change of scale.
+    """
+
+    def fit(layer: str, x: LoRA) -> LoRA:
+        rank = to.rank_of(layer)
+        rows = fill.layers[layer].A if fill is not None and fill.layers[layer].rank >= rank else None
+        x = lr.pad(lr.components(x, 0, min(rank, x.rank)), rank, fill=rows)
+        return lr.rescale(x, to.scale_of(layer, rank), on=on)
+
+    return tree.map_named(fit, adapter)
+
+
+def truncate_for(adapter: Adapter, to: Peer, *, sigma_on: lr.SigmaOn = "B") -> Adapter:
+    """The best approximation (truncated SVD) that a peer can hold, written with the peer's scales."""
+
+    def fit(layer: str, x: LoRA) -> LoRA:
+        rank = to.rank_of(layer)
+        return lr.truncate(x, rank, scale=to.scale_of(layer, rank), sigma_on=sigma_on)
+
+    return tree.map_named(fit, adapter)
+
+
+def largest(template: Adapter, peers: Sequence[Peer]) -> Peer:
+    """A peer of id -1 that can hold what any of the peers can: whose ranks the server's own copy has."""
+    ranks = {re.escape(n): max(p.rank_of(n) for p in peers) for n in template.layers}
+    top = max(peers, key=lambda p: p.rank)
+    return replace(top, id=-1, base_version=0, rank_pattern=ranks)

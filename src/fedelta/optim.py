@@ -1,0 +1,109 @@
+"""Local optimisers: pure hyper-parameters with `init` and `update`, in the manner of optax.
+
+`update` writes into the parameters and the state that it is given, which belong to one call of a client's training; it keeps
+nothing. The arithmetic is torch's own functional form, so a step costs what torch.optim's costs and gives the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim import adamw as torch_adamw
+from torch.optim import sgd as torch_sgd
+
+OptimizerState: TypeAlias = dict[str, dict[str, Tensor]]
+"""By slot, such as `second_moment`: tensors by parameter name."""
+
+
+class Optimizer(Protocol):
+    """What `client.train` asks of an optimiser."""
+
+    def init(self, params: dict[str, Tensor]) -> OptimizerState:
+        """A fresh state for these parameters."""
+        ...
+
+    def update(
+        self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float
+    ) -> None:
+        """One step, in place on `params` and `state`; parameters without a gradient are not in `grads` and stay."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW (Loshchilov and Hutter 2019): decoupled weight decay, bias-corrected moments.
+
+    Args:
+        betas: decay of the first and second moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, times the learning rate.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def init(self, params: dict[str, Tensor]) -> OptimizerState:
+        return {
+            "first_moment": {n: torch.zeros_like(p) for n, p in params.items()},
+            "second_moment": {n: torch.zeros_like(p) for n, p in params.items()},
+            "step": {n: torch.zeros((), dtype=torch.float32) for n in params},
+        }
+
+    def update(
+        self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float
+    ) -> None:
+        names = list(grads)
+        torch_adamw.adamw(
+            [params[n] for n in names],
+            [grads[n] for n in names],
+            [state["first_moment"][n] for n in names],
+            [state["second_moment"][n] for n in names],
+            [],
+            [state["step"][n] for n in names],
+            foreach=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=learning_rate,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Stochastic gradient descent, with heavy-ball momentum where asked.
+
+    Args:
+        momentum: 0 keeps no buffer.
+        weight_decay: added to the gradient.
+    """
+
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def init(self, params: dict[str, Tensor]) -> OptimizerState:
+        return {"momentum": {n: torch.zeros_like(p) for n, p in params.items()}} if self.momentum else {}
+
+    def update(
+        self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float
+    ) -> None:
+        names = list(grads)
+        buffers: list[Tensor | None] = [state["momentum"][n] if self.momentum else None for n in names]
+        torch_sgd.sgd(
+            [params[n] for n in names],
+            [grads[n] for n in names],
+            buffers,
+            foreach=True,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            lr=learning_rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )

@@ -1,0 +1,346 @@
+"""Adapters, base deltas and messages: trees whose leaves are tensors, and the ways to combine them.
+
+An `Adapter` is what a client trains; a `BaseDelta` is what a method has added to the frozen base; a message is a mapping of
+these, of tensors, and of plain values. Everything is a value: nothing here writes into a tensor that it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fedelta import lowrank as lr
+from fedelta.lowrank import LoRA
+
+Tensors: TypeAlias = Mapping[str, Tensor]
+Message: TypeAlias = Mapping[str, Any]
+"""What travels: nested mappings, lists and tuples of Adapter, BaseDelta, LoRA, Tensor, bool, int, float, str, None."""
+
+Factor: TypeAlias = Literal["A", "B"]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """What a client trains.
+
+    Attributes:
+        layers: deltas by layer name, as PEFT names its target modules.
+        dense: other trained tensors by name, such as a classifier head.
+        base: fingerprint of the frozen model; ignored by algebra, checked by every merge. None matches anything.
+    """
+
+    layers: Mapping[str, LoRA]
+    dense: Tensors = field(default_factory=dict[str, Tensor])
+    base: str | None = None
+
+    def __repr__(self) -> str:
+        ranks = sorted({x.rank for x in self.layers.values()})
+        return f"Adapter({len(self.layers)} layers, ranks {ranks}, {len(self.dense)} dense tensors, base {self.base})"
+
+
+@dataclass(frozen=True, eq=False)
+class BaseDelta:
+    """What has been added to the frozen base between two versions of it.
+
+    Attributes:
+        version: of the base once the delta is added.
+        terms: by layer, the additions in order: LoRA factors, or a dense tensor (o, i) once that is the smaller. With
+            `since` 0 they are the whole sum; otherwise one term for each version after `since`.
+        since: the version that it is added to; 0 is the pretrained base, which a client without history holds.
+    """
+
+    version: int
+    terms: Mapping[str, Sequence[LoRA | Tensor]]
+    since: int = 0
+
+
+# --- maps and merges -------------------------------------------------------------------------------------------------
+
+
+def map(fn: Callable[..., LoRA], adapter: Adapter, *others: Adapter) -> Adapter:
+    """`fn` layer by layer; dense tensors and fingerprint come from the first adapter."""
+    return replace(
+        adapter, layers={n: fn(x, *(o.layers[n] for o in others)) for n, x in adapter.layers.items()}
+    )
+
+
+def map_named(fn: Callable[[str, LoRA], LoRA], adapter: Adapter) -> Adapter:
+    """`fn(name, delta)` layer by layer, for what depends on the layer's name."""
+    return replace(adapter, layers={n: fn(n, x) for n, x in adapter.layers.items()})
+
+
+def merge(
+    fn: Callable[[Sequence[float], Sequence[LoRA]], LoRA],
+    weights: Sequence[float],
+    adapters: Sequence[Adapter],
+) -> Adapter:
+    """`fn(weights, deltas)` at every layer, the weighted mean at every dense tensor.
+
+    Args:
+        fn: combines the deltas of one layer.
+        weights: one for each adapter, with sum one.
+        adapters: with the same layers, outer shapes, dense tensors and base.
+
+    Raises:
+        ValueError: naming the adapter (by position), the layer and the remedy, for what does not fit or is not finite.
+    """
+    check_weights(weights, len(adapters))
+    check_alike(adapters)
+    first = adapters[0]
+    layers = {n: fn(weights, [a.layers[n] for a in adapters]) for n in first.layers}
+    base = next((a.base for a in adapters if a.base is not None), None)
+    return Adapter(layers, mean(weights, [a.dense for a in adapters]), base)
+
+
+def mean(weights: Sequence[float], trees: Sequence[Tensors]) -> dict[str, Tensor]:
+    """The weighted mean of plain tensors, name by name."""
+    return {k: lr.mean(weights, [x[k] for x in trees]) for k in trees[0]}
+
+
+def mean_factors(weights: Sequence[float], adapters: Sequence[Adapter]) -> Adapter:
+    """The mean of factors: cheap, and biased by the cross terms B_j A_k. Equal ranks; scales are brought to the first's."""
+    return merge(
+        lambda w, xs: lr.mean_factors(w, [lr.rescale(x, xs[0].scale) for x in xs]), weights, adapters
+    )
+
+
+def mean_deltas(weights: Sequence[float], adapters: Sequence[Adapter]) -> Adapter:
+    """The mean of deltas: exact, at the sum of the ranks, scale 1, in float64."""
+    return merge(lambda w, xs: lr.stack(w, xs, dtype=torch.float64), weights, adapters)
+
+
+def factors(adapter: Adapter, which: Factor) -> dict[str, Tensor]:
+    """One factor of every layer, by layer name."""
+    return {n: getattr(x, which) for n, x in adapter.layers.items()}
+
+
+def with_factors(adapter: Adapter, which: Factor, values: Tensors, dense: Tensors | None = None) -> Adapter:
+    """The inverse of `factors`: one factor of every layer replaced, and the dense tensors where given."""
+    layers = {n: lr.with_factor(x, which, values[n]) for n, x in adapter.layers.items()}
+    return replace(adapter, layers=layers, dense=adapter.dense if dense is None else dense)
+
+
+def parameters(adapter: Adapter) -> dict[str, Tensor]:
+    """All tensors by a flat name: `<layer>.lora_A`, `<layer>.lora_B`, and the dense ones by theirs."""
+    flat = {f"{n}.lora_{w}": t for n, x in adapter.layers.items() for w, t in (("A", x.A), ("B", x.B))}
+    return {**flat, **adapter.dense}
+
+
+def with_parameters(adapter: Adapter, values: Tensors) -> Adapter:
+    """The inverse of `parameters`; names that `values` lacks keep their tensors."""
+    layers = {
+        n: LoRA(values.get(f"{n}.lora_B", x.B), values.get(f"{n}.lora_A", x.A), x.scale)
+        for n, x in adapter.layers.items()
+    }
+    return replace(adapter, layers=layers, dense={k: values.get(k, v) for k, v in adapter.dense.items()})
+
+
+def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """`fn` on every tensor of a message, adapter or base delta; plain values pass."""
+    flat, structure = flatten(tree)
+    return unflatten({k: fn(v) for k, v in flat.items()}, structure)
+
+
+# --- base deltas -----------------------------------------------------------------------------------------------------
+
+
+def total(base: BaseDelta) -> dict[str, LoRA | Tensor]:
+    """The sum of the terms of each layer: factors while they are smaller than dW, else dense (o, i)."""
+    return {n: _sum(terms) for n, terms in base.terms.items()}
+
+
+def _sum(terms: Sequence[LoRA | Tensor]) -> LoRA | Tensor:
+    result = terms[0]
+    for term in terms[1:]:
+        result = add(result, term)
+    return result
+
+
+def add(x: LoRA | Tensor, y: LoRA | Tensor) -> LoRA | Tensor:
+    """x + y for deltas of one layer, in factors while the stacked rank is at most o i / (o + i).
+
+    Always the same bits for the same sequence of additions, so that a client that replays them agrees with the server.
+    """
+    if isinstance(x, LoRA) and isinstance(y, LoRA):
+        o, i = x.shape
+        if (x.rank + y.rank) * (o + i) <= o * i:
+            return lr.stack([1.0, 1.0], [x, y])
+    return dense(x) + dense(y)
+
+
+def dense(x: LoRA | Tensor) -> Tensor:
+    """A delta, factored or not, as a matrix (o, i)."""
+    return x.dense() if isinstance(x, LoRA) else x
+
+
+def effective(adapter: Adapter, base: BaseDelta | None = None) -> Adapter:
+    """Adapter and base delta as one adapter: what PEFT can load on the pretrained base. Its rank may be large."""
+    if base is None:
+        return adapter
+    layers = dict(adapter.layers)
+    for name, term in total(base).items():
+        term = term if isinstance(term, LoRA) else lr.from_dense(term)
+        layers[name] = lr.stack([1.0, 1.0], [term, layers[name]]) if name in layers else term
+    return replace(adapter, layers=layers)
+
+
+# --- guards ----------------------------------------------------------------------------------------------------------
+
+
+def check_weights(weights: Sequence[float], count: int) -> None:
+    """Raises ValueError unless there is one finite weight for each of `count` >= 1 updates and they sum to one."""
+    if not count:
+        raise ValueError(
+            "nothing to aggregate: no update arrived; lower the quorum or check the clients' warnings"
+        )
+    if len(weights) != count:
+        raise ValueError(f"{len(weights)} weights for {count} updates: give one weight each")
+    if not all(w >= 0 for w in weights) or abs(sum(weights) - 1) > 1e-6:
+        raise ValueError(f"weights must be non-negative with sum 1, got {list(weights)}")
+
+
+def check_alike(adapters: Sequence[Adapter]) -> None:
+    """Raises ValueError unless all adapters have the first one's layers, outer shapes, dense tensors and base."""
+    for k, adapter in enumerate(adapters):
+        check_fits(adapter, adapters[0], f"adapter {k}", "adapter 0")
+
+
+def check_fits(adapter: Adapter, like: Adapter, who: str, other: str) -> None:
+    """Raises ValueError unless `adapter` has finite values and the layers, outer shapes, dense tensors and base of `like`.
+
+    Ranks and scales may differ. `who` and `other` name the two in the message.
+    """
+    if adapter.base is not None and like.base is not None and adapter.base != like.base:
+        raise ValueError(
+            f"{who} was trained on base {adapter.base}, {other} on {like.base}: adapters of different base models "
+            "cannot be merged"
+        )
+    _check_names(adapter.layers, like.layers, who, other, "layers")
+    _check_names(adapter.dense, like.dense, who, other, "dense tensors")
+    for name, x in adapter.layers.items():
+        if x.shape != like.layers[name].shape:
+            raise ValueError(
+                f"layer {name!r}: {who} has (d_out, d_in) = {x.shape}, {other} has {like.layers[name].shape}; "
+                "both must adapt the same weight"
+            )
+    for name, tensor in adapter.dense.items():
+        if tensor.shape != like.dense[name].shape:
+            raise ValueError(
+                f"dense tensor {name!r}: {who} has shape {tuple(tensor.shape)}, {other} {tuple(like.dense[name].shape)}; "
+                "give all clients the same head (same labels)"
+            )
+    check_finite(adapter, who)
+
+
+def _check_names(mine: Mapping[str, Any], others: Mapping[str, Any], who: str, other: str, what: str) -> None:
+    if mine.keys() == others.keys():
+        return
+    missing, extra = sorted(others.keys() - mine.keys()), sorted(mine.keys() - others.keys())
+    raise ValueError(
+        f"{who} and {other} do not adapt the same {what}: {who} lacks {missing[:3]} and adds {extra[:3]}; "
+        "use one LoRA configuration (target modules, modules_to_save) for all"
+    )
+
+
+def check_finite(tree: Any, who: str) -> None:
+    """Raises ValueError naming `who` and the tensor if any tensor of the tree holds NaN or Inf."""
+    for name, tensor in named_tensors(tree):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise ValueError(
+                f"{who}: {name} holds {count} NaN or Inf of {tensor.numel()} values; lower the learning rate or clip "
+                "gradients, or leave the client out"
+            )
+
+
+def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a message with a path that a person can read, such as `adapter/encoder.query/B`."""
+    if isinstance(tree, Tensor):
+        yield prefix, tree
+    elif isinstance(tree, LoRA):
+        yield from named_tensors({"B": tree.B, "A": tree.A}, prefix)
+    elif isinstance(tree, Adapter):
+        yield from named_tensors({**tree.layers, **tree.dense}, prefix)
+    elif isinstance(tree, BaseDelta):
+        yield from named_tensors(tree.terms, prefix)
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from named_tensors(value, f"{prefix}/{key}" if prefix else str(key))
+    elif isinstance(tree, list | tuple):
+        for k, value in enumerate(tree):
+            yield from named_tensors(value, f"{prefix}[{k}]")
+
+
+# --- flat form -------------------------------------------------------------------------------------------------------
+
+
+def flatten(tree: Any) -> tuple[dict[str, Tensor], Any]:
+    """A message as (tensors by key, structure): the structure is plain JSON and says how to build it again.
+
+    Raises:
+        TypeError: for a leaf that cannot travel, naming where it is.
+    """
+    tensors: dict[str, Tensor] = {}
+    return tensors, _structure(tree, tensors, "message")
+
+
+def _structure(tree: Any, tensors: dict[str, Tensor], where: str) -> Any:
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return {"v": tree}
+    if isinstance(tree, Tensor):
+        key = f"t{len(tensors)}"
+        tensors[key] = tree
+        return {"t": key}
+    if isinstance(tree, Mapping):
+        return {"m": [[k, _structure(v, tensors, f"{where}/{k}")] for k, v in _string_keys(tree, where)]}
+    if isinstance(tree, list | tuple):
+        kind = "l" if isinstance(tree, list) else "p"
+        return {kind: [_structure(v, tensors, f"{where}[{k}]") for k, v in enumerate(tree)]}
+    for name, kind in _NODES.items():
+        if isinstance(tree, kind):
+            fields = {f: getattr(tree, f) for f in kind.__dataclass_fields__}
+            return {"c": name, "f": _structure(fields, tensors, f"{where}:{name}")}
+    raise TypeError(
+        f"{where}: a {type(tree).__name__} cannot travel; send tensors, adapters, numbers or strings"
+    )
+
+
+def _string_keys(tree: Mapping[Any, Any], where: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{where}: key {key!r} is not a string; name the entries of a message")
+        yield key, value
+
+
+def unflatten(tensors: Tensors, structure: Any) -> Any:
+    """The inverse of `flatten`.
+
+    Raises:
+        ValueError: for a structure that `flatten` does not write, or a tensor that is missing.
+    """
+    match structure:
+        case {"v": value}:
+            return value
+        case {"t": str(key)}:
+            if key not in tensors:
+                raise ValueError(
+                    f"the message names tensor {key!r} but does not carry it: it was cut or altered"
+                )
+            return tensors[key]
+        case {"m": list(items)}:
+            return {k: unflatten(tensors, v) for k, v in items}
+        case {"l": list(items)}:
+            return [unflatten(tensors, v) for v in items]
+        case {"p": list(items)}:
+            return tuple(unflatten(tensors, v) for v in items)
+        case {"c": str(name), "f": inner} if name in _NODES:
+            return _NODES[name](**unflatten(tensors, inner))
+        case _:
+            raise ValueError(f"not the structure of a message: {str(structure)[:80]}")
+
+
+_NODES: dict[str, Any] = {"LoRA": LoRA, "Adapter": Adapter, "BaseDelta": BaseDelta}
