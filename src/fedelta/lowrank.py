@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class LoRA:
     def dtype(self) -> torch.dtype:
         return self.B.dtype
 
-    def to(self, *args: torch.device | torch.dtype | str) -> LoRA:
+    def to(self, *args: Any) -> LoRA:
         """Both factors moved or cast, as `Tensor.to`."""
         return LoRA(self.B.to(*args), self.A.to(*args), self.scale)
 
@@ -130,9 +130,7 @@ def _weighted(weight: Weight, x: LoRA) -> Tensor:
 def _demand_same(xs: Sequence[LoRA], what: Literal["rank", "scale"]) -> None:
     values = [getattr(x, what) for x in xs]
     if any(v != values[0] for v in values):
-        raise ValueError(
-            f"the mean of factors needs equal {what}s, got {values}: rescale or pad first, or stack"
-        )
+        raise ValueError(f"the mean of factors needs equal {what}s, got {values}: rescale or pad first, or stack")
 
 
 # --- components ------------------------------------------------------------------------------------------------------
@@ -229,9 +227,7 @@ def _fix_signs(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor, Tensor
     return U * sign, S, Vh * sign.mT
 
 
-def truncate(
-    x: LoRA, rank: int, *, scale: float = 1.0, sigma_on: SigmaOn = "B", dtype: torch.dtype | None = None
-) -> LoRA:
+def truncate(x: LoRA, rank: int, *, scale: float = 1.0, sigma_on: SigmaOn = "B", dtype: torch.dtype | None = None) -> LoRA:
     """The best rank-`rank` approximation of dW in Frobenius norm (Eckart-Young), written with `scale`.
 
     Always returns `rank` components. Where dW has fewer, the rest have B = 0 and a live row of A. A zero dW keeps the rows
@@ -256,9 +252,7 @@ def truncate(
         return pad(LoRA(x.B.new_zeros(x.shape[0], rows.shape[0], dtype=dtype), rows, scale), rank)
     count = min(rank, int(alive.sum()))
     B, A = _place(U[:, :count], S[:count] / scale, Vh[:count], sigma_on)
-    idle = Vh[
-        count:rank
-    ]  # orthonormal to the rest: what a component without a singular value gets as its live row
+    idle = Vh[count:rank]  # orthonormal to the rest: what a component without a singular value gets as its live row
     B = torch.cat([B, B.new_zeros(B.shape[0], idle.shape[0])], dim=1)
     return pad(LoRA(B.to(dtype), torch.cat([A, idle]).to(dtype), scale), rank)
 

@@ -208,9 +208,7 @@ class Method(ABC):
         """What of a trained adapter travels."""
         return {"adapter": adapter}
 
-    def local_update(
-        self, t: int, down: Message, client_state: ClientState, client: Client
-    ) -> tuple[Message, ClientState]:
+    def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
         """The client's part; by default it trains what it got and uploads it."""
         result = client.train(t, down["adapter"], base=down.get("base"))
         return self.upload(result.adapter), client_state

@@ -11,8 +11,8 @@ from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.optim import adamw as torch_adamw
-from torch.optim import sgd as torch_sgd
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 OptimizerState: TypeAlias = dict[str, dict[str, Tensor]]
 """By slot, such as `second_moment`: tensors by parameter name."""
@@ -25,9 +25,7 @@ class Optimizer(Protocol):
         """A fresh state for these parameters."""
         ...
 
-    def update(
-        self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float
-    ) -> None:
+    def update(self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float) -> None:
         """One step, in place on `params` and `state`; parameters without a gradient are not in `grads` and stay."""
         ...
 
@@ -53,11 +51,9 @@ class AdamW:
             "step": {n: torch.zeros((), dtype=torch.float32) for n in params},
         }
 
-    def update(
-        self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float
-    ) -> None:
+    def update(self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float) -> None:
         names = list(grads)
-        torch_adamw.adamw(
+        adamw(
             [params[n] for n in names],
             [grads[n] for n in names],
             [state["first_moment"][n] for n in names],
@@ -90,12 +86,10 @@ class SGD:
     def init(self, params: dict[str, Tensor]) -> OptimizerState:
         return {"momentum": {n: torch.zeros_like(p) for n, p in params.items()}} if self.momentum else {}
 
-    def update(
-        self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float
-    ) -> None:
+    def update(self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float) -> None:
         names = list(grads)
         buffers: list[Tensor | None] = [state["momentum"][n] if self.momentum else None for n in names]
-        torch_sgd.sgd(
+        sgd(
             [params[n] for n in names],
             [grads[n] for n in names],
             buffers,

@@ -63,9 +63,7 @@ class BaseDelta:
 
 def map(fn: Callable[..., LoRA], adapter: Adapter, *others: Adapter) -> Adapter:
     """`fn` layer by layer; dense tensors and fingerprint come from the first adapter."""
-    return replace(
-        adapter, layers={n: fn(x, *(o.layers[n] for o in others)) for n, x in adapter.layers.items()}
-    )
+    return replace(adapter, layers={n: fn(x, *(o.layers[n] for o in others)) for n, x in adapter.layers.items()})
 
 
 def map_named(fn: Callable[[str, LoRA], LoRA], adapter: Adapter) -> Adapter:
@@ -103,9 +101,7 @@ def mean(weights: Sequence[float], trees: Sequence[Tensors]) -> dict[str, Tensor
 
 def mean_factors(weights: Sequence[float], adapters: Sequence[Adapter]) -> Adapter:
     """The mean of factors: cheap, and biased by the cross terms B_j A_k. Equal ranks; scales are brought to the first's."""
-    return merge(
-        lambda w, xs: lr.mean_factors(w, [lr.rescale(x, xs[0].scale) for x in xs]), weights, adapters
-    )
+    return merge(lambda w, xs: lr.mean_factors(w, [lr.rescale(x, xs[0].scale) for x in xs]), weights, adapters)
 
 
 def mean_deltas(weights: Sequence[float], adapters: Sequence[Adapter]) -> Adapter:
@@ -133,8 +129,7 @@ def parameters(adapter: Adapter) -> dict[str, Tensor]:
 def with_parameters(adapter: Adapter, values: Tensors) -> Adapter:
     """The inverse of `parameters`; names that `values` lacks keep their tensors."""
     layers = {
-        n: LoRA(values.get(f"{n}.lora_B", x.B), values.get(f"{n}.lora_A", x.A), x.scale)
-        for n, x in adapter.layers.items()
+        n: LoRA(values.get(f"{n}.lora_B", x.B), values.get(f"{n}.lora_A", x.A), x.scale) for n, x in adapter.layers.items()
     }
     return replace(adapter, layers=layers, dense={k: values.get(k, v) for k, v in adapter.dense.items()})
 
@@ -194,9 +189,7 @@ def effective(adapter: Adapter, base: BaseDelta | None = None) -> Adapter:
 def check_weights(weights: Sequence[float], count: int) -> None:
     """Raises ValueError unless there is one finite weight for each of `count` >= 1 updates and they sum to one."""
     if not count:
-        raise ValueError(
-            "nothing to aggregate: no update arrived; lower the quorum or check the clients' warnings"
-        )
+        raise ValueError("nothing to aggregate: no update arrived; lower the quorum or check the clients' warnings")
     if len(weights) != count:
         raise ValueError(f"{len(weights)} weights for {count} updates: give one weight each")
     if not all(w >= 0 for w in weights) or abs(sum(weights) - 1) > 1e-6:
@@ -304,9 +297,7 @@ def _structure(tree: Any, tensors: dict[str, Tensor], where: str) -> Any:
         if isinstance(tree, kind):
             fields = {f: getattr(tree, f) for f in kind.__dataclass_fields__}
             return {"c": name, "f": _structure(fields, tensors, f"{where}:{name}")}
-    raise TypeError(
-        f"{where}: a {type(tree).__name__} cannot travel; send tensors, adapters, numbers or strings"
-    )
+    raise TypeError(f"{where}: a {type(tree).__name__} cannot travel; send tensors, adapters, numbers or strings")
 
 
 def _string_keys(tree: Mapping[Any, Any], where: str) -> Iterator[tuple[str, Any]]:
@@ -327,9 +318,7 @@ def unflatten(tensors: Tensors, structure: Any) -> Any:
             return value
         case {"t": str(key)}:
             if key not in tensors:
-                raise ValueError(
-                    f"the message names tensor {key!r} but does not carry it: it was cut or altered"
-                )
+                raise ValueError(f"the message names tensor {key!r} but does not carry it: it was cut or altered")
             return tensors[key]
         case {"m": list(items)}:
             return {k: unflatten(tensors, v) for k, v in items}
