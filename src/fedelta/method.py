@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import re
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
@@ -156,7 +156,7 @@ class Client(Protocol):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A federated method. Subclasses are frozen dataclasses with keyword-only hyper-parameters, `@dataclass(frozen=True, kw_only=True)`.
+    """A federated method: a frozen dataclass whose fields are its hyper-parameters, all keyword-only.
 
     The defaults here make a method whose clients train the adapter they get and send all of it back; a subclass says how
     updates become the next state, and whatever else differs.
@@ -213,9 +213,9 @@ class Method(ABC):
         result = client.train(t, down["adapter"], base=down.get("base"))
         return self.upload(result.adapter), client_state
 
+    @abstractmethod
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         """The next state. Raises ValueError for updates that do not fit together."""
-        raise NotImplementedError
 
     def deploy(self, down: Message, client_state: ClientState) -> Message:
         """What a participant runs: an "adapter" and perhaps a "base"."""

@@ -167,6 +167,32 @@ def add(x: LoRA | Tensor, y: LoRA | Tensor) -> LoRA | Tensor:
     return dense(x) + dense(y)
 
 
+def catch_up(held: BaseDelta, base: BaseDelta | None) -> BaseDelta:
+    """The whole base delta that a client holds after receiving `base`: what it held, plus the terms that it lacks.
+
+    Args:
+        held: with `since` 0; `BaseDelta(0, {})` for a pretrained base.
+        base: None, or version 0, means the pretrained base itself.
+
+    Raises:
+        ValueError: if terms are missing between what is held and what arrived.
+    """
+    if base is None or base.version == 0:
+        return BaseDelta(0, {})
+    if base.version == held.version:
+        return held
+    if base.since == 0:
+        return BaseDelta(base.version, {n: (x,) for n, x in total(base).items()})
+    if not base.since <= held.version < base.version:
+        raise ValueError(
+            f"a base delta from version {base.since} to {base.version} arrived, but version {held.version} is held; "
+            "report base_version 0 to get the whole of it"
+        )
+    known = total(held)
+    new = {n: terms[held.version - base.since :] for n, terms in base.terms.items()}
+    return BaseDelta(base.version, {n: (_sum([*([known[n]] if n in known else []), *new[n]]),) for n in new})
+
+
 def dense(x: LoRA | Tensor) -> Tensor:
     """A delta, factored or not, as a matrix (o, i)."""
     return x.dense() if isinstance(x, LoRA) else x

@@ -1,0 +1,254 @@
+"""The only local training loop: load, step, extract.
+
+A `LocalClient` joins a peer's examples to an `AdaptedModel`. The model may be shared with other clients: a call of `train` or
+`gradient` loads what it needs, leaves nothing behind that a later call reads, and returns values of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedelta import seeding, tree
+from fedelta.lowrank import LoRA
+from fedelta.method import GradientHook, Peer, Penalty, Trainable, TrainResult
+from fedelta.optim import AdamW, Optimizer
+from fedelta.tree import Adapter, BaseDelta, Tensors
+
+Example = Mapping[str, Any]
+Batch = Mapping[str, Tensor]
+
+
+class AdaptedModel(Protocol):
+    """A frozen base with an adapter that can be exchanged."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What a loss calls."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def load(self, adapter: Adapter, base: BaseDelta | None = None) -> None:
+        """Takes over the adapter's values, of any rank and scale, and brings the base to `base`."""
+        ...
+
+    def live(self) -> Adapter:
+        """The trained tensors themselves, not copies: what gradients are taken of."""
+        ...
+
+    def mode(self, dropout: torch.Generator | None) -> None:
+        """Training, with adapter dropout drawn from the generator; or evaluation, for None."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a client trains in one round.
+
+    Args:
+        batch_size: examples in a step; the last batch of an epoch may be smaller.
+        learning_rate: in round 0.
+        learning_rate_decay: factor for each further round.
+        local_steps: optimiser steps in a round; None to count epochs.
+        local_epochs: passes over the client's examples in a round, if `local_steps` is None.
+        max_grad_norm: clips the gradient of all trained tensors together to this norm; None does not clip.
+        optimizer: fresh in every round.
+
+    Raises:
+        ValueError: naming the value that makes no sense.
+    """
+
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    learning_rate_decay: float = 1.0
+    local_steps: int | None = None
+    local_epochs: int = 1
+    max_grad_norm: float | None = None
+    optimizer: Optimizer = field(default_factory=AdamW)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "local_steps", "local_epochs", "learning_rate", "learning_rate_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+
+    def steps_for(self, num_examples: int) -> int:
+        """The steps of a round for a client with so many examples."""
+        return self.local_steps or self.local_epochs * math.ceil(num_examples / self.batch_size)
+
+
+class LocalClient:
+    """A client whose data and model are in this process.
+
+    Args:
+        peer: who it is. `num_examples` must be the number of examples.
+        template: the common initial adapter, at this peer's ranks and scales.
+        model: may be shared between clients.
+        examples: encoded training examples.
+        collate: makes a batch of examples.
+        loss: the mean loss of a batch under a module, a scalar.
+        training: how to train.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        template: Adapter,
+        model: AdaptedModel,
+        examples: Sequence[Example],
+        collate: Callable[[Sequence[Example]], Batch],
+        loss: Callable[[nn.Module, Batch], Tensor],
+        training: Training,
+        seed: int = 0,
+    ) -> None:
+        if peer.num_examples != len(examples):
+            raise ValueError(f"client {peer.id} is said to have {peer.num_examples} examples but has {len(examples)}")
+        self.peer, self.template, self.model, self.examples = peer, template, model, examples
+        self.collate, self.loss, self.training, self.seed = collate, loss, training, seed
+
+    @property
+    def num_steps(self) -> int:
+        return self.training.steps_for(len(self.examples))
+
+    def pool(self, others: Sequence[LocalClient]) -> LocalClient:
+        """One client with the examples of all `others`, the largest ranks, and as many steps as they take together."""
+        top = max(others, key=lambda c: c.peer.rank)
+        examples = [e for c in others for e in c.examples]
+        training = replace(self.training, local_steps=sum(c.num_steps for c in others))
+        peer = replace(top.peer, id=0, num_examples=len(examples))
+        return LocalClient(peer, top.template, self.model, examples, self.collate, self.loss, training, self.seed)
+
+    def restore(self, base: BaseDelta) -> None:
+        """Brings the model to a base that this client held before its process was lost."""
+        self.model.load(self.template, base)
+
+    def train(
+        self,
+        t: int,
+        start: Adapter,
+        *,
+        base: BaseDelta | None = None,
+        trainable: Trainable | None = None,
+        penalty: Penalty | None = None,
+        gradient: GradientHook | None = None,
+        optimizer: Optimizer | None = None,
+        num_steps: int | None = None,
+        lr_scale: float = 1.0,
+    ) -> TrainResult:
+        """Trains from `start`; see `fedelta.method.Client`.
+
+        Raises:
+            ValueError: for a client without examples, or a start that does not fit the model.
+            FloatingPointError: if the loss became NaN or Inf, naming the step.
+        """
+        params = self._load(start, base, trainable)
+        self.model.mode(seeding.generator(self.seed, t, self.peer.id, "dropout"))
+        optimizer = optimizer or self.training.optimizer
+        state = optimizer.init(params)
+        learning_rate = self.training.learning_rate * self.training.learning_rate_decay**t * lr_scale
+        losses: list[Tensor] = []
+        for step, batch in enumerate(islice(self.batches(t), num_steps or self.num_steps)):
+            loss, grads = self._gradients(params, batch, penalty)
+            if gradient is not None:
+                grads = dict(gradient(grads, params, step))
+            self._clip(grads)
+            with torch.no_grad():
+                optimizer.update(params, grads, state, learning_rate)
+            losses.append(loss)
+        return TrainResult(self._extract(start), len(losses), self._mean_loss(losses), learning_rate, state)
+
+    def gradient(self, start: Adapter, num_batches: int, *, base: BaseDelta | None = None, t: int = 0) -> Adapter:
+        """The mean gradient over `num_batches` batches at `start`, in its shape; zero where a tensor does not matter."""
+        params = self._load(start, base, None)
+        self.model.mode(None)
+        total = {n: torch.zeros_like(p) for n, p in params.items()}
+        for batch in islice(self.batches(t, "gradient"), num_batches):
+            for name, grad in self._gradients(params, batch, None)[1].items():
+                total[name] += grad / num_batches
+        return tree.with_parameters(start, {n: g.cpu() for n, g in total.items()})
+
+    def batches(self, t: int, purpose: str = "batches") -> Iterator[Batch]:
+        """Endless batches of a round: epochs of a fresh order each, drawn for this client and round alone."""
+        generator = seeding.generator(self.seed, t, self.peer.id, purpose)
+        while True:
+            order: list[int] = torch.randperm(len(self.examples), generator=generator).tolist()
+            for at in range(0, len(order), self.training.batch_size):
+                batch = self.collate([self.examples[k] for k in order[at : at + self.training.batch_size]])
+                yield {k: v.to(self.model.device) for k, v in batch.items()}
+
+    def _load(self, start: Adapter, base: BaseDelta | None, trainable: Trainable | None) -> dict[str, Tensor]:
+        """Loads the model and returns the tensors that train, by their flat name."""
+        if not self.examples:
+            raise ValueError(f"client {self.peer.id} has no training examples; leave it out, or give it a share of the data")
+        self.model.load(start, base)
+        live = self.model.live()
+        chosen = set(trainable_names(live, trainable))
+        params = tree.parameters(live)
+        for name, p in params.items():
+            p.requires_grad_(name in chosen)
+        return {n: p for n, p in params.items() if n in chosen}
+
+    def _gradients(self, params: Tensors, batch: Batch, penalty: Penalty | None) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.loss(self.model.module, batch)
+        objective = loss if penalty is None else loss + penalty(self.model.live())
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(objective, list(params.values()), allow_unused=True)
+        return loss.detach(), {n: g for n, g in zip(params, grads, strict=True) if g is not None}
+
+    def _clip(self, grads: dict[str, Tensor]) -> None:
+        if self.training.max_grad_norm is not None and grads:
+            norm = nn.utils.get_total_norm(list(grads.values()))
+            factor = (self.training.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            for name in grads:
+                grads[name] = grads[name] * factor
+
+    def _extract(self, start: Adapter) -> Adapter:
+        """Copies of the trained tensors, on the CPU: the model is the next client's too."""
+        trained = tree.parameters(self.model.live())
+        return tree.with_parameters(start, {n: p.detach().to("cpu", copy=True) for n, p in trained.items()})
+
+    def _mean_loss(self, losses: Sequence[Tensor]) -> float:
+        values: list[float] = torch.stack(list(losses)).tolist()
+        bad = next((k for k, v in enumerate(values) if not math.isfinite(v)), None)
+        if bad is not None:
+            raise FloatingPointError(
+                f"client {self.peer.id}: the loss became {values[bad]} at local step {bad}; lower learning_rate "
+                f"(now {self.training.learning_rate}) or set max_grad_norm"
+            )
+        return math.fsum(values) / len(values)
+
+
+def trainable_names(adapter: Adapter, trainable: Trainable | None) -> list[str]:
+    """The flat names, as in `tree.parameters`, of the tensors that train.
+
+    Raises:
+        ValueError: for a name that the adapter does not have, or a choice that is not known.
+    """
+    choice = trainable if isinstance(trainable, Mapping) else dict.fromkeys(adapter.layers, trainable or "AB")
+    known = {*adapter.layers, *adapter.dense}
+    if unknown := sorted(set(choice) - known):
+        raise ValueError(f"trainable names {unknown}, which the adapter does not have; it has {sorted(known)[:4]} ...")
+    names: list[str] = []
+    for layer in adapter.layers:
+        names += [f"{layer}.lora_{which}" for which in choice.get(layer, "AB") or ""]
+    return names + [n for n in adapter.dense if choice.get(n, "dense") is not None]
+
+
+def template_for(peer: Peer, template: Adapter) -> Adapter:
+    """The common initial adapter as a peer holds it: its leading components, with the peer's scales."""
+
+    def fit(layer: str, x: LoRA) -> LoRA:
+        rank = peer.rank_of(layer)
+        if rank > x.rank:
+            raise ValueError(f"layer {layer!r}: client {peer.id} has rank {rank}, the template only {x.rank}")
+        return LoRA(x.B[:, :rank], x.A[:rank], peer.scale_of(layer, rank))
+
+    return tree.map_named(fit, template)
