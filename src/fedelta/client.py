@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -200,7 +200,8 @@ class LocalClient:
     def _gradients(self, params: Tensors, batch: Batch, penalty: Penalty | None) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.loss(self.model.module, batch)
         objective = loss if penalty is None else loss + penalty(self.model.live())
-        grads: tuple[Tensor | None, ...] = torch.autograd.grad(objective, list(params.values()), allow_unused=True)
+        found = torch.autograd.grad(objective, list(params.values()), allow_unused=True)
+        grads = cast("tuple[Tensor | None, ...]", found)  # None for a tensor that the loss does not reach
         return loss.detach(), {n: g for n, g in zip(params, grads, strict=True) if g is not None}
 
     def _clip(self, grads: dict[str, Tensor]) -> None:
