@@ -1,15 +1,19 @@
 """Model aliases: a packaged folder first, the Hub id without it, every other name untouched."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fedelta.models.aliases import ALIASES, PackagedModel, resolve_model
 
+MakePackage = Callable[..., PackagedModel]
+UseAlias = Callable[[PackagedModel], None]
+
 
 @pytest.fixture
-def make_package(tmp_path, monkeypatch):
+def make_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakePackage:
     """A package on the path whose import would fail, so that a test sees if anyone imports it."""
 
     def make(name: str, *, model: bool) -> PackagedModel:
@@ -21,36 +25,38 @@ def make_package(tmp_path, monkeypatch):
             (package / "model" / "config.json").write_text("{}")
         return PackagedModel(package=name, folder="model", hub_id="somebody/some-model")
 
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     return make
 
 
 @pytest.fixture
-def use_alias(monkeypatch):
+def use_alias(monkeypatch: pytest.MonkeyPatch) -> UseAlias:
     def use(model: PackagedModel) -> None:
         monkeypatch.setattr("fedelta.models.aliases.ALIASES", {"tiny": model})
 
     return use
 
 
-def test_an_installed_package_gives_its_folder_without_being_imported(make_package, use_alias, tmp_path):
+def test_an_installed_package_gives_its_folder_without_being_imported(
+    make_package: MakePackage, use_alias: UseAlias, tmp_path: Path
+):
     use_alias(make_package("carries_a_model", model=True))
     assert resolve_model("tiny") == str(tmp_path / "carries_a_model" / "model")
     assert "carries_a_model" not in sys.modules
 
 
-def test_a_missing_package_gives_the_hub_id(use_alias):
+def test_a_missing_package_gives_the_hub_id(use_alias: UseAlias):
     use_alias(PackagedModel(package="no_such_package_here", folder="model", hub_id="somebody/some-model"))
     assert resolve_model("tiny") == "somebody/some-model"
 
 
-def test_a_package_without_its_model_gives_the_hub_id(make_package, use_alias):
+def test_a_package_without_its_model_gives_the_hub_id(make_package: MakePackage, use_alias: UseAlias):
     use_alias(make_package("carries_nothing", model=False))
     assert resolve_model("tiny") == "somebody/some-model"
 
 
 @pytest.mark.parametrize("name", ["bert-base-uncased", "somebody/some-model", "./minilm", "MiniLM"])
-def test_other_names_pass_through(name):
+def test_other_names_pass_through(name: str):
     assert resolve_model(name) == name
 
 
