@@ -1,0 +1,91 @@
+"""Federated low-rank adaptation of Hugging Face models, done faithfully.
+
+The names below are the public interface. They are imported when they are first used, so that `import fedelta` and the
+command line's help do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedelta import lowrank, methods, tree
+    from fedelta.aggregation import aggregate
+    from fedelta.client import LocalClient, Training
+    from fedelta.diagnostics import diagnose
+    from fedelta.engines.local import Round, federate, gossip
+    from fedelta.lowrank import LoRA
+    from fedelta.method import Client, ClientUpdate, Method, Peer, TrainResult
+    from fedelta.methods import get_method, list_methods
+    from fedelta.models.clients import hf_clients
+    from fedelta.models.peft import load_adapter, save_adapter
+    from fedelta.runner import run
+    from fedelta.tree import Adapter, BaseDelta
+
+__version__ = version("fedelta")
+
+_HOME = {
+    "Adapter": "fedelta.tree",
+    "BaseDelta": "fedelta.tree",
+    "Client": "fedelta.method",
+    "ClientUpdate": "fedelta.method",
+    "LoRA": "fedelta.lowrank",
+    "LocalClient": "fedelta.client",
+    "Method": "fedelta.method",
+    "Peer": "fedelta.method",
+    "Round": "fedelta.engines.local",
+    "TrainResult": "fedelta.method",
+    "Training": "fedelta.client",
+    "aggregate": "fedelta.aggregation",
+    "diagnose": "fedelta.diagnostics",
+    "federate": "fedelta.engines.local",
+    "get_method": "fedelta.methods",
+    "gossip": "fedelta.engines.local",
+    "hf_clients": "fedelta.models.clients",
+    "list_methods": "fedelta.methods",
+    "load_adapter": "fedelta.models.peft",
+    "run": "fedelta.runner",
+    "save_adapter": "fedelta.models.peft",
+}
+_MODULES = ("lowrank", "methods", "testing", "topology", "tree")
+
+__all__ = [
+    "Adapter",
+    "BaseDelta",
+    "Client",
+    "ClientUpdate",
+    "LoRA",
+    "LocalClient",
+    "Method",
+    "Peer",
+    "Round",
+    "TrainResult",
+    "Training",
+    "aggregate",
+    "diagnose",
+    "federate",
+    "get_method",
+    "gossip",
+    "hf_clients",
+    "list_methods",
+    "load_adapter",
+    "lowrank",
+    "methods",
+    "run",
+    "save_adapter",
+    "tree",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return import_module(f"fedelta.{name}")
+    raise AttributeError(f"module 'fedelta' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})

@@ -6,13 +6,15 @@ nothing. The arithmetic is torch's own functional form, so a step costs what tor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
+
+from fedelta.naming import nearest
 
 OptimizerState: TypeAlias = dict[str, dict[str, Tensor]]
 """By slot, such as `second_moment`: tensors by parameter name."""
@@ -101,3 +103,21 @@ class SGD:
             nesterov=False,
             maximize=False,
         )
+
+
+OPTIMIZERS: dict[str, type[AdamW] | type[SGD]] = {"adamw": AdamW, "sgd": SGD}
+
+
+def get_optimizer(name: str, **settings: Any) -> Optimizer:
+    """An optimiser by name.
+
+    Raises:
+        ValueError: for an unknown name or setting, naming the nearest known one.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"no optimizer is called {name!r}{nearest(name, OPTIMIZERS)}; there are {', '.join(OPTIMIZERS)}")
+    known = [f.name for f in fields(OPTIMIZERS[name])]
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(f"optimizer {name!r} has no {setting!r}{nearest(setting, known)}; it has {', '.join(known)}")
+    return OPTIMIZERS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})

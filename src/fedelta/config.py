@@ -1,0 +1,343 @@
+"""One YAML file describes a run. It is validated here, before data or a model is loaded, and written back as resolved.
+
+Every section is a frozen model that refuses unknown keys; the message names the nearest valid one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedelta import optim
+from fedelta.client import Training
+from fedelta.method import Method
+from fedelta.methods import get_method
+from fedelta.naming import nearest
+from fedelta.tasks.registry import get_task
+from fedelta.tasks.task import Task
+
+BUILT_IN = ("quickstart",)
+"""Configs that come with the package, by name."""
+
+EXTENDABLE = ("federation.rounds", "federation.quorum", "evaluation", "output", "device", "name")
+"""What a resumed run may change without becoming another run."""
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names the key and the remedy."""
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and without room for unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Section):
+    """The frozen base."""
+
+    name: str = Field("minilm", description="an alias, a local folder or a Hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: Literal["4bit", "8bit"] | None = None
+    trust_remote_code: bool = False
+    base_dropout: bool = Field(False, description="leave the base model's own dropout on while training")
+
+
+class RankChoice(Section):
+    """Ranks drawn for each client."""
+
+    choices: list[int] = Field(min_length=1)
+    shares: list[float] | None = Field(None, description="how often each choice is drawn; equally by default")
+
+
+class Lora(Section):
+    """The adapter."""
+
+    rank: int | list[int] | RankChoice = Field(8, description="one for all, one for each client, or {choices: [...]}")
+    lora_alpha: float = Field(16.0, gt=0)
+    rslora: bool = False
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] | str | None = Field(None, description="PEFT's default for the architecture if not given")
+    modules_to_save: list[str] | None = None
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+    start: str | None = Field(None, description="a PEFT folder to start from in place of a fresh adapter")
+
+    @field_validator("rank")
+    @classmethod
+    def _positive(cls, rank: int | list[int] | RankChoice) -> int | list[int] | RankChoice:
+        if not rank_values(rank) or min(rank_values(rank)) < 1:
+            raise ValueError(f"ranks must be at least 1, got {rank}")
+        return rank
+
+
+class Data(Section):
+    """Where the rows come from; see `fedelta.tasks.sources.load_splits`."""
+
+    source: str = "docstrings"
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    subset: str | None = None
+    fields: dict[str, str] | list[str] | None = None
+    validation_fraction: float = Field(0.1, ge=0, lt=1)
+    test_fraction: float = Field(0.1, ge=0, lt=1)
+    client_test_fraction: float = Field(0.0, ge=0, lt=1, description="of each client's rows, kept to test it by")
+    stratify: str | None = None
+    limit: int | dict[str, int] | None = None
+
+
+class Partition(Section):
+    """How the training rows are dealt to clients; see `fedelta.tasks.partition.partition`."""
+
+    scheme: Literal["iid", "dirichlet", "shards", "natural", "quantity"] = "iid"
+    clients: int | None = Field(10, ge=1, description="may be null for `natural`: one client for each value")
+    by: str | None = Field(None, description="the field that skews the split; the task's label by default")
+    concentration: float | None = Field(None, gt=0, description="of the Dirichlet distribution; small is unequal")
+    shards_per_client: int | None = Field(None, ge=1)
+    min_examples: int = Field(1, ge=0)
+
+
+Named: TypeAlias = dict[str, Any]
+"""A choice by name with settings of its own, validated by the registry that knows the name."""
+
+
+class LocalTraining(Section):
+    """What a client does in a round; see `fedelta.client.Training`."""
+
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate_decay: float = Field(1.0, gt=0)
+    local_steps: int | None = Field(None, ge=1)
+    local_epochs: int = Field(1, ge=1)
+    max_grad_norm: float | None = Field(None, gt=0)
+    optimizer: Named = {"name": "adamw"}
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return named(value)
+
+    def build(self) -> Training:
+        return Training(
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            learning_rate_decay=self.learning_rate_decay,
+            local_steps=self.local_steps,
+            local_epochs=self.local_epochs,
+            max_grad_norm=self.max_grad_norm,
+            optimizer=optim.get_optimizer(**self.optimizer),
+        )
+
+
+class Federation(Section):
+    """Who takes part, and for how long."""
+
+    rounds: int = Field(10, ge=1)
+    participation: float = Field(1.0, gt=0, le=1, description="share of the clients in each round's cohort")
+    weights: Literal["examples", "uniform"] = "examples"
+    quorum: float = Field(0.5, gt=0, description="below 1 a share of the cohort, else a number of clients")
+
+
+class Evaluation(Section):
+    """What is measured, and when. Round numbers start at 0; the last round is always evaluated."""
+
+    every: int = Field(1, ge=1)
+    batch_size: int = Field(64, ge=1)
+    best_by: str = Field("accuracy", description="the validation metric that chooses the best round")
+    diagnostics: bool = True
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = "run"
+    seed: int = 0
+    device: str = "auto"
+    output: str | None = Field(None, description="the run's folder; runs/<name> by default")
+    model: Model = Model()
+    lora: Lora = Lora()
+    task: Named = {"name": "classification"}
+    data: Data = Data()
+    partition: Partition = Partition()
+    method: Named = {"name": "fedavg"}
+    training: LocalTraining = LocalTraining()
+    federation: Federation = Federation()
+    evaluation: Evaluation = Evaluation()
+
+    @field_validator("task", "method", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return named(value)
+
+    @model_validator(mode="after")
+    def _possible(self) -> RunConfig:
+        self.build_method(), self.build_task(), self.training.build()
+        self._check_ranks()
+        self._check_partition()
+        return self
+
+    def build_method(self) -> Method:
+        """The method, with its hyper-parameters."""
+        return get_method(**self.method)
+
+    def build_task(self) -> Task:
+        """The task; its labels may still have to be read from the data."""
+        return get_task(**self.task)
+
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.output or f"runs/{self.name}")
+
+    def _check_ranks(self) -> None:
+        ranks, clients = rank_values(self.lora.rank), self.partition.clients
+        if isinstance(self.lora.rank, list) and clients is not None and len(ranks) != clients:
+            raise ValueError(f"lora.rank lists {len(ranks)} ranks for partition.clients = {clients}: give one for each client")
+        if len(set(ranks)) > 1 and not self.build_method().hetero_rank:
+            raise ValueError(
+                f"method {self.method['name']!r} needs equal ranks, but lora.rank gives {sorted(set(ranks))}: set one rank, or "
+                "use a method for unequal ranks such as flexlora or zeropad (`fedelta methods` lists them)"
+            )
+
+    def _check_partition(self) -> None:
+        scheme = self.partition.scheme
+        if self.partition.clients is None and scheme != "natural":
+            raise ValueError(f"partition.clients is missing: the scheme {scheme!r} needs a number of clients")
+        if scheme == "natural" and self.partition.by is None:
+            raise ValueError("partition.by is missing: a natural partition needs the field that tells clients apart")
+        for key, needed_by in (("concentration", ("dirichlet", "quantity")), ("shards_per_client", ("shards",))):
+            if getattr(self.partition, key) is not None and scheme not in needed_by:
+                raise ValueError(f"partition.{key} has no meaning for the scheme {scheme!r}: it belongs to {needed_by}")
+
+
+def named(value: Any) -> Any:
+    """A name alone as a choice without settings.
+
+    Raises:
+        ValueError: for a choice without a name.
+    """
+    choice = {"name": value} if isinstance(value, str) else value
+    if not isinstance(choice, Mapping) or not isinstance(choice.get("name"), str):
+        raise ValueError("needs a name: write `name: ...`, or the name alone")
+    return choice
+
+
+def rank_values(rank: int | list[int] | RankChoice) -> list[int]:
+    """The ranks that may occur."""
+    if isinstance(rank, RankChoice):
+        return rank.choices
+    return rank if isinstance(rank, list) else [rank]
+
+
+# --- reading and writing ---------------------------------------------------------------------------------------------
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> RunConfig:
+    """A validated config from a file, a built-in name, a mapping, or a config.
+
+    Args:
+        source: path of a YAML file, one of `BUILT_IN`, a mapping, or a config.
+        overrides: changes by dotted key, as a mapping or as texts `a.b=value` with a YAML value.
+
+    Raises:
+        ConfigError: naming every key that is wrong, the nearest valid one, and the remedy.
+    """
+    raw = _raw(source)
+    for key, value in _pairs(overrides):
+        raw = _with(raw, key.split("."), value, key)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(dict(e)) for e in error.errors())) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML, every key written out; `load_config` reads it back as the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    """The dotted keys whose values differ, other than those that a resumed run may change."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    keys = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+    return [k for k in keys if not any(k == e or k.startswith(f"{e}.") for e in EXTENDABLE)]
+
+
+def _raw(source: str | Path | Mapping[str, Any] | RunConfig) -> dict[str, Any]:
+    if isinstance(source, RunConfig):
+        return source.model_dump(mode="json")
+    if isinstance(source, Mapping):
+        return dict(source)
+    if str(source) in BUILT_IN:
+        return _parse(files("fedelta").joinpath(f"configs/{source}.yaml").read_text(encoding="utf-8"), str(source))
+    path = Path(source)
+    if not path.is_file():
+        raise ConfigError(f"no config file at {path}{nearest(str(source), BUILT_IN)}; built in: {', '.join(BUILT_IN)}")
+    return _parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where} must hold keys and values, but holds a {type(raw).__name__}")
+    return cast("dict[str, Any]", raw)
+
+
+def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if isinstance(overrides, Mapping):
+        return list(overrides.items())
+    pairs: list[tuple[str, Any]] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"override {text!r} has no value: write it as key=value, such as federation.rounds=20")
+        pairs.append((key.strip(), yaml.safe_load(value)))
+    return pairs
+
+
+def _with(raw: Mapping[str, Any], path: Sequence[str], value: Any, whole: str) -> dict[str, Any]:
+    head, *rest = path
+    if not rest:
+        return {**raw, head: value}
+    inner = raw.get(head, {})
+    inner = {"name": inner} if isinstance(inner, str) else inner
+    if not isinstance(inner, Mapping):
+        raise ConfigError(f"override {whole!r}: {head!r} is {inner!r}, not a section with keys of its own")
+    return {**raw, head: _with(cast("Mapping[str, Any]", inner), rest, value, whole)}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= (
+            _flat(cast("Mapping[str, Any]", value), f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        )
+    return flat
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """One line for one of pydantic's findings."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        *parents, key = [str(part) for part in error["loc"]]
+        return f"unknown key {where!r}{nearest(key, _known_keys(parents))}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    section: Any = RunConfig
+    for part in path:
+        field = getattr(section, "model_fields", {}).get(part)
+        section = field.annotation if field is not None else RankChoice
+    return list(getattr(section, "model_fields", {}))
