@@ -49,7 +49,7 @@ _HOME = {
     "run": "fedelta.runner",
     "save_adapter": "fedelta.models.peft",
 }
-_MODULES = ("lowrank", "methods", "testing", "topology", "tree")
+_MODULES = ("lowrank", "methods", "topology", "tree")
 
 __all__ = [
     "Adapter",
