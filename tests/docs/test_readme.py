@@ -68,10 +68,8 @@ def test_python_blocks_run_in_order(minilm: Path, tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: f"line {block.line}")
 def test_yaml_blocks_are_valid_configs(block: Block):
-    needs("fedelta.config")
-    from fedelta.config import Config
-
-    Config.model_validate(yaml.safe_load(block.text))
+    config = pytest.importorskip("fedelta.config", reason="fedelta.config is not whole yet", exc_type=ImportError)
+    config.load_config(yaml.safe_load(block.text))
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
