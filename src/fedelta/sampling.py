@@ -1,0 +1,81 @@
+"""Cohorts: who takes part in a round.
+
+A cohort rule is any function (t, peers, seed) -> ids. It is asked anew in every round, so that it may depend on `t`, and must
+depend on nothing else, so that a run can be resumed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Protocol, TypeAlias
+
+import torch
+
+from fedelta import seeding
+
+
+class HasId(Protocol):
+    """What a cohort rule reads of a peer."""
+
+    @property
+    def id(self) -> int: ...
+
+
+CohortRule: TypeAlias = Callable[[int, Sequence[HasId], int], Sequence[int]]
+"""(t, peers, seed) -> the ids that take part in round t."""
+
+
+def everyone(t: int, peers: Sequence[HasId], seed: int) -> list[int]:
+    """All peers in every round."""
+    return sorted(p.id for p in peers)
+
+
+def uniform(participation: float) -> CohortRule:
+    """A cohort drawn without replacement, all of equal chance, anew in each round.
+
+    Args:
+        participation: a fraction of the peers in (0, 1], or, given as an int, their number.
+
+    Raises:
+        ValueError: for a participation outside its range, or, in a round, a number above that of the peers.
+    """
+    share(participation, 1 if isinstance(participation, float) else participation, "participation")
+
+    def draw(t: int, peers: Sequence[HasId], seed: int) -> list[int]:
+        ids = everyone(t, peers, seed)
+        count = share(participation, len(ids), "participation")
+        order = torch.randperm(len(ids), generator=seeding.generator(seed, t, seeding.SERVER, "cohort"))
+        return sorted(ids[k] for k in order[:count].tolist())
+
+    return draw
+
+
+def round_robin(count: int) -> CohortRule:
+    """The next `count` peers in the order of their ids, around and around: no randomness."""
+
+    def draw(t: int, peers: Sequence[HasId], seed: int) -> list[int]:
+        ids = everyone(t, peers, seed)
+        size = share(count, len(ids), "count")
+        return sorted(ids[(t * size + k) % len(ids)] for k in range(size))
+
+    return draw
+
+
+def share(part: float, count: int, name: str, *, up: bool = False) -> int:
+    """`part` of `count`: a fraction in (0, 1] of it, at least 1, or, given as an int, that very number.
+
+    A fraction is taken at its decimal value, so that 0.07 of 100 is 7; halves round up. `up` rounds every remainder up.
+
+    Raises:
+        ValueError: naming `name`, for a part outside its range.
+    """
+    if isinstance(part, int):
+        if not 1 <= part <= count:
+            raise ValueError(f"{name} = {part} must be between 1 and the {count} there are; a fraction is written 0.5 or 1.0")
+        return part
+    if not 0 < part <= 1:
+        raise ValueError(f"{name} = {part} must be a fraction in (0, 1], or an int to give a number")
+    exact = Fraction(str(part)) * count
+    return max(1, math.ceil(exact) if up else math.floor(exact + Fraction(1, 2)))

@@ -1,0 +1,255 @@
+"""Messages as bytes: safetensors for the tensors, JSON for the rest, never pickle; and the ledger of what travelled.
+
+An encoded message is a safetensors file whose metadata hold one entry, `fedelta`: the format's version and the structure of
+`tree.flatten`. Any safetensors reader opens it. The header is written here and not by the library, for three reasons: equal
+messages give equal bytes under every version of it, the size is known without the bytes, and tensors may share memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from fedelta import tree
+from fedelta.tree import Message, Tensors
+
+FORMAT = 1
+"""Version of the layout; a reader refuses any other."""
+
+KEY = "fedelta"
+"""The metadata entry that marks a safetensors file as a message."""
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What a tensor of a message may hold, by its name in safetensors."""
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message; equal messages have equal bytes.
+
+    Tensors of any layout and device are taken, those that share memory too; each is written out in full.
+
+    Raises:
+        TypeError: for an entry that cannot travel, saying where it is.
+        ValueError: for a plain number that is NaN or Inf, which JSON cannot hold; send it as a tensor.
+    """
+    header, tensors = _header(message)
+    return b"".join([header, *(_raw(x) for x in tensors)])
+
+
+def size(message: Message) -> int:
+    """`len(encode(message))` in bytes, without writing out the tensors."""
+    header, tensors = _header(message)
+    return len(header) + sum(x.nbytes for x in tensors)
+
+
+def decode(data: bytes) -> Message:
+    """The inverse of `encode`; the tensors are on the CPU and own their memory.
+
+    Raises:
+        ValueError: for bytes that were cut, that are a pickle, that are safetensors but not a message of ours, or that
+            another version of the format wrote.
+    """
+    head = _read_header(data)
+    if KEY not in head:
+        raise ValueError(
+            f"a safetensors file without the entry {KEY!r}: not a message of fedelta; an adapter folder is read by load_adapter"
+        )
+    content = json.loads(head[KEY])
+    if content["format"] != FORMAT:
+        raise ValueError(f"the message has format {content['format']}, this version reads {FORMAT}: use the one that wrote it")
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise ValueError(f"the message was cut or altered ({len(data)} bytes): {error}") from error
+    return tree.unflatten(tensors, content["message"])
+
+
+def _header(message: Message) -> tuple[bytes, list[Tensor]]:
+    """The safetensors header with its length prefix, and the tensors in the order in which they follow."""
+    tensors, structure = tree.flatten(message)
+    names = sorted(tensors, key=lambda n: -tensors[n].element_size())  # the widest first, so that each starts aligned
+    head: dict[str, Any] = {"__metadata__": {KEY: _json({"format": FORMAT, "message": structure})}}
+    offset = 0
+    for name in names:
+        x = tensors[name]
+        head[name] = {"dtype": _dtype(x), "shape": list(x.shape), "data_offsets": [offset, offset + x.nbytes]}
+        offset += x.nbytes
+    text = _json(head).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, [tensors[n] for n in names]
+
+
+def _dtype(x: Tensor) -> str:
+    if x.dtype not in DTYPES or x.layout != torch.strided:
+        raise TypeError(f"a tensor of {x.dtype} and layout {x.layout} cannot travel; send a dense one of {list(DTYPES)}")
+    return DTYPES[x.dtype]
+
+
+def _raw(x: Tensor) -> memoryview:
+    return memoryview(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _json(value: Any) -> str:
+    """Compact JSON: floats to their last bit, and nothing that JSON does not have."""
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        found = next(_not_finite(value["message"], "message"), "a plain number")
+        raise ValueError(f"{found} is NaN or Inf and cannot travel as a plain number; send it as a tensor, or None") from error
+
+
+def _not_finite(structure: Any, where: str) -> Iterator[str]:
+    """Paths of the plain numbers that JSON refuses, in a structure of `tree.flatten`."""
+    match structure:
+        case {"v": float(value)} if not math.isfinite(value):
+            yield where
+        case {"m": items}:
+            for key, inner in items:
+                yield from _not_finite(inner, f"{where}/{key}")
+        case {"l": items} | {"p": items}:
+            for k, inner in enumerate(items):
+                yield from _not_finite(inner, f"{where}[{k}]")
+        case {"f": inner}:
+            yield from _not_finite(inner, where)
+        case _:
+            return
+
+
+def _read_header(data: bytes) -> Mapping[str, str]:
+    """The metadata of a safetensors file.
+
+    Raises:
+        ValueError: saying what the bytes are instead.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if data[8:9] == b"{" and length > len(data) - 8:
+        raise ValueError(f"the message was cut: its header takes {length + 8} bytes, only {len(data)} are here")
+    if data[8:9] != b"{" or len(data) < 8:
+        raise ValueError(f"not a message: {_kind(data)}, where safetensors bytes were expected")
+    try:
+        return json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except ValueError as error:
+        raise ValueError(f"the header of the message is damaged: {error}") from error
+
+
+def _kind(data: bytes) -> str:
+    if not data:
+        return "an empty file"
+    if data[:1] == b"\x80":
+        return "a pickle, which may run code when it is opened and is never read"
+    if data[:2] == b"PK":
+        return "a zip archive, such as torch.save writes (a pickle inside, which is never read)"
+    return f"{len(data)} bytes that begin with {data[:8]!r}"
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_file(path: Path, message: Message) -> None:
+    """Writes a message so that after a crash at any moment `path` holds the old content or the new, whole.
+
+    Raises:
+        OSError: for a disk that cannot be written; the old content stands.
+    """
+    commit(path, encode(message))
+
+
+def read_file(path: Path) -> Message:
+    """The message in a file.
+
+    Raises:
+        ValueError: as `decode`, naming the file.
+        FileNotFoundError: if there is none.
+    """
+    try:
+        return decode(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def commit(path: Path, data: bytes) -> None:
+    """Replaces the content of `path` in one step, and returns once it is on the disk.
+
+    The bytes go to a file beside it, `.<name>.tmp`, which then takes its name. A crash may leave that file; the next
+    commit overwrites it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
+    try:
+        _write_all(handle, data)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, on systems where a folder can be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    """os.write may take a part only: of more than 2 GiB it always does."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+
+
+# --- the ledger ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The bytes of a round, by direction and client id.
+
+    Attributes:
+        down: to each client that was sent something.
+        up: from each client whose message arrived, used or not.
+    """
+
+    down: Mapping[int, int] = field(default_factory=dict[int, int])
+    up: Mapping[int, int] = field(default_factory=dict[int, int])
+
+    @property
+    def total_down(self) -> int:
+        return sum(self.down.values())
+
+    @property
+    def total_up(self) -> int:
+        return sum(self.up.values())
+
+    @property
+    def total(self) -> int:
+        """Both directions."""
+        return self.total_down + self.total_up

@@ -1,0 +1,73 @@
+"""Cohorts: right sizes, a function of (seed, round) alone, everybody's turn comes."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+
+from fedelta import sampling
+
+
+@dataclass(frozen=True)
+class Someone:
+    id: int
+
+
+def people(n: int) -> list[Someone]:
+    return [Someone(3 * k + 1) for k in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("part", "n", "count"),
+    [
+        (0.07, 100, 7),
+        (0.29, 100, 29),
+        (0.1, 3, 1),
+        (0.01, 10, 1),
+        (0.25, 10, 3),
+        (1.0, 7, 7),
+        (3, 7, 3),
+        (1, 7, 1),
+        (0.7, 10, 7),
+    ],
+)
+def test_a_share_is_exact(part: float, n: int, count: int) -> None:
+    assert sampling.share(part, n, "participation") == count
+    assert len(sampling.uniform(part)(0, people(n), 0)) == count
+
+
+def test_a_share_can_round_up() -> None:
+    assert [sampling.share(f, 10, "quorum", up=True) for f in (0.5, 0.51, 0.3)] == [5, 6, 3]
+
+
+@pytest.mark.parametrize("part", [0.0, -0.5, 1.5, 0, float("nan")])
+def test_a_share_outside_its_range_is_refused_at_once(part: float) -> None:
+    with pytest.raises(ValueError, match="participation = "):
+        sampling.uniform(part)
+
+
+def test_more_than_there_are_is_refused() -> None:
+    with pytest.raises(ValueError, match="participation = 8 must be between 1 and the 7"):
+        sampling.uniform(8)(0, people(7), 0)
+
+
+def test_a_cohort_depends_on_seed_and_round_and_on_nothing_else() -> None:
+    draw, crowd = sampling.uniform(0.5), people(10)
+    drawn = [draw(t, crowd, 4) for t in range(6)]
+    assert drawn == [sampling.uniform(0.5)(t, crowd[::-1], 4) for t in range(6)]
+    assert all(ids == sorted(set(ids)) for ids in drawn)
+    assert len({tuple(ids) for ids in drawn}) > 1
+    assert drawn != [draw(t, crowd, 5) for t in range(6)]
+
+
+def test_everybody_has_the_same_chance() -> None:
+    counts = Counter(i for t in range(2000) for i in sampling.uniform(3)(t, people(10), 0))
+    assert set(counts) == {p.id for p in people(10)}
+    assert all(abs(c - 600) < 100 for c in counts.values())  # five standard deviations
+
+
+def test_everyone_and_round_robin() -> None:
+    crowd = people(5)[::-1]
+    assert sampling.everyone(0, crowd, 0) == [1, 4, 7, 10, 13]
+    draw = sampling.round_robin(2)
+    assert [draw(t, crowd, 0) for t in range(4)] == [[1, 4], [7, 10], [1, 13], [4, 7]]
