@@ -9,20 +9,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fedelta.tasks.metrics import Metric
-from fedelta.tasks.task import (
-    INPUTS,
-    Batch,
-    Decisions,
-    Example,
-    Row,
-    Task,
-    labels_from,
-    model_inputs,
-    pad_examples,
-    require_rows,
-    text_of,
-    value_of,
-)
+from fedelta.tasks.rows import Row, labels_from, require_rows, text_of, value_of
+from fedelta.tasks.task import Batch, Decisions, Example, Task, model_inputs, pad_examples, tokenized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +35,7 @@ class Classification(Task):
     metrics: tuple[str | Metric, ...] = ("accuracy", "macro_f1", "loss")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels occur twice in {self.labels!r}: give each label once")
 
@@ -69,13 +58,9 @@ class Classification(Task):
         labels = [self._index(row, i) for i, row in enumerate(rows)]
         texts = [text_of(row, i, self.text) for i, row in enumerate(rows)]
         pairs = [text_of(row, i, self.text_pair) for i, row in enumerate(rows)] if self.text_pair else None
-        encoded = tokenizer(texts, pairs, truncation=True, max_length=self.max_length)
-        columns = {name: encoded[name] for name in INPUTS if name in encoded}
-        examples = [
-            {name: values[i] for name, values in columns.items()} | {"label": label} for i, label in enumerate(labels)
-        ]
-        self._refuse_empty(examples)
-        return examples
+        encoded = tokenized(tokenizer, texts, pairs, self.max_length)
+        self._refuse_empty(encoded)
+        return [{**example, "label": label} for example, label in zip(encoded, labels, strict=True)]
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> Batch:
         """`labels` (n,) and the inputs (n, length)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +87,8 @@ def confusion(predictions: Predictions) -> Ints:
     pairs = np.stack([predictions.target, predictions.predicted])
     if (pairs == UNDECIDED).any():
         raise ValueError(
-            "macro_f1 and mcc need one class per example, but this task decides token by token: use accuracy, loss or perplexity"
+            "macro_f1 and mcc need one class per example, but this task decides token by token: "
+            "use accuracy, loss or perplexity"
         )
     classes, index = np.unique(pairs, return_inverse=True)
     target, predicted = index.reshape(pairs.shape)
@@ -151,7 +152,7 @@ def score(predictions: Predictions, metrics: Sequence[str | Metric]) -> dict[str
     return {name: float(function(predictions)) for name, function in map(get_metric, metrics)}
 
 
-def nearest(word: str, known: Sequence[str] | dict[str, Metric]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """The part of an error message that names the likeliest spelling, or nothing."""
     match = difflib.get_close_matches(str(word), list(known), n=1)
     return f"; did you mean {match[0]!r}?" if match else ""

@@ -9,7 +9,7 @@ encode its rows, how to pad them, and which `Decisions` a batch holds; loss, pre
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedelta.tasks.metrics import UNDECIDED, Metric, Predictions, score
+from fedelta.tasks.rows import Row
 
-Row = Mapping[str, Any]
-"""One raw example: fields by name."""
 Example = Mapping[str, Any]
 """One encoded example: lists of ints by name, and a label where the task has one."""
 Batch = dict[str, Tensor]
@@ -152,6 +151,13 @@ def model_inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in INPUTS if name in batch}
 
 
+def tokenized(tokenizer: Any, texts: list[str], pairs: list[str] | None, max_length: int) -> list[Example]:
+    """Each text, or pair of texts, as the tokenizer's lists that the model takes; cut to `max_length`, unpadded."""
+    encoded = tokenizer(texts, pairs, truncation=True, max_length=max_length)
+    columns = {name: encoded[name] for name in INPUTS if name in encoded}
+    return [{name: values[i] for name, values in columns.items()} for i in range(len(texts))]
+
+
 def pad_rows(sequences: Sequence[Sequence[int]], value: int, multiple: int = 1) -> Tensor:
     """Integer sequences as one (n, length) int64 tensor, filled with `value` on the right.
 
@@ -186,59 +192,8 @@ def pad_examples(examples: Sequence[Example], pad_token_id: int, multiple: int =
     return batch
 
 
-def value_of(row: Row, index: int, field: str) -> Any:
-    """A field's value.
-
-    Raises:
-        ValueError: the row has no such field, or nothing in it.
-    """
-    if field not in row:
-        raise ValueError(f"row {index} has no field {field!r}; it has {', '.join(map(repr, row))}: name the right one in the task")
-    if row[field] is None:
-        raise ValueError(f"row {index} has nothing in its field {field!r}: fill it or leave the row out")
-    return row[field]
-
-
-def text_of(row: Row, index: int, field: str) -> str:
-    """A field's text.
-
-    Raises:
-        ValueError: the row has no such field, or its value is not text.
-    """
-    value = value_of(row, index, field)
-    if not isinstance(value, str):
-        raise ValueError(f"row {index}: field {field!r} holds {value!r} ({type(value).__name__}), but text is needed")
-    return value
-
-
-def require_rows(rows: Sequence[Row]) -> None:
-    """Refuse an empty data set where it enters, rather than at the first batch."""
-    if not len(rows):
-        raise ValueError("no rows to encode: the data set is empty (a client that was given zero examples?)")
-
-
-def labels_from(rows: Sequence[Row], field: str = "label") -> tuple[Hashable, ...]:
-    """The different labels in a field, sorted, so that the order of rows does not matter.
-
-    Numbers sort by value and come before texts.
-
-    Raises:
-        ValueError: there are no rows, or one lacks the field.
-    """
-    require_rows(rows)
-    found = {value_of(row, index, field) for index, row in enumerate(rows)}
-    return tuple(sorted(found, key=label_order))
-
-
-def label_order(label: Hashable) -> tuple[int, Any]:
-    """A sort key for labels of mixed types: numbers by value, all else by type and text."""
-    if isinstance(label, (bool, int, float, np.integer, np.floating)):
-        return (0, float(label))
-    return (1, (type(label).__name__, str(label)))
-
-
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Generator[None]:
     """The model in evaluation mode; afterwards each module is back in the mode it was in, for they may differ."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -298,6 +253,4 @@ def evaluate(
     pad_token_id: int | None = None,
 ) -> dict[str, float]:
     """The task's metrics of a model on encoded examples; arguments as for `predict_all`."""
-    return task.score(
-        predict_all(task, model, examples, batch_size=batch_size, device=device, pad_token_id=pad_token_id)
-    )
+    return task.score(predict_all(task, model, examples, batch_size=batch_size, device=device, pad_token_id=pad_token_id))

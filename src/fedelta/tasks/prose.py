@@ -1,0 +1,82 @@
+"""From a docstring to plain English prose without names: what a reader would understand but not recognise.
+
+Code, doctests, tables of parameters and addresses are cut away. Identifiers, quoted code and the words in `GIVEAWAYS` become
+"thing", so that a label has to be told from what is said and not from a name.
+"""
+
+from __future__ import annotations
+
+import re
+
+MASK = "thing"
+FEWEST_WORDS = 8
+MOST_WORDS = 60
+MOST_MASKED = 0.3
+"""The largest share of masked words in a usable text."""
+
+GIVEAWAYS = (
+    *("asyncio", "argparse", "huggingface", "hugging face", "imaplib", "inductor", "dynamo", "ndarrays?", "networkx", "nn"),
+    *("np", "numpy", "nx", "optparse", "pdb", "pydantic", "pytorch", "rich", "smtplib", "sympy", "tensors?", "torch"),
+    *("torchscript", "transformers?", "typer", "unittest", "urllib", "dtypes?", "aten", "autograd", "basemodel", "pydoc"),
+)
+"""Names of the packages and of their best-known things, as patterns of whole words in any case."""
+
+_SECTION = re.compile(
+    r"(args?|arguments?|attributes?|examples?|inputs?|keyword arg\w*|methods|notes?|other parameters|outputs?|"
+    r"parameters?|params|raises|references?|returns?|see also|shape|todo|usage|warnings?|warns|yields?)\s*:?\s*$",
+    re.IGNORECASE,
+)
+_NOT_PROSE = re.compile(r"(>>>|\.\.\s|```|:\w+[^:]*:\s|@\w+|[-*+•]\s|\d+[.)]\s|[-=~^*#]{3,}|\|)")
+_PARAMETER = re.compile(r"^\S+\s*(\([^)]*\))?\s*:\s")
+_ADDRESS = re.compile(r"(https?|ftp)://\S+|\[\w+\]_?")
+_QUOTED = re.compile(r":\w+(:\w+)*:`[^`]*`|``.+?``|`[^`]+`_*|'[^'\s]+'|\"[^\"\s]+\"|\$[^$]+\$")
+_IDENTIFIER = re.compile(
+    r"[\w.]*\w\([^)]*\)"  # calls
+    r"|\w*_\w[\w.]*|\w{2,}(?:\.\w{2,})+"  # snake_case and dotted names
+    r"|\b\w*[a-z]\w*[A-Z]\w*|\b[A-Z]{2,}[a-z]\w*|\b\w*[A-Za-z]\d\w*|\b__\w+"  # camelCase, CapWords, names with digits
+)
+_GIVEAWAY = re.compile(rf"\b({'|'.join(GIVEAWAYS)})\b", re.IGNORECASE)
+_REPEATED = re.compile(rf"\b{MASK}(\W+{MASK}\b)+")
+_WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
+
+
+def prose_of(docstring: str) -> str | None:
+    """The opening prose of a cleaned docstring, masked and at most `MOST_WORDS` words long; None if there is too little."""
+    text = " ".join(_opening(docstring.splitlines()))
+    text = " ".join(masked(text).split()[:MOST_WORDS])
+    return text if _is_prose(text) else None
+
+
+def masked(text: str) -> str:
+    """The text without addresses, and with `MASK` for code, identifiers and names that give a group away."""
+    text = _ADDRESS.sub(" ", text)
+    for pattern in (_QUOTED, _IDENTIFIER, _GIVEAWAY):
+        text = pattern.sub(MASK, text)
+    return " ".join(_REPEATED.sub(MASK, re.sub(r"[*`\[\]{}<>\\]", "", text)).split())
+
+
+def likeness(text: str) -> str:
+    """A key that texts share if they open with the same twelve unmasked words: copies with other names in them."""
+    return " ".join(word for word in _WORD.findall(text.lower()) if word != MASK)[:80]
+
+
+def _opening(lines: list[str]) -> list[str]:
+    """The lines of prose before the first section, code or table."""
+    found: list[str] = []
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        underlined = bool(re.fullmatch(r"[-=~^]{3,}", following.strip())) and bool(line.strip())
+        if underlined or _SECTION.match(line.strip()) or _NOT_PROSE.match(line.strip()) or _PARAMETER.match(line):
+            if found or not underlined:
+                break
+            continue
+        if not line.startswith(("    ", "\t")):
+            found.append(line)
+    return found
+
+
+def _is_prose(text: str) -> bool:
+    words = _WORD.findall(text)
+    if not text.isascii() or not FEWEST_WORDS <= len(words):
+        return False
+    letters = sum(character.isalpha() or character in " .,'" for character in text)
+    return letters >= 0.9 * len(text) and sum(word.lower() == MASK for word in words) <= MOST_MASKED * len(words)
