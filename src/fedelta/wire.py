@@ -21,7 +21,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from fedelta import tree
-from fedelta.tree import Message, Tensors
+from fedelta.tree import Message
 
 FORMAT = 1
 """Version of the layout; a reader refuses any other."""
