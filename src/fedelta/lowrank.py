@@ -239,6 +239,7 @@ def truncate(x: LoRA, rank: int, *, scale: float = 1.0, sigma_on: SigmaOn = "B",
         sigma_on: the factor that carries the singular values. "B" leaves orthonormal rows in A, "A" orthonormal columns
             in B, "both" puts the square root on each.
         dtype: of the result, by default that of `x`.
+        fill: the rows of A for a zero dW, shape (>= rank, i), in place of those of `x`: a stack repeats the common rows.
 
     Raises:
         ValueError: for a rank below 1, an unknown `sigma_on`, or factors with NaN or Inf.
@@ -248,7 +249,7 @@ def truncate(x: LoRA, rank: int, *, scale: float = 1.0, sigma_on: SigmaOn = "B",
     U, S, Vh = svd(x)
     alive = S > S[:1].clamp(min=0) * torch.finfo(torch.float64).eps * max(x.shape)
     if not bool(alive.any()):
-        rows = x.A[:rank].to(dtype)
+        rows = (x.A if fill is None else fill)[:rank].to(dtype)
         return pad(LoRA(x.B.new_zeros(x.shape[0], rows.shape[0], dtype=dtype), rows, scale), rank)
     count = min(rank, int(alive.sum()))
     B, A = _place(U[:, :count], S[:count] / scale, Vh[:count], sigma_on)

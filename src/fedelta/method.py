@@ -22,14 +22,15 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
+from fedelta.seeding import SERVER
 from fedelta.tree import Adapter, BaseDelta, Message, Tensors
 
 State: TypeAlias = Mapping[str, Any]
@@ -184,6 +185,9 @@ class Method(ABC):
     travels: ClassVar[str] = "A, B, head"
     aliases: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+
     def population(self, clients: Sequence[Client]) -> Sequence[Client]:
         """The clients that the engine is to work with; only a baseline that pools data replaces them."""
         return clients
@@ -217,8 +221,12 @@ class Method(ABC):
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         """The next state. Raises ValueError for updates that do not fit together."""
 
-    def deploy(self, down: Message, client_state: ClientState) -> Message:
-        """What a participant runs: an "adapter" and perhaps a "base"."""
+    def deploy(self, down: Message, client_state: ClientState, template: Adapter | None = None) -> Message:
+        """What a participant runs: an "adapter" and perhaps a "base".
+
+        `template` is the participant's own initial adapter (`Client.template`): some methods never send what never changes,
+        and some participants have trained nothing yet. Such methods raise ValueError without it.
+        """
         return {k: down[k] for k in ("adapter", "base") if k in down}
 
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
@@ -240,13 +248,23 @@ def demand_equal_ranks(name: str, template: Adapter, peers: Sequence[Peer]) -> N
             )
 
 
+def check_choices(method: Method) -> None:
+    """Raises ValueError if a hyper-parameter annotated with a Literal has another value."""
+    hints = get_type_hints(type(method))
+    for entry in fields(method):
+        allowed, value = get_args(hints[entry.name]), getattr(method, entry.name)
+        if get_origin(hints[entry.name]) is Literal and value not in allowed:
+            raise ValueError(f"{type(method).__name__}: {entry.name} must be one of {allowed}, got {value!r}")
+
+
 def unzip(updates: Sequence[ClientUpdate], key: str) -> tuple[list[float], list[Any]]:
-    """The weights of the updates, and the entry `key` of each content.
+    """The weights of the updates, and the entry `key` of each content, in the order of the senders' ids.
 
     Raises:
         ValueError: for no updates, or weights that do not sum to one.
         KeyError: naming the sender whose content lacks the entry.
     """
+    updates = in_order(updates)
     weights = [u.weight for u in updates]
     tree.check_weights(weights, len(updates))
     for u in updates:
@@ -255,10 +273,60 @@ def unzip(updates: Sequence[ClientUpdate], key: str) -> tuple[list[float], list[
     return weights, [u.content[key] for u in updates]
 
 
-def merge(fn: Callable[[Sequence[float], Sequence[LoRA]], LoRA], updates: Sequence[ClientUpdate]) -> Adapter:
-    """`tree.merge` over the uploaded adapters."""
-    weights, adapters = unzip(updates, "adapter")
-    return tree.merge(fn, weights, adapters)
+def in_order(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+    """The updates by the senders' ids, so that the order of arrival does not change a bit of the result."""
+    return sorted(updates, key=lambda u: u.sender.id)
+
+
+Rule: TypeAlias = Callable[[Sequence[float], Sequence[LoRA], LoRA], LoRA]
+"""(weights, the clients' deltas of one layer, the server's delta of that layer) -> the next delta of that layer."""
+
+
+def merge(rule: Rule, updates: Sequence[ClientUpdate], into: Adapter, *, adapters: Sequence[Adapter] | None = None) -> Adapter:
+    """`rule` at every layer, one layer after the other, and the weighted mean at every dense tensor.
+
+    Args:
+        rule: makes the next delta of a layer.
+        updates: of the round; their "adapter" entries are merged.
+        into: the server's adapter, which says what layers, shapes and largest ranks an update may have.
+        adapters: what is merged in place of the "adapter" entries, in the order of the senders' ids.
+
+    Raises:
+        ValueError: naming the client, the layer and the remedy, for an update that does not fit or is not finite.
+    """
+    if adapters is None:
+        weights, adapters = unzip(updates, "adapter")
+    else:
+        weights = [u.weight for u in in_order(updates)]
+        tree.check_weights(weights, len(adapters))
+    for u, adapter in zip(in_order(updates), adapters, strict=True):
+        check_update(adapter, into, f"client {u.sender.id}")
+    layers = {n: _at(n, rule, weights, [a.layers[n] for a in adapters], old) for n, old in into.layers.items()}
+    base = next((a.base for a in (into, *adapters) if a.base is not None), None)
+    return Adapter(layers, tree.mean(weights, [a.dense for a in adapters]), base)
+
+
+def _at(layer: str, rule: Rule, weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
+    try:
+        return rule(weights, xs, old)
+    except ValueError as error:
+        raise ValueError(f"layer {layer!r}: {error}") from error
+
+
+def check_update(adapter: Adapter, into: Adapter, who: str) -> None:
+    """Raises ValueError unless `adapter` is finite, fits the server's adapter and has no more components than it."""
+    tree.check_fits(adapter, into, who, "the server")
+    for name, x in adapter.layers.items():
+        if x.rank > into.layers[name].rank:
+            raise ValueError(
+                f"layer {name!r}: {who} sends rank {x.rank}, above the largest configured rank "
+                f"{into.layers[name].rank}; send no more components than the peer's rank"
+            )
+
+
+def with_ranks(peer: Peer, ranks: Mapping[str, int]) -> Peer:
+    """The peer with these ranks by layer, such as those that are left to it after pruning."""
+    return replace(peer, rank_pattern={re.escape(n): r for n, r in ranks.items()})
 
 
 def slice_for(adapter: Adapter, to: Peer, *, on: lr.SigmaOn = "both", fill: Adapter | None = None) -> Adapter:
@@ -289,6 +357,6 @@ def truncate_for(adapter: Adapter, to: Peer, *, sigma_on: lr.SigmaOn = "B") -> A
 
 def largest(template: Adapter, peers: Sequence[Peer]) -> Peer:
     """A peer of id -1 that can hold what any of the peers can: whose ranks the server's own copy has."""
-    ranks = {re.escape(n): max(p.rank_of(n) for p in peers) for n in template.layers}
     top = max(peers, key=lambda p: p.rank)
-    return replace(top, id=-1, base_version=0, rank_pattern=ranks)
+    ranks = {n: max(p.rank_of(n) for p in peers) for n in template.layers}
+    return replace(with_ranks(top, ranks), id=SERVER, base_version=0)

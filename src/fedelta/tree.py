@@ -238,8 +238,8 @@ def check_fits(adapter: Adapter, like: Adapter, who: str, other: str) -> None:
             f"{who} was trained on base {adapter.base}, {other} on {like.base}: adapters of different base models "
             "cannot be merged"
         )
-    _check_names(adapter.layers, like.layers, who, other, "layers")
-    _check_names(adapter.dense, like.dense, who, other, "dense tensors")
+    check_names(adapter.layers, like.layers, who, other, "layers")
+    check_names(adapter.dense, like.dense, who, other, "dense tensors")
     for name, x in adapter.layers.items():
         if x.shape != like.layers[name].shape:
             raise ValueError(
@@ -255,7 +255,8 @@ def check_fits(adapter: Adapter, like: Adapter, who: str, other: str) -> None:
     check_finite(adapter, who)
 
 
-def _check_names(mine: Mapping[str, Any], others: Mapping[str, Any], who: str, other: str, what: str) -> None:
+def check_names(mine: Mapping[str, Any], others: Mapping[str, Any], who: str, other: str, what: str) -> None:
+    """Raises ValueError, saying what is missing and what is too much, unless both have the same keys."""
     if mine.keys() == others.keys():
         return
     missing, extra = sorted(others.keys() - mine.keys()), sorted(mine.keys() - others.keys())

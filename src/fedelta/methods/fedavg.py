@@ -1,0 +1,55 @@
+"""FedAvg on the factors of LoRA (FedIT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedelta import lowrank as lr
+from fedelta.lowrank import LoRA
+from fedelta.method import ClientUpdate, Method, Peer, State, largest, merge, slice_for
+from fedelta.tree import Adapter, Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAvg(Method):
+    """The mean of the factors.
+
+    Algorithm:
+        init            A random and common to all, B = 0, one rank r
+        client k        trains A and B from what it got
+        server          B <- sum_k p_k B_k,   A <- sum_k p_k A_k,   head <- sum_k p_k head_k
+        travels         A, B and head, up and down
+        scale           part of the value: factors with another scale s_k are first multiplied by sqrt(s_k / s), which is
+                        exactly 1 in the paper's case of one scale for all
+
+    The product of the means is not the mean of the products: it differs by the cross terms B_j A_k, j != k.
+
+    Unequal ranks are refused; `zeropad` is the same rule with padding, and `flexlora` averages the deltas themselves.
+
+    Source: Zhang et al., "Towards Building the FederatedGPT: Federated Instruction Tuning", arXiv 2305.05644 (ICASSP 2024),
+    after McMahan et al., arXiv 1602.05629 (AISTATS 2017).
+    """
+
+    paper = "Zhang et al. 2024, FedIT, arXiv 2305.05644"
+    decentralised = True
+    coordinates = "factors"
+    aliases = ("fedit",)
+
+    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
+        return {"adapter": slice_for(template, largest(template, peers))}
+
+    def broadcast(self, t: int, state: State, to: Peer) -> Message:
+        return {"adapter": slice_for(state["adapter"], to)}
+
+    def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
+        return {"adapter": merge(_mean, updates, state["adapter"])}
+
+
+def _mean(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
+    ranks = [x.rank for x in xs]
+    if ranks != [old.rank] * len(xs):
+        raise ValueError(
+            f"fedavg needs rank {old.rank} of all, got {ranks}; use a method for unequal ranks: zeropad or flexlora"
+        )
+    return lr.mean_factors(weights, [lr.rescale(x, old.scale) for x in xs])

@@ -1,0 +1,58 @@
+"""FlexLoRA: the mean of the deltas, redistributed by truncated SVD."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedelta import lowrank as lr
+from fedelta.lowrank import LoRA
+from fedelta.method import ClientUpdate, Method, Peer, State, largest, merge, slice_for, truncate_for
+from fedelta.tree import Adapter, Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlexLoRA(Method):
+    """Exact mean of the deltas; each client gets the best approximation that its rank allows.
+
+    Algorithm:
+        init            A random and common to all, B = 0
+        client k        trains A and B at its rank r_k from what it got
+        server          dW = sum_k p_k s_k B_k A_k;   U S V^T = SVD(dW)
+        redistribution  to rank r:  B = U_r S_r / s_r,  A = V_r^T
+        travels         A, B and head at the client's own rank, up and down
+        scale           every B_k A_k is multiplied by its client's s_k before the mean, every B divided by its receiver's s_r
+
+    Args:
+        sigma_on: the factor that carries the singular values: "B" as in the authors' code, "A", or "both" for square roots.
+            The deltas are the same; gradients, weight decay and Adam's steps are not.
+
+    The SVD is that of the stacked factors (thin QR and a small core, in float64), not of a dense matrix; it is made once at
+    the largest configured rank, and smaller ranks are its leading components. What is beyond that rank is lost, as in the
+    paper. A round in which nothing was learned keeps the common A: an SVD of zero would say nothing.
+
+    Source: Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources",
+    arXiv 2402.11505 (NeurIPS 2024). The full text was not available: this follows the authors' published code.
+    """
+
+    sigma_on: lr.SigmaOn = "B"
+
+    paper = "Bai et al. 2024, FlexLoRA, arXiv 2402.11505"
+    hetero_rank = True
+    decentralised = True
+
+    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
+        # Slicing is the best approximation only of what is in SVD form, which a trained template is not.
+        return {"adapter": truncate_for(template, largest(template, peers), sigma_on=self.sigma_on)}
+
+    def broadcast(self, t: int, state: State, to: Peer) -> Message:
+        return {"adapter": slice_for(state["adapter"], to, on=self.sigma_on)}
+
+    def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
+        def best(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
+            exact = lr.stack(weights, xs, dtype=torch.float64)
+            return lr.truncate(exact, old.rank, scale=old.scale, sigma_on=self.sigma_on, dtype=old.dtype, fill=old.A)
+
+        return {"adapter": merge(best, updates, state["adapter"])}
