@@ -227,7 +227,15 @@ def _fix_signs(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor, Tensor
     return U * sign, S, Vh * sign.mT
 
 
-def truncate(x: LoRA, rank: int, *, scale: float = 1.0, sigma_on: SigmaOn = "B", dtype: torch.dtype | None = None) -> LoRA:
+def truncate(
+    x: LoRA,
+    rank: int,
+    *,
+    scale: float = 1.0,
+    sigma_on: SigmaOn = "B",
+    dtype: torch.dtype | None = None,
+    fill: Tensor | None = None,
+) -> LoRA:
     """The best rank-`rank` approximation of dW in Frobenius norm (Eckart-Young), written with `scale`.
 
     Always returns `rank` components. Where dW has fewer, the rest have B = 0 and a live row of A. A zero dW keeps the rows
