@@ -1,0 +1,75 @@
+"""FFA-LoRA: A frozen and common, B trained and averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedelta import lowrank as lr
+from fedelta import tree
+from fedelta.lowrank import LoRA
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, in_order, largest, merge, slice_for, unzip
+from fedelta.methods._owners import owner_mean
+from fedelta.tree import Adapter, BaseDelta, Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFALoRA(Method):
+    """Training B alone: with a common A the mean of the factors is the mean of the deltas.
+
+    Algorithm:
+        init            A random and common to all (r_max rows, client k has the first r_k), B = 0
+        client k        trains B (and the head) from what it got; A stays as it is
+        server          B <- sum_k p_k B_k,   head <- sum_k p_k head_k
+        travels         B and head, up and down: half the bytes. A is in every client's template and never sent
+        scale           s_k on B alone, so that A stays common: B <- sum_k p_k (s_k / s) B_k
+
+    Unequal ranks are ours, not the paper's: column j of B is averaged over the clients that have it (their weights
+    normalised), and keeps its last value in a round in which none of them takes part; exact at equal ranks only.
+
+    Source: Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", arXiv 2403.12313 (ICLR 2024).
+    """
+
+    paper = "Sun et al. 2024, FFA-LoRA, arXiv 2403.12313"
+    hetero_rank = True
+    decentralised = True
+    coordinates = "factors"
+    travels = "B, head"
+
+    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
+        return {"adapter": slice_for(template, largest(template, peers), on="B")}
+
+    def broadcast(self, t: int, state: State, to: Peer) -> Message:
+        return self.upload(slice_for(state["adapter"], to, on="B"))
+
+    def upload(self, adapter: Adapter) -> Message:
+        return {"B": tree.factors(adapter, "B"), "dense": adapter.dense}
+
+    def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
+        start = tree.with_factors(client.template, "B", down["B"], down["dense"])
+        return self.upload(client.train(t, start, trainable="B").adapter), client_state
+
+    def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
+        unzip(updates, "B")
+        adapters = [self.position(t, state, u)[0] for u in in_order(updates)]
+        return {"adapter": merge(_mean_of_B, updates, state["adapter"], adapters=adapters)}
+
+    def deploy(self, down: Message, client_state: ClientState, template: Adapter | None = None) -> Message:
+        if template is None:
+            raise ValueError("ffa_lora never sends A: pass the participant's template to deploy")
+        return {"adapter": tree.with_factors(template, "B", down["B"], down["dense"])}
+
+    def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
+        server, sent, who = state["adapter"], update.content["B"], f"client {update.sender.id}"
+        tree.check_names(sent, server.layers, who, "the server", "layers")
+
+        def complete(layer: str, old: LoRA) -> LoRA:
+            rank = sent[layer].shape[1]
+            return LoRA(sent[layer], old.A[:rank], update.sender.scale_of(layer, rank))
+
+        return Adapter(tree.map_named(complete, server).layers, update.content["dense"], server.base), None
+
+
+def _mean_of_B(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
+    columns = [lr.rescale(x, old.scale, on="B").B for x in xs]
+    return lr.with_factor(old, "B", owner_mean(weights, columns, old.B))
