@@ -110,7 +110,7 @@ def _dtype(x: Tensor) -> str:
 
 
 def _raw(x: Tensor) -> memoryview:
-    return memoryview(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _json(value: Any) -> str:

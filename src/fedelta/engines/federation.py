@@ -1,0 +1,220 @@
+"""What every engine does alike: who is there, what is remembered of each client, and the visit of one."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, cast
+
+from fedelta import sampling, wire
+from fedelta.engines.guards import check_population, check_upload, find
+from fedelta.engines.rounds import QuorumError, Snapshot
+from fedelta.lowrank import LoRA
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, TrainResult
+from fedelta.tree import Adapter, BaseDelta
+
+logger = logging.getLogger("fedelta.engines")
+
+Score: TypeAlias = Callable[[Adapter, BaseDelta | None], Mapping[str, float]]
+"""Metrics of a model on the common validation split."""
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """What came of one client in one round; either `update` or `reason` is None.
+
+    Attributes:
+        peer: the client, with the base version that it held.
+        down, up: bytes sent and received; `up` is None if nothing arrived.
+        update: with weight 0, until the engine knows who else arrived.
+        client_state, base_version: what the client holds after the round.
+        reason: why it is left out.
+    """
+
+    peer: Peer
+    down: int
+    up: int | None = None
+    update: ClientUpdate | None = None
+    client_state: ClientState = field(default_factory=dict[str, Any])
+    base_version: int = 0
+    reason: str | None = None
+
+
+@dataclass(eq=False)
+class Federation:
+    """A method, its clients in the order of ids, and what is remembered of them between rounds.
+
+    A client whose training raises, or whose message does not fit, is left out of the round with a warning. It counts as having
+    lost what the round sent it: its state stays that of before, and its base version becomes 0, so that it next gets the
+    whole base delta.
+    """
+
+    method: Method
+    clients: Mapping[int, Client]
+    template: Adapter
+    seed: int
+    score: Score | None = None
+    debug: bool = False
+    client_states: dict[int, ClientState] = field(default_factory=dict[int, ClientState])
+    client_rounds: dict[int, int] = field(default_factory=dict[int, int])
+    base_versions: dict[int, int] = field(default_factory=dict[int, int])
+
+    @classmethod
+    def prepare(
+        cls,
+        method: Method,
+        clients: Sequence[Client],
+        template: Adapter | None,
+        seed: int,
+        score: Score | None = None,
+        debug: bool = False,
+    ) -> Federation:
+        """A federation that the method can serve, or ValueError that says why it cannot."""
+        check_population([c.peer for c in clients])
+        clients = method.population(sorted(clients, key=lambda c: c.peer.id))
+        template = template or largest_template(clients)
+        method.check(template, [c.peer for c in clients])
+        if method.needs_validation and score is None:
+            raise ValueError(f"{type(method).__name__} weighs updates by their validation scores: give `score`")
+        return cls(method, {c.peer.id: c for c in clients}, template, seed, score, debug)
+
+    @property
+    def peers(self) -> list[Peer]:
+        """All peers in the order of ids, with the base versions that they hold."""
+        return [self.peer(k) for k in self.clients]
+
+    def peer(self, k: int) -> Peer:
+        """One peer, with the base version that it holds."""
+        return replace(self.clients[k].peer, base_version=self.base_versions.get(k, 0))
+
+    def cohort(self, t: int, rule: sampling.CohortRule) -> list[int]:
+        """The ids that take part in round t, ascending. Raises ValueError for a rule that names nobody or a stranger."""
+        ids = sorted(rule(t, self.peers, self.seed))
+        if not ids or len(set(ids)) != len(ids) or not set(ids) <= self.clients.keys():
+            raise ValueError(f"the cohort of round {t} is {ids}: it must name one or more of {list(self.clients)}, each once")
+        return ids
+
+    def visit(self, t: int, state: State, k: int) -> Visit:
+        """Sends a client its message and takes what it returns; a client's faults are caught here and nowhere else."""
+        peer, client = self.peer(k), _Recorder(self.clients[k])
+        down = self.method.broadcast(t, state, peer)
+        visit, stage = Visit(peer, wire.size(down)), "local update"
+        try:
+            known = self.client_states.get(k, {})
+            content, client_state = self.method.local_update(t, down, known, cast("Client", client))
+            stage = "upload"
+            visit = replace(visit, up=wire.size(content))
+            update = ClientUpdate(peer, 0.0, content, client.metrics())
+            check_upload(self.method, t, state, update, self.template)
+        except Exception as error:
+            if self.debug:
+                error.add_note(f"client {k}, round {t}, stage: {stage}")
+                raise
+            return replace(visit, reason=_left_out(k, t, stage, error))
+        version = max((b.version for b in find(down, BaseDelta)), default=peer.base_version)
+        return replace(visit, update=self._rated(t, state, update), client_state=client_state, base_version=version)
+
+    def _rated(self, t: int, state: State, update: ClientUpdate) -> ClientUpdate:
+        if self.score is None or not self.method.needs_validation:
+            return update
+        scores = self.score(*self.method.position(t, state, update))
+        return replace(update, metrics={**update.metrics, **scores})
+
+    def remember(self, t: int, visits: Sequence[Visit]) -> None:
+        """Commits a round. Only what is not empty is kept: memory grows with what clients remember, not with their number."""
+        for v in visits:
+            k = v.peer.id
+            _keep(self.base_versions, k, v.base_version, v.base_version > 0)
+            if v.update is not None and v.client_state is not self.client_states.get(k):
+                _keep(self.client_states, k, v.client_state, bool(v.client_state))
+                _keep(self.client_rounds, k, t, bool(v.client_state))
+
+    def snapshot(self, t: int, state: State) -> Snapshot:
+        """What a run needs whose next round is t."""
+        memory = (dict(self.client_states), dict(self.client_rounds), dict(self.base_versions))
+        return Snapshot(t, self.seed, state, *memory)
+
+    def take_over(self, start: Snapshot) -> None:
+        """Remembers what a snapshot does. Raises ValueError for the snapshot of another federation."""
+        if start.seed != self.seed:
+            raise ValueError(f"the snapshot is of a run with seed {start.seed}, this one has seed {self.seed}: give the same")
+        unknown = sorted(({*start.client_states} | {*start.base_versions}) - self.clients.keys())
+        if unknown:
+            raise ValueError(f"the snapshot remembers clients {unknown}, which are not here: give the clients of that run")
+        self.client_states, self.client_rounds = dict(start.client_states), dict(start.client_rounds)
+        self.base_versions = dict(start.base_versions)
+        for k in self.base_versions:
+            self._restore_base(k, start)
+
+    def _restore_base(self, k: int, start: Snapshot) -> None:
+        """Gives a client the base back that its process held; then it is sent what it would have been sent, and no more."""
+        restore = getattr(self.clients[k], "restore", None)
+        if restore is not None:
+            down = self.method.broadcast(start.t, start.state, replace(self.peer(k), base_version=0))
+            for base in find(down, BaseDelta):
+                restore(base)
+
+
+def largest_template(clients: Sequence[Client]) -> Adapter:
+    """The common initial adapter at the largest ranks: of each layer, that of a client which holds most of it."""
+
+    def most(layer: str) -> LoRA:
+        return max((c.template.layers[layer] for c in clients), key=lambda x: x.rank)
+
+    first = clients[0].template
+    return replace(first, layers={n: most(n) for n in first.layers})
+
+
+def weigh(visits: Sequence[Visit], sizes: Mapping[int, float]) -> list[ClientUpdate]:
+    """The updates that arrived and count, with weights of sum one in the proportion of `sizes`, by client id."""
+    arrived = [v.update for v in visits if v.update is not None and sizes[v.peer.id] > 0]
+    total = math.fsum(sizes[u.sender.id] for u in arrived)
+    return [replace(u, weight=sizes[u.sender.id] / total) for u in arrived]
+
+
+def demand_quorum(t: int, visits: Sequence[Visit], needed: int) -> None:
+    """Raises QuorumError, with everyone's reason, if fewer than `needed` updates can be used."""
+    arrived = sum(v.update is not None for v in visits)
+    if arrived < needed:
+        reasons = "\n".join(f"  client {v.peer.id}: {v.reason}" for v in visits if v.reason is not None)
+        raise QuorumError(f"round {t}: {arrived} of {len(visits)} updates can be used, the quorum is {needed}\n{reasons}")
+
+
+class _Recorder:
+    """A client that remembers how its training went, for the metrics of its update."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._results: list[tuple[int, float]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def train(self, t: int, start: Adapter, **request: Any) -> TrainResult:
+        result = self._client.train(t, start, **request)
+        self._results.append((result.num_steps, result.loss))
+        return result
+
+    def metrics(self) -> dict[str, float]:
+        """`num_steps`, and `loss`, the mean over the steps of all requests; empty if there was none."""
+        steps = sum(n for n, _ in self._results)
+        if not steps:
+            return {}
+        loss = math.fsum(n * x for n, x in self._results) / steps
+        return {"num_steps": float(steps), **({"loss": loss} if math.isfinite(loss) else {})}
+
+
+def _left_out(k: int, t: int, stage: str, error: Exception) -> str:
+    reason = f"{stage}: {type(error).__name__}: {error}"
+    logger.warning("client %s is left out of round %s: %s", k, t, reason)
+    logger.debug("client %s, round %s", k, t, exc_info=error)
+    return reason
+
+
+def _keep(table: dict[int, Any], k: int, value: Any, worth: bool) -> None:
+    if worth:
+        table[k] = value
+    else:
+        table.pop(k, None)

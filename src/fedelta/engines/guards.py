@@ -1,0 +1,68 @@
+"""What a server accepts: nothing that a client sends may reach `aggregate` unseen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from fedelta import tree
+from fedelta.method import ClientUpdate, Method, Peer, State
+from fedelta.tree import Adapter
+
+T = TypeVar("T")
+
+
+def check_upload(method: Method, t: int, state: State, update: ClientUpdate, template: Adapter) -> None:
+    """Raises ValueError (TypeError for what is no mapping) unless an update is finite and fits the model that is trained.
+
+    Every adapter in the message must have the template's layers, outer shapes, dense tensors and base, and ranks within
+    the sender's capacity. So must the model that the update stands for, whatever the message is made of; a message with
+    nothing in it stands for none.
+    """
+    who = f"client {update.sender.id}"
+    content: Any = update.content
+    if not isinstance(content, Mapping):
+        raise TypeError(f"{who} sent a {type(content).__name__}: a message is a mapping of named entries")
+    tree.check_finite(update.content, who)
+    for adapter in find(update.content, Adapter):
+        _check_adapter(adapter, template, update.sender, who)
+    if update.content:
+        adapter, _ = method.position(t, state, update)
+        tree.check_fits(adapter, template, who, "the template")
+
+
+def find(message: Any, kind: type[T]) -> Iterator[T]:
+    """Everything of one kind in a message, at any depth outside adapters and base deltas."""
+    if isinstance(message, kind):
+        yield message
+    elif isinstance(message, Mapping):
+        for value in message.values():
+            yield from find(value, kind)
+    elif isinstance(message, list | tuple):
+        for value in message:
+            yield from find(value, kind)
+
+
+def check_population(peers: Sequence[Peer]) -> None:
+    """Raises ValueError before the first round for no clients, or for some that have nothing to train on."""
+    if not peers:
+        raise ValueError("a federation needs at least one client, got none")
+    empty = [p.id for p in peers if p.num_examples < 1]
+    if empty:
+        raise ValueError(f"clients {empty} have no training examples: leave them out, or give them a share of the data")
+
+
+def _check_adapter(adapter: Adapter, template: Adapter, sender: Peer, who: str) -> None:
+    tree.check_fits(adapter, template, who, "the template")
+    for name, tensor in tree.parameters(adapter).items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{who}: {name} holds {tensor.dtype}, where floating-point numbers are trained")
+    for layer, x in adapter.layers.items():
+        if x.rank > sender.rank_of(layer):
+            raise ValueError(
+                f"layer {layer!r}: {who} sent rank {x.rank}, above its capacity of {sender.rank_of(layer)}; raise its rank in "
+                "the configuration, or let it train what it was sent"
+            )
+        if not math.isfinite(x.scale):
+            raise ValueError(f"layer {layer!r}: {who} sent the scale {x.scale}")

@@ -1,0 +1,184 @@
+"""All clients in this process, one after another: `federate` with a server, `gossip` without.
+
+Both return generators of rounds; the caller owns the loop, and stops by leaving it. What a round computes depends on the seed,
+the round and the ids alone, never on the order in which clients were given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from fedelta import sampling, topology
+from fedelta.engines.federation import Federation, Score, Visit, demand_quorum, logger, weigh
+from fedelta.engines.rounds import Round, Snapshot
+from fedelta.method import Client, ClientUpdate, Method, State
+from fedelta.tree import Adapter
+from fedelta.wire import Ledger
+
+Mixing: TypeAlias = Tensor | Callable[[int], Tensor]
+"""A mixing matrix, or t -> the one of round t; rows and columns in the order of ids."""
+
+
+def federate(
+    method: Method,
+    clients: Sequence[Client],
+    template: Adapter | None = None,
+    *,
+    rounds: int,
+    cohort: sampling.CohortRule = sampling.everyone,
+    seed: int = 0,
+    weights: Literal["examples", "uniform"] = "examples",
+    quorum: float = 1,
+    score: Score | None = None,
+    start: Snapshot | None = None,
+    debug: bool = False,
+) -> Iterator[Round]:
+    """Runs a method with a server; yields each round as it ends.
+
+    A client that fails, or sends what does not fit, is left out with a warning on the logger "fedelta.engines".
+
+    Args:
+        method: what to run.
+        clients: with different ids.
+        template: the adapter to start from, at the largest ranks; by default what the clients hold. To continue from a
+            trained adapter give it here, and its parts to the clients.
+        rounds: of the whole run, those before `start` included.
+        cohort: who takes part in which round.
+        seed: of the run: cohorts and the method's own draws.
+        weights: of the updates: p_k = n_k / n over those that arrived, or all alike.
+        quorum: the updates that a round needs, as an int, or as a fraction of its cohort (1.0 is all of it).
+        score: rates uploads, for a method that needs validation.
+        start: the snapshot after which to go on.
+        debug: a client's error is raised, with a note of client, round and stage, rather than turned into a warning.
+
+    Raises:
+        ValueError: before the first round, for a federation that cannot run, saying why.
+        QuorumError: in a round with too few usable updates.
+    """
+    if weights not in ("examples", "uniform"):
+        raise ValueError(f"weights must be 'examples' or 'uniform', got {weights!r}")
+    run = Federation.prepare(method, clients, template, seed, score, debug)
+    sizes = {p.id: float(p.num_examples) if weights == "examples" else 1.0 for p in run.peers}
+
+    def play(t: int, state: State) -> _Played:
+        ids = run.cohort(t, cohort)
+        needed = sampling.share(quorum, len(ids), "quorum", up=True)
+        visits = [run.visit(t, state, k) for k in ids]
+        demand_quorum(t, visits, needed)
+        updates = weigh(visits, sizes)
+        ledger = Ledger({v.peer.id: v.down for v in visits}, {v.peer.id: v.up for v in visits if v.up is not None})
+        return _Played(visits, updates, method.aggregate(t, state, updates), ledger)
+
+    return _rounds(run, rounds, start, play, lambda: method.init(run.template, run.peers, seed=seed))
+
+
+def gossip(
+    method: Method,
+    clients: Sequence[Client],
+    template: Adapter | None = None,
+    *,
+    rounds: int,
+    mixing: Mixing,
+    seed: int = 0,
+    score: Score | None = None,
+    start: Snapshot | None = None,
+    debug: bool = False,
+) -> Iterator[Round]:
+    """Runs a method without a server: each node trains, sends to its neighbours, and aggregates with its row of W.
+
+    The states of `Round` and `Snapshot` are mappings from a node's id, as a string, to its own state. The ledger counts an
+    upload once for each neighbour. A node that is left out still listens; one that hears nobody keeps its state.
+
+    Args:
+        mixing: the matrix W, or t -> W. On the complete graph every node computes what a server with uniform weights would.
+        method, clients, template, rounds, seed, score, start, debug: as in `federate`.
+
+    Raises:
+        ValueError: before the first round, for a federation that cannot run; in a round, for a W that does not mix.
+        QuorumError: in a round in which no node's update can be used.
+    """
+    if method.coordinates == "base":
+        raise ValueError(f"{type(method).__name__} moves the base model, which nodes without a server would move apart")
+    if not method.decentralised:
+        logger.warning("%s is not made for gossip: its nodes may drift apart", type(method).__name__)
+    run = Federation.prepare(method, clients, template, seed, score, debug)
+    ids = list(run.clients)
+
+    def play(t: int, state: State) -> _Played:
+        rows = _rows(mixing(t) if callable(mixing) else mixing, ids)
+        visits = [run.visit(t, state[str(k)], k) for k in ids]
+        demand_quorum(t, visits, 1)
+        heard = {k: weigh(visits, rows[k]) for k in ids}
+        after = {str(k): method.aggregate(t, state[str(k)], heard[k]) if heard[k] else state[str(k)] for k in ids}
+        up = {v.peer.id: v.up * _degree(rows, v.peer.id) for v in visits if v.up is not None}
+        return _Played(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up))
+
+    def init() -> State:
+        return dict.fromkeys(map(str, ids), method.init(run.template, run.peers, seed=seed))
+
+    return _rounds(run, rounds, start, play, init, gossip=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Played:
+    visits: Sequence[Visit]
+    updates: Sequence[ClientUpdate]
+    state: State
+    ledger: Ledger
+
+
+def _rounds(
+    run: Federation,
+    count: int,
+    start: Snapshot | None,
+    play: Callable[[int, State], _Played],
+    init: Callable[[], State],
+    *,
+    gossip: bool = False,
+) -> Iterator[Round]:
+    """The rounds that are left. A round is remembered only once it is whole: an error in it changes nothing."""
+    if start is not None:
+        run.take_over(start)
+    state = start.state if start is not None else init()
+
+    def generate(state: State) -> Iterator[Round]:
+        for t in range(start.t if start is not None else 0, count):
+            began = time.perf_counter()
+            played = play(t, state)
+            run.remember(t, played.visits)
+            yield _round(run, t, state, played, time.perf_counter() - began, gossip)
+            state = played.state
+
+    return generate(state)
+
+
+def _round(run: Federation, t: int, before: State, played: _Played, seconds: float, gossip: bool) -> Round:
+    return Round(
+        t=t,
+        before=before,
+        updates=played.updates,
+        state=played.state,
+        dropped={v.peer.id: v.reason for v in played.visits if v.reason is not None},
+        bytes=played.ledger,
+        seconds=seconds,
+        method=run.method,
+        template=run.template,
+        peers=run.peers,
+        snapshot=run.snapshot(t + 1, played.state),
+        gossip=gossip,
+    )
+
+
+def _rows(W: Tensor, ids: Sequence[int]) -> dict[int, dict[int, float]]:
+    """The mixing matrix by id: rows[i][j] is the weight of j at node i."""
+    topology.check_mixing(W, len(ids))
+    return {i: dict(zip(ids, row, strict=True)) for i, row in zip(ids, W.tolist(), strict=True)}
+
+
+def _degree(rows: Mapping[int, Mapping[int, float]], sender: int) -> int:
+    return sum(row[sender] > 0 for receiver, row in rows.items() if receiver != sender)

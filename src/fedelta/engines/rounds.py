@@ -1,0 +1,109 @@
+"""What an engine yields and what it needs to go on: rounds and snapshots, the same for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedelta.method import ClientState, ClientUpdate, Method, Peer, State, largest
+from fedelta.tree import Adapter, BaseDelta, Message
+from fedelta.wire import Ledger
+
+
+class QuorumError(RuntimeError):
+    """Too few updates of a round could be used; the message names every client that was left out, and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """All that a run needs to go on after a round as if it had never stopped.
+
+    Attributes:
+        t: the round that comes next.
+        seed: of the run.
+        state: the method's; in gossip, by node id as a string, the nodes'.
+        client_states: by client id, those that are not empty.
+        client_rounds: by client id, the round in which each of `client_states` was last replaced.
+        base_versions: by client id, the version of the base delta that it holds, those that are not 0.
+        notes: whatever the caller wants to find again, such as the best round so far; plain values and tensors.
+    """
+
+    t: int
+    seed: int
+    state: State
+    client_states: Mapping[int, ClientState] = field(default_factory=dict[int, ClientState])
+    client_rounds: Mapping[int, int] = field(default_factory=dict[int, int])
+    base_versions: Mapping[int, int] = field(default_factory=dict[int, int])
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One round, after it: what a diagnostic, an evaluation or a checkpoint reads.
+
+    Attributes:
+        t: its number, from 0.
+        before: the method's state that the cohort started from; in gossip, the nodes' states by id as a string.
+        updates: those that were used, in the order of their senders' ids, with weights of sum one. Valid until the next
+            round is asked for.
+        state: the method's state after it, in gossip as in `before`.
+        dropped: by id, why a client of the cohort was left out.
+        bytes: what travelled.
+        seconds: of wall-clock time.
+        method, template, peers: of the run; every peer, in the order of ids.
+        snapshot: what a run that continues after this round needs.
+        gossip: whether each node has a state of its own.
+    """
+
+    t: int
+    before: State
+    updates: Sequence[ClientUpdate]
+    state: State
+    dropped: Mapping[int, str]
+    bytes: Ledger
+    seconds: float
+    method: Method
+    template: Adapter
+    peers: Sequence[Peer]
+    snapshot: Snapshot
+    gossip: bool = False
+
+    @property
+    def client_states(self) -> Mapping[int, ClientState]:
+        """By client id, the memory of each client that has any."""
+        return self.snapshot.client_states
+
+    @property
+    def loss(self) -> float | None:
+        """The weighted mean of the cohort's training losses; None if a method did not train at some client."""
+        if any("loss" not in u.metrics for u in self.updates):
+            return None
+        return sum(u.weight * u.metrics["loss"] for u in self.updates)
+
+    def position(self, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
+        """What one of this round's updates means as a model."""
+        before = self.before[str(update.sender.id)] if self.gossip else self.before
+        return self.method.position(self.t, before, update)
+
+    def node_state(self, peer: Peer) -> State:
+        """The state after this round that serves a peer: the server's, or in gossip its own."""
+        return self.state[str(peer.id)] if self.gossip else self.state
+
+
+def global_model(method: Method, state: State, t: int, template: Adapter, peers: Sequence[Peer]) -> Message:
+    """The model of the server, as a participant without history would run it who could hold all of it.
+
+    Args:
+        t: the round that comes next: `round.t + 1` for the state after `round`.
+
+    Returns:
+        "adapter", at the largest ranks, and perhaps "base", whole.
+    """
+    return participant_model(method, state, t, largest(template, peers))
+
+
+def participant_model(method: Method, state: State, t: int, peer: Peer, client_state: ClientState | None = None) -> Message:
+    """The model that a participant runs in round `t`: "adapter", and perhaps "base", whole whatever the peer holds."""
+    down = method.broadcast(t, state, replace(peer, base_version=0))
+    return method.deploy(down, client_state or {})
