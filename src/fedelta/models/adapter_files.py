@@ -1,0 +1,335 @@
+"""Adapters as PEFT folders: adapter_config.json and adapter_model.safetensors, and fedelta.json for what PEFT has no place for.
+
+PEFT reads what is written here, and everything plain that PEFT writes is read here. A scale is lora_alpha / r in PEFT's
+config, which cannot hold every float, so fedelta.json repeats it to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fedelta.lowrank import LoRA
+from fedelta.method import Peer
+from fedelta.models.lora_options import check_options
+from fedelta.tree import Adapter
+
+CONFIG, WEIGHTS, EXTRA = "adapter_config.json", "adapter_model.safetensors", "fedelta.json"
+PREFIX = "base_model.model."
+BASE_KEY = "fedelta_base"
+"""Metadata entry with the fingerprint of the frozen base."""
+
+SUFFIXES = {
+    ".lora_A.weight": "A",
+    ".lora_B.weight": "B",
+    ".lora_embedding_A": "A",
+    ".lora_embedding_B": "B",
+}
+"""How a factor's key ends in the file: Embedding layers hold bare parameters."""
+
+log = logging.getLogger("fedelta")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a PEFT folder says beside the values, and what an `Adapter` does not hold.
+
+    Attributes:
+        config: entries of adapter_config.json, such as the target modules, the base model's name and the task type.
+        embeddings: the layers that are Embedding modules, whose factors have other names in the file.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    embeddings: frozenset[str] = frozenset()
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load_adapter(path: str | Path) -> Adapter:
+    """The adapter in a PEFT folder, or beside a given adapter_model.safetensors, with dtypes as stored.
+
+    Raises:
+        FileNotFoundError: for a folder or file that is missing, naming it.
+        ValueError: for an adapter that is not plain LoRA, weights that are cut or a pickle, or keys that are not understood.
+    """
+    weights, config = _locate(Path(path))
+    tensors, metadata = _read_tensors(weights)
+    factors, dense, _ = _sort_keys(tensors, config, weights)
+    scales, base = _read_extra(weights.parent / EXTRA)
+    if base is not None and metadata.get(BASE_KEY, base) != base:
+        raise ValueError(
+            f"{weights.parent}: {EXTRA} names base {base}, {WEIGHTS} base {metadata[BASE_KEY]}: files were mixed up"
+        )
+    peer = _as_peer(config)
+    layers = {n: _layer(n, pair, peer, scales.get(n), weights) for n, pair in factors.items()}
+    return Adapter(layers, dense, metadata.get(BASE_KEY, base))
+
+
+def read_layout(path: str | Path) -> Layout:
+    """The layout of a PEFT folder, to write another adapter like it."""
+    weights, config = _locate(Path(path))
+    with safe_open(weights, framework="pt") as file:
+        keys = [k.removeprefix(PREFIX) for k in file.keys()]  # noqa: SIM118 - not a mapping
+    return Layout(config, frozenset(k.removesuffix(".lora_embedding_A") for k in keys if k.endswith(".lora_embedding_A")))
+
+
+def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The weights file and the config, checked to be plain LoRA."""
+    folder = path.parent if path.suffix == ".safetensors" else path
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no adapter folder {folder}; give a folder with {CONFIG} and {WEIGHTS}")
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {CONFIG}, so the scale of its adapter is unknown; give a folder that PEFT wrote"
+        )
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} is not JSON: {error}") from error
+    check_options(config, str(folder / CONFIG))
+    return _weights_file(path if path.suffix == ".safetensors" else folder / WEIGHTS), config
+
+
+def _weights_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if path.with_suffix(".bin").is_file():
+        raise ValueError(
+            f"{path.with_suffix('.bin')} is a pickle, which may run code when it is opened and is never read; load it with "
+            "PEFT where you trust it and save it again, which writes safetensors"
+        )
+    raise FileNotFoundError(f"no {path.name} in {path.parent}")
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} {_what_it_is(path)} ({error})") from error
+
+
+def _what_it_is(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(2)
+    if head[:1] == b"\x80" or head == b"PK":
+        return "is a pickle under the name of a safetensors file; it may run code when it is opened and is never read"
+    return f"is cut or damaged: {path.stat().st_size} bytes are not a whole safetensors file; copy it again"
+
+
+def _sort_keys(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], list[str]]:
+    """Factors by layer, dense tensors by name, and copies of frozen weights, which are left aside."""
+    factors: dict[str, dict[str, Tensor]] = {}
+    dense: dict[str, Tensor] = {}
+    copies: list[str] = []
+    for key, tensor in tensors.items():
+        name = key.removeprefix(PREFIX)
+        suffix = next((s for s in SUFFIXES if name.endswith(s)), None)
+        if name != key and suffix is not None:
+            factors.setdefault(name.removesuffix(suffix), {})[SUFFIXES[suffix]] = tensor
+        elif name != key and _is_saved_module(name, config):
+            dense[name] = tensor
+        elif name.endswith(".base_layer.weight"):
+            copies.append(name)
+        else:
+            raise ValueError(f"{path}: key {key!r} is not understood; expected {PREFIX}<layer>.lora_A.weight or a saved module")
+    if copies:
+        log.warning("%s holds copies of frozen weights, which are left aside: %s", path, copies)
+    return factors, dense, copies
+
+
+def _is_saved_module(name: str, config: Mapping[str, Any]) -> bool:
+    return any(f".{module}." in f".{name}" for module in config.get("modules_to_save") or ())
+
+
+def _layer(name: str, pair: Mapping[str, Tensor], peer: Peer, exact: float | None, path: Path) -> LoRA:
+    if missing := {"A", "B"} - pair.keys():
+        raise ValueError(f"{path}: layer {name!r} lacks lora_{missing.pop()}: the file is incomplete")
+    rank = pair["A"].shape[0]
+    if rank != peer.rank_of(name):
+        raise ValueError(
+            f"{path}: layer {name!r} has rank {rank}, {CONFIG} says {peer.rank_of(name)}; correct r or rank_pattern"
+        )
+    scale = peer.scale_of(name, rank)
+    if exact is not None and math.isclose(exact, scale, rel_tol=1e-12):
+        scale = exact  # an edited lora_alpha wins, round-off does not
+    return LoRA(pair["B"], pair["A"], scale)
+
+
+def _as_peer(config: Mapping[str, Any]) -> Peer:
+    """The ranks and scales of a PEFT config, under PEFT's own rules."""
+    return Peer(
+        id=0,
+        rank=config["r"],
+        lora_alpha=config["lora_alpha"],
+        rslora=bool(config.get("use_rslora")),
+        rank_pattern=config.get("rank_pattern") or {},
+        alpha_pattern=config.get("alpha_pattern") or {},
+    )
+
+
+def _read_extra(path: Path) -> tuple[dict[str, float], str | None]:
+    if not path.is_file():
+        return {}, None
+    extra = json.loads(path.read_text(encoding="utf-8"))
+    return extra.get("scales", {}), extra.get("base")
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save_adapter(
+    adapter: Adapter,
+    folder: str | Path,
+    *,
+    like: Layout | LoraConfig | str | Path | None = None,
+    base_model_name: str | None = None,
+    task_type: str | None = None,
+    modules_to_save: list[str] | None = None,
+) -> None:
+    """Writes an adapter as a PEFT folder; equal adapters give equal bytes.
+
+    A new folder appears whole or not at all. In a folder that exists, the files are replaced one by one and others stay.
+
+    Args:
+        adapter: of any rank and scale by layer.
+        folder: to write.
+        like: where the rest of the config comes from: a model's layout, a `LoraConfig`, or a PEFT folder.
+        base_model_name: what PEFT is to load as the base; by default that of `like`.
+        task_type: PEFT's, such as "SEQ_CLS"; by default that of `like`.
+        modules_to_save: the modules that the dense tensors belong to; by default those of `like`, or their parents.
+    """
+    layout = _as_layout(like)
+    given = {"base_model_name_or_path": base_model_name, "task_type": task_type, "modules_to_save": modules_to_save}
+    settings = {**layout.config, **{k: v for k, v in given.items() if v is not None}}
+    files = {
+        CONFIG: _json(_config(adapter, settings)),
+        WEIGHTS: _weights(adapter, layout.embeddings),
+        EXTRA: _json({"format": 1, "base": adapter.base, "scales": {n: x.scale for n, x in adapter.layers.items()}}),
+    }
+    _write_folder(Path(folder), files)
+
+
+def _as_layout(like: Layout | LoraConfig | str | Path | None) -> Layout:
+    match like:
+        case None:
+            return Layout()
+        case Layout():
+            return like
+        case LoraConfig():
+            return Layout(like.to_dict())
+        case _:
+            return read_layout(like)
+
+
+def _config(adapter: Adapter, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of adapter_config.json: the settings, with this adapter's own layers, ranks and scales."""
+    rslora = bool(settings.get("use_rslora"))
+    ranks = {n: x.rank for n, x in adapter.layers.items()}
+    alphas = {n: _lora_alpha(x.scale, x.rank, rslora) for n, x in adapter.layers.items()}
+    r, rank_pattern = _common(ranks)
+    lora_alpha, alpha_pattern = _common(alphas)
+    saved = settings.get("modules_to_save") or sorted({n.rpartition(".")[0] for n in adapter.dense}) or None
+    own = {
+        "r": r,
+        "lora_alpha": lora_alpha,
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
+        "modules_to_save": saved,
+        "inference_mode": True,
+        "peft_type": "LORA",
+    }
+    config = {**LoraConfig().to_dict(), **settings, **_targets(adapter, settings), **own}
+    return {k: getattr(v, "value", v) for k, v in config.items()}
+
+
+def _lora_alpha(scale: float, rank: int, rslora: bool) -> float:
+    """The lora_alpha that gives the scale, as a whole number where one does."""
+    divisor = math.sqrt(rank) if rslora else rank
+    whole = round(scale * divisor)
+    return whole if whole / divisor == scale else scale * divisor
+
+
+def _common(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The commonest value, and the exceptions by a pattern that matches one layer's whole name."""
+    if not values:
+        return 8, {}
+    common = Counter(values.values()).most_common(1)[0][0]
+    return common, {f"^{re.escape(n)}": v for n, v in values.items() if v != common}
+
+
+def _targets(adapter: Adapter, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings' target modules where they match every layer, else the layers' full names."""
+    wanted = settings.get("target_modules")
+    if wanted and not isinstance(wanted, str) and all(_is_target(n, wanted) for n in adapter.layers):
+        return {"target_modules": sorted(wanted)}
+    unused = dict.fromkeys(("layers_to_transform", "layers_pattern", "exclude_modules"))
+    return {"target_modules": sorted(adapter.layers), **unused}
+
+
+def _is_target(name: str, wanted: Any) -> bool:
+    return any(name == w or name.endswith(f".{w}") for w in wanted)
+
+
+def _weights(adapter: Adapter, embeddings: frozenset[str]) -> bytes:
+    tensors = {f"{PREFIX}{n}": t for n, t in adapter.dense.items()}
+    for name, x in adapter.layers.items():
+        a, b = ("lora_embedding_A", "lora_embedding_B") if name in embeddings else ("lora_A.weight", "lora_B.weight")
+        tensors[f"{PREFIX}{name}.{a}"], tensors[f"{PREFIX}{name}.{b}"] = x.A, x.B
+    metadata = {"format": "pt", **({BASE_KEY: adapter.base} if adapter.base else {})}
+    # clones, since tensors that share memory (slices of one template) are refused by safetensors
+    return _ordered(save({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, metadata=metadata))
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same file with its metadata sorted: the library writes them in an order that changes from call to call."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, default=sorted) + "\n").encode()
+
+
+def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        draft.chmod(0o755)  # mkdtemp's folders are private, an adapter's is not
+        for name, data in files.items():
+            _write_durably(draft / name, data)
+        if folder.exists():
+            for name in files:
+                os.replace(draft / name, folder / name)
+        else:
+            os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

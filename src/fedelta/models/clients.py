@@ -1,0 +1,147 @@
+"""Real clients in a few lines: one Hugging Face model, one data set for each client, any ranks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from fedelta.client import LocalClient, Training, template_for
+from fedelta.method import Peer
+from fedelta.models.loading import load_model, pick_device, set_padding
+from fedelta.models.peft import PeftAdaptedModel
+from fedelta.naming import nearest
+from fedelta.tasks import Task, get_task
+from fedelta.tasks.task import Example
+from fedelta.tree import Adapter
+
+
+def hf_clients(
+    model: Any,
+    tokenizer: Any,
+    datasets: Sequence[Any],
+    lora_config: LoraConfig,
+    ranks: int | Sequence[int],
+    *,
+    task: str | Task = "classification",
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    base_dropout: bool = False,
+    **training: Any,
+) -> list[LocalClient]:
+    """Clients that share one model in memory and one common initial adapter.
+
+    Args:
+        model: a name (alias, folder or Hub id) or a loaded transformers model, which then gets PEFT's layers.
+        tokenizer: None, to load the one of a model given by name.
+        datasets: one for each client: a list of rows, or a Hugging Face `Dataset`.
+        lora_config: targets, scales and patterns; its `r` is not used.
+        ranks: one for all clients, or one for each.
+        task: a task or a task's name. What it leaves open, such as the labels, is read from all clients' rows.
+        seed: of the initial adapter, of new heads, of batches and of dropout.
+        device: where the model is to be.
+        base_dropout: leaves the base model's own dropout on in training.
+        training: settings of `fedelta.client.Training`: batch_size, learning_rate, local_steps, ...
+
+    Returns:
+        Clients 0, 1, ... in the order of the data sets. Each one's `model` is the shared `PeftAdaptedModel`.
+
+    Raises:
+        ValueError: for numbers of data sets and ranks that differ, an unknown training setting, rows that do not fit the
+            task, or a LoRA configuration that is not supported.
+    """
+    rows = [list(rows) for rows in datasets]
+    settings = _training(training)
+    ranks = _one_for_each(ranks, len(rows))
+    task = (get_task(task) if isinstance(task, str) else task).settled([row for part in rows for row in part])
+    if isinstance(model, str):
+        model, loaded = load_model(model, task, device=device, seed=seed)
+        tokenizer = tokenizer or loaded
+    else:
+        model = model.to(pick_device(device))
+    set_padding(model, tokenizer)
+    adapted = PeftAdaptedModel(model, config_for(task, lora_config), tokenizer, base_dropout=base_dropout)
+    examples = [task.encode(part, tokenizer) if part else [] for part in rows]
+    return clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed)
+
+
+def clients_on(
+    adapted: PeftAdaptedModel,
+    task: Task,
+    examples: Sequence[Sequence[Example]],
+    lora_config: LoraConfig,
+    ranks: Sequence[int],
+    training: Training,
+    *,
+    seed: int = 0,
+    start: Adapter | None = None,
+) -> list[LocalClient]:
+    """Clients 0, 1, ... with these encoded examples and ranks, on a model that is in memory.
+
+    Args:
+        start: what all start from in place of a fresh adapter; its ranks must reach the clients'.
+
+    Raises:
+        ValueError: for a start that does not fit the model, or is too small for a client's rank.
+    """
+    collate = partial(task.collate, pad_token_id=pad_token_of(adapted))
+    peers = [peer_for(k, rank, lora_config, len(examples[k])) for k, rank in enumerate(ranks)]
+    if start is not None:
+        adapted.load(start)  # refuses what does not fit before any work is done
+    common = start or adapted.initial(max(peers, key=lambda p: p.rank), seed)  # patterns are the same for all
+    return [
+        LocalClient(peer, template_for(peer, common), adapted, part, collate, task.loss, training, seed)
+        for peer, part in zip(peers, examples, strict=True)
+    ]
+
+
+def pad_token_of(adapted: PeftAdaptedModel) -> int:
+    """The token that fills short sequences; 0 for a model that names none."""
+    return getattr(adapted.module.config, "pad_token_id", None) or 0
+
+
+def peer_for(id: int, rank: int, lora_config: LoraConfig, num_examples: int) -> Peer:
+    """A peer with a LoRA configuration's scales and patterns; a rank pattern goes before `rank`, as in PEFT."""
+    return Peer(
+        id=id,
+        rank=rank,
+        num_examples=num_examples,
+        lora_alpha=lora_config.lora_alpha,
+        rslora=lora_config.use_rslora,
+        rank_pattern=dict(lora_config.rank_pattern or {}),
+        alpha_pattern=dict(lora_config.alpha_pattern or {}),
+    )
+
+
+def config_for(task: Task, lora_config: LoraConfig) -> LoraConfig:
+    """The configuration with the task's type and heads where it leaves them open."""
+    config = copy.deepcopy(lora_config)
+    config.task_type = config.task_type or task.peft_task_type
+    heads = {*(config.modules_to_save or ()), *task.modules_to_save}
+    config.modules_to_save = sorted(heads) or None
+    return config
+
+
+def _one_for_each(ranks: int | Sequence[int], count: int) -> list[int]:
+    if not count:
+        raise ValueError("no data sets: give one for each client")
+    ranks = [ranks] * count if isinstance(ranks, int) else list(ranks)
+    if len(ranks) != count:
+        raise ValueError(f"{len(ranks)} ranks for {count} data sets: give one rank for all clients, or one for each")
+    if bad := [r for r in ranks if r < 1]:
+        raise ValueError(f"ranks must be at least 1, got {bad}")
+    return ranks
+
+
+def _training(settings: dict[str, Any]) -> Training:
+    known = [f.name for f in fields(Training)]
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"no training setting is called {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    return Training(**settings)

@@ -1,0 +1,117 @@
+"""Pretrained models by name: the right class for the task, on the right device, reproducible to the last parameter."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection
+from typing import Any, Literal, TypeAlias
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoTokenizer, BitsAndBytesConfig
+
+from fedelta import seeding
+from fedelta.models.aliases import ALIASES, resolve_model
+from fedelta.tasks.task import Task
+
+Quantization: TypeAlias = Literal["4bit", "8bit"]
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """A device by name; "auto" is CUDA, else MPS, else the CPU.
+
+    Raises:
+        ValueError: for a device that is not there.
+    """
+    if str(name) == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
+    if not there():
+        raise ValueError(f"device {device} is not available here; use device='auto'")
+    return device
+
+
+def load_model(
+    name: str,
+    task: Task,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    quantization: Quantization | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """A pretrained model for a task, and its tokenizer.
+
+    Parameters that the checkpoint lacks, such as a new head, are drawn from the seed: transformers draws them from the
+    global generator, which would give every process another model.
+
+    Args:
+        name: an alias, a local folder or a Hub id.
+        task: chooses the class of model and its number of outputs.
+        device: "auto", or as torch spells it.
+        dtype: of the weights; "auto" is float32 on the CPU and what the checkpoint has elsewhere.
+        quantization: loads the frozen base in 4 or 8 bits by bitsandbytes.
+        trust_remote_code: runs code that comes with the checkpoint.
+        seed: for new parameters.
+
+    Raises:
+        OSError: for a model that is not here and cannot be fetched.
+        ValueError: for a device or a quantization that is not available.
+    """
+    place = pick_device(device)
+    settings: dict[str, Any] = {"dtype": _dtype(dtype, place), "output_loading_info": True, **task.model_kwargs()}
+    if quantization is not None:
+        settings |= {"quantization_config": _quantized(quantization), "device_map": {"": place}}
+    try:
+        source, trust = resolve_model(name), {"trust_remote_code": trust_remote_code}
+        tokenizer = AutoTokenizer.from_pretrained(source, **trust)
+        model, info = getattr(transformers, task.auto_class).from_pretrained(source, **settings, **trust)
+    except OSError as error:
+        raise OSError(
+            f"cannot load model {name!r}: {error} Give a folder with config.json, tokenizer and safetensors, a Hub id that is "
+            f"cached or reachable (HF_HUB_OFFLINE unset), or an alias: {', '.join(ALIASES)}"
+        ) from error
+    draw_parameters(model, info["missing_keys"], seed)
+    set_padding(model, tokenizer)
+    return (model if quantization else model.to(place)), tokenizer
+
+
+def draw_parameters(model: nn.Module, names: Collection[str], seed: int) -> None:
+    """Draws the named parameters from the seed, in place: matrices normal(0, initializer_range), biases zero.
+
+    Other vectors (the gain of a normalisation) keep their values, which are constants.
+    """
+    std = getattr(getattr(model, "config", None), "initializer_range", None) or 0.02
+    for name, p in model.named_parameters():
+        if name in names and p.ndim >= 2:
+            drawn = torch.randn(p.shape, generator=seeding.generator(seed, 0, seeding.SERVER, "head", name)) * std
+            p.data.copy_(drawn)
+        elif name in names and name.endswith("bias"):
+            p.data.zero_()
+
+
+def set_padding(model: Any, tokenizer: Any) -> None:
+    """Gives tokenizer and model a padding token: the end of text where there is none, as for GPT-2."""
+    if tokenizer is not None and tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer is not None and tokenizer.pad_token_id is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
+    if dtype == "auto" and device.type == "cpu":
+        return torch.float32  # half precision is slow and coarse on most CPUs
+    return dtype
+
+
+def _quantized(quantization: Quantization) -> BitsAndBytesConfig:
+    if quantization not in ("4bit", "8bit"):
+        raise ValueError(f"quantization must be '4bit', '8bit' or None, got {quantization!r}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"quantization={quantization!r} needs bitsandbytes: pip install bitsandbytes, or leave it out")
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)

@@ -1,0 +1,248 @@
+"""A Hugging Face model with a LoRA adapter that can be exchanged: one frozen base in memory, whatever the number of clients.
+
+PEFT builds the layers and runs them; an adapter of any rank and scale is put into them by giving them other tensors.
+Nothing of the base is copied, but for the weights that a method adds to (see `base_store`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from fedelta import seeding, tree
+from fedelta.lowrank import LoRA, wide
+from fedelta.method import Peer
+from fedelta.models.adapter_files import Layout
+from fedelta.models.base_store import BaseStore, delta_shape
+from fedelta.models.dropout import SeededDropout
+from fedelta.models.fingerprint import fingerprint
+from fedelta.models.lora_options import check_training_options
+from fedelta.tree import Adapter, BaseDelta
+
+SLOT = "default"
+"""The name of the one adapter inside PEFT."""
+
+
+class PeftAdaptedModel:
+    """A frozen base with an adapter that can be exchanged; what `fedelta.client.AdaptedModel` asks for.
+
+    The model is changed in place: it gets PEFT's layers. `unload` takes them out again.
+
+    Args:
+        model: a transformers model, on its device.
+        lora_config: any plain LoRA configuration; its `r` is only the rank until the first `load`.
+        tokenizer: part of the base's fingerprint.
+        base_delta: how a base delta is applied: "weight" rewrites floating-point weights, "hook" adds it in the forward
+            pass, "auto" chooses layer by layer ("hook" for quantised weights).
+        base_dropout: leaves the base model's own dropout on in training. It draws from torch's global generator, which is
+            then seeded at every call of training.
+
+    Attributes:
+        module: what a task calls.
+        fingerprint: of the base.
+        layout: what a PEFT folder needs to know beside the adapter's values.
+
+    Raises:
+        ValueError: for a configuration that is not plain LoRA, targets that do not exist, tied weights, layers that are
+            neither Linear, Conv1D nor Embedding, or a model that carries an adapter already.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        lora_config: LoraConfig,
+        tokenizer: Any = None,
+        *,
+        base_delta: Literal["auto", "weight", "hook"] = "auto",
+        base_dropout: bool = False,
+    ) -> None:
+        self._peft = _inject(model, lora_config)
+        self.module: nn.Module = self._peft.get_base_model()
+        self._layers = {n: m for n, m in self.module.named_modules() if isinstance(m, LoraLayer)}
+        self._heads = dict(_heads(self.module))
+        self._dropouts = [d for layer in self._layers.values() for d in _seeded_dropout(layer)]
+        self.base_dropout = base_dropout
+        try:
+            check_layers(self._layers)
+            check_not_tied(self.module)
+        except ValueError:
+            self._peft.unload()
+            raise
+        bases = {n: layer.get_base_layer() for n, layer in self._layers.items()}
+        self.base_store = BaseStore(bases, hook={"auto": None, "weight": False, "hook": True}[base_delta])
+        self.fingerprint = fingerprint(self.module, tokenizer, self._layers, self._heads)
+        embeddings = frozenset(n for n, b in bases.items() if isinstance(b, nn.Embedding))
+        self.layout = Layout(self._peft.peft_config[SLOT].to_dict(), embeddings)
+        self._first_heads = {n: getattr(m, a).detach().cpu().clone() for n, (m, a) in self._heads.items()}
+        self._live = self._read()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the trained tensors: float32, or float64 under a float64 base. Half precision loses small steps."""
+        floating = (p.dtype for p in self.module.parameters() if p.is_floating_point())
+        return wide(next(floating, torch.float32))
+
+    def load(self, adapter: Adapter, base: BaseDelta | None = None) -> None:
+        """Takes over copies of the adapter's values, of any rank and scale, and brings the base to `base`.
+
+        Raises:
+            ValueError: naming the layer, for an adapter of other layers, shapes or another base, or one that is not finite.
+        """
+        tree.check_fits(adapter, self._live, "the adapter", "the model")
+        self.base_store.apply(base)
+        for name, layer in self._layers.items():
+            self._put(layer, adapter.layers[name])
+        for name, (holder, attribute) in self._heads.items():
+            setattr(holder, attribute, self._parameter(adapter.dense[name]))
+        self._live = self._read()
+
+    def live(self) -> Adapter:
+        """The trained tensors themselves; the next `load` replaces them."""
+        return self._live
+
+    def mode(self, dropout: torch.Generator | None) -> None:
+        """Training, with adapter dropout drawn from the generator; or evaluation, for None.
+
+        The base stays in evaluation mode even in training, unless `base_dropout` was asked for.
+        """
+        self.module.train(self.base_dropout and dropout is not None)
+        if self.base_dropout and dropout is not None:
+            torch.manual_seed(_draw_seed(dropout))
+        source = dropout
+        if dropout is not None and self.device.type != "cpu":
+            source = torch.Generator(self.device).manual_seed(_draw_seed(dropout))
+        for module in self._dropouts:
+            module.generator = source
+
+    def initial(self, peer: Peer, seed: int = 0) -> Adapter:
+        """The common initial adapter at a peer's ranks and scales, on the CPU.
+
+        A is uniform in +-1/sqrt(i) (Kaiming, as PEFT's Linear layers), or standard normal for an Embedding; B is zero. Each
+        row of A has its place in the layer's stream, so a smaller rank is the leading rows of a larger one. PEFT starts
+        Embeddings with A zero and B random; here A is the live factor everywhere, since methods that freeze A would
+        otherwise never train them. Heads are as the model had them when it was given.
+        """
+        layers = {n: self._initial_layer(n, peer, seed) for n in self._layers}
+        return Adapter(layers, {n: t.clone() for n, t in self._first_heads.items()}, self.fingerprint)
+
+    def unload(self) -> None:
+        """Gives the model back as it was: pristine weights, PEFT's layers taken out. Heads keep the values last loaded."""
+        self.base_store.apply(None)
+        self._peft.unload()
+
+    def _initial_layer(self, name: str, peer: Peer, seed: int) -> LoRA:
+        o, i = delta_shape(self._layers[name].get_base_layer())
+        rank = peer.rank_of(name)
+        generator = seeding.generator(seed, 0, seeding.SERVER, "template", name)
+        draw, factor, shift = (
+            (torch.randn, 1.0, 0.0) if name in self.layout.embeddings else (torch.rand, 2 * i**-0.5, -(i**-0.5))
+        )
+        rows = [draw(i, generator=generator, dtype=self.dtype) * factor + shift for _ in range(rank)]
+        return LoRA(torch.zeros(o, rank, dtype=self.dtype), torch.stack(rows), peer.scale_of(name, rank))
+
+    def _parameter(self, value: Tensor) -> nn.Parameter:
+        # contiguous, since the bits of a product depend on the memory layout of its factors
+        moved = value.detach().to(self.device, self.dtype)
+        return nn.Parameter(moved.clone(memory_format=torch.contiguous_format))
+
+    def _put(self, layer: Any, x: LoRA) -> None:
+        A, B = self._parameter(x.A), self._parameter(x.B)
+        if SLOT in layer.lora_embedding_A:
+            layer.lora_embedding_A[SLOT], layer.lora_embedding_B[SLOT] = A, B
+        else:
+            layer.lora_A[SLOT].weight, layer.lora_B[SLOT].weight = A, B
+            layer.lora_A[SLOT].out_features = layer.lora_B[SLOT].in_features = x.rank
+        layer.r[SLOT], layer.scaling[SLOT] = x.rank, x.scale
+
+    def _read(self) -> Adapter:
+        layers = {n: LoRA(*_factors(layer), layer.scaling[SLOT]) for n, layer in self._layers.items()}
+        return Adapter(layers, {n: getattr(m, a) for n, (m, a) in self._heads.items()}, self.fingerprint)
+
+
+def _factors(layer: Any) -> tuple[Tensor, Tensor]:
+    """(B, A) of a PEFT layer."""
+    if SLOT in layer.lora_embedding_A:
+        return layer.lora_embedding_B[SLOT], layer.lora_embedding_A[SLOT]
+    return layer.lora_B[SLOT].weight, layer.lora_A[SLOT].weight
+
+
+def _heads(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """The tensors of modules_to_save under their plain names, with the module and the attribute that hold them."""
+    for name, wrapper in module.named_modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            trained = wrapper.modules_to_save[SLOT]
+            for key, _ in trained.named_parameters():
+                holder, _, attribute = key.rpartition(".")
+                yield f"{name}.{key}", (trained.get_submodule(holder), attribute)
+
+
+def _seeded_dropout(layer: Any) -> Iterator[SeededDropout]:
+    dropout = layer.lora_dropout[SLOT]
+    if isinstance(dropout, nn.Dropout):
+        layer.lora_dropout[SLOT] = seeded = SeededDropout(dropout.p)
+        yield seeded
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
+
+
+# --- what PEFT is asked for, and what is refused ---------------------------------------------------------------------
+
+
+def _inject(model: Any, lora_config: LoraConfig) -> PeftModel:
+    check_training_options(lora_config.to_dict())
+    if isinstance(model, PeftModel) or any(isinstance(m, LoraLayer) for m in model.modules()):
+        raise ValueError("the model carries an adapter already; unload() it first, or load the model again")
+    try:
+        wrapped = get_peft_model(model, copy.deepcopy(lora_config), adapter_name=SLOT)
+    except ValueError as error:
+        raise ValueError(f"{error} Names that can be targeted here: {', '.join(targetable(model))}") from error
+    assert isinstance(wrapped, PeftModel)  # get_peft_model's other return type is for mixed adapters
+    return wrapped
+
+
+def targetable(model: nn.Module) -> list[str]:
+    """The last parts of the names of the modules that can carry an adapter."""
+    kinds = nn.Linear | Conv1D | nn.Embedding
+    return sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, kinds)})
+
+
+def check_layers(layers: dict[str, Any]) -> None:
+    """Raises ValueError for a target that has no delta of the form B A."""
+    for name, layer in layers.items():
+        base = layer.get_base_layer()
+        linear = isinstance(base, Conv1D | nn.Embedding) or hasattr(base, "in_features")
+        if not linear or any(f.ndim != 2 for f in _factors(layer)):
+            raise ValueError(
+                f"target {name!r} is a {type(base).__name__}; only Linear, Conv1D and Embedding layers have a delta B A: "
+                "leave it out of target_modules"
+            )
+
+
+def check_not_tied(module: nn.Module) -> None:
+    """Raises ValueError if a weight that is adapted or trained belongs to another module too."""
+    owners: dict[int, list[str]] = {}
+    for name, m in module.named_modules():
+        for p in m.parameters(recurse=False):
+            owners.setdefault(id(p), []).append(name)
+    for names in owners.values():
+        marked = [n for n in names if n.endswith(".base_layer") or ".original_module" in n]
+        if len(names) > 1 and marked:
+            plain = [n.replace(".base_layer", "").replace(".original_module", "") for n in names]
+            raise ValueError(
+                f"{' and '.join(map(repr, plain))} are tied: they share one weight, so a change of one would be a change of "
+                "the other; leave them out of target_modules and modules_to_save, or load with tie_word_embeddings=False"
+            )
