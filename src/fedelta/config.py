@@ -8,23 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from fedelta import optim
 from fedelta.client import Training
 from fedelta.method import Method
 from fedelta.methods import get_method
 from fedelta.naming import nearest
+from fedelta.sampling import share
 from fedelta.tasks.registry import get_task
 from fedelta.tasks.task import Task
 
 BUILT_IN = ("quickstart",)
 """Configs that come with the package, by name."""
 
-EXTENDABLE = ("federation.rounds", "federation.quorum", "evaluation", "output", "device", "name")
+EXTENDABLE = ("federation.rounds", "federation.quorum", "evaluation", "output", "name")
 """What a resumed run may change without becoming another run."""
 
 
@@ -41,32 +42,53 @@ class Section(BaseModel):
 class Model(Section):
     """The frozen base."""
 
-    name: str = Field("minilm", description="an alias, a local folder or a Hub id")
+    name: str = Field(default="minilm", description="an alias, a local folder or a Hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantization: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False
-    base_dropout: bool = Field(False, description="leave the base model's own dropout on while training")
+    base_dropout: bool = Field(default=False, description="leave the base model's own dropout on while training")
 
 
 class RankChoice(Section):
     """Ranks drawn for each client."""
 
     choices: list[int] = Field(min_length=1)
-    shares: list[float] | None = Field(None, description="how often each choice is drawn; equally by default")
+    shares: list[Annotated[float, Field(ge=0)]] | None = Field(
+        default=None, description="how often each choice is drawn; equally by default"
+    )
+
+    @model_validator(mode="after")
+    def _one_share_each(self) -> RankChoice:
+        if self.shares is not None and (len(self.shares) != len(self.choices) or sum(self.shares) <= 0):
+            raise ValueError(f"shares {self.shares} must be one number for each of the choices {self.choices}, not all zero")
+        return self
+
+
+def _rank_form(value: Any) -> str:
+    """Which of the forms of `lora.rank` is meant, so that an error speaks of that form alone."""
+    if isinstance(value, Mapping | RankChoice):
+        return "<drawn>"
+    return "<listed>" if isinstance(value, list) else "<one>"
+
+
+Ranks: TypeAlias = Annotated[
+    Annotated[int, Tag("<one>")] | Annotated[list[int], Tag("<listed>")] | Annotated[RankChoice, Tag("<drawn>")],
+    Discriminator(_rank_form),
+]
 
 
 class Lora(Section):
     """The adapter."""
 
-    rank: int | list[int] | RankChoice = Field(8, description="one for all, one for each client, or {choices: [...]}")
-    lora_alpha: float = Field(16.0, gt=0)
+    rank: Ranks = Field(default=8, description="one for all, one for each client, or {choices: [...]}")
+    lora_alpha: float = Field(default=16.0, gt=0)
     rslora: bool = False
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] | str | None = Field(None, description="PEFT's default for the architecture if not given")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str] | str | None = Field(default=None, description="PEFT's default for the architecture if not given")
     modules_to_save: list[str] | None = None
-    rank_pattern: dict[str, int] = {}
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
     alpha_pattern: dict[str, float] = {}
-    start: str | None = Field(None, description="a PEFT folder to start from in place of a fresh adapter")
+    start: str | None = Field(default=None, description="a PEFT folder to start from in place of a fresh adapter")
 
     @field_validator("rank")
     @classmethod
@@ -85,9 +107,9 @@ class Data(Section):
     test: str | None = None
     subset: str | None = None
     fields: dict[str, str] | list[str] | None = None
-    validation_fraction: float = Field(0.1, ge=0, lt=1)
-    test_fraction: float = Field(0.1, ge=0, lt=1)
-    client_test_fraction: float = Field(0.0, ge=0, lt=1, description="of each client's rows, kept to test it by")
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    test_fraction: float = Field(default=0.1, ge=0, lt=1)
+    client_test_fraction: float = Field(default=0.0, ge=0, lt=1, description="of each client's rows, kept to test it by")
     stratify: str | None = None
     limit: int | dict[str, int] | None = None
 
@@ -96,11 +118,11 @@ class Partition(Section):
     """How the training rows are dealt to clients; see `fedelta.tasks.partition.partition`."""
 
     scheme: Literal["iid", "dirichlet", "shards", "natural", "quantity"] = "iid"
-    clients: int | None = Field(10, ge=1, description="may be null for `natural`: one client for each value")
-    by: str | None = Field(None, description="the field that skews the split; the task's label by default")
-    concentration: float | None = Field(None, gt=0, description="of the Dirichlet distribution; small is unequal")
-    shards_per_client: int | None = Field(None, ge=1)
-    min_examples: int = Field(1, ge=0)
+    clients: int | None = Field(default=10, ge=1, description="may be null for `natural`: one client for each value")
+    by: str | None = Field(default=None, description="the field that skews the split; the task's label by default")
+    concentration: float | None = Field(default=None, gt=0, description="of the Dirichlet distribution; small is unequal")
+    shards_per_client: int | None = Field(default=None, ge=1)
+    min_examples: int = Field(default=1, ge=0)
 
 
 Named: TypeAlias = dict[str, Any]
@@ -110,12 +132,12 @@ Named: TypeAlias = dict[str, Any]
 class LocalTraining(Section):
     """What a client does in a round; see `fedelta.client.Training`."""
 
-    batch_size: int = Field(16, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    learning_rate_decay: float = Field(1.0, gt=0)
-    local_steps: int | None = Field(None, ge=1)
-    local_epochs: int = Field(1, ge=1)
-    max_grad_norm: float | None = Field(None, gt=0)
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate_decay: float = Field(default=1.0, gt=0)
+    local_steps: int | None = Field(default=None, ge=1)
+    local_epochs: int = Field(default=1, ge=1)
+    max_grad_norm: float | None = Field(default=None, gt=0)
     optimizer: Named = {"name": "adamw"}
 
     @field_validator("optimizer", mode="before")
@@ -138,18 +160,20 @@ class LocalTraining(Section):
 class Federation(Section):
     """Who takes part, and for how long."""
 
-    rounds: int = Field(10, ge=1)
-    participation: float = Field(1.0, gt=0, le=1, description="share of the clients in each round's cohort")
+    rounds: int = Field(default=10, ge=1)
+    participation: float = Field(default=1.0, gt=0, le=1, description="share of the clients in each round's cohort")
     weights: Literal["examples", "uniform"] = "examples"
-    quorum: float = Field(0.5, gt=0, description="below 1 a share of the cohort, else a number of clients")
+    quorum: int | float = Field(
+        default=0.5, description="updates a round needs: a number, or a share of the cohort (1.0 is all)"
+    )
 
 
 class Evaluation(Section):
     """What is measured, and when. Round numbers start at 0; the last round is always evaluated."""
 
-    every: int = Field(1, ge=1)
-    batch_size: int = Field(64, ge=1)
-    best_by: str = Field("accuracy", description="the validation metric that chooses the best round")
+    every: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    best_by: str = Field(default="accuracy", description="the validation metric that chooses the best round")
     diagnostics: bool = True
 
 
@@ -159,7 +183,7 @@ class RunConfig(Section):
     name: str = "run"
     seed: int = 0
     device: str = "auto"
-    output: str | None = Field(None, description="the run's folder; runs/<name> by default")
+    output: str | None = Field(default=None, description="the run's folder; runs/<name> by default")
     model: Model = Model()
     lora: Lora = Lora()
     task: Named = {"name": "classification"}
@@ -177,9 +201,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:
-        self.build_method(), self.build_task(), self.training.build()
+        for build in (self.build_method, self.build_task, self.training.build):
+            build()
         self._check_ranks()
         self._check_partition()
+        self._check_federation()
+        self._check_metric()
         return self
 
     def build_method(self) -> Method:
@@ -213,6 +240,19 @@ class RunConfig(Section):
         for key, needed_by in (("concentration", ("dirichlet", "quantity")), ("shards_per_client", ("shards",))):
             if getattr(self.partition, key) is not None and scheme not in needed_by:
                 raise ValueError(f"partition.{key} has no meaning for the scheme {scheme!r}: it belongs to {needed_by}")
+
+    def _check_federation(self) -> None:
+        clients = self.partition.clients
+        if clients is not None:
+            cohort = share(self.federation.participation, clients, "federation.participation")
+            share(self.federation.quorum, cohort, "federation.quorum", up=True)
+
+    def _check_metric(self) -> None:
+        known = [m if isinstance(m, str) else m.__name__ for m in self.build_task().metrics]
+        if self.evaluation.best_by not in known:
+            raise ValueError(
+                f"evaluation.best_by = {self.evaluation.best_by!r} is not measured: task.metrics has {', '.join(known)}"
+            )
 
 
 def named(value: Any) -> Any:
@@ -263,11 +303,15 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
-    """The dotted keys whose values differ, other than those that a resumed run may change."""
+def demand_same_run(old: RunConfig, new: RunConfig) -> None:
+    """Raises ConfigError if a resumed run would be another one: only the keys of `EXTENDABLE` may change."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     keys = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
-    return [k for k in keys if not any(k == e or k.startswith(f"{e}.") for e in EXTENDABLE)]
+    if fixed := [k for k in keys if not any(k == e or k.startswith(f"{e}.") for e in EXTENDABLE)]:
+        raise ConfigError(
+            f"{', '.join(fixed)} cannot change when a run is taken up, since its rounds would not belong together; start a "
+            f"new run, from adapters/last by lora.start if you like (may change: {', '.join(EXTENDABLE)})"
+        )
 
 
 def _raw(source: str | Path | Mapping[str, Any] | RunConfig) -> dict[str, Any]:
@@ -301,8 +345,15 @@ def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"override {text!r} has no value: write it as key=value, such as federation.rounds=20")
-        pairs.append((key.strip(), yaml.safe_load(value)))
+        pairs.append((key.strip(), _value(text, value)))
     return pairs
+
+
+def _value(override: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; quote it if it is meant as text") from None
 
 
 def _with(raw: Mapping[str, Any], path: Sequence[str], value: Any, whole: str) -> dict[str, Any]:
@@ -327,9 +378,10 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _explain(error: Mapping[str, Any]) -> str:
     """One line for one of pydantic's findings."""
-    where = ".".join(str(part) for part in error["loc"])
+    path = [str(part) for part in error["loc"] if not str(part).startswith("<")]
+    where = ".".join(path)
     if error["type"] == "extra_forbidden":
-        *parents, key = [str(part) for part in error["loc"]]
+        *parents, key = path
         return f"unknown key {where!r}{nearest(key, _known_keys(parents))}"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
@@ -339,5 +391,6 @@ def _known_keys(path: Sequence[str]) -> list[str]:
     section: Any = RunConfig
     for part in path:
         field = getattr(section, "model_fields", {}).get(part)
-        section = field.annotation if field is not None else RankChoice
+        annotation = None if field is None else field.annotation
+        section = annotation if hasattr(annotation, "model_fields") else RankChoice
     return list(getattr(section, "model_fields", {}))
