@@ -1,0 +1,310 @@
+"""What a person reads: tables for the terminal, pictures of a run. Nothing here computes a result.
+
+A record is one line of a run's `rounds.jsonl`; `fedelta.runner` says what is in it. Bytes are counted on the wire.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+logger = logging.getLogger(__name__)
+
+Record: TypeAlias = Mapping[str, Any]
+
+PLOTS_EXTRA = "pip install 'fedelta[plots]'"
+# Okabe and Ito's colours, which stay apart for colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+COLOUR_OF = {"test": COLOURS[0], "validation": COLOURS[1], "training": COLOURS[2], "down": COLOURS[0], "up": COLOURS[1]}
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def size(count: float) -> str:
+    """A number of bytes for a reader: `512 B`, `3.4 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def main_metric(records: Sequence[Record]) -> str | None:
+    """The metric to show first: accuracy where it is measured, else the first one; None where nothing was evaluated."""
+    for record in records:
+        for part in ("test", "validation"):
+            if scores := record.get(part):
+                return "accuracy" if "accuracy" in scores else next(iter(scores))
+    return None
+
+
+def total_bytes(records: Sequence[Record]) -> int:
+    """What all rounds sent, both ways."""
+    return sum(record["bytes"]["down"] + record["bytes"]["up"] for record in records)
+
+
+def round_line(record: Record, sent: int) -> str:
+    """One round in one line; `sent` is the bytes of all rounds so far."""
+    parts = [f"round {record['t']:>3}", f"loss {number(record['train_loss'])}"]
+    metric = main_metric([record])
+    parts += [f"{part} {metric} {number(record[part][metric])}" for part in ("validation", "test") if record.get(part)]
+    parts += [f"{len(record['cohort'])} clients", size(sent)]
+    return "  ".join(parts + ([f"left out: {sorted(record['dropped'])}"] if record.get("dropped") else []))
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
+    """A table whose first `left` columns are text and whose others are figures."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for k, column in enumerate(columns):
+        table.add_column(column, justify="left" if k < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def split_table(rows: Sequence[Mapping[str, Any]], ranks: Sequence[int]) -> Table:
+    """Who gets what: one line for each client, from `fedelta.tasks.partition.partition_table`."""
+    labels = list(dict.fromkeys(label for row in rows for label in row["counts"]))
+    shown = labels if len(labels) <= 10 else []  # more would not fit a terminal; the picture shows them
+    columns = ["client", "rank", "examples", *map(str, shown), "largest label", "distance"]
+    lines = [
+        [str(row["client"]), str(rank), str(row["examples"])]
+        + [str(row["counts"].get(label, 0)) for label in shown]
+        + [f"{row['largest_share']:.0%}", f"{row['distance']:.2f}"]
+        for row, rank in zip(rows, ranks, strict=True)
+    ]
+    table = _table("Split of the training rows", columns, lines)
+    table.caption = "distance: total variation between the client's labels and everybody's"
+    return table
+
+
+def methods_table(methods: Sequence[Mapping[str, Any]]) -> Table:
+    """What there is: name, source, ranks, and what travels."""
+    rows = [(m["name"], m["paper"], "yes" if m["hetero_rank"] else "no", m["travels"]) for m in methods]
+    return _table("Methods", ["name", "source", "unequal ranks", "goes up"], rows, left=4)
+
+
+def summary(records: Sequence[Record], *, majority: float | None, folder: Path, best: int | None = None) -> RenderableType:
+    """How a run ended: the last metrics, the majority line, bytes, time, and where the files are.
+
+    Args:
+        records: of all rounds.
+        majority: share of the commonest label on the test rows; None where a task has no labels.
+        folder: the run's.
+        best: the round that was best on validation data.
+    """
+    metric = main_metric(records)
+    scored = [r for r in records if r.get("test") or r.get("validation")]
+    rows: list[tuple[str, str]] = [("rounds", str(len(records)))]
+    if scored:
+        rows += _scores(scored[-1], str(metric))
+    if majority is not None and metric == "accuracy":
+        rows.append(("majority class", number(majority)))
+    if best is not None:
+        rows.append(("best round by validation", str(best)))
+    rows += [("sent", size(total_bytes(records))), ("time", duration(sum(sum(r["seconds"].values()) for r in records)))]
+    table = _table("Result", ["", ""], rows, left=1)
+    table.show_header = False
+    return Group(table, Text(f"\nadapters, log and picture: {folder}", style="dim"))
+
+
+def _scores(last: Record, metric: str) -> list[tuple[str, str]]:
+    rows = [(f"{part} {metric}", number(last[part][metric])) for part in ("test", "validation") if last.get(part)]
+    if spread := last.get("clients", {}).get(metric):
+        rows.append((f"clients' {metric}", f"mean {number(spread['mean'])}, worst {number(spread['worst'])}"))
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def plan_table(plan: Mapping[str, Any]) -> Table:
+    """What a run would cost; `fedelta.plan.Plan.as_dict` says what the entries mean."""
+    bytes_, memory = plan["bytes"], plan["memory"]
+    rows = [
+        ("clients (a cohort)", f"{plan['clients']} ({plan['cohort']})"),
+        ("rounds", str(plan["rounds"])),
+        ("optimiser steps, all clients and rounds", str(plan["steps"])),
+        ("trained numbers of the largest client", f"{plan['trained']:,}"),
+        *((f"{which}, {way}", size(bytes_[which][way])) for which in ("first round", "later round") for way in ("down", "up")),
+        ("sent in all", size(bytes_["total"])),
+        *((f"memory: {name}", size(value)) for name, value in memory.items()),
+    ]
+    table = _table("Plan, without training", ["", ""], rows)
+    table.show_header = False
+    table.caption = "activations are not in the memory figures: they depend on batch size and length"
+    return table
+
+
+def spectra_table(name: str, layers: Sequence[Mapping[str, Any]]) -> Table:
+    """One adapter, layer by layer; from `fedelta.inspection.describe`."""
+    rows = [
+        (
+            str(x["layer"]),
+            str(x["rank"]),
+            f"{x['scale']:g}",
+            f"{x['norm']:.3g}",
+            number(x["effective_rank"], 2),
+            number(x["stable_rank"], 2),
+            " ".join(f"{s:.3g}" for s in x["spectrum"][:4]) + (" …" if len(x["spectrum"]) > 4 else ""),
+        )
+        for x in layers
+    ]
+    return _table(name, ["layer", "rank", "scale", "‖dW‖", "effective rank", "stable rank", "largest singular values"], rows)
+
+
+def overlap_table(pair: str, layers: Sequence[Mapping[str, Any]]) -> Table:
+    """Two adapters, layer by layer; from `fedelta.inspection.compare`."""
+    rows = [
+        (
+            str(x["layer"]),
+            number(x["cosine"], 3),
+            *(number(x[f][what], digits) for f in "AB" for what, digits in (("overlap", 3), ("smallest", 1), ("largest", 1))),
+        )
+        for x in layers
+    ]
+    columns = ["layer", "cosine", "A overlap", "min°", "max°", "B overlap", "min°", "max°"]
+    table = _table(pair, columns, rows)
+    table.caption = "overlap: mean squared cosine of the principal angles, 1 for one subspace inside the other"
+    return table
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def curves(records: Sequence[Record], path: str | Path, *, title: str = "", majority: float | None = None) -> Path | None:
+    """Draws a run: score with the clients' spread, loss, bytes, and effective rank where it was measured.
+
+    Without matplotlib a warning says what to install, and None is returned.
+
+    Args:
+        records: of the rounds so far, at least one.
+        path: of the picture, `.png` or another suffix that matplotlib knows.
+        title: above all panels.
+        majority: the share of the commonest label, drawn as a line.
+    """
+    panels = [p for p in (_draw_score, _draw_loss, _draw_bytes, _draw_rank) if p is not _draw_rank or _has_rank(records)]
+
+    def draw(axes: Sequence[Any]) -> None:
+        for panel, axis in zip(panels, axes, strict=True):
+            panel(axis, records)
+        if majority is not None and main_metric(records) == "accuracy":
+            axes[0].axhline(majority, color="grey", linestyle=":", label="majority class")
+            axes[0].legend(frameon=False)
+
+    return _picture(path, title, len(panels), draw)
+
+
+def comparison(runs: Mapping[str, Sequence[Record]], path: str | Path, *, title: str = "") -> Path | None:
+    """Draws the test score of several runs, by name, against rounds and against bytes sent."""
+
+    def draw(axes: Sequence[Any]) -> None:
+        for colour, (name, records) in zip(COLOURS * len(runs), runs.items(), strict=False):
+            metric = main_metric(records)
+            ts, values = _points(records, "test", metric)
+            sent = dict(zip([r["t"] for r in records], accumulate(total_bytes([r]) for r in records), strict=True))
+            axes[0].plot(ts, values, color=colour, label=name)
+            axes[1].plot([sent[t] / 2**20 for t in ts], values, color=colour, label=name)
+            axes[0].set_ylabel(f"test {metric}")
+        axes[0].set_xlabel("round")
+        axes[1].set_xlabel("sent, MiB")
+        axes[0].legend(frameon=False)
+
+    return _picture(path, title, 2, draw)
+
+
+def _picture(path: str | Path, title: str, panels: int, draw: Callable[[Sequence[Any]], None]) -> Path | None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("%s is not drawn, since matplotlib is missing: %s", path, PLOTS_EXTRA)
+        return None
+    rows, columns = (2, 2) if panels == 4 else (1, panels)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    draw(axes)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+    return Path(path)
+
+
+def _points(records: Sequence[Record], part: str, metric: str | None) -> tuple[list[int], list[Any]]:
+    found = [(r["t"], r[part][metric]) for r in records if metric in (r.get(part) or {})]
+    return [t for t, _ in found], [value for _, value in found]
+
+
+def _line(axis: Any, ts: Sequence[int], values: Sequence[float], name: str) -> None:
+    if ts:
+        axis.plot(ts, values, color=COLOUR_OF[name], label=name, marker="o" if len(ts) < 30 else None, markersize=3)
+
+
+def _draw_score(axis: Any, records: Sequence[Record]) -> None:
+    metric = main_metric(records)
+    for part in ("test", "validation"):
+        _line(axis, *_points(records, part, metric), part)
+    spreads = [(r["t"], r["clients"][metric]) for r in records if metric in (r.get("clients") or {})]
+    if spreads:
+        ts = [t for t, _ in spreads]
+        low, high = ([s["mean"] + sign * s["spread"] for _, s in spreads] for sign in (-1, 1))
+        axis.fill_between(ts, low, high, color="grey", alpha=0.2, linewidth=0, label="clients: mean ± spread")
+        axis.plot(ts, [s["worst"] for _, s in spreads], color="grey", linestyle="--", linewidth=1, label="worst client")
+    _finish(axis, metric or "nothing was evaluated")
+
+
+def _draw_loss(axis: Any, records: Sequence[Record]) -> None:
+    trained = [(r["t"], r["train_loss"]) for r in records if r["train_loss"] is not None]
+    _line(axis, [t for t, _ in trained], [loss for _, loss in trained], "training")
+    for part in ("test", "validation"):
+        _line(axis, *_points(records, part, "loss"), part)
+    _finish(axis, "loss, nats")
+
+
+def _draw_bytes(axis: Any, records: Sequence[Record]) -> None:
+    for way in ("down", "up"):
+        sent = accumulate(r["bytes"][way] / 2**20 for r in records)
+        _line(axis, [r["t"] for r in records], list(sent), way)
+    _finish(axis, "sent so far, MiB")
+    axis.set_ylim(bottom=0)
+
+
+def _draw_rank(axis: Any, records: Sequence[Record]) -> None:
+    for colour, name in zip(COLOURS, ("effective_rank", "stable_rank"), strict=False):
+        ts, values = _points(records, "diagnostics", name)
+        known = [(t, v) for t, v in zip(ts, values, strict=True) if v is not None]
+        axis.plot([t for t, _ in known], [v for _, v in known], color=colour, label=name.replace("_", " "))
+    _finish(axis, "rank of the server's delta")
+    axis.set_ylim(bottom=0)
+
+
+def _has_rank(records: Sequence[Record]) -> bool:
+    return any((r.get("diagnostics") or {}).get("effective_rank") is not None for r in records)
+
+
+def _finish(axis: Any, name: str) -> None:
+    axis.set_xlabel("round")
+    axis.set_ylabel(name)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    if axis.get_legend_handles_labels()[1]:
+        axis.legend(frameon=False, fontsize=8)
