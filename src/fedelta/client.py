@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from fedelta import seeding, tree
-from fedelta.lowrank import LoRA
 from fedelta.method import GradientHook, Peer, Penalty, Trainable, TrainResult
 from fedelta.optim import AdamW, Optimizer
 from fedelta.tree import Adapter, BaseDelta, Tensors
@@ -241,15 +240,3 @@ def trainable_names(adapter: Adapter, trainable: Trainable | None) -> list[str]:
     for layer in adapter.layers:
         names += [f"{layer}.lora_{which}" for which in choice.get(layer, "AB") or ""]
     return names + [n for n in adapter.dense if choice.get(n, "dense") is not None]
-
-
-def template_for(peer: Peer, template: Adapter) -> Adapter:
-    """The common initial adapter as a peer holds it: its leading components, with the peer's scales."""
-
-    def fit(layer: str, x: LoRA) -> LoRA:
-        rank = peer.rank_of(layer)
-        if rank > x.rank:
-            raise ValueError(f"layer {layer!r}: client {peer.id} has rank {rank}, the template only {x.rank}")
-        return LoRA(x.B[:, :rank], x.A[:rank], peer.scale_of(layer, rank))
-
-    return tree.map_named(fit, template)

@@ -329,6 +329,24 @@ def with_ranks(peer: Peer, ranks: Mapping[str, int]) -> Peer:
     return replace(peer, rank_pattern={re.escape(n): r for n, r in ranks.items()})
 
 
+def template_for(peer: Peer, template: Adapter) -> Adapter:
+    """The common initial adapter as a peer holds it: its leading components, under the peer's scales.
+
+    A change of scale goes to B, so that every peer has the same rows of A.
+
+    Raises:
+        ValueError: for a peer whose rank is above the template's.
+    """
+
+    def fit(layer: str, x: LoRA) -> LoRA:
+        rank = peer.rank_of(layer)
+        if rank > x.rank:
+            raise ValueError(f"layer {layer!r}: client {peer.id} has rank {rank}, the template only {x.rank}")
+        return lr.rescale(lr.components(x, 0, rank), peer.scale_of(layer, rank), on="B")
+
+    return tree.map_named(fit, template)
+
+
 def slice_for(adapter: Adapter, to: Peer, *, on: lr.SigmaOn = "both", fill: Adapter | None = None) -> Adapter:
     """The leading components that a peer can hold, written with the peer's scales.
 
@@ -360,3 +378,8 @@ def largest(template: Adapter, peers: Sequence[Peer]) -> Peer:
     top = max(peers, key=lambda p: p.rank)
     ranks = {n: max(p.rank_of(n) for p in peers) for n in template.layers}
     return replace(with_ranks(top, ranks), id=SERVER, base_version=0)
+
+
+def at_largest(template: Adapter, peers: Sequence[Peer]) -> Adapter:
+    """The template at the ranks and scales of `largest`: dW and the rows of A are the template's, B takes a change of scale."""
+    return slice_for(template, largest(template, peers), on="B")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedelta.method import ClientState, ClientUpdate, Method, Peer, State, largest
+from fedelta.method import ClientState, ClientUpdate, Method, Peer, State, largest, template_for
 from fedelta.tree import Adapter, BaseDelta, Message
 from fedelta.wire import Ledger
 
@@ -90,20 +90,26 @@ class Round:
         """The state after this round that serves a peer: the server's, or in gossip its own."""
         return self.state[str(peer.id)] if self.gossip else self.state
 
-
-def global_model(method: Method, state: State, t: int, template: Adapter, peers: Sequence[Peer]) -> Message:
+    def global_model(method: Method, state: State, t: int, template: Adapter, peers: Sequence[Peer]) -> Message:
     """The model of the server, as a participant without history would run it who could hold all of it.
 
     Args:
         t: the round that comes next: `round.t + 1` for the state after `round`.
+        template: the adapter that the run started from, at the largest ranks.
 
     Returns:
         "adapter", at the largest ranks, and perhaps "base", whole.
     """
-    return participant_model(method, state, t, largest(template, peers))
+    return participant_model(method, state, t, largest(template, peers), {}, at_largest(template, peers))
 
 
-def participant_model(method: Method, state: State, t: int, peer: Peer, client_state: ClientState | None = None) -> Message:
-    """The model that a participant runs in round `t`: "adapter", and perhaps "base", whole whatever the peer holds."""
+def participant_model(
+    method: Method, state: State, t: int, peer: Peer, client_state: ClientState, template: Adapter | None = None
+) -> Message:
+    """The model that a participant runs in round `t`: "adapter", and perhaps "base", whole whatever the peer holds.
+
+    Args:
+        template: the participant's own initial adapter, for what is never sent.
+    """
     down = method.broadcast(t, state, replace(peer, base_version=0))
-    return method.deploy(down, client_state or {})
+    return method.deploy(down, client_state, template)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import LoraConfig
-from torch import Tensor, nn
 
-from fedelta.client import LocalClient, Training, template_for
-from fedelta.method import Peer
+from fedelta.client import LocalClient, Training
+from fedelta.method import Peer, largest, template_for, truncate_for
 from fedelta.models.loading import load_model, pick_device, set_padding
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.naming import nearest
@@ -85,20 +84,30 @@ def clients_on(
     """Clients 0, 1, ... with these encoded examples and ranks, on a model that is in memory.
 
     Args:
-        start: what all start from in place of a fresh adapter; its ranks must reach the clients'.
+        start: what all start from in place of a fresh adapter. Where the ranks differ from its own, each client gets the
+            best approximation that its rank allows.
 
     Raises:
-        ValueError: for a start that does not fit the model, or is too small for a client's rank.
+        ValueError: for a start that does not fit the model.
     """
     collate = partial(task.collate, pad_token_id=pad_token_of(adapted))
     peers = [peer_for(k, rank, lora_config, len(examples[k])) for k, rank in enumerate(ranks)]
     if start is not None:
         adapted.load(start)  # refuses what does not fit before any work is done
-    common = start or adapted.initial(max(peers, key=lambda p: p.rank), seed)  # patterns are the same for all
+        common = _for_all(start, peers)
+    else:
+        common = adapted.initial(max(peers, key=lambda p: p.rank), seed)  # patterns are the same for all
     return [
         LocalClient(peer, template_for(peer, common), adapted, part, collate, task.loss, training, seed)
         for peer, part in zip(peers, examples, strict=True)
     ]
+
+
+def _for_all(start: Adapter, peers: Sequence[Peer]) -> Adapter:
+    """A trained start at the peers' largest ranks, with its leading components the best for smaller ones."""
+    if all(p.rank_of(n) == x.rank for p in peers for n, x in start.layers.items()):
+        return start
+    return truncate_for(start, largest(start, peers))
 
 
 def pad_token_of(adapted: PeftAdaptedModel) -> int:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fedelta import seeding, tree
-from fedelta.client import Batch, Example, LocalClient, Training, template_for
+from fedelta.client import Batch, Example, LocalClient, Training
 from fedelta.lowrank import LoRA
-from fedelta.method import Peer
+from fedelta.method import Peer, template_for
 from fedelta.optim import SGD
 from fedelta.tree import Adapter, BaseDelta
 

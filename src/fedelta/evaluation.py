@@ -1,0 +1,80 @@
+"""How good the models of a round are: on common rows, and on each client's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fedelta.client import AdaptedModel
+from fedelta.engines.local import Round
+from fedelta.tasks.task import Example, Task, evaluate
+from fedelta.tree import Message
+
+Scores = Mapping[str, float]
+
+LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+"""The metrics of which a small value is good; a user's own are taken to be good when large."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores deployed models on encoded examples.
+
+    Args:
+        task: what is scored, and by which metrics.
+        model: the one model in memory; a deployed message is loaded into it.
+        pad_token_id: for batches.
+        batch_size: examples in a forward pass.
+    """
+
+    task: Task
+    model: AdaptedModel
+    pad_token_id: int
+    batch_size: int = 64
+
+    def score(self, deployed: Message, examples: Sequence[Example]) -> dict[str, float]:
+        """The task's metrics of one deployed model."""
+        self.model.load(deployed["adapter"], deployed.get("base"))
+        self.model.mode(None)
+        return evaluate(
+            self.task,
+            self.model.module,
+            examples,
+            batch_size=self.batch_size,
+            device=self.model.device,
+            pad_token_id=self.pad_token_id,
+        )
+
+    def common(self, done: Round, examples: Sequence[Example]) -> dict[str, float]:
+        """Metrics on rows that nobody owns, after a round.
+
+        Of the server's model at the largest ranks; for a personal method, the mean over the participants' models.
+        """
+        if not done.method.personal:
+            return self.score(done.global_model(), examples)
+        scores = [self.score(done.participant_model(peer), examples) for peer in done.peers]
+        return {name: math.fsum(s[name] for s in scores) / len(scores) for name in scores[0]}
+
+    def by_client(self, done: Round, tests: Mapping[int, Sequence[Example]]) -> dict[int, dict[str, float]]:
+        """Metrics of each participant's own model on its own rows, by client id; clients without test rows are left out."""
+        return {p.id: self.score(done.participant_model(p), tests[p.id]) for p in done.peers if tests.get(p.id)}
+
+
+def fairness(scores: Mapping[int, Scores]) -> dict[str, dict[str, float]]:
+    """Over clients, for each metric: the mean, the worst client's value and its id, and the spread (standard deviation)."""
+    names: Iterable[str] = next(iter(scores.values()), {})
+    return {name: _spread({k: s[name] for k, s in scores.items()}, name in LOWER_IS_BETTER) for name in names}
+
+
+def _spread(values: Mapping[int, float], lower_is_better: bool) -> dict[str, float]:
+    mean = math.fsum(values.values()) / len(values)
+    pick = max if lower_is_better else min
+    worst = pick(sorted(values), key=lambda k: values[k])
+    variance = math.fsum((v - mean) ** 2 for v in values.values()) / len(values)
+    return {"mean": mean, "worst": values[worst], "worst_client": worst, "spread": math.sqrt(variance)}
+
+
+def is_better(new: float, old: float, metric: str) -> bool:
+    """Whether a value of a metric beats another; NaN beats nothing."""
+    return new < old if metric in LOWER_IS_BETTER else new > old

@@ -1,0 +1,212 @@
+"""From a config to what a run needs: data, split, model, clients.
+
+`deal` stops before the model, for looking at a split; `build` goes all the way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from peft import LoraConfig
+
+from fedelta import seeding
+from fedelta.client import LocalClient
+from fedelta.config import Partition, RankChoice, RunConfig
+from fedelta.engines.local import largest_template
+from fedelta.evaluation import Evaluator
+from fedelta.method import Method
+from fedelta.models.adapter_files import load_adapter
+from fedelta.models.clients import clients_on, config_for, pad_token_of
+from fedelta.models.loading import load_model
+from fedelta.models.peft import PeftAdaptedModel
+from fedelta.tasks.partition import assign_ranks, partition
+from fedelta.tasks.rows import Row
+from fedelta.tasks.sources import Splits, load_splits
+from fedelta.tasks.task import Example, Task
+from fedelta.tree import Adapter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Data, and who gets what of it.
+
+    Attributes:
+        task: with its labels known.
+        splits: the rows.
+        parts: for each client, the positions of its training rows in `splits.train`.
+        held_out: for each client, the positions of the rows kept to test it by.
+        ranks: one for each client.
+    """
+
+    task: Task
+    splits: Splits
+    parts: Sequence[np.ndarray]
+    held_out: Sequence[np.ndarray]
+    ranks: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that a run needs.
+
+    Attributes:
+        config: as resolved.
+        method: the method.
+        deal: data and split.
+        model: the one model in memory.
+        tokenizer: the model's.
+        clients: one for each part.
+        template: the common initial adapter, at the largest ranks.
+        validation, test: encoded rows that nobody owns; empty where there are none.
+        client_tests: encoded rows to test each client by, by client id; empty where none are held out.
+        evaluator: scores models.
+    """
+
+    config: RunConfig
+    method: Method
+    deal: Deal
+    model: PeftAdaptedModel
+    tokenizer: Any
+    clients: Sequence[LocalClient]
+    template: Adapter
+    validation: Sequence[Example]
+    test: Sequence[Example]
+    client_tests: Mapping[int, Sequence[Example]]
+    evaluator: Evaluator
+
+
+def deal(config: RunConfig) -> Deal:
+    """Loads the data and splits it over clients; no model is touched.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: for data that cannot be read, or a split that cannot be made.
+    """
+    data = config.data
+    splits = load_splits(
+        data.source,
+        train=data.train,
+        validation=data.validation,
+        test=data.test,
+        subset=data.subset,
+        fields=data.fields,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        stratify=data.stratify,
+        limit=data.limit,
+        seed=config.seed,
+    )
+    task = config.build_task().settled(splits.train)
+    parts = _partition(config.partition, task, splits.train, config.seed)
+    kept = [_hold_out(part, data.client_test_fraction, config.seed, k) for k, part in enumerate(parts)]
+    ranks = _ranks(config.lora.rank, len(parts), config.seed)
+    return Deal(task, splits, [train for train, _ in kept], [test for _, test in kept], ranks)
+
+
+def build(config: RunConfig) -> Experiment:
+    """Everything up to the first round.
+
+    Raises:
+        ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
+    """
+    dealt = deal(config)
+    model, tokenizer = load_adapted(config, dealt.task)
+    train = dealt.task.encode(dealt.splits.train, tokenizer)
+    clients = clients_on(
+        model,
+        dealt.task,
+        [[train[i] for i in part] for part in dealt.parts],
+        peft_config(config),
+        dealt.ranks,
+        config.training.build(),
+        seed=config.seed,
+        start=load_adapter(config.lora.start) if config.lora.start else None,
+    )
+    return Experiment(
+        config=config,
+        method=config.build_method(),
+        deal=dealt,
+        model=model,
+        tokenizer=tokenizer,
+        clients=clients,
+        template=largest_template(clients),
+        validation=_encode(dealt.task, dealt.splits.validation, tokenizer),
+        test=_encode(dealt.task, dealt.splits.test, tokenizer),
+        client_tests={k: [train[i] for i in part] for k, part in enumerate(dealt.held_out) if len(part)},
+        evaluator=evaluator(config, dealt.task, model),
+    )
+
+
+def load_adapted(config: RunConfig, task: Task) -> tuple[PeftAdaptedModel, Any]:
+    """The config's base model with places for adapters, and its tokenizer."""
+    base, tokenizer = load_model(
+        config.model.name,
+        task,
+        device=config.device,
+        dtype=config.model.dtype,
+        quantization=config.model.quantization,
+        trust_remote_code=config.model.trust_remote_code,
+        seed=config.seed,
+    )
+    lora = config_for(task, peft_config(config))
+    return PeftAdaptedModel(base, lora, tokenizer, base_dropout=config.model.base_dropout), tokenizer
+
+
+def evaluator(config: RunConfig, task: Task, model: PeftAdaptedModel) -> Evaluator:
+    """The evaluator of a config."""
+    return Evaluator(task, model, pad_token_of(model), config.evaluation.batch_size)
+
+
+def peft_config(config: RunConfig) -> LoraConfig:
+    """The config's adapter in PEFT's terms; ranks are the clients' own."""
+    lora = config.lora
+    return LoraConfig(
+        lora_alpha=lora.lora_alpha,  # pyright: ignore[reportArgumentType] - PEFT divides it, so a fraction is fine
+        use_rslora=lora.rslora,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=lora.modules_to_save,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
+        base_model_name_or_path=config.model.name,
+    )
+
+
+def _encode(task: Task, rows: Sequence[Row], tokenizer: Any) -> Sequence[Example]:
+    return task.encode(rows, tokenizer) if rows else []
+
+
+def _partition(settings: Partition, task: Task, rows: Sequence[Row], seed: int) -> list[np.ndarray]:
+    """The parts of the training rows; the task's label is what skews them unless a field is named."""
+    given = {
+        "concentration": settings.concentration,
+        "shards_per_client": settings.shards_per_client,
+        "min_examples": settings.min_examples,
+    }
+    labels = rows if settings.by else [task.label_of(row) for row in rows]
+    return partition(
+        labels,
+        settings.scheme,
+        settings.clients,
+        by=settings.by,
+        seed=seed,
+        **{k: v for k, v in given.items() if v is not None},
+    )
+
+
+def _hold_out(part: np.ndarray, fraction: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
+    """A client's rows as (to train on, to test by), each in the order of the data; one row at least stays to train on."""
+    count = min(round(fraction * len(part)), max(len(part) - 1, 0))
+    order = seeding.numpy_generator(seed, 0, client, "held out").permutation(part)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def _ranks(rank: int | list[int] | RankChoice, clients: int, seed: int) -> Sequence[int]:
+    if isinstance(rank, RankChoice):
+        return assign_ranks(rank.choices, clients, seed=seed, weights=rank.shares)
+    return assign_ranks([rank] * clients if isinstance(rank, int) else rank, clients, seed=seed)
