@@ -16,20 +16,20 @@ T = TypeVar("T")
 def check_upload(method: Method, t: int, state: State, update: ClientUpdate, template: Adapter) -> None:
     """Raises ValueError (TypeError for what is no mapping) unless an update is finite and fits the model that is trained.
 
-    Every adapter in the message must have the template's layers, outer shapes, dense tensors and base, and ranks within
-    the sender's capacity. So must the model that the update stands for, whatever the message is made of; a message with
-    nothing in it stands for none.
+    The model that the update stands for must have the template's layers, outer shapes, dense tensors and base. So must every
+    adapter in the message, with ranks within the sender's capacity; where the message holds no adapter, but bare factors,
+    that is asked of the model. A message with nothing in it stands for none.
     """
     who = f"client {update.sender.id}"
     content: Any = update.content
     if not isinstance(content, Mapping):
         raise TypeError(f"{who} sent a {type(content).__name__}: a message is a mapping of named entries")
     tree.check_finite(update.content, who)
-    for adapter in find(update.content, Adapter):
-        _check_adapter(adapter, template, update.sender, who)
-    if update.content:
-        adapter, _ = method.position(t, state, update)
-        tree.check_fits(adapter, template, who, "the template")
+    if content:
+        meant, _ = method.position(t, state, update)
+        tree.check_fits(meant, template, who, "the template")
+        for adapter in [*find(content, Adapter)] or [meant]:
+            _check_adapter(adapter, template, update.sender, who)
 
 
 def find(message: Any, kind: type[T]) -> Iterator[T]:

@@ -90,26 +90,23 @@ class Round:
         """The state after this round that serves a peer: the server's, or in gossip its own."""
         return self.state[str(peer.id)] if self.gossip else self.state
 
-    def global_model(method: Method, state: State, t: int, template: Adapter, peers: Sequence[Peer]) -> Message:
-    """The model of the server, as a participant without history would run it who could hold all of it.
+    def global_model(self) -> Message:
+        """The server's model, as a participant without history would run it who can hold what any of the peers can.
 
-    Args:
-        t: the round that comes next: `round.t + 1` for the state after `round`.
-        template: the adapter that the run started from, at the largest ranks.
+        Returns:
+            "adapter", at the largest ranks, and perhaps "base", whole.
 
-    Returns:
-        "adapter", at the largest ranks, and perhaps "base", whole.
-    """
-    return participant_model(method, state, t, largest(template, peers), {}, at_largest(template, peers))
+        Raises:
+            ValueError: in gossip, where there is no server.
+        """
+        if self.gossip:
+            raise ValueError("without a server there is no global model: ask for the participant_model of a node")
+        return self._deployed(self.state, largest(self.template, self.peers), {})
 
+    def participant_model(self, peer: Peer) -> Message:
+        """The model that a peer runs after this round: "adapter", and perhaps "base", whole whatever the peer holds."""
+        return self._deployed(self.node_state(peer), peer, self.client_states.get(peer.id, {}))
 
-def participant_model(
-    method: Method, state: State, t: int, peer: Peer, client_state: ClientState, template: Adapter | None = None
-) -> Message:
-    """The model that a participant runs in round `t`: "adapter", and perhaps "base", whole whatever the peer holds.
-
-    Args:
-        template: the participant's own initial adapter, for what is never sent.
-    """
-    down = method.broadcast(t, state, replace(peer, base_version=0))
-    return method.deploy(down, client_state, template)
+    def _deployed(self, state: State, peer: Peer, client_state: ClientState) -> Message:
+        down = self.method.broadcast(self.t + 1, state, replace(peer, base_version=0))
+        return self.method.deploy(down, client_state, template_for(peer, self.template))
