@@ -6,16 +6,15 @@ name starts with an underscore are not methods; `_template.py` is one to copy.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
 from typing import Any
 
 from fedelta.method import Method
+from fedelta.naming import nearest
 
 
 @cache
@@ -65,12 +64,6 @@ def get_method(name: str, **hyper: Any) -> Method:
             valid = f"it has {', '.join(known)}" if known else "it has none"
             raise ValueError(f"method {name!r} has no hyper-parameter {given!r}{nearest(given, known)}; {valid}")
     return cls(**hyper)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A half-sentence that names the closest known name, or nothing where none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientUpdate, Method, Peer, State, largest, merge, slice_for
+from fedelta.method import Client, ClientUpdate, Method, Peer, State, at_largest, merge, slice_for
 from fedelta.tree import Adapter, Message
 
 
@@ -46,7 +46,7 @@ class Centralised(Method):
             )
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": slice_for(template, largest(template, peers))}
+        return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return {"adapter": slice_for(state["adapter"], to)}

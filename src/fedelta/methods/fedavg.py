@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, largest, merge, slice_for
+from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge, slice_for
 from fedelta.tree import Adapter, Message
 
 
@@ -37,7 +37,7 @@ class FedAvg(Method):
     aliases = ("fedit",)
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": slice_for(template, largest(template, peers))}
+        return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return {"adapter": slice_for(state["adapter"], to)}

@@ -10,7 +10,7 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, largest, merge, slice_for, unzip
+from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge, slice_for, unzip
 from fedelta.methods._base import advance, base_for, open_base
 from fedelta.tree import Adapter, Message
 
@@ -55,7 +55,7 @@ class FedExLoRA(Method):
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
         shared = {n: min(p.rank_of(n) for p in peers) for n in template.layers}
-        full = slice_for(template, largest(template, peers))
+        full = at_largest(template, peers)
         beyond = tree.map_named(lambda n, x: lr.components(x, shared[n], x.rank), full)
         adapter = tree.map(_continue, _shared(full, shared), full)
         return {"adapter": adapter, "shared": shared, **open_base(beyond.layers)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, in_order, largest, merge, slice_for, unzip
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, in_order, merge, slice_for, unzip
 from fedelta.methods._owners import owner_mean
 from fedelta.tree import Adapter, BaseDelta, Message
 
@@ -37,7 +37,7 @@ class FFALoRA(Method):
     travels = "B, head"
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": slice_for(template, largest(template, peers), on="B")}
+        return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return self.upload(slice_for(state["adapter"], to, on="B"))

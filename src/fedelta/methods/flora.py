@@ -11,7 +11,7 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, largest, merge, slice_for
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, merge
 from fedelta.methods._base import advance, base_for, open_base
 from fedelta.seeding import generator
 from fedelta.tree import Adapter, Message
@@ -46,7 +46,7 @@ class FLoRA(Method):
     travels = "up: A, B, head; down: base delta, head"
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        empty = tree.map(lambda x: lr.with_factor(x, "B", torch.zeros_like(x.B)), slice_for(template, largest(template, peers)))
+        empty = tree.map(lambda x: lr.with_factor(x, "B", torch.zeros_like(x.B)), at_largest(template, peers))
         return {"adapter": empty, "seed": seed, **open_base(template.layers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:

@@ -20,9 +20,8 @@ from fedelta.method import (
     Method,
     Peer,
     State,
-    largest,
+    at_largest,
     merge,
-    slice_for,
     unzip,
     with_ranks,
 )
@@ -80,7 +79,7 @@ class HetLoRA(Method):
             )
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": slice_for(template, largest(template, peers)), "ranks": {}}
+        return {"adapter": at_largest(template, peers), "ranks": {}}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         reported = state["ranks"].get(str(to.id))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from fedelta.method import ClientUpdate, Method, Peer, State, largest, merge, slice_for
+from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge
 from fedelta.methods._padding import ScalePolicy, padded_mean, slice_with
 from fedelta.tree import Adapter, Message
 
@@ -45,7 +45,7 @@ class ZeroPad(Method):
     coordinates = "factors"
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": slice_for(template, largest(template, peers))}
+        return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return {"adapter": slice_with(state["adapter"], to, self.scale_policy)}
