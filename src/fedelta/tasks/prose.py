@@ -1,7 +1,7 @@
 """From a docstring to plain English prose without names: what a reader would understand but not recognise.
 
-Code, doctests, tables of parameters and addresses are cut away. Identifiers, quoted code and the words in `GIVEAWAYS` become
-"thing", so that a label has to be told from what is said and not from a name.
+Code, doctests, tables of parameters and addresses are cut away. Identifiers become the words they are made of, without the
+packages before them, and the words in `GIVEAWAYS` become "thing": a label has to be told from what is said, not from a name.
 """
 
 from __future__ import annotations
@@ -9,15 +9,29 @@ from __future__ import annotations
 import re
 
 MASK = "thing"
-FEWEST_WORDS = 8
+FEWEST_WORDS = 10
 MOST_WORDS = 60
 MOST_MASKED = 0.3
 """The largest share of masked words in a usable text."""
 
 GIVEAWAYS = (
-    *("asyncio", "argparse", "huggingface", "hugging face", "imaplib", "inductor", "dynamo", "ndarrays?", "networkx", "nn"),
-    *("np", "numpy", "nx", "optparse", "pdb", "pydantic", "pytorch", "rich", "smtplib", "sympy", "tensors?", "torch"),
-    *("torchscript", "transformers?", "typer", "unittest", "urllib", "dtypes?", "aten", "autograd", "basemodel", "pydoc"),
+    *("accelerate", "argparse", "aten", "asyncio", "base ?model", "dtypes?", "dynamo", "fx", "hf", "hugging ?face", "imaplib"),
+    *(
+        "inductor",
+        "logging",
+        "matplotlib",
+        "nd ?arrays?",
+        "network ?x",
+        "networkx",
+        "nn",
+        "np",
+        "num ?py",
+        "nx",
+        "peft",
+        "pydantic",
+    ),
+    *("py ?torch", "rich", "smtplib", "sym ?py", "tensors?", "torch", "torch ?script", "transformers?", "typer", "unittest"),
+    *("urllib", "xmlrpc"),
 )
 """Names of the packages and of their best-known things, as patterns of whole words in any case."""
 
@@ -26,15 +40,12 @@ _SECTION = re.compile(
     r"parameters?|params|raises|references?|returns?|see also|shape|todo|usage|warnings?|warns|yields?)\s*:?\s*$",
     re.IGNORECASE,
 )
-_NOT_PROSE = re.compile(r"(>>>|\.\.\s|```|:\w+[^:]*:\s|@\w+|[-*+•]\s|\d+[.)]\s|[-=~^*#]{3,}|\|)")
-_PARAMETER = re.compile(r"^\S+\s*(\([^)]*\))?\s*:\s")
-_ADDRESS = re.compile(r"(https?|ftp)://\S+|\[\w+\]_?")
-_QUOTED = re.compile(r":\w+(:\w+)*:`[^`]*`|``.+?``|`[^`]+`_*|'[^'\s]+'|\"[^\"\s]+\"|\$[^$]+\$")
-_IDENTIFIER = re.compile(
-    r"[\w.]*\w\([^)]*\)"  # calls
-    r"|\w*_\w[\w.]*|\w{2,}(?:\.\w{2,})+"  # snake_case and dotted names
-    r"|\b\w*[a-z]\w*[A-Z]\w*|\b[A-Z]{2,}[a-z]\w*|\b\w*[A-Za-z]\d\w*|\b__\w+"  # camelCase, CapWords, names with digits
-)
+_NOT_PROSE = re.compile(r"(>>>|!!!|\.\.\s|```|:\w+[^:]*:\s|@\w+|[-*+•]\s|\d+[.)]\s|[-=~^*#]{3,}|\|)")
+_PARAMETER = re.compile(r"^\S+\s*(\([^)]*\))?\s*:(\s|$)")
+_ADDRESS = re.compile(r"\(?(https?|ftp)://[^\s)]+\)?|\[\w+\]_?")
+_MARKUP = re.compile(r":\w+(:\w+)*:(?=`)|[*`\[\]{}<>\\$\"~]|(?<!\w)'|'(?!\w)")
+_DOTTED = re.compile(r"(?<![\w.])(?:\w{2,}\.)+(?=\w{2,})")
+_INNER_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _GIVEAWAY = re.compile(rf"\b({'|'.join(GIVEAWAYS)})\b", re.IGNORECASE)
 _REPEATED = re.compile(rf"\b{MASK}(\W+{MASK}\b)+")
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
@@ -48,11 +59,10 @@ def prose_of(docstring: str) -> str | None:
 
 
 def masked(text: str) -> str:
-    """The text without addresses, and with `MASK` for code, identifiers and names that give a group away."""
-    text = _ADDRESS.sub(" ", text)
-    for pattern in (_QUOTED, _IDENTIFIER, _GIVEAWAY):
-        text = pattern.sub(MASK, text)
-    return " ".join(_REPEATED.sub(MASK, re.sub(r"[*`\[\]{}<>\\]", "", text)).split())
+    """The text without addresses and markup, identifiers as words, and `MASK` for names that give a group away."""
+    text = _MARKUP.sub("", _ADDRESS.sub(" ", text))
+    text = _INNER_CAPITAL.sub(" ", _DOTTED.sub("", text)).replace("_", " ").replace("()", "")
+    return " ".join(_REPEATED.sub(MASK, _GIVEAWAY.sub(MASK, text)).split())
 
 
 def likeness(text: str) -> str:
