@@ -59,7 +59,7 @@ class Peer:
         lora_alpha: numerator of the scale; None means a constant scale of 1.
         rslora: scale lora_alpha / sqrt(r) in place of lora_alpha / r.
         rank_pattern, alpha_pattern: exceptions by layer, with PEFT's meaning: a key is a regular expression that must
-            match the layer's whole name, or all of it after a dot.
+            match the layer's whole name, or all of it after a dot. A layer's own name, escaped, goes before other keys.
     """
 
     id: int
@@ -84,6 +84,9 @@ class Peer:
 
 
 def _lookup(pattern: Mapping[str, Any], layer: str, default: Any) -> Any:
+    exact = re.escape(layer)  # goes first: the pattern "b" also matches a layer "a.b"
+    if exact in pattern:
+        return pattern[exact]
     return next((v for key, v in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
 
 

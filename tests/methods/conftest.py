@@ -1,0 +1,100 @@
+"""Rounds of random updates, and what a message means as dense matrices."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedelta import tree
+from fedelta.lowrank import LoRA
+from fedelta.method import ClientUpdate, Method, Peer
+from fedelta.models.toy import random_adapter, toy_template
+from fedelta.tree import Adapter, Message
+
+SCALES: dict[str, dict[str, Any]] = {
+    "constant": {},
+    "alpha/r": {"lora_alpha": 16.0},
+    "alpha/sqrt(r)": {"lora_alpha": 4.0, "rslora": True},
+    "patterns": {"lora_alpha": 8.0, "rank_pattern": {"hidden": 5}, "alpha_pattern": {"out.*": 3.0}},
+}
+"""The fields of `Peer` that make each rule of scales."""
+
+
+def weights_for(count: int, seed: int) -> list[float]:
+    """Random weights with sum one."""
+    drawn = np.random.default_rng(seed).uniform(0.2, 1.0, count)
+    return list(drawn / drawn.sum())
+
+
+@dataclass(frozen=True)
+class FakeRound:
+    """Peers, the template at their largest ranks, and one random trained adapter for each peer."""
+
+    peers: Sequence[Peer]
+    template: Adapter
+    adapters: Sequence[Adapter]
+    weights: Sequence[float]
+
+    @classmethod
+    def draw(
+        cls,
+        ranks: Sequence[int] = (2, 4, 5),
+        *,
+        scales: str = "alpha/r",
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+        common_A: bool = False,
+    ) -> "FakeRound":
+        """Unequal ranks where `rank_pattern` leaves them so; `common_A` gives all the template's leading rows."""
+        peers = [Peer(k, r, **SCALES[scales]) for k, r in enumerate(ranks)]
+        template = toy_template(max(max(ranks), 5), seed=seed, dtype=dtype)
+        top = {n: max(p.rank_of(n) for p in peers) for n in template.layers}
+        template = tree.map_named(lambda n, x: LoRA(x.B[:, : top[n]], x.A[: top[n]], x.scale), template)
+        adapters = [cls._trained(p, template, 100 * seed + p.id, dtype, common_A) for p in peers]
+        return cls(peers, template, adapters, weights_for(len(peers), seed))
+
+    @staticmethod
+    def _trained(peer: Peer, template: Adapter, seed: int, dtype: torch.dtype, common_A: bool) -> Adapter:
+        ranks = {n: peer.rank_of(n) for n in template.layers}
+        drawn = random_adapter(ranks, seed=seed, dtype=dtype)
+
+        def finish(n: str, x: LoRA) -> LoRA:
+            A = template.layers[n].A[: x.rank] if common_A else x.A
+            return LoRA(x.B, A, peer.scale_of(n, x.rank))
+
+        return tree.map_named(finish, drawn)
+
+    def updates(self, method: Method) -> list[ClientUpdate]:
+        triples = zip(self.peers, self.weights, self.adapters, strict=True)
+        return [ClientUpdate(p, w, method.upload(a)) for p, w, a in triples]
+
+    def run(self, method: Method, *, seed: int = 0) -> Mapping[str, Any]:
+        """The state after one aggregation."""
+        return method.aggregate(0, method.init(self.template, self.peers, seed=seed), self.updates(method))
+
+    def received(self, method: Method, state: Mapping[str, Any], to: Peer) -> dict[str, np.ndarray]:
+        """What a peer without history then runs: dW by layer, base delta included."""
+        template = tree.map_named(
+            lambda n, x: LoRA(x.B[:, : to.rank_of(n)], x.A[: to.rank_of(n)], to.scale_of(n, to.rank_of(n))), self.template
+        )
+        return dense_model(method.deploy(method.broadcast(1, state, replace(to, base_version=0)), {}, template))
+
+
+def dense_model(model: Message) -> dict[str, np.ndarray]:
+    """dW of every layer in float64: adapter plus base delta."""
+    base = tree.total(model["base"]) if "base" in model else {}
+    result = {}
+    for name, x in model["adapter"].layers.items():
+        term = base.get(name)
+        extra = 0.0 if term is None else term.to(torch.float64).dense() if isinstance(term, LoRA) else term.double()
+        result[name] = (x.to(torch.float64).dense() + extra).numpy()
+    return result
+
+
+@pytest.fixture(scope="session")
+def fake_round() -> Callable[..., FakeRound]:
+    """`FakeRound.draw`."""
+    return FakeRound.draw
