@@ -27,6 +27,8 @@ MAIN = "state.safetensors"
 def save(folder: str | Path, snapshot: Snapshot) -> None:
     """Writes a snapshot; after a crash at any moment `load` gives this one or the one before, never a mixture.
 
+    A folder belongs to one run: a client file of the right name, from an earlier round, is taken to be the right one.
+
     Raises:
         OSError: for a disk that cannot be written; the checkpoint before stands.
         TypeError: for a state with an entry that cannot be written, saying where.
@@ -41,6 +43,11 @@ def save(folder: str | Path, snapshot: Snapshot) -> None:
     _remove_others(folder, names.values())
 
 
+def exists(folder: str | Path) -> bool:
+    """Whether a round has been saved in a folder."""
+    return (Path(folder) / MAIN).is_file()
+
+
 def load(folder: str | Path) -> Snapshot:
     """The snapshot that was saved last, and a folder without leftovers of a crash.
 
@@ -49,7 +56,7 @@ def load(folder: str | Path) -> Snapshot:
         ValueError: for files that were cut, that are pickles or of another format or version, naming them.
     """
     path = Path(folder) / MAIN
-    if not path.is_file():
+    if not exists(folder):
         raise FileNotFoundError(f"no checkpoint in {folder}: {MAIN} is missing; resume needs a run that finished a round")
     content = wire.read_file(path)
     if content.get("version") != VERSION:

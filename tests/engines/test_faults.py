@@ -1,0 +1,205 @@
+"""A client that fails is left out by name, the others go on, and below the quorum the run stops and says why."""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from fedelta import lowrank as lr
+from fedelta import tree, wire
+from fedelta.client import LocalClient
+from fedelta.engines.local import Round, federate
+from fedelta.engines.rounds import QuorumError
+from fedelta.lowrank import LoRA
+from fedelta.method import Client, ClientState, TrainResult
+from fedelta.methods import get_method
+from fedelta.methods.fedavg import FedAvg
+from fedelta.models.toy import toy_federation
+from fedelta.tree import Adapter, Message
+
+Damage = Callable[[Adapter], Any]
+
+
+class Faulty:
+    """A client whose trained adapter is damaged, in rounds that `when` names."""
+
+    def __init__(self, client: LocalClient, damage: Damage, when: Callable[[int], bool] = lambda t: True) -> None:
+        self._client, self._damage, self._when = client, damage, when
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def train(self, t: int, start: Adapter, **request: Any) -> TrainResult:
+        result = self._client.train(t, start, **request)
+        return replace(result, adapter=self._damage(result.adapter)) if self._when(t) else result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sends(FedAvg):
+    """FedAvg whose client 1 sends something else."""
+
+    content: Any = None
+
+    def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
+        up, state = super().local_update(t, down, client_state, client)
+        return (self.content, state) if client.peer.id == 1 else (up, state)
+
+
+def at_hidden(change: Callable[[LoRA], LoRA]) -> Damage:
+    return lambda a: tree.map_named(lambda n, x: change(x) if n == "hidden" else x, a)
+
+
+def with_entry(value: float) -> Damage:
+    def change(x: LoRA) -> LoRA:
+        B = x.B.clone()
+        B[1, 0] = value
+        return lr.with_factor(x, "B", B)
+
+    return at_hidden(change)
+
+
+def raising(error: BaseException) -> Damage:
+    def damage(adapter: Adapter) -> Adapter:
+        raise error
+
+    return damage
+
+
+BROKEN: dict[str, tuple[Damage, str]] = {
+    "raises": (raising(RuntimeError("out of memory")), "local update: RuntimeError: out of memory"),
+    "NaN": (with_entry(float("nan")), "hidden/B holds 1 NaN or Inf of 12 values"),
+    "Inf": (with_entry(float("inf")), "hidden/B holds 1 NaN or Inf of 12 values"),
+    "NaN in the head": (
+        lambda a: replace(a, dense={"bias": a.dense["bias"] * float("nan")}),
+        "bias holds 4 NaN or Inf of 4 values",
+    ),
+    "shape": (at_hidden(lambda x: LoRA(x.B[:-1], x.A, x.scale)), r"layer 'hidden': client 1 has \(d_out, d_in\) = \(5, 5\)"),
+    "head": (lambda a: replace(a, dense={"bias": torch.zeros(9)}), r"dense tensor 'bias': client 1 has shape \(9,\)"),
+    "rank": (at_hidden(lambda x: lr.pad(x, 3)), "layer 'hidden': client 1 sent rank 3, above its capacity of 2"),
+    "layers": (lambda a: replace(a, layers={"hidden": a.layers["hidden"]}), r"client 1 lacks \['output'\]"),
+    "extra": (lambda a: replace(a, layers={**a.layers, "more": a.layers["hidden"]}), r"adds \['more'\]"),
+    "base": (lambda a: replace(a, base="other"), "client 1 was trained on base other"),
+    "integers": (lambda a: tree.map_tensors(lambda x: x.long(), a), "hidden.lora_A holds torch.int64"),
+    "scale": (at_hidden(lambda x: replace(x, scale=float("nan"))), "scale is NaN or Inf"),
+    "complex": (lambda a: tree.map_tensors(lambda x: x.to(torch.complex128), a), "complex128"),
+}
+
+
+def play(damage: Damage, name: str = "fedavg", **options: Any) -> list[Round]:
+    clients: list[Any] = toy_federation((2, 2, 2, 2))
+    clients[1] = Faulty(clients[1], damage)
+    return list(federate(get_method(name), clients, rounds=2, **options))
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_update_is_left_out_with_its_reason(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    damage, reason = BROKEN[kind]
+    with caplog.at_level(logging.WARNING, "fedelta"):
+        done = play(damage)[0]
+    assert list(done.dropped) == [1]
+    assert re.search(reason, done.dropped[1])
+    assert "client 1 is left out of round 0" in caplog.messages[0]
+    assert done.dropped[1] in caplog.messages[0]
+
+
+@pytest.mark.parametrize("kind", ["raises", "NaN", "rank"])
+def test_the_others_go_on_as_if_it_had_not_been_asked(kind: str) -> None:
+    done = play(BROKEN[kind][0])[-1]
+    others = list(federate(FedAvg(), toy_federation((2, 2, 2, 2)), rounds=2, cohort=lambda t, peers, seed: [0, 2, 3]))[-1]
+    assert [u.weight for u in done.updates] == [u.weight for u in others.updates] == pytest.approx([12 / 56, 20 / 56, 24 / 56])
+    assert wire.encode(done.state) == wire.encode(others.state)
+
+
+def test_the_ledger_has_what_was_sent_to_it_and_what_arrived() -> None:
+    raised, rejected = play(BROKEN["raises"][0])[0], play(BROKEN["NaN"][0])[0]
+    assert set(raised.bytes.down) == set(rejected.bytes.down) == {0, 1, 2, 3}
+    assert set(raised.bytes.up) == {0, 2, 3}
+    assert set(rejected.bytes.up) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("kind", ["NaN", "shape"])
+@pytest.mark.parametrize("name", ["ffa_lora", "flora", "fedex_lora", "flexlora", "zeropad", "hetlora"])
+def test_every_kind_of_message_is_guarded(name: str, kind: str) -> None:
+    assert list(play(BROKEN[kind][0], name)[-1].dropped) == [1]
+
+
+def test_bare_factors_above_the_capacity_are_refused() -> None:
+    clients: list[Any] = toy_federation((4, 2, 2))
+    clients[1] = Faulty(clients[1], at_hidden(lambda x: lr.pad(x, 3)))
+    done = next(iter(federate(get_method("ffa_lora"), clients, rounds=1)))
+    assert "client 1 sent rank 3, above its capacity of 2" in done.dropped[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "a mapping of named entries"),
+        ({"adaptor": 1}, "KeyError: 'adapter'"),
+        ({"adapter": object()}, "a object cannot travel"),
+        ({"adapter": "hello"}, "AttributeError"),
+    ],
+)
+def test_a_message_that_is_none_is_left_out(content: Any, reason: str) -> None:
+    done = next(iter(federate(Sends(content=content), toy_federation(), rounds=1)))
+    assert reason in done.dropped[1]
+
+
+def test_a_client_left_out_keeps_its_state_and_gets_the_whole_base_next() -> None:
+    clients: list[Any] = toy_federation((2, 2))
+    clients[1] = Faulty(clients[1], raising(OSError("gone")), when=lambda t: t == 2)
+    run = list(federate(get_method("flora"), clients, rounds=4))
+    assert [[p.base_version for p in r.peers] for r in run] == [[0, 0], [1, 1], [2, 0], [3, 3]]
+
+    clients = toy_federation((2, 2))
+    clients[1] = Faulty(clients[1], raising(OSError("gone")), when=lambda t: t == 1)
+    first, second = federate(get_method("local_only"), clients, rounds=2)
+    assert second.client_states[1] is first.client_states[1]
+    assert second.snapshot.client_rounds == {0: 1, 1: 0}
+
+
+def test_a_method_without_messages_survives_a_fault() -> None:
+    assert list(play(BROKEN["raises"][0], "local_only")[0].dropped) == [1]
+
+
+@pytest.mark.parametrize(("quorum", "enough"), [(1, True), (3, True), (4, False), (0.75, True), (0.76, False), (1.0, False)])
+def test_the_quorum_is_a_number_or_a_fraction(quorum: float, enough: bool) -> None:
+    if enough:
+        assert len(play(BROKEN["raises"][0], quorum=quorum)) == 2
+    else:
+        with pytest.raises(
+            QuorumError, match=r"round 0: 3 of 4 updates can be used, the quorum is 4\n  client 1: .*out of memory"
+        ):
+            play(BROKEN["raises"][0], quorum=quorum)
+
+
+def test_below_the_quorum_all_are_named() -> None:
+    clients = [Faulty(c, BROKEN[kind][0]) for c, kind in zip(toy_federation((2, 2)), ("NaN", "raises"), strict=True)]
+    with pytest.raises(QuorumError) as error:
+        next(iter(federate(FedAvg(), clients, rounds=1)))
+    assert "0 of 2" in str(error.value)
+    assert "client 0: upload: ValueError" in str(error.value)
+    assert "client 1: local update: RuntimeError" in str(error.value)
+
+
+def test_an_impossible_quorum_is_refused_before_anyone_trains() -> None:
+    with pytest.raises(ValueError, match="quorum = 5 must be between 1 and the 4"):
+        play(raising(AssertionError("trained")), quorum=5, debug=True)
+
+
+def test_debug_raises_with_client_round_and_stage() -> None:
+    with pytest.raises(RuntimeError, match="out of memory") as raised:
+        play(BROKEN["raises"][0], debug=True)
+    assert raised.value.__notes__ == ["client 1, round 0, stage: local update"]
+    with pytest.raises(ValueError, match="NaN") as rejected:
+        play(BROKEN["NaN"][0], debug=True)
+    assert rejected.value.__notes__ == ["client 1, round 0, stage: upload"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_is_not_swallowed(error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        play(raising(error()))
