@@ -290,7 +290,7 @@ def load_config(
         ConfigError: naming every key that is wrong, the nearest valid one, and the remedy.
     """
     raw = _raw(source)
-    for key, value in _pairs(overrides):
+    for key, value in pairs(overrides):
         raw = _with(raw, key.split("."), value, key)
     try:
         return RunConfig.model_validate(raw)
@@ -337,16 +337,21 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return cast("dict[str, Any]", raw)
 
 
-def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+def pairs(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Keys and values of overrides: a mapping's own, or those of texts `key=value` with a YAML value.
+
+    Raises:
+        ConfigError: for a text that is not of that form.
+    """
     if isinstance(overrides, Mapping):
         return list(overrides.items())
-    pairs: list[tuple[str, Any]] = []
+    found: list[tuple[str, Any]] = []
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"override {text!r} has no value: write it as key=value, such as federation.rounds=20")
-        pairs.append((key.strip(), _value(text, value)))
-    return pairs
+        found.append((key.strip(), _value(text, value)))
+    return found
 
 
 def _value(override: str, text: str) -> Any:

@@ -6,7 +6,9 @@ A record is one line of a run's `rounds.jsonl`; `fedelta.runner` says what is in
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +16,8 @@ from typing import Any, TypeAlias
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from fedelta.evaluation import is_better
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +69,22 @@ def round_line(record: Record, sent: int) -> str:
     return "  ".join(parts + ([f"left out: {sorted(record['dropped'])}"] if record.get("dropped") else []))
 
 
+def majority(labels: Sequence[Hashable]) -> float | None:
+    """The share of the commonest label: what a constant answer scores. None where rows have no labels."""
+    known = [label for label in labels if label is not None]
+    return Counter(known).most_common(1)[0][1] / len(known) if known else None
+
+
+def best_round(records: Sequence[Record], metric: str) -> int | None:
+    """The first round with the best value of a metric on validation data; None where it was not measured."""
+    found = [(r["t"], r["validation"][metric]) for r in records if (r.get("validation") or {}).get(metric) is not None]
+    best: tuple[int, float] | None = None
+    for t, value in found:
+        if best is None or is_better(value, best[1], metric):
+            best = (t, value)
+    return None if best is None else best[0]
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -78,16 +98,16 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], le
     return table
 
 
-def split_table(rows: Sequence[Mapping[str, Any]], ranks: Sequence[int]) -> Table:
-    """Who gets what: one line for each client, from `fedelta.tasks.partition.partition_table`."""
+def split_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Who gets what: one line for each client, from `fedelta.tasks.partition.partition_table`, with the client's "rank"."""
     labels = list(dict.fromkeys(label for row in rows for label in row["counts"]))
     shown = labels if len(labels) <= 10 else []  # more would not fit a terminal; the picture shows them
     columns = ["client", "rank", "examples", *map(str, shown), "largest label", "distance"]
     lines = [
-        [str(row["client"]), str(rank), str(row["examples"])]
+        [str(row["client"]), str(row["rank"]), str(row["examples"])]
         + [str(row["counts"].get(label, 0)) for label in shown]
         + [f"{row['largest_share']:.0%}", f"{row['distance']:.2f}"]
-        for row, rank in zip(rows, ranks, strict=True)
+        for row in rows
     ]
     table = _table("Split of the training rows", columns, lines)
     table.caption = "distance: total variation between the client's labels and everybody's"
@@ -97,7 +117,7 @@ def split_table(rows: Sequence[Mapping[str, Any]], ranks: Sequence[int]) -> Tabl
 def methods_table(methods: Sequence[Mapping[str, Any]]) -> Table:
     """What there is: name, source, ranks, and what travels."""
     rows = [(m["name"], m["paper"], "yes" if m["hetero_rank"] else "no", m["travels"]) for m in methods]
-    return _table("Methods", ["name", "source", "unequal ranks", "goes up"], rows, left=4)
+    return _table("Methods", ["name", "source", "unequal ranks", "what travels"], rows, left=4)
 
 
 def summary(records: Sequence[Record], *, majority: float | None, folder: Path, best: int | None = None) -> RenderableType:
@@ -135,6 +155,12 @@ def duration(seconds: float) -> str:
     """`42 s`, `3 min 20 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def scores_table(name: str, scores: Mapping[str, float]) -> Table:
+    """Metrics of one adapter, and the number of examples."""
+    rows = [(metric, str(value) if metric == "examples" else number(value)) for metric, value in scores.items()]
+    return _table(name, ["metric", "value"], rows)
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:
@@ -202,14 +228,12 @@ def curves(records: Sequence[Record], path: str | Path, *, title: str = "", majo
         title: above all panels.
         majority: the share of the commonest label, drawn as a line.
     """
-    panels = [p for p in (_draw_score, _draw_loss, _draw_bytes, _draw_rank) if p is not _draw_rank or _has_rank(records)]
+    panels: list[Callable[..., None]] = [partial(_draw_score, constant=majority), _draw_loss, _draw_bytes]
+    panels += [_draw_rank] if _has_rank(records) else []
 
     def draw(axes: Sequence[Any]) -> None:
         for panel, axis in zip(panels, axes, strict=True):
             panel(axis, records)
-        if majority is not None and main_metric(records) == "accuracy":
-            axes[0].axhline(majority, color="grey", linestyle=":", label="majority class")
-            axes[0].legend(frameon=False)
 
     return _picture(path, title, len(panels), draw)
 
@@ -224,12 +248,26 @@ def comparison(runs: Mapping[str, Sequence[Record]], path: str | Path, *, title:
             sent = dict(zip([r["t"] for r in records], accumulate(total_bytes([r]) for r in records), strict=True))
             axes[0].plot(ts, values, color=colour, label=name)
             axes[1].plot([sent[t] / 2**20 for t in ts], values, color=colour, label=name)
-            axes[0].set_ylabel(f"test {metric}")
-        axes[0].set_xlabel("round")
-        axes[1].set_xlabel("sent, MiB")
-        axes[0].legend(frameon=False)
+        _name(axes[0], "round", "test score")
+        _name(axes[1], "sent, MiB", "test score")
 
     return _picture(path, title, 2, draw)
+
+
+def spectra(adapters: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> Path | None:
+    """Draws the singular values and the effective rank of every layer, by adapter; from `fedelta.inspection.describe`."""
+
+    def draw(axes: Sequence[Any]) -> None:
+        for colour, (name, layers) in zip(COLOURS * len(adapters), adapters.items(), strict=False):
+            for layer in layers:
+                axes[0].plot(range(1, len(layer["spectrum"]) + 1), layer["spectrum"], color=colour, alpha=0.35, linewidth=1)
+            axes[1].plot([layer["effective_rank"] for layer in layers], color=colour, label=name, marker="o", markersize=3)
+        axes[0].set_yscale("log")
+        _name(axes[0], "component", "singular value of dW")
+        _name(axes[1], "layer", "effective rank")
+        axes[1].set_ylim(bottom=0)
+
+    return _picture(path, "", 2, draw)
 
 
 def _picture(path: str | Path, title: str, panels: int, draw: Callable[[Sequence[Any]], None]) -> Path | None:
@@ -260,8 +298,10 @@ def _line(axis: Any, ts: Sequence[int], values: Sequence[float], name: str) -> N
         axis.plot(ts, values, color=COLOUR_OF[name], label=name, marker="o" if len(ts) < 30 else None, markersize=3)
 
 
-def _draw_score(axis: Any, records: Sequence[Record]) -> None:
+def _draw_score(axis: Any, records: Sequence[Record], constant: float | None = None) -> None:
     metric = main_metric(records)
+    if constant is not None and metric == "accuracy":
+        axis.axhline(constant, color="grey", linestyle=":", label="majority class")
     for part in ("test", "validation"):
         _line(axis, *_points(records, part, metric), part)
     spreads = [(r["t"], r["clients"][metric]) for r in records if metric in (r.get("clients") or {})]
@@ -270,7 +310,7 @@ def _draw_score(axis: Any, records: Sequence[Record]) -> None:
         low, high = ([s["mean"] + sign * s["spread"] for _, s in spreads] for sign in (-1, 1))
         axis.fill_between(ts, low, high, color="grey", alpha=0.2, linewidth=0, label="clients: mean ± spread")
         axis.plot(ts, [s["worst"] for _, s in spreads], color="grey", linestyle="--", linewidth=1, label="worst client")
-    _finish(axis, metric or "nothing was evaluated")
+    _name(axis, "round", metric or "nothing was evaluated")
 
 
 def _draw_loss(axis: Any, records: Sequence[Record]) -> None:
@@ -278,14 +318,14 @@ def _draw_loss(axis: Any, records: Sequence[Record]) -> None:
     _line(axis, [t for t, _ in trained], [loss for _, loss in trained], "training")
     for part in ("test", "validation"):
         _line(axis, *_points(records, part, "loss"), part)
-    _finish(axis, "loss, nats")
+    _name(axis, "round", "loss, nats")
 
 
 def _draw_bytes(axis: Any, records: Sequence[Record]) -> None:
     for way in ("down", "up"):
         sent = accumulate(r["bytes"][way] / 2**20 for r in records)
         _line(axis, [r["t"] for r in records], list(sent), way)
-    _finish(axis, "sent so far, MiB")
+    _name(axis, "round", "sent so far, MiB")
     axis.set_ylim(bottom=0)
 
 
@@ -294,7 +334,7 @@ def _draw_rank(axis: Any, records: Sequence[Record]) -> None:
         ts, values = _points(records, "diagnostics", name)
         known = [(t, v) for t, v in zip(ts, values, strict=True) if v is not None]
         axis.plot([t for t, _ in known], [v for _, v in known], color=colour, label=name.replace("_", " "))
-    _finish(axis, "rank of the server's delta")
+    _name(axis, "round", "rank of the server's delta")
     axis.set_ylim(bottom=0)
 
 
@@ -302,9 +342,9 @@ def _has_rank(records: Sequence[Record]) -> bool:
     return any((r.get("diagnostics") or {}).get("effective_rank") is not None for r in records)
 
 
-def _finish(axis: Any, name: str) -> None:
-    axis.set_xlabel("round")
-    axis.set_ylabel(name)
+def _name(axis: Any, x: str, y: str) -> None:
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
     axis.xaxis.get_major_locator().set_params(integer=True)
     if axis.get_legend_handles_labels()[1]:
         axis.legend(frameon=False, fontsize=8)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,16 @@ class RunFolder:
         """Raises FileExistsError if a new run cannot start here."""
         if self.path.is_dir() and any(self.path.iterdir()):
             raise FileExistsError(
-                f"{self.path} is not empty: take the run up with --resume {self.path}, or give another output"
+                f"{self.path} is not empty: take the run up with --resume {self.path}, give another --output, or drop the "
+                "earlier run with --force"
             )
+
+    def clear(self) -> None:
+        """Removes what a run left here; other files stay, and are in the way of a new run."""
+        for folder in (self.adapters, self.checkpoint):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.config_file, self.records_file, self.curves):
+            file.unlink(missing_ok=True)
 
     def write_config(self, config: RunConfig) -> None:
         """Writes the resolved config, and makes the folder if it is not there."""
