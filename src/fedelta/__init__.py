@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedelta.method import Client, ClientUpdate, Method, Peer, TrainResult
     from fedelta.methods import get_method, list_methods
     from fedelta.models.clients import hf_clients
-    from fedelta.models.peft import load_adapter, save_adapter
+    from fedelta.models.adapter_files import load_adapter, save_adapter
     from fedelta.runner import run
     from fedelta.tree import Adapter, BaseDelta
 
@@ -45,9 +45,9 @@ _HOME = {
     "gossip": "fedelta.engines.local",
     "hf_clients": "fedelta.models.clients",
     "list_methods": "fedelta.methods",
-    "load_adapter": "fedelta.models.peft",
+    "load_adapter": "fedelta.models.adapter_files",
     "run": "fedelta.runner",
-    "save_adapter": "fedelta.models.peft",
+    "save_adapter": "fedelta.models.adapter_files",
 }
 _MODULES = ("lowrank", "methods", "topology", "tree")
 

@@ -17,9 +17,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -28,6 +27,9 @@ from fedelta.lowrank import LoRA
 from fedelta.method import Peer
 from fedelta.models.lora_options import check_options
 from fedelta.tree import Adapter
+
+if TYPE_CHECKING:
+    from peft import LoraConfig  # slow to import, and not needed to look at files
 
 CONFIG, WEIGHTS, EXTRA = "adapter_config.json", "adapter_model.safetensors", "fedelta.json"
 PREFIX = "base_model.model."
@@ -229,15 +231,9 @@ def save_adapter(
 
 
 def _as_layout(like: Layout | LoraConfig | str | Path | None) -> Layout:
-    match like:
-        case None:
-            return Layout()
-        case Layout():
-            return like
-        case LoraConfig():
-            return Layout(like.to_dict())
-        case _:
-            return read_layout(like)
+    if like is None or isinstance(like, Layout):
+        return like or Layout()
+    return read_layout(like) if isinstance(like, str | Path) else Layout(like.to_dict())
 
 
 def _config(adapter: Adapter, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,8 +252,10 @@ def _config(adapter: Adapter, settings: Mapping[str, Any]) -> dict[str, Any]:
         "modules_to_save": saved,
         "inference_mode": True,
         "peft_type": "LORA",
+        "bias": "none",
+        "use_rslora": rslora,
     }
-    config = {**LoraConfig().to_dict(), **settings, **_targets(adapter, settings), **own}
+    config = {**settings, **_targets(adapter, settings), **own}
     return {k: getattr(v, "value", v) for k, v in config.items()}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig
+from torch import Tensor, nn
 
 from fedelta.client import LocalClient, Training
 from fedelta.method import Peer, largest, template_for, truncate_for
@@ -91,6 +92,7 @@ def clients_on(
         ValueError: for a start that does not fit the model.
     """
     collate = partial(task.collate, pad_token_id=pad_token_of(adapted))
+    loss = cast("Callable[[nn.Module, Any], Tensor]", task.loss)  # its batches are what its own collate makes
     peers = [peer_for(k, rank, lora_config, len(examples[k])) for k, rank in enumerate(ranks)]
     if start is not None:
         adapted.load(start)  # refuses what does not fit before any work is done
@@ -98,7 +100,7 @@ def clients_on(
     else:
         common = adapted.initial(max(peers, key=lambda p: p.rank), seed)  # patterns are the same for all
     return [
-        LocalClient(peer, template_for(peer, common), adapted, part, collate, task.loss, training, seed)
+        LocalClient(peer, template_for(peer, common), adapted, part, collate, loss, training, seed)
         for peer, part in zip(peers, examples, strict=True)
     ]
 

@@ -33,15 +33,18 @@ VOLATILE = frozenset(
 )
 """Entries of a config that say where a model came from, how it is run, or what its (trained) head predicts."""
 
-WHOLE = 1 << 30
-"""Bytes of weights up to which all of them are hashed; beyond, blocks spread evenly over each tensor."""
+WHOLE = 1 << 29
+"""Weights up to which all are hashed; in a larger model, blocks spread evenly over each tensor."""
 
-BLOCKS, BLOCK = 64, 4096
-"""Blocks taken from each tensor of a large model, and bytes in a block."""
+BLOCKS, BLOCK = 64, 2048
+"""Blocks taken from each tensor of a large model, and weights in a block."""
 
 
 def fingerprint(model: nn.Module, tokenizer: Any, targets: Collection[str], heads: Collection[str] = ()) -> str:
     """16 hexadecimal digits that name a base.
+
+    Floating-point weights count as bfloat16, so that a base is the same in the precisions that it may be loaded in; one that
+    is quantised to integers is another base.
 
     Args:
         model: a transformers model, plain or with its adapter injected: both give the same digits.
@@ -53,9 +56,9 @@ def fingerprint(model: nn.Module, tokenizer: Any, targets: Collection[str], head
     for part in (_architecture(model), _vocabulary(tokenizer), sorted(targets)):
         digest.update(json.dumps(part, sort_keys=True, default=str).encode())
     tensors = sorted(base_tensors(model, heads), key=lambda item: item[0])
-    sampled = sum(x.nbytes for _, x in tensors) > WHOLE
+    sampled = sum(x.numel() for _, x in tensors) > WHOLE
     for name, x in tensors:
-        digest.update(json.dumps([name, list(x.shape), str(x.dtype)]).encode())
+        digest.update(json.dumps([name, list(x.shape)]).encode())
         digest.update(_content(x, sampled))
     return digest.hexdigest()
 
@@ -80,9 +83,10 @@ def _vocabulary(tokenizer: Any) -> list[Any]:
 
 
 def _content(x: Tensor, sampled: bool) -> Any:
-    """The tensor's bytes, or evenly spread blocks of them."""
-    flat = x.contiguous().reshape(-1).view(torch.uint8)
+    """The tensor's bytes in a common precision, or evenly spread blocks of them."""
+    flat = x.reshape(-1)
     if sampled and flat.numel() > BLOCKS * BLOCK:
         starts = torch.linspace(0, flat.numel() - BLOCK, BLOCKS, dtype=torch.float64).long()
         flat = torch.cat([flat[k : k + BLOCK] for k in starts.tolist()])
-    return flat.cpu().numpy()
+    common = flat.to(torch.bfloat16) if flat.is_floating_point() else flat
+    return common.contiguous().cpu().view(torch.uint8).numpy()

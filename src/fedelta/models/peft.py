@@ -209,7 +209,11 @@ def _inject(model: Any, lora_config: LoraConfig) -> PeftModel:
     try:
         wrapped = get_peft_model(model, copy.deepcopy(lora_config), adapter_name=SLOT)
     except ValueError as error:
-        raise ValueError(f"{error} Names that can be targeted here: {', '.join(targetable(model))}") from error
+        wanted = lora_config.target_modules
+        raise ValueError(
+            f"target_modules={wanted if isinstance(wanted, str) else sorted(wanted or ())} do not fit the model: {error} "
+            f"Names that can be targeted here: {', '.join(targetable(model))}"
+        ) from error
     assert isinstance(wrapped, PeftModel)  # get_peft_model's other return type is for mixed adapters
     return wrapped
 
