@@ -21,7 +21,7 @@ from fedelta.optim import AdamW, Optimizer
 from fedelta.tree import Adapter, BaseDelta, Tensors
 
 Example = Mapping[str, Any]
-Batch = Mapping[str, Tensor]
+Batch = dict[str, Tensor]
 
 
 class AdaptedModel(Protocol):

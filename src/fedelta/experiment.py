@@ -16,7 +16,7 @@ from peft import LoraConfig
 from fedelta import seeding
 from fedelta.client import LocalClient
 from fedelta.config import Partition, RankChoice, RunConfig
-from fedelta.engines.local import largest_template
+from fedelta.engines.federation import largest_template
 from fedelta.evaluation import Evaluator
 from fedelta.method import Method
 from fedelta.models.adapter_files import load_adapter

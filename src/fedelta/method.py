@@ -135,7 +135,11 @@ class Client(Protocol):
 
     peer: Peer
     template: Adapter
-    num_steps: int
+
+    @property
+    def num_steps(self) -> int:
+        """The optimiser steps of a round, where a method does not ask for another number."""
+        ...
 
     def train(
         self,

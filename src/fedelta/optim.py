@@ -120,4 +120,5 @@ def get_optimizer(name: str, **settings: Any) -> Optimizer:
     for setting in settings:
         if setting not in known:
             raise ValueError(f"optimizer {name!r} has no {setting!r}{nearest(setting, known)}; it has {', '.join(known)}")
-    return OPTIMIZERS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return OPTIMIZERS[name](**values)
