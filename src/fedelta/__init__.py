@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fedelta.lowrank import LoRA
     from fedelta.method import Client, ClientUpdate, Method, Peer, TrainResult
     from fedelta.methods import get_method, list_methods
-    from fedelta.models.clients import hf_clients
     from fedelta.models.adapter_files import load_adapter, save_adapter
+    from fedelta.models.clients import hf_clients
     from fedelta.runner import run
     from fedelta.tree import Adapter, BaseDelta
 
