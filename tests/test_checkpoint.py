@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fedelta import checkpoint, sampling, wire
+from fedelta.client import Training
 from fedelta.engines.local import federate
 from fedelta.engines.rounds import Snapshot
 from fedelta.method import Client, ClientState, Method
@@ -19,9 +20,11 @@ from fedelta.methods.fedavg import FedAvg
 from fedelta.methods.flora import FLoRA
 from fedelta.methods.local_only import LocalOnly
 from fedelta.models.toy import random_adapter, toy_federation
+from fedelta.optim import SGD
 from fedelta.tree import Message
 
 ROUNDS = 4
+SHORT = Training(local_steps=1, batch_size=4, learning_rate=0.05, optimizer=SGD())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ def play(folder: Path, name: str, rounds: int = ROUNDS) -> None:
     method, ranks = METHODS[name]
     start = checkpoint.load(folder) if checkpoint.exists(folder) else None
     cohort = sampling.uniform(2)
-    for done in federate(method, toy_federation(ranks), rounds=rounds, cohort=cohort, start=start, debug=True):
+    for done in federate(method, toy_federation(ranks, training=SHORT), rounds=rounds, cohort=cohort, start=start, debug=True):
         checkpoint.save(folder, done.snapshot)
 
 
@@ -235,9 +238,9 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 def test_a_snapshot_in_memory_resumes_with_the_bits_and_bytes_of_the_whole_run(name: str) -> None:
     method, ranks = METHODS[name]
     options: Any = {"rounds": ROUNDS, "cohort": sampling.uniform(2), "debug": True}
-    whole = list(federate(method, toy_federation(ranks), **options))
+    whole = list(federate(method, toy_federation(ranks, training=SHORT), **options))
     for done in whole[:-1]:
-        later = list(federate(method, toy_federation(ranks), start=done.snapshot, **options))
+        later = list(federate(method, toy_federation(ranks, training=SHORT), start=done.snapshot, **options))
         assert [r.t for r in later] == list(range(done.t + 1, ROUNDS))
         assert wire.encode(later[-1].state) == wire.encode(whole[-1].state)
         assert [r.bytes for r in later] == [r.bytes for r in whole[done.t + 1 :]]

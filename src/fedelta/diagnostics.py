@@ -21,8 +21,8 @@ from fedelta.tree import Adapter
 Value: TypeAlias = float | str | None
 
 
-class _Undefined(Exception):
-    """Why a quantity has no value in this round."""
+class Undefined(Exception):
+    """A quantity has no value in this round; the message says why."""
 
 
 def diagnose(round: Round) -> dict[str, Value]:
@@ -45,9 +45,9 @@ def diagnose(round: Round) -> dict[str, Value]:
     for name, number in _NUMBERS.items():
         try:
             if not adapters:
-                raise _Undefined("nothing travels")
+                raise Undefined("nothing travels")
             result[name] = number(weights, adapters)
-        except _Undefined as reason:
+        except Undefined as reason:
             result |= {name: None, f"{name}_reason": str(reason)}
     return result
 
@@ -58,14 +58,14 @@ def aggregation_error(weights: Sequence[float], adapters: Sequence[Adapter]) -> 
     for xs in _by_layer(adapters):
         xs = [lr.rescale(x, xs[0].scale) for x in xs]
         if len({x.rank for x in xs}) > 1:
-            raise _Undefined(f"unequal ranks {[x.rank for x in xs]}: factors cannot be averaged")
+            raise Undefined(f"unequal ranks {[x.rank for x in xs]}: factors cannot be averaged")
         mean = lr.mean_factors(weights, xs)
         # mean(B A) - mean(B) mean(A) = mean((B - mean B) (A - mean A)), which loses no digits and is 0 for equal clients
         centred = [LoRA(x.B - mean.B, x.A - mean.A, x.scale) for x in xs]
         wrong += _square(lr.stack(weights, centred))
         right += _square(lr.stack(weights, xs))
     if right == 0:
-        raise _Undefined("the mean delta is zero")
+        raise Undefined("the mean delta is zero")
     return math.sqrt(wrong / right)
 
 
@@ -90,7 +90,7 @@ def client_cosine(weights: Sequence[float], adapters: Sequence[Adapter]) -> floa
     alive = gram.diagonal() > 0
     gram = gram[alive][:, alive]
     if len(gram) < 2:
-        raise _Undefined("fewer than two clients have a delta")
+        raise Undefined("fewer than two clients have a delta")
     length = gram.diagonal().sqrt()
     cosines = gram / length[:, None] / length
     pairs = torch.ones_like(cosines).triu(1).bool()
