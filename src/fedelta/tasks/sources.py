@@ -1,29 +1,21 @@
-"""Where rows come from: a local file, a data set of the Hub, or the embedded text of `docstrings`; and how they are split.
-
-Local files go by suffix: .jsonl, .json, .csv, .tsv, .parquet, each also with .gz behind it.
-"""
+"""Where rows come from: a local file, a data set of the Hub, or the embedded text of `docstrings`; and how they are split."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
 
 import numpy as np
 
 from fedelta.seeding import SERVER, numpy_generator
 from fedelta.tasks import docstrings
+from fedelta.tasks.files import DATA_EXTRA, READERS, read_file, reader_of
+from fedelta.tasks.rounding import proportional
 from fedelta.tasks.rows import Row, label_order, value_of
 
 EMBEDDED = "docstrings"
-DATA_EXTRA = "pip install 'fedelta[data]'"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PARTS: tuple[str, ...] = ("train", "validation", "test")
 
@@ -71,7 +63,7 @@ def _read(source: str | Path, split: str | None, subset: str | None) -> list[Row
     if source == EMBEDDED:
         return _embedded(split or "train")
     path = Path(source)
-    if _reader_of(path) or path.exists():
+    if reader_of(path) or path.exists():
         if split:
             raise ValueError(f"{source} is a file and has no split {split!r}: give one file per split")
         return read_file(path)
@@ -99,109 +91,6 @@ def _from_hub(name: str, split: str, subset: str | None) -> list[Row]:
         return [dict(row) for row in datasets.load_dataset(name, subset, split=split)]
     except (ValueError, OSError) as error:  # unknown split or subset, no such data set, no network
         raise ValueError(f"cannot load split {split!r} of {name!r} (subset {subset!r}) from the Hub: {error}") from error
-
-
-def read_file(path: Path) -> list[Row]:
-    """All rows of a local file, by its suffix.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the suffix is unknown, or the content is not what it says; the message names the file and the line.
-    """
-    reader = _reader_of(path)
-    if path.is_dir() or reader is None:
-        raise ValueError(f"{path} is not a file ending in {', '.join(READERS)} (or these with .gz)")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path} (looked in {Path.cwd()})")
-    try:
-        with path.open("rb") as raw:
-            return reader(cast(IO[bytes], gzip.open(raw)) if path.suffix == ".gz" else raw, path)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is a cut-off or damaged gzip file ({error}): fetch it again") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error})") from error
-
-
-def _reader_of(path: Path) -> Callable[[IO[bytes], Path], list[Row]] | None:
-    suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
-    return READERS.get(suffixes[-1]) if suffixes else None
-
-
-def _text(stream: IO[bytes]) -> io.TextIOWrapper:
-    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-
-
-def _read_jsonl(stream: IO[bytes], path: Path) -> list[Row]:
-    # Lines end at "\n" only: JSON text may hold other separators, such as U+2028.
-    lines = enumerate(_text(stream), start=1)
-    return [_json_object(line, f"{path}, line {number}") for number, line in lines if line.strip()]
-
-
-def _json_object(line: str, where: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
-    return _checked_object(row, where)
-
-
-def _checked_object(row: Any, where: str) -> Row:
-    if not isinstance(row, dict):
-        raise ValueError(f"{where} is {type(row).__name__}, but each row must be an object with fields by name")
-    return row
-
-
-def _read_json(stream: IO[bytes], path: Path) -> list[Row]:
-    try:
-        rows = json.load(_text(stream))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} holds one {type(rows).__name__}, but a list of objects is needed (one per line: .jsonl)")
-    return [_checked_object(row, f"{path}, row {index}") for index, row in enumerate(rows)]
-
-
-def _read_csv(stream: IO[bytes], path: Path) -> list[Row]:
-    return list(_table(csv.DictReader(_text(stream), strict=True), path))
-
-
-def _read_tsv(stream: IO[bytes], path: Path) -> list[Row]:
-    # The format has no quoting: quotation marks belong to the text.
-    return list(_table(csv.DictReader(_text(stream), delimiter="\t", quoting=csv.QUOTE_NONE), path))
-
-
-def _table(reader: csv.DictReader[str], path: Path) -> Iterator[Row]:
-    """The rows below a header line; each must have as many columns as it."""
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"{path}, line {reader.line_num} does not have the header's columns {list(reader.fieldnames or ())}"
-                )
-            yield row
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num} cannot be read: {error}") from error
-
-
-def _read_parquet(stream: IO[bytes], path: Path) -> list[Row]:
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(f"{path} is read by pyarrow: {DATA_EXTRA}") from error
-    try:
-        return parquet.read_table(io.BytesIO(stream.read())).to_pylist()
-    except arrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a readable parquet file: {error}") from error
-
-
-READERS: dict[str, Callable[[IO[bytes], Path], list[Row]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".parquet": _read_parquet,
-}
 
 
 def _with_fields(rows: list[Row], fields: Mapping[str, str] | Sequence[str] | None, source: str | Path) -> list[Row]:
@@ -264,19 +153,6 @@ def split_rows(
 def _evenly(total: int, size: int, offset: float) -> np.ndarray:
     """`size` different positions below `total` at even distances, started at a random place in [0, 1)."""
     return np.floor((np.arange(size) + offset) * total / max(size, 1)).astype(np.intp)
-
-
-def proportional(shares: Sequence[float] | np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers proportional to the shares and summing to `total`: the largest remainders get what rounding leaves.
-
-    Ties go to the first. No share gets less than its rounded-down or more than its rounded-up part.
-    """
-    exact = np.asarray(shares, dtype=np.float64) / np.sum(shares) * total
-    # A share that is whole but for rounding error must not lose one.
-    counts = np.floor(exact + 1e-9).astype(np.int64)
-    order = np.argsort(counts - exact, kind="stable")
-    counts[order[: total - counts.sum()]] += 1
-    return counts
 
 
 def load_splits(
@@ -344,7 +220,7 @@ def _named_parts(
         raise ValueError(f"{source} is a folder: name the file with its training rows as `train`")
     if path.is_dir():
         return {part: load_rows(path / name, fields=fields) for part, name in given.items()}
-    if _reader_of(path):
+    if reader_of(path):
         files = {"train": str(source), **given}
         return {part: load_rows(file, fields=fields) for part, file in files.items()}
     always = PARTS if source == EMBEDDED else ("train",)
