@@ -1,0 +1,139 @@
+"""Clients on a Hugging Face model: the same numbers as a bare PEFT loop, one model and one start for all."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch.nn import functional as F
+
+from fedelta import tree
+from fedelta.models.clients import hf_clients
+from fedelta.tasks import MultipleChoice
+
+ROWS = [{"text": f"{k % 7} {chr(97 + k % 5)} " * (1 + k % 3), "label": "xyz"[k % 3]} for k in range(20)]
+SETTINGS = {"batch_size": 4, "learning_rate": 1e-2}
+
+
+@pytest.fixture
+def make(linear, tokenizer):
+    def build(parts=(ROWS,), ranks=4, **settings):
+        lora = linear.lora(**settings.pop("lora", {}))
+        return hf_clients(linear.model(), tokenizer, list(parts), lora, ranks, device="cpu", **{**SETTINGS, **settings})
+
+    return build
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.05])
+def test_training_equals_a_bare_peft_loop(linear, make, max_grad_norm):
+    client = make(local_steps=12, max_grad_norm=max_grad_norm, lora={"use_rslora": True})[0]
+    result = client.train(3, client.template)
+
+    model = get_peft_model(linear.model(), linear.lora(use_rslora=True))
+    layers = {n: model.get_base_model().get_submodule(n) for n in client.template.layers}
+    with torch.no_grad():
+        for name, layer in layers.items():
+            layer.lora_A["default"].weight.copy_(client.template.layers[name].A)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
+    model.eval()
+    batches, losses = client.batches(3), []
+    for _ in range(12):
+        batch = next(batches)
+        loss = F.cross_entropy(model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch["labels"])
+        optimizer.zero_grad()
+        loss.backward()
+        if max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+
+    assert result.num_steps == 12
+    assert result.loss == pytest.approx(sum(losses) / 12, abs=1e-6)
+    for name, layer in layers.items():
+        x = result.adapter.layers[name]
+        assert x.scale == layer.scaling["default"]
+        torch.testing.assert_close(x.A, layer.lora_A["default"].weight.detach(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(x.B, layer.lora_B["default"].weight.detach(), atol=1e-6, rtol=0)
+    head = model.get_base_model().classifier.modules_to_save["default"].weight.detach()
+    torch.testing.assert_close(result.adapter.dense["classifier.weight"], head, atol=1e-6, rtol=0)
+
+
+def test_clients_share_one_model_and_one_start(make):
+    clients = make([ROWS[:4], ROWS[4:9], ROWS[9:]], [2, 8, 4])
+    assert len({id(c.model) for c in clients}) == 1
+    assert [(c.peer.id, c.peer.rank, c.peer.num_examples) for c in clients] == [(0, 2, 4), (1, 8, 5), (2, 4, 11)]
+    for name, widest in clients[1].template.layers.items():
+        for c in clients:
+            x = c.template.layers[name]
+            assert (x.rank, x.scale) == (c.peer.rank, 16 / c.peer.rank)
+            assert torch.equal(x.A, widest.A[: x.rank])
+
+
+def test_who_trained_before_does_not_matter(make):
+    """One model in memory serves clients of unequal ranks, with dropout, in any order."""
+    clients = make([ROWS[:8], ROWS[8:]], [2, 5], local_steps=3, lora={"lora_dropout": 0.3})
+    forward = [c.train(1, c.template).adapter for c in clients]
+    backward = [c.train(1, c.template).adapter for c in reversed(clients)][::-1]
+    for one, other in zip(forward, backward, strict=True):
+        for name, value in tree.parameters(one).items():
+            assert torch.equal(value, tree.parameters(other)[name])
+
+
+def test_labels_are_read_from_all_clients_and_patterns_reach_the_peers(make):
+    clients = make([ROWS[:1], ROWS[1:3]], lora={"rank_pattern": {"query": 3}, "alpha_pattern": {"query": 5}})
+    assert [e["label"] for c in clients for e in c.examples] == [0, 1, 2]
+    layer = "bert.encoder.layer.0.attention.self.query"
+    assert clients[0].peer.rank_of(layer) == 3
+    assert clients[0].template.layers[layer].scale == 5 / 3
+
+
+def test_a_hugging_face_dataset_will_do(make):
+    datasets = pytest.importorskip("datasets")
+    listed, loaded = make([ROWS])[0], make([datasets.Dataset.from_list(ROWS)])[0]
+    assert listed.examples == loaded.examples
+
+
+def test_a_head_that_peft_does_not_know_trains_too(choice_model, linear, tokenizer):
+    rows = [{"context": "1 2", "choices": ["a", "b", "c"], "label": k % 3} for k in range(6)]
+    lora = linear.lora(task_type=None)
+    client = hf_clients(choice_model, tokenizer, [rows], lora, 2, task=MultipleChoice(), device="cpu", **SETTINGS)[0]
+    trained = client.train(0, client.template, num_steps=2).adapter
+    assert sorted(trained.dense) == ["classifier.bias", "classifier.weight"]
+    assert not torch.equal(trained.dense["classifier.weight"], client.template.dense["classifier.weight"])
+
+
+def test_a_causal_model_without_a_padding_token(conv1d, tokenizer):
+    tokenizer.pad_token = None
+    rows = [{"instruction": "1 2 3", "response": "a b"}, {"instruction": "4", "response": "c"}]
+    client = hf_clients(conv1d.model(), tokenizer, [rows], conv1d.lora(), 2, task="instruction", device="cpu", **SETTINGS)[0]
+    assert client.model.module.config.pad_token_id == tokenizer.eos_token_id
+    assert client.train(0, client.template, num_steps=1).num_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"parts": []}, "no data sets: give one for each client"),
+        ({"ranks": [2, 4]}, "2 ranks for 1 data sets"),
+        ({"ranks": 0}, "ranks must be at least 1"),
+        ({"learning_rat": 1.0}, "no training setting is called 'learning_rat'; did you mean 'learning_rate'"),
+        ({"batch_size": 0}, "batch_size must be above 0"),
+        ({"task": "clasification"}, "did you mean 'classification'"),
+        ({"parts": [[{"txt": "1", "label": "x"}]]}, "text"),
+    ],
+)
+def test_wrong_arguments_are_named(make, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+def test_minilm_by_name(minilm, linear):
+    """The packaged encoder is found by its alias, gets a head for the labels, and its loss falls."""
+    lora = linear.lora(target_modules=["query", "value"])
+    settings = {"batch_size": 8, "learning_rate": 3e-3, "device": "cpu"}
+    clients = hf_clients("minilm", None, [ROWS, ROWS[:5]], lora, [2, 4], **settings)
+    client = clients[0]
+    assert client.template.dense["classifier.weight"].shape == (3, 384)
+    again = hf_clients("minilm", None, [ROWS], lora, 2, **settings)[0]
+    assert torch.equal(again.template.dense["classifier.weight"], client.template.dense["classifier.weight"])
+    assert again.template.base == client.template.base
+    assert client.train(0, client.template, num_steps=12).loss < client.train(0, client.template, num_steps=1).loss
