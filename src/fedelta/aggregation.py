@@ -14,9 +14,8 @@ import torch
 
 from fedelta import lowrank as lr
 from fedelta import tree
-from fedelta.client import template_for
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, in_order, largest
+from fedelta.method import ClientUpdate, Method, Peer, State, in_order, largest, template_for
 from fedelta.methods import get_method
 from fedelta.tree import Adapter
 

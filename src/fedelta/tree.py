@@ -194,8 +194,8 @@ def catch_up(held: BaseDelta, base: BaseDelta | None) -> BaseDelta:
 
 
 def dense(x: LoRA | Tensor) -> Tensor:
-    """A delta, factored or not, as a matrix (o, i)."""
-    return x.dense() if isinstance(x, LoRA) else x
+    """A delta, factored or not, as a matrix (o, i); in float32 or wider, since sums that go on for rounds need it."""
+    return x.to(lr.wide(x.dtype)).dense() if isinstance(x, LoRA) else x
 
 
 def effective(adapter: Adapter, base: BaseDelta | None = None) -> Adapter:

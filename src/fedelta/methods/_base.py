@@ -66,4 +66,4 @@ def _size(step: Step) -> int:
 
 def _smaller(x: LoRA) -> LoRA | Tensor:
     o, i = x.shape
-    return x if x.rank * (o + i) <= o * i else x.dense()
+    return x if x.rank * (o + i) <= o * i else tree.dense(x)
