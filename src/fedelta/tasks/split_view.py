@@ -18,7 +18,7 @@ Part = np.ndarray
 
 PLOTS_EXTRA = "pip install 'fedelta[plots]'"
 MOST_BARS = 10
-"""With more labels than this the picture is a field of bubbles: so many colours cannot be told apart."""
+"""With more labels than this the picture is a field of shades: so many colours cannot be told apart."""
 
 
 def label_counts(parts: Sequence[Part], labels: Sequence[Hashable]) -> tuple[list[Hashable], np.ndarray]:
@@ -57,7 +57,7 @@ def _line(client: int, held: dict[Hashable, int], overall: np.ndarray) -> dict[s
 
 
 def plot_partition(parts: Sequence[Part], labels: Sequence[Hashable], path: str | Path) -> None:
-    """Draw who holds which labels: a bar for each client, or bubbles where there are more than `MOST_BARS` labels.
+    """Draw who holds which labels: a bar for each client, or a field of shades where there are more than `MOST_BARS` labels.
 
     Args:
         parts: positions of each client's examples.
@@ -72,9 +72,9 @@ def plot_partition(parts: Sequence[Part], labels: Sequence[Hashable], path: str 
     except ImportError as error:
         raise ImportError(f"pictures are drawn by matplotlib: {PLOTS_EXTRA}") from error
     known, counts = label_counts(parts, labels)
-    figure = Figure(figsize=(8.5, float(np.clip(1.6 + 0.32 * len(parts), 3.2, 14))), layout="constrained")
+    draw, low, high = (_bars, 3.2, 14) if len(known) <= MOST_BARS else (_heat, 4.8, 12)
+    figure = Figure(figsize=(8.5, float(np.clip(1.6 + 0.32 * len(parts), low, high))), layout="constrained")
     axes = figure.subplots()
-    draw = _bars if len(known) <= MOST_BARS else _bubbles
     draw(axes, [str(label) for label in known], counts)
     _label_clients(axes, len(parts))
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -97,17 +97,22 @@ def _bars(axes: Axes, names: list[str], counts: np.ndarray) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9, title="label")
 
 
-def _bubbles(axes: Axes, names: list[str], counts: np.ndarray) -> None:
-    """A field of clients by labels; a bubble's area is the number of examples."""
-    clients, places = np.nonzero(counts)
-    held = counts[clients, places]
-    pitch = min(7.2 / len(names), 0.32) * 72  # points between neighbours: the largest bubble just fits
-    axes.scatter(places, clients, s=held / held.max() * pitch**2, c=places, cmap="turbo", alpha=0.75, linewidths=0)
-    axes.set_xlim(-0.8, len(names) - 0.2)
+def _heat(axes: Axes, names: list[str], counts: np.ndarray) -> None:
+    """A field of clients by labels; the darker, the more examples, and white is none."""
+    from matplotlib.colors import PowerNorm
+
+    shades = axes.imshow(counts, aspect="auto", cmap="Blues", norm=PowerNorm(0.5, vmin=0), interpolation="nearest")
+    bar = axes.figure.colorbar(shades, ax=axes, label="examples", shrink=0.9, pad=0.02)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - a spine, not a patch, in matplotlib's stubs
     shown = np.arange(0, len(names), -(-len(names) // 40))
-    axes.set_xticks(shown, [names[i] for i in shown], rotation=90, fontsize=8)
-    axes.set_xlabel(f"label (largest bubble: {held.max():,} examples)")
+    axes.set_xticks(shown, [shortened(names[i]) for i in shown], rotation=90, fontsize=8)
+    axes.set_xlabel("label")
     axes.tick_params(length=0)
+
+
+def shortened(name: str, longest: int = 22) -> str:
+    """A name cut to fit under a picture."""
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _label_clients(axes: Axes, clients: int) -> None:
