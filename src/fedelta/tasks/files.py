@@ -99,7 +99,7 @@ def _table(reader: csv.DictReader[str], path: Path) -> Iterator[Row]:
                 )
             yield row
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read after line {reader.line_num}: {error}") from error
 
 
 def _read_parquet(stream: IO[bytes], path: Path) -> list[Row]:

@@ -61,7 +61,7 @@ def load_rows(
 
 def _read(source: str | Path, split: str | None, subset: str | None) -> list[Row]:
     if source == EMBEDDED:
-        return _embedded(split or "train")
+        return _embedded_split(docstrings.load(), split or "train")
     path = Path(source)
     if reader_of(path) or path.exists():
         if split:
@@ -75,11 +75,10 @@ def _read(source: str | Path, split: str | None, subset: str | None) -> list[Row
     )
 
 
-def _embedded(split: str) -> list[Row]:
-    rows: Mapping[str, list[Row]] = docstrings.load()
-    if split not in rows:
-        raise ValueError(f"{EMBEDDED} has no split {split!r}; it has {', '.join(rows)}")
-    return rows[split]
+def _embedded_split(found: Mapping[str, list[Row]], split: str) -> list[Row]:
+    if split not in found:
+        raise ValueError(f"{EMBEDDED} has no split {split!r}; it has {', '.join(found)}")
+    return found[split]
 
 
 def _from_hub(name: str, split: str, subset: str | None) -> list[Row]:
@@ -216,6 +215,9 @@ def _named_parts(
     """The parts that the source has, before anything is carved."""
     given = {part: name for part, name in names.items() if name}
     path = Path(source)
+    if source == EMBEDDED:
+        found = docstrings.load()
+        return {part: _with_fields(_embedded_split(found, given.get(part, part)), fields, source) for part in PARTS}
     if path.is_dir() and "train" not in given:
         raise ValueError(f"{source} is a folder: name the file with its training rows as `train`")
     if path.is_dir():
@@ -223,6 +225,5 @@ def _named_parts(
     if reader_of(path):
         files = {"train": str(source), **given}
         return {part: load_rows(file, fields=fields) for part, file in files.items()}
-    always = PARTS if source == EMBEDDED else ("train",)
-    splits = {**{part: part for part in always}, **given}
+    splits = {"train": "train", **given}
     return {part: load_rows(source, split=name, subset=subset, fields=fields) for part, name in splits.items()}
