@@ -37,7 +37,7 @@ def test_a_share_is_exact(part: float, n: int, count: int) -> None:
 
 
 def test_a_share_can_round_up() -> None:
-    assert [sampling.share(f, 10, "quorum", up=True) for f in (0.5, 0.51, 0.3)] == [5, 6, 3]
+    assert [sampling.share(f, 10, "quorum", up=True) for f in (0.5, 0.51, 0.3, 0.1)] == [5, 6, 3, 1]
 
 
 @pytest.mark.parametrize("part", [0.0, -0.5, 1.5, 0, float("nan")])

@@ -15,11 +15,11 @@ from fedelta.client import LocalClient
 from fedelta.engines.local import Round, federate
 from fedelta.engines.rounds import QuorumError
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, TrainResult
+from fedelta.method import Client, ClientState, ClientUpdate, State, TrainResult
 from fedelta.methods import get_method
 from fedelta.methods.fedavg import FedAvg
-from fedelta.models.toy import toy_federation
-from fedelta.tree import Adapter, Message
+from fedelta.models.toy import random_adapter, toy_federation
+from fedelta.tree import Adapter, BaseDelta, Message
 
 Damage = Callable[[Adapter], Any]
 
@@ -141,11 +141,30 @@ def test_bare_factors_above_the_capacity_are_refused() -> None:
         ({"adaptor": 1}, "KeyError: 'adapter'"),
         ({"adapter": object()}, "a object cannot travel"),
         ({"adapter": "hello"}, "AttributeError"),
+        (
+            {"adapter": random_adapter(2, seed=0), "extra": [torch.tensor([1.0, float("nan")])]},
+            "extra[0] holds 1 NaN or Inf of 2",
+        ),
     ],
 )
 def test_a_message_that_is_none_is_left_out(content: Any, reason: str) -> None:
     done = next(iter(federate(Sends(content=content), toy_federation(), rounds=1)))
     assert reason in done.dropped[1]
+
+
+def test_what_a_message_means_is_guarded_beside_what_it_holds() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Offset(Sends):
+        def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
+            shift = update.content.get("shift", 0.0)
+            return tree.map_tensors(lambda x: x + shift, update.content["adapter"]), None
+
+    content = {"adapter": random_adapter(2, seed=0), "shift": torch.zeros(7, 1, 1)}
+    done = next(iter(federate(Offset(content=content), toy_federation(), rounds=1)))
+    assert "B (o, r) and A (r, i) must share the rank" in done.dropped[1]
+    huge = {"adapter": tree.map_tensors(lambda x: x * 1e308, random_adapter(2, seed=0)), "shift": 1e308}
+    done = next(iter(federate(Offset(content=huge), toy_federation(), rounds=1)))
+    assert "NaN or Inf" in done.dropped[1]
 
 
 def test_a_client_left_out_keeps_its_state_and_gets_the_whole_base_next() -> None:

@@ -113,7 +113,14 @@ def test_partial_participation_counts_and_changes_the_cohort_only() -> None:
     seen = [sum(k in [u.sender.id for u in r.updates] for r in run) for k in range(6)]
     remembered = {k: s["visits"] for k, s in run[-1].client_states.items()}
     assert remembered == {k: n for k, n in enumerate(seen) if k % 2 == 0 and n}
+    assert run[-1].snapshot.client_rounds.keys() == remembered.keys()
     assert all(t == max(r.t for r in run if k in r.bytes.up) for k, t in run[-1].snapshot.client_rounds.items())
+
+
+def test_the_order_in_which_a_rule_names_the_cohort_changes_no_bit() -> None:
+    one, other = (play(FedAvg(), toy_federation(), cohort=lambda t, peers, seed, ids=i: ids) for i in ([2, 0, 1], [0, 1, 2]))
+    assert [list(r.bytes.up) for r in one] == [[0, 1, 2]] * 3
+    assert [bits(r) for r in one] == [bits(r) for r in other]
 
 
 @pytest.mark.parametrize("rule", [lambda t, peers, seed: [], lambda t, peers, seed: [0, 9], lambda t, peers, seed: [1, 1]])
@@ -180,13 +187,26 @@ def test_base_versions_follow_what_was_delivered() -> None:
 
 
 def test_a_round_deploys_its_models() -> None:
-    done = play(get_method("flora"), toy_federation((1, 2, 3)), rounds=2)[-1]
+    done = play(get_method("flora"), toy_federation((1, 1)), rounds=3)[-1]
     whole = tree.effective(**done.global_model())
     for peer in done.peers:
         model = done.participant_model(peer)
         assert model["base"].since == 0
         mine = tree.effective(**model)
         assert tree.dense(mine.layers["hidden"]).equal(tree.dense(whole.layers["hidden"]))
+
+
+def test_a_round_deploys_what_the_next_one_would_send() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Dated(FedAvg):
+        def deploy(self, down: Message, client_state: ClientState, template: Adapter | None = None) -> Message:
+            return down
+
+        def broadcast(self, t: int, state: State, to: Any) -> Message:
+            return {**super().broadcast(t, state, to), "t": t}
+
+    done = play(Dated(), toy_federation(), rounds=2)[-1]
+    assert done.global_model()["t"] == done.participant_model(done.peers[0])["t"] == 2
 
 
 def test_personal_models_come_from_the_clients_memory() -> None:

@@ -113,7 +113,7 @@ class Federation:
                 error.add_note(f"client {k}, round {t}, stage: {stage}")
                 raise
             return replace(visit, reason=_left_out(k, t, stage, error))
-        version = max((b.version for b in find(down, BaseDelta)), default=peer.base_version)
+        version = max((b.version for b in find(down, BaseDelta)), default=0)  # without a base delta it trained the bare base
         return replace(visit, update=self._rated(t, state, update), client_state=client_state, base_version=version)
 
     def _rated(self, t: int, state: State, update: ClientUpdate) -> ClientUpdate:

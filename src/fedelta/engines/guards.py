@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -26,10 +25,12 @@ def check_upload(method: Method, t: int, state: State, update: ClientUpdate, tem
         raise TypeError(f"{who} sent a {type(content).__name__}: a message is a mapping of named entries")
     tree.check_finite(update.content, who)
     if content:
+        sent = [*find(content, Adapter)]
         meant, _ = method.position(t, state, update)
-        tree.check_fits(meant, template, who, "the template")
-        for adapter in [*find(content, Adapter)] or [meant]:
+        for adapter in sent or [meant]:
             _check_adapter(adapter, template, update.sender, who)
+        if all(adapter is not meant for adapter in sent):
+            tree.check_fits(meant, template, who, "the template")
 
 
 def find(message: Any, kind: type[T]) -> Iterator[T]:
@@ -64,5 +65,3 @@ def _check_adapter(adapter: Adapter, template: Adapter, sender: Peer, who: str) 
                 f"layer {layer!r}: {who} sent rank {x.rank}, above its capacity of {sender.rank_of(layer)}; raise its rank in "
                 "the configuration, or let it train what it was sent"
             )
-        if not math.isfinite(x.scale):
-            raise ValueError(f"layer {layer!r}: {who} sent the scale {x.scale}")
