@@ -117,9 +117,14 @@ def stack(weights: Sequence[Weight], xs: Sequence[LoRA], *, dtype: torch.dtype |
         dtype: of the result, by default that of the first input. The weights and scales are multiplied in before the
             cast, in float64, so ask for float64 where more work follows.
     """
-    dtype = dtype or xs[0].dtype
-    parts = [_weighted(w, x).to(dtype) for w, x in zip(weights, xs, strict=True)]
-    return LoRA(torch.cat(parts, dim=1), torch.cat([x.A.to(dtype) for x in xs], dim=0))
+    dtype, R = dtype or xs[0].dtype, sum(x.rank for x in xs)
+    B, A = xs[0].B.new_empty(xs[0].shape[0], R, dtype=dtype), xs[0].A.new_empty(R, xs[0].shape[1], dtype=dtype)
+    low = 0
+    for w, x in zip(weights, xs, strict=True):  # into place, since a list of parts would take the memory twice
+        B[:, low : low + x.rank] = _weighted(w, x)
+        A[low : low + x.rank] = x.A
+        low += x.rank
+    return LoRA(B, A)
 
 
 def _weighted(weight: Weight, x: LoRA) -> Tensor:
@@ -207,24 +212,31 @@ def svd(x: LoRA) -> tuple[Tensor, Tensor, Tensor]:
         U (o, q), S (q,) descending, Vh (q, i) with q = min(r, o, i). The largest |entry| of each column of U is
         positive, the first of those that tie.
     """
-    B, A = x.B.to(torch.float64) * x.scale, x.A.to(torch.float64)
+    return _leading(x, min(x.rank, *x.shape))
+
+
+def _leading(x: LoRA, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The thin SVD with all singular values but the first `count` vectors only: the others would cost memory for nothing."""
+    B, A = x.B.to(torch.float64), x.A.to(torch.float64)
     if x.rank > min(x.shape):
-        U, S, Vh = torch.linalg.svd(B @ A, full_matrices=False)
+        U, S, Vh = torch.linalg.svd(x.scale * (B @ A), full_matrices=False)
+        U, Vh = U[:, :count], Vh[:count]
     else:
         Q_b, R_b = torch.linalg.qr(B)
         Q_a, R_a = torch.linalg.qr(A.mT)
-        U, S, Vh = torch.linalg.svd(R_b @ R_a.mT, full_matrices=False)
-        U, Vh = Q_b @ U, Vh @ Q_a.mT
-    return _fix_signs(U, S, Vh)
+        U, S, Vh = torch.linalg.svd(x.scale * (R_b @ R_a.mT), full_matrices=False)
+        U, Vh = Q_b @ U[:, :count], Vh[:count] @ Q_a.mT
+    sign = _signs(U)
+    return U * sign, S, Vh * sign.mT
 
 
-def _fix_signs(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _signs(U: Tensor) -> Tensor:
+    """(1, q): -1 for columns whose largest entry is negative."""
     if not U.numel():
-        return U, S, Vh
+        return U.new_ones(1, U.shape[1])
     size = U.abs()
     pivot = (size >= size.amax(0, keepdim=True) * (1 - TIE)).to(torch.uint8).argmax(0, keepdim=True)
-    sign = torch.where(U.gather(0, pivot) < 0, -1.0, 1.0)
-    return U * sign, S, Vh * sign.mT
+    return torch.where(U.gather(0, pivot) < 0, -1.0, 1.0).to(U.dtype)
 
 
 def truncate(
@@ -254,7 +266,7 @@ def truncate(
     """
     _check_truncation(x, rank, sigma_on)
     dtype = dtype or x.dtype
-    U, S, Vh = svd(x)
+    U, S, Vh = _leading(x, rank)
     alive = S > S[:1].clamp(min=0) * torch.finfo(torch.float64).eps * max(x.shape)
     if not bool(alive.any()):
         rows = (x.A if fill is None else fill)[:rank].to(dtype)
