@@ -23,18 +23,18 @@ from fedelta.models.toy import random_adapter, toy_federation
 from fedelta.optim import SGD
 from fedelta.tree import Message
 
-ROUNDS = 4
+ROUNDS = 3
 SHORT = Training(local_steps=1, batch_size=4, learning_rate=0.05, optimizer=SGD())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forgetful(FedAvg):
-    """FedAvg whose clients remember their last adapter, and forget it in every third round."""
+    """FedAvg whose clients remember their last adapter, and forget it in every other round."""
 
     def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
         up, _ = super().local_update(t, down, {}, client)
         kept = {"last": up["adapter"], "count": client_state.get("count", 0) + 1}
-        return up, kept if t % 3 != 2 else {}
+        return up, kept if t % 2 == 0 else {}
 
 
 METHODS: dict[str, tuple[Method, tuple[int, ...]]] = {

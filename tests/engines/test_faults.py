@@ -154,17 +154,14 @@ def test_a_message_that_is_none_is_left_out(content: Any, reason: str) -> None:
 
 def test_what_a_message_means_is_guarded_beside_what_it_holds() -> None:
     @dataclass(frozen=True, kw_only=True)
-    class Offset(Sends):
+    class Partial(Sends):
         def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
-            shift = update.content.get("shift", 0.0)
-            return tree.map_tensors(lambda x: x + shift, update.content["adapter"]), None
+            adapter = update.content["adapter"]
+            return replace(adapter, layers={n: adapter.layers[n] for n in update.content.get("means", adapter.layers)}), None
 
-    content = {"adapter": random_adapter(2, seed=0), "shift": torch.zeros(7, 1, 1)}
-    done = next(iter(federate(Offset(content=content), toy_federation(), rounds=1)))
-    assert "B (o, r) and A (r, i) must share the rank" in done.dropped[1]
-    huge = {"adapter": tree.map_tensors(lambda x: x * 1e308, random_adapter(2, seed=0)), "shift": 1e308}
-    done = next(iter(federate(Offset(content=huge), toy_federation(), rounds=1)))
-    assert "NaN or Inf" in done.dropped[1]
+    content = {"adapter": random_adapter(2, seed=0), "means": ["output"]}
+    done = next(iter(federate(Partial(content=content), toy_federation(), rounds=1)))
+    assert "client 1 lacks ['hidden']" in done.dropped[1]
 
 
 def test_a_client_left_out_keeps_its_state_and_gets_the_whole_base_next() -> None:
