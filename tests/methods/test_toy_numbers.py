@@ -352,3 +352,17 @@ def test_the_split_is_balanced() -> None:
     x = method.aggregate(0, state, [ClientUpdate(peer, 1.0, {"adapter": diagonal})])["adapter"].layers["w"]
     close(x.B, matrix([0, 2], [3, 0]))
     assert math.isclose(float(x.A[0].norm()), 3.0)
+
+
+def test_hetlora_weighs_products_not_factors_hetero_H3() -> None:
+    method, gauge = get_method("hetlora"), torch.diag(torch.tensor([10.0, 0.1, 3.0])).double()
+    (plain, _), (turned, _) = random_pair(1), random_pair(1, gauge)
+    sizes = [method._size(list(a.layers.values())) for a in (plain, turned)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-12)
+    assert sizes[0] == pytest.approx(float(plain.layers["w"].dense().norm()), rel=1e-12)
+
+
+@pytest.mark.parametrize(("scale_policy", "expected"), [("effective", 24.0), ("raw", 3.0)])
+def test_hetlora_norms_follow_the_scale_policy(scale_policy: str, expected: float) -> None:
+    method = get_method("hetlora", scale_policy=scale_policy)
+    assert method._size([LoRA(e[:, :1], matrix([0, 3]), 8.0)]) == pytest.approx(expected)
