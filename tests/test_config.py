@@ -42,6 +42,8 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"partition": {"clients": None}}, "partition.clients is missing: the scheme 'iid' needs a number"),
     ({"partition": {"scheme": "natural"}}, "partition.by is missing"),
     ({"partition": {"concentration": 0.3}}, "partition.concentration has no meaning for the scheme 'iid'"),
+    ({"partition": {"scheme": "dirichlet"}}, "partition scheme 'dirichlet' needs its settings concentration"),
+    ({"partition": {"scheme": "quantity"}}, "needs exactly one of concentration and sigma"),
     ({"partition": {"scheme": "dirichlet", "shards_per_client": 2}}, "partition.shards_per_client has no meaning"),
     ({"federation": {"participation": 0}}, "federation.participation: Input should be greater than 0"),
     ({"federation": {"quorum": 11}}, "federation.quorum = 11 must be between 1 and the 10 there are"),

@@ -85,9 +85,7 @@ OfClient = Annotated[int | None, typer.Option("--client", help="Of a run: what t
 
 def main() -> None:
     """The entry point of the `fedelta` command."""
-    # Progress and warnings of the libraries would be mixed into ours.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else the library warns when a process forks
     app(prog_name="fedelta")
 
 
@@ -129,7 +127,7 @@ def run(
     """
     from fedelta.config import ConfigError, load_config
     from fedelta.runfolder import RunFolder
-    from fedelta.terminal import show_warnings
+    from fedelta.terminal import quieten_libraries, show_warnings
 
     if (config is None) == (resume is None):
         raise ConfigError("give a config to run, or --resume with the folder of a run: one of them")
@@ -139,6 +137,7 @@ def run(
     show_warnings(mode)
     changes = [*(overrides or []), *([f"output={output}"] if output else [])]
     settled = load_config(RunFolder(resume).config() if resume else config or {}, changes)
+    quieten_libraries()
     if dry_run:
         _show_plan(settled, as_json)
         return
@@ -210,7 +209,7 @@ def partition(
     dealt = _deal(load_config(config, overrides or []))
     print_json(_split_rows(dealt)) if as_json else out.print(_split_table(dealt))
     if plot:
-        from fedelta.tasks.partition import plot_partition
+        from fedelta.tasks.split_view import plot_partition
 
         plot_partition(dealt.parts, _labels(dealt), plot)
 
@@ -226,7 +225,7 @@ def _labels(dealt: Deal) -> list[Any]:
 
 
 def _split_rows(dealt: Deal) -> list[dict[str, Any]]:
-    from fedelta.tasks.partition import partition_table
+    from fedelta.tasks.split_view import partition_table
 
     rows = partition_table(dealt.parts, _labels(dealt))
     return [{**row, "rank": rank} for row, rank in zip(rows, dealt.ranks, strict=True)]
@@ -344,9 +343,10 @@ def evaluate(
     """
     from fedelta import deployment
     from fedelta.report import scores_table
-    from fedelta.terminal import out, print_json, show_warnings
+    from fedelta.terminal import out, print_json, quieten_libraries, show_warnings
 
     show_warnings("screen")
+    quieten_libraries()
     source = deployment.find(target, overrides or [], which=which, rank=rank, client=client)
     scores = deployment.score(source, data, split=split, limit=limit)
     print_json({"adapter": str(source.adapter), **scores}) if as_json else out.print(scores_table(str(source.adapter), scores))
@@ -364,9 +364,10 @@ def export(
 ) -> None:
     """Write an adapter of a run as a PEFT folder, or merged as a Hugging Face model."""
     from fedelta import deployment
-    from fedelta.terminal import show_warnings
+    from fedelta.terminal import quieten_libraries, show_warnings
 
     show_warnings("screen")
+    quieten_libraries()
     source = deployment.find(target, overrides or [], which=which, rank=rank, client=client)
     deployment.export(source, output, merged=merged)
     _note(f"wrote {source.adapter} to {output}{', merged into its model' if merged else ''}")

@@ -19,6 +19,7 @@ from fedelta.method import Method
 from fedelta.methods import get_method
 from fedelta.naming import nearest
 from fedelta.sampling import share
+from fedelta.tasks.partition import Scheme, get_scheme
 from fedelta.tasks.registry import get_task
 from fedelta.tasks.task import Task
 
@@ -123,6 +124,11 @@ class Partition(Section):
     concentration: float | None = Field(default=None, gt=0, description="of the Dirichlet distribution; small is unequal")
     shards_per_client: int | None = Field(default=None, ge=1)
     min_examples: int = Field(default=1, ge=0)
+
+    def build(self) -> Scheme:
+        """The scheme with its settings."""
+        given = {"concentration": self.concentration, "per_client": self.shards_per_client}
+        return get_scheme(self.scheme, **{k: v for k, v in given.items() if v is not None})
 
 
 Named: TypeAlias = dict[str, Any]
@@ -239,7 +245,9 @@ class RunConfig(Section):
             raise ValueError("partition.by is missing: a natural partition needs the field that tells clients apart")
         for key, needed_by in (("concentration", ("dirichlet", "quantity")), ("shards_per_client", ("shards",))):
             if getattr(self.partition, key) is not None and scheme not in needed_by:
-                raise ValueError(f"partition.{key} has no meaning for the scheme {scheme!r}: it belongs to {needed_by}")
+                owners = " and ".join(needed_by)
+                raise ValueError(f"partition.{key} has no meaning for the scheme {scheme!r}: it belongs to {owners}")
+        self.partition.build()
 
     def _check_federation(self) -> None:
         clients = self.partition.clients

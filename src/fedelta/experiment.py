@@ -183,20 +183,9 @@ def _encode(task: Task, rows: Sequence[Row], tokenizer: Any) -> Sequence[Example
 
 def _partition(settings: Partition, task: Task, rows: Sequence[Row], seed: int) -> list[np.ndarray]:
     """The parts of the training rows; the task's label is what skews them unless a field is named."""
-    given = {
-        "concentration": settings.concentration,
-        "shards_per_client": settings.shards_per_client,
-        "min_examples": settings.min_examples,
-    }
     labels = rows if settings.by else [task.label_of(row) for row in rows]
-    return partition(
-        labels,
-        settings.scheme,
-        settings.clients,
-        by=settings.by,
-        seed=seed,
-        **{k: v for k, v in given.items() if v is not None},
-    )
+    scheme = settings.build()
+    return partition(labels, scheme, settings.clients, by=settings.by, seed=seed, min_examples=settings.min_examples)
 
 
 def _hold_out(part: np.ndarray, fraction: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
@@ -208,5 +197,5 @@ def _hold_out(part: np.ndarray, fraction: float, seed: int, client: int) -> tupl
 
 def _ranks(rank: int | list[int] | RankChoice, clients: int, seed: int) -> Sequence[int]:
     if isinstance(rank, RankChoice):
-        return assign_ranks(rank.choices, clients, seed=seed, weights=rank.shares)
-    return assign_ranks([rank] * clients if isinstance(rank, int) else rank, clients, seed=seed)
+        return assign_ranks(rank.choices, clients, how="draw", seed=seed, weights=rank.shares)
+    return assign_ranks(rank, clients, how="list")

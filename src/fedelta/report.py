@@ -90,7 +90,7 @@ def best_round(records: Sequence[Record], metric: str) -> int | None:
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
     """A table whose first `left` columns are text and whose others are figures."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", caption_justify="left", header_style="bold", box=None, pad_edge=False)
     for k, column in enumerate(columns):
         table.add_column(column, justify="left" if k < left else "right", overflow="fold")
     for row in rows:
@@ -99,19 +99,21 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], le
 
 
 def split_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Who gets what: one line for each client, from `fedelta.tasks.partition.partition_table`, with the client's "rank"."""
-    labels = list(dict.fromkeys(label for row in rows for label in row["counts"]))
-    shown = labels if len(labels) <= 10 else []  # more would not fit a terminal; the picture shows them
-    columns = ["client", "rank", "examples", *map(str, shown), "largest label", "distance"]
+    """Who gets what: one line for each client, from `fedelta.tasks.split_view.partition_table`, with the client's "rank"."""
     lines = [
-        [str(row["client"]), str(row["rank"]), str(row["examples"])]
-        + [str(row["counts"].get(label, 0)) for label in shown]
-        + [f"{row['largest_share']:.0%}", f"{row['distance']:.2f}"]
+        [str(row["client"]), str(row["rank"]), str(row["examples"]), number(row["distance"], 2), _commonest(row)]
         for row in rows
     ]
-    table = _table("Split of the training rows", columns, lines)
-    table.caption = "distance: total variation between the client's labels and everybody's"
+    table = _table("Split of the training rows", ["client", "rank", "examples", "distance", "commonest labels"], lines)
+    table.columns[-1].justify = "left"
+    table.caption = "distance: total variation from the labels of all clients together"
     return table
+
+
+def _commonest(row: Mapping[str, Any], count: int = 3) -> str:
+    held = sorted(((n, label) for label, n in row["labels"].items() if n), key=lambda x: -x[0])
+    shown = [f"{label} {n / row['examples']:.0%}" for n, label in held[:count]]
+    return ", ".join(shown + (["…"] if len(held) > count else []))
 
 
 def methods_table(methods: Sequence[Mapping[str, Any]]) -> Table:

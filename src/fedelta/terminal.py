@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -47,6 +48,16 @@ def show_warnings(mode: Mode) -> None:
     log = logging.getLogger("fedelta")
     log.handlers[:] = [handler]
     log.setLevel(logging.ERROR if mode == "quiet" else logging.WARNING)
+
+
+def quieten_libraries() -> None:
+    """Keeps the model libraries' own progress bars and remarks to their users out of ours."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for library in ("peft", "transformers"):
+        warnings.filterwarnings("ignore", module=library)
 
 
 class CtrlC:
