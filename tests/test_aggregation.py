@@ -184,6 +184,8 @@ def test_a_method_object_and_hyper_parameters() -> None:
     by_name = fedelta.aggregate(given, method="flexlora", sigma_on="A")
     by_object = fedelta.aggregate(given, method=get_method("flexlora", sigma_on="A"))
     assert torch.equal(by_name[0].layers["hidden"].A, by_object[0].layers["hidden"].A)
+    with pytest.raises(ValueError, match=r"FlexLoRA is given with its hyper-parameters already; drop \['sigma_on'\]"):
+        fedelta.aggregate(given, method=get_method("flexlora"), sigma_on="A")
 
 
 def test_layers_whose_names_end_alike_keep_their_own_ranks() -> None:
@@ -203,3 +205,25 @@ def test_real_adapters_pass_through_peft_folders(shared_data, tmp_path) -> None:
     layer, x = next(iter(given.layers.items()))
     expected = best(x.to(torch.float64).dense(), 4)
     torch.testing.assert_close(out[0].layers[layer].to(torch.float64).dense(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "zeropad"])
+def test_unequal_scales_are_folded_into_both_factors(method: str) -> None:
+    given = three(ranks=(3, 3), scales=(1.0, 4.0))
+    out = fedelta.aggregate(given, method=method)
+    assert [x.layers["hidden"].scale for x in out] == [1.0, 4.0]
+    for layer in given[0].layers:
+        x, y = (a.layers[layer] for a in given)
+        expected = 0.25 * (x.B + 2 * y.B) @ (x.A + 2 * y.A)
+        for found in out:
+            torch.testing.assert_close(found.layers[layer].dense(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["zeropad", "flexlora", "flora", "ffa_lora"])
+def test_an_adapter_without_weight_does_not_count(method: str) -> None:
+    wide, narrow = random_adapter(4, seed=1), random_adapter(2, seed=2)
+    wide = tree.map(lambda x, y: LoRA(x.B, torch.cat([y.A, x.A[2:]]), x.scale), wide, narrow)  # one A, for ffa_lora
+    alone = fedelta.aggregate([narrow], method=method, ranks=[2])[0]
+    both = fedelta.aggregate([wide, narrow], weights=[0, 1], method=method, ranks=[2])[0]
+    for layer, found in dense(both).items():
+        torch.testing.assert_close(found, dense(alone)[layer], rtol=1e-12, atol=1e-12)

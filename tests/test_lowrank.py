@@ -127,6 +127,14 @@ def test_rescale_writes_the_same_delta(on: lr.SigmaOn) -> None:
     assert (y.A is x.A) is (on == "B")
     assert (y.B is x.B) is (on == "A")
     assert lr.rescale(x, 16 / 3, on=on) is x
+    with pytest.raises(ValueError, match="cannot be written with scale 0; check lora_alpha"):
+        lr.rescale(x, 0, on=on)
+
+
+def test_rescale_by_a_square_root_keeps_the_sign() -> None:
+    assert_near(lr.rescale(draw(5, 3, 4), -2.0, on="B"), array(draw(5, 3, 4)))
+    with pytest.raises(ValueError, match="of scale 1.0 cannot be written with scale -2.0"):
+        lr.rescale(draw(5, 3, 4), -2.0)
 
 
 @given(x=lora, extra=st.integers(0, 6), live=st.booleans())

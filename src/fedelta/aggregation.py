@@ -51,10 +51,9 @@ def aggregate(
         ValueError: for adapters that do not fit together, weights that make no mean, a method that needs training, or one
             whose messages cannot carry what these adapters differ in.
     """
+    p = _normalised(weights, len(adapters))
+    rule = _rule(method, hyper)
     loaded = [_load(a) for a in adapters]
-    rule = get_method(method, **hyper) if isinstance(method, str) else method
-    p = _normalised(weights, len(loaded))
-    _demand_one_shot(rule)
     tree.check_alike(loaded)
     senders = [_peer(k, a.layers, lambda n, _, a=a: a.layers[n].scale) for k, a in enumerate(loaded)]
     receivers = senders if ranks is None else _receivers(ranks, loaded)
@@ -63,6 +62,8 @@ def aggregate(
 
 @dataclass(frozen=True)
 class _Once:
+    """One aggregation: what takes part, and who gets a result."""
+
     rule: Method
     adapters: Sequence[Adapter]
     senders: Sequence[Peer]
@@ -121,12 +122,16 @@ def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
     return [w / total for w in given]
 
 
-def _demand_one_shot(rule: Method) -> None:
+def _rule(method: str | Method, hyper: Mapping[str, Any]) -> Method:
+    if isinstance(method, Method) and hyper:
+        raise ValueError(f"{type(method).__name__} is given with its hyper-parameters already; drop {sorted(hyper)}")
+    rule = method if isinstance(method, Method) else get_method(method, **hyper)
     if not rule.one_shot:
         raise ValueError(
             f"{type(rule).__name__} is a way of training: without clients there is nothing for it to aggregate. Run it with "
             "federate, or choose another method"
         )
+    return rule
 
 
 def _demand_same_model(read: Adapter, given: Adapter, k: int, method: str) -> None:

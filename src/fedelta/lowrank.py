@@ -155,9 +155,14 @@ def rescale(x: LoRA, scale: float, *, on: SigmaOn = "both") -> LoRA:
     """The same dW written with another scale; the very same tensors where the scale is already that.
 
     `on` says which factor takes the ratio s / s': "both" puts its square root on each.
+
+    Raises:
+        ValueError: for a scale that cannot write dW: zero, or of the other sign where a square root is to be taken.
     """
     if scale == x.scale:
         return x
+    if scale == 0 or (on == "both" and x.scale / scale < 0):
+        raise ValueError(f"a delta of scale {x.scale} cannot be written with scale {scale}; check lora_alpha")
     ratio = x.scale / scale
     if on == "both":
         return LoRA(x.B * ratio**0.5, x.A * ratio**0.5, scale)
