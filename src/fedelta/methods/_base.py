@@ -43,7 +43,7 @@ def base_for(state: State, to: Peer) -> BaseDelta:
     if not 0 <= missed <= len(state["steps"]) or to.base_version == 0:
         return base
     steps: Sequence[Step] = state["steps"][len(state["steps"]) - missed :]
-    if sum(map(_size, steps)) >= _size(tree.total(base)) and missed:
+    if sum(map(_size, steps)) >= _size(tree.total(base)):
         return base
     return BaseDelta(base.version, {n: [s[n] for s in steps] for n in base.terms if steps}, since=to.base_version)
 
