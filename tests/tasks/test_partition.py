@@ -67,6 +67,15 @@ def test_dirichlet_shares_have_the_distributions_mean_and_variance():
     assert np.var(shares) == pytest.approx(expected, rel=0.2)
 
 
+def test_which_members_of_a_label_a_client_gets_is_random():
+    """Rows often stand in an order that means something, so a client must not get a run of neighbours."""
+    labels = [0] * 500 + [1] * 500
+    for part in partition(labels, "dirichlet", 2, concentration=50.0):
+        held = part[part < 500]
+        assert held.min() < 50
+        assert held.max() >= 450
+
+
 def test_a_tiny_concentration_gives_each_label_to_one_client():
     parts = partition(LABELS, "dirichlet", 3, concentration=1e-6, min_examples=0)
     assert sum(len({LABELS[i] for i in part}) for part in parts) == 5
@@ -85,7 +94,7 @@ def test_natural_gives_each_value_a_client_of_its_own():
 
 
 def test_natural_puts_whole_values_together_evenly():
-    rows = [{"who": who} for who, count in zip("abcde", (60, 45, 30, 30, 15), strict=True) for _ in range(count)]
+    rows = [{"who": who} for who, count in zip("abcde", (15, 30, 30, 45, 60), strict=True) for _ in range(count)]
     parts = partition(rows, "natural", 3, by="who")
     assert all(len({p for p, part in enumerate(parts) for i in part if rows[i]["who"] == who}) == 1 for who in "abcde")
     assert sorted(len(part) for part in parts) == [60, 60, 60]
