@@ -147,6 +147,13 @@ def test_without_a_layout_layers_and_modules_are_named_in_full(linear, randomise
     torch.testing.assert_close(logits(theirs, ids), logits(adapted.module, ids), atol=1e-6, rtol=0)
 
 
+def test_a_layer_whose_name_ends_like_anothers_keeps_its_own_rank_and_scale(tmp_path):
+    ranks = {"a.q": 1, "q": 2, "h.1.q": 3, "h.11.q": 1, "hx1.q": 1}
+    adapter = Adapter({n: LoRA(torch.ones(4, r), torch.ones(r, 5), 1 / (1 + r)) for n, r in ranks.items()})
+    save_adapter(adapter, tmp_path)
+    assert same(load_adapter(tmp_path), adapter)
+
+
 def test_the_layout_of_a_folder_knows_embeddings(embedding, randomised, tmp_path):
     adapted = embedding.adapted()
     adapter = randomised(adapted.initial(embedding.peer(4)))

@@ -68,8 +68,13 @@ def test_steps_that_are_held_already_are_skipped(store, layer):
 def test_a_look_at_the_pristine_base_does_not_lose_the_history(store, layer):
     pristine, steps = shown(layer), [term(1, k) for k in range(2)]
     store.apply(BaseDelta(1, {LAYER: steps[:1]}))
-    store.apply(BaseDelta(0, {}))
-    assert torch.equal(shown(layer), pristine)
+    first = BaseDelta(1, {LAYER: steps[:1]})
+    for base in (BaseDelta(0, {}), None):
+        store.apply(base)
+        assert torch.equal(shown(layer), pristine)
+        store.apply(first)
+        torch.testing.assert_close(shown(layer), pristine + steps[0].dense())
+    store.apply(None)
     store.apply(BaseDelta(2, {LAYER: steps[1:]}, since=1))
     torch.testing.assert_close(shown(layer), pristine + sum(s.dense() for s in steps))
 

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch.nn import functional as F
 
 from fedelta import tree
+from fedelta.engines.local import federate
+from fedelta.methods import get_method
+from fedelta.models.adapter_files import save_adapter
 from fedelta.models.clients import hf_clients
+from fedelta.models.export import merge_into
 from fedelta.tasks import MultipleChoice
 
 ROWS = [{"text": f"{k % 7} {chr(97 + k % 5)} " * (1 + k % 3), "label": "xyz"[k % 3]} for k in range(20)]
@@ -118,12 +122,35 @@ def test_a_causal_model_without_a_padding_token(conv1d, tokenizer):
         ({"learning_rat": 1.0}, "no training setting is called 'learning_rat'; did you mean 'learning_rate'"),
         ({"batch_size": 0}, "batch_size must be above 0"),
         ({"task": "clasification"}, "did you mean 'classification'"),
-        ({"parts": [[{"txt": "1", "label": "x"}]]}, "text"),
+        ({"parts": [[{"txt": "1", "label": k} for k in "xyz"]]}, "text"),
+        ({"parts": [ROWS[:2]]}, "the task has 2 labels, the model 3 outputs; load the model with num_labels=2"),
     ],
 )
 def test_wrong_arguments_are_named(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
+
+
+@pytest.mark.parametrize("method", ["flexlora", "zeropad", "flora", "fedex_lora", "svd_redistribution"])
+def test_a_federation_ends_in_a_model_that_peft_and_transformers_load(make, linear, logits, ids, tmp_path, method):
+    """After rounds with unequal ranks, a base that moved, and a client that sat out: live, folder and merged model agree."""
+    ranks = 3 if method in ("fedex_lora", "svd_redistribution") else [1, 3, 4]
+    clients = make([ROWS[:6], ROWS[6:12], ROWS[12:]], ranks, local_steps=2)
+    cohorts = {0: [0, 1, 2], 1: [0, 2], 2: [1, 2]}
+    rule = get_method(method)
+    *_, last = federate(rule, clients, rounds=3, cohort=lambda t, peers, seed: cohorts[t], debug=True)
+    deployed = last.global_model()
+    adapter, base = deployed["adapter"], deployed.get("base")
+    assert (base is not None) == (method in ("flora", "fedex_lora"))
+    model = clients[0].model
+    model.load(adapter, base)
+    model.mode(None)
+    expected = logits(model.module, ids)
+    save_adapter(tree.effective(adapter, base), tmp_path / "peft", like=model.layout)
+    theirs = PeftModel.from_pretrained(linear.model(), tmp_path / "peft").eval()
+    torch.testing.assert_close(logits(theirs, ids), expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(logits(merge_into(linear.model(), adapter, base), ids), expected, atol=2e-6, rtol=0)
+    assert not torch.allclose(expected, logits(linear.model(), ids), atol=1e-3)
 
 
 def test_minilm_by_name(minilm, linear):

@@ -64,7 +64,8 @@ def hf_clients(
         model, loaded = load_model(model, task, device=device, seed=seed)
         tokenizer = tokenizer or loaded
     else:
-        model = model.to(pick_device(device))
+        check_outputs(model, task)
+        model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
     set_padding(model, tokenizer)
     adapted = PeftAdaptedModel(model, config_for(task, lora_config), tokenizer, base_dropout=base_dropout)
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
@@ -137,6 +138,13 @@ def config_for(task: Task, lora_config: LoraConfig) -> LoraConfig:
     heads = {*(config.modules_to_save or ()), *task.modules_to_save}
     config.modules_to_save = sorted(heads) or None
     return config
+
+
+def check_outputs(model: Any, task: Task) -> None:
+    """Raises ValueError for a model whose head has another number of outputs than the task has labels."""
+    wanted, found = task.model_kwargs().get("num_labels"), getattr(model.config, "num_labels", None)
+    if wanted is not None and found is not None and wanted != found:
+        raise ValueError(f"the task has {wanted} labels, the model {found} outputs; load the model with num_labels={wanted}")
 
 
 def _one_for_each(ranks: int | Sequence[int], count: int) -> list[int]:

@@ -69,7 +69,7 @@ def load_model(
         source, trust = resolve_model(name), {"trust_remote_code": trust_remote_code}
         tokenizer = AutoTokenizer.from_pretrained(source, **trust)
         model, info = getattr(transformers, task.auto_class).from_pretrained(source, **settings, **trust)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise OSError(
             f"cannot load model {name!r}: {error} Give a folder with config.json, tokenizer and safetensors, a Hub id that is "
             f"cached or reachable (HF_HUB_OFFLINE unset), or an alias: {', '.join(ALIASES)}"
