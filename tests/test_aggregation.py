@@ -227,3 +227,9 @@ def test_an_adapter_without_weight_does_not_count(method: str) -> None:
     both = fedelta.aggregate([wide, narrow], weights=[0, 1], method=method, ranks=[2])[0]
     for layer, found in dense(both).items():
         torch.testing.assert_close(found, dense(alone)[layer], rtol=1e-12, atol=1e-12)
+
+
+def test_at_equal_ranks_the_rule_of_scales_is_taken_to_be_peft_s_default() -> None:
+    given = three(ranks=(3, 3, 3), scales=(2.0, 2.0, 2.0))  # could be lora_alpha 6, rsLoRA, or a constant
+    (out,) = fedelta.aggregate(given, method="flexlora", ranks=[8])
+    assert out.layers["hidden"].scale == pytest.approx(6 / 8)
