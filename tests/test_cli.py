@@ -201,13 +201,20 @@ def test_a_resumed_run_cannot_become_another(finished: Path):
     assert "seed cannot change" in result.stderr
 
 
-def test_a_dry_run_says_what_the_run_would_send_and_does_not_train(config_file: Path, finished: Path, tmp_path: Path):
-    plan = json_lines(succeed("run", config_file, "--output", tmp_path / "run", "--dry-run", "--json"))[0]
-    assert not (tmp_path / "run").exists()
-    records = [json.loads(line) for line in (finished / "rounds.jsonl").read_text().splitlines()]
+@pytest.mark.parametrize(("method", "clients"), [("flora", 3), ("centralised", 1)])
+def test_a_dry_run_says_what_the_run_sends(method: str, clients: int, config_file: Path, tmp_path: Path):
+    run = ["run", config_file, "--json", "--set", f"method={method}", "--set", "federation.rounds=3", "--set", "lora.rank=2"]
+    plan = json_lines(succeed(*run, "--dry-run"))[0]
+    records = json_lines(succeed(*run, "--output", tmp_path / "run"))
     assert plan["bytes"]["total"] == sum(r["bytes"]["down"] + r["bytes"]["up"] for r in records)
-    assert (plan["clients"], plan["rounds"], plan["steps"]) == (3, 2, 3 * 2 * 2)
-    assert "sent in all" in succeed("run", config_file, "--dry-run").stdout
+    assert (plan["clients"], plan["rounds"], plan["steps"]) == (clients, 3, 3 * 3 * 2)  # 3 rounds of 3 x 2 steps
+
+
+def test_a_dry_run_writes_nothing(config_file: Path, tmp_path: Path):
+    shown = succeed("run", config_file, "--output", tmp_path / "run", "--dry-run").stdout
+    assert "sent in all" in shown
+    assert "memory: frozen base" in shown
+    assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_ends_after_the_round_and_the_run_goes_on_later(config_file: Path, finished: Path, tmp_path: Path):

@@ -66,7 +66,9 @@ def round_line(record: Record, sent: int) -> str:
     metric = main_metric([record])
     parts += [f"{part} {metric} {number(record[part][metric])}" for part in ("validation", "test") if record.get(part)]
     parts += [f"{len(record['cohort'])} clients", size(sent)]
-    return "  ".join(parts + ([f"left out: {sorted(record['dropped'])}"] if record.get("dropped") else []))
+    if record.get("dropped"):
+        parts.append(f"left out: {', '.join(sorted(record['dropped'], key=int))}")
+    return "  ".join(parts)
 
 
 def majority(labels: Sequence[Hashable]) -> float | None:
@@ -291,7 +293,7 @@ def _picture(path: str | Path, title: str, panels: int, draw: Callable[[Sequence
 
 
 def _points(records: Sequence[Record], part: str, metric: str | None) -> tuple[list[int], list[Any]]:
-    found = [(r["t"], r[part][metric]) for r in records if metric in (r.get(part) or {})]
+    found = [(r["t"], r[part][metric]) for r in records if (r.get(part) or {}).get(metric) is not None]
     return [t for t, _ in found], [value for _, value in found]
 
 
@@ -333,9 +335,7 @@ def _draw_bytes(axis: Any, records: Sequence[Record]) -> None:
 
 def _draw_rank(axis: Any, records: Sequence[Record]) -> None:
     for colour, name in zip(COLOURS, ("effective_rank", "stable_rank"), strict=False):
-        ts, values = _points(records, "diagnostics", name)
-        known = [(t, v) for t, v in zip(ts, values, strict=True) if v is not None]
-        axis.plot([t for t, _ in known], [v for _, v in known], color=colour, label=name.replace("_", " "))
+        axis.plot(*_points(records, "diagnostics", name), color=colour, label=name.replace("_", " "))
     _name(axis, "round", "rank of the server's delta")
     axis.set_ylim(bottom=0)
 
