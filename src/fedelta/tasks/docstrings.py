@@ -27,13 +27,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedelta.tasks import prose
 from fedelta.tasks.prose import likeness, prose_of
 from fedelta.tasks.rows import Row
 
 logger = logging.getLogger(__name__)
-
-FORMAT = 1
-"""The version of the rules below; part of the cache's key, so raise it with any change of the rows."""
 
 STDLIB = "stdlib"
 
@@ -221,10 +219,11 @@ def cache_folder() -> Path:
 
 
 def versions() -> dict[str, str]:
-    """The versions that settle the rows: of the format, of Python, and of each package."""
+    """What settles the rows: the rules (this module's text and that of `prose`), Python, and each package's version."""
     packages = {name.split(".")[0] for names in GROUPS.values() for name in names} - {STDLIB}
     installed = {name: importlib.metadata.version(name) for name in sorted(packages)}
-    return {"format": str(FORMAT), "python": platform.python_version(), **installed}
+    rules = [Path(file).read_text(encoding="utf-8") for file in (__file__, prose.__file__)]
+    return {"rules": _hash(*rules), "python": platform.python_version(), **installed}
 
 
 def _cache_key() -> str:
