@@ -45,7 +45,7 @@ from fedelta.tasks import Classification
 CLIENTS, BATCH, LENGTH, RANK = 10, 4, 64, 8
 TASK = Classification(labels=tuple(range(6)))
 LORA = LoraConfig(r=RANK, lora_alpha=16, target_modules=["query", "value"], task_type="SEQ_CLS")
-TRAINING = {"batch_size": BATCH, "learning_rate": 1e-3}
+LEARNING_RATE = 1e-3
 
 
 def examples(count: int, seed: int) -> list[dict[str, Any]]:
@@ -63,7 +63,9 @@ def make_clients(count: int, steps: int) -> list[LocalClient]:
     model, tokenizer = load_model("minilm", TASK, device="cpu")
     adapted = PeftAdaptedModel(model, config_for(TASK, LORA), tokenizer)
     parts = [examples(BATCH * steps, seed=k) for k in range(count)]
-    return clients_on(adapted, TASK, parts, LORA, [RANK] * count, Training(local_steps=steps, **TRAINING))
+    return clients_on(
+        adapted, TASK, parts, LORA, [RANK] * count, Training(local_steps=steps, batch_size=BATCH, learning_rate=LEARNING_RATE)
+    )
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -80,7 +82,7 @@ def bare_round(model: PeftModel, parts: Sequence[Sequence[Any]], start: dict[str
     for part in parts:
         set_peft_model_state_dict(model, start)
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=TRAINING["learning_rate"], weight_decay=0.0)
+        optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
         model.eval()
         for batch in bare_batches(part):
             labels = batch.pop("labels")
@@ -191,7 +193,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--pairs", type=int, help="9 with --quick, else 15")
     parser.add_argument("--steps", type=int, help="local steps; 1 with --quick, else 3")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1, help="of torch; one gives the steadiest times")
     parser.add_argument("--peak", type=int, metavar="CLIENTS", help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # the loader's list of new parameters
