@@ -108,16 +108,14 @@ def test_a_run_in_a_folder_that_is_in_use_is_refused_before_anything_is_loaded(t
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("ranks", [4, [1, 2, 4], [8, 2, 4]])
+@pytest.mark.parametrize("ranks", [4, 8, [4, 8, 16]])
 def test_a_run_starts_from_an_adapter(ranks: Any, tiny_config: Config, tmp_path: Path):
-    """With a learning rate near zero it ends where the first run ended, where the ranks can hold that."""
-    first = fedelta.run(tiny_config, {"output": str(tmp_path / "first"), "training.learning_rate": 0.2, "lora.rank": 4})
+    """With a learning rate near zero it ends where the first run ended, at every rank that can hold that."""
+    first = fedelta.run(tiny_config, {"output": str(tmp_path / "first"), "training.learning_rate": 0.05, "lora.rank": 4})
     again = {"lora.start": str(tmp_path / "first/adapters/last"), "lora.rank": ranks, "training.learning_rate": 1e-9}
-    second = {"output": str(tmp_path / "second"), "federation.rounds": 1, "method": "fedex_lora"}
-    same = fedelta.run(tiny_config, again | second)
-    if ranks == 4:
-        assert same.final["test"]["loss"] == pytest.approx(first.final["test"]["loss"], abs=1e-4)
-    assert same.final["train_loss"] < 0.9 * first.records[0]["train_loss"]
+    same = fedelta.run(tiny_config, again | {"output": str(tmp_path / "second"), "federation.rounds": 1})
+    assert same.final["test"]["loss"] == pytest.approx(first.final["test"]["loss"], abs=1e-4)
+    assert same.final["test"]["loss"] != pytest.approx(0.6931, abs=1e-3), "nothing was learned, so nothing was compared"
 
 
 def test_an_adapter_of_another_base_is_no_start(tiny_config: Config, tmp_path: Path):
