@@ -90,6 +90,23 @@ def test_unequal_ranks_are_taken_by_a_method_for_them():
     load_config({"lora": {"rank": {"choices": [4, 4]}}, "method": "fedavg"})
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scheme": "iid"},
+        {"scheme": "dirichlet", "concentration": 0.3},
+        {"scheme": "shards", "shards_per_client": 3},
+        {"scheme": "natural", "by": "speaker", "clients": None},
+        {"scheme": "quantity", "concentration": 2.0},
+    ],
+    ids=lambda settings: settings["scheme"],
+)
+def test_every_scheme_takes_its_settings(settings: dict[str, Any]):
+    scheme = load_config({"partition": settings}).partition.build()
+    own = settings.keys() & {"concentration", "shards_per_client"}
+    assert {key: getattr(scheme, key) for key in own} == {key: settings[key] for key in own}
+
+
 def test_a_name_alone_is_a_choice_without_settings():
     config = load_config({"method": "flexlora", "task": "classification", "training": {"optimizer": "sgd"}})
     assert (config.method, config.task, config.training.optimizer) == (

@@ -127,7 +127,7 @@ class Partition(Section):
 
     def build(self) -> Scheme:
         """The scheme with its settings."""
-        given = {"concentration": self.concentration, "per_client": self.shards_per_client}
+        given = {"concentration": self.concentration, "shards_per_client": self.shards_per_client}
         return get_scheme(self.scheme, **{k: v for k, v in given.items() if v is not None})
 
 
