@@ -39,7 +39,7 @@ help:
 	@echo "make clean    remove .venv and the tools' caches"
 
 demo: $(INSTALLED)
-	$(BIN)/fedelta run quickstart
+	$(BIN)/fedelta run quickstart --force
 
 # The README's blocks have their own target, `readme`.
 test: $(INSTALLED)
