@@ -50,6 +50,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"federation": {"quorum": 6, "participation": 0.5}}, "federation.quorum = 6 must be between 1 and the 5 there are"),
     ({"federation": {"quorum": 1.5}}, "federation.quorum = 1.5 must be a fraction in (0, 1]"),
     ({"evaluation": {"best_by": "rouge"}}, "evaluation.best_by = 'rouge' is not measured: task.metrics has accuracy"),
+    ({"task": {"name": "classification", "metrics": ["acuracy"]}}, "no metric is called 'acuracy'; did you mean 'accuracy'?"),
     ({"method": {"sigma_on": "B"}}, "method: needs a name"),
     ({"method": {"name": "flexlora", "sigma_on": "C"}}, "sigma_on must be one of"),
     ({"training": {"learning_rate": -1}}, "training.learning_rate: Input should be greater than 0"),

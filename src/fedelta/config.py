@@ -19,6 +19,7 @@ from fedelta.method import Method
 from fedelta.methods import get_method
 from fedelta.naming import nearest
 from fedelta.sampling import share
+from fedelta.tasks.metrics import get_metric
 from fedelta.tasks.partition import Scheme, get_scheme
 from fedelta.tasks.registry import get_task
 from fedelta.tasks.task import Task
@@ -256,7 +257,7 @@ class RunConfig(Section):
             share(self.federation.quorum, cohort, "federation.quorum", up=True)
 
     def _check_metric(self) -> None:
-        known = [m if isinstance(m, str) else m.__name__ for m in self.build_task().metrics]
+        known = [get_metric(metric)[0] for metric in self.build_task().metrics]
         if self.evaluation.best_by not in known:
             raise ValueError(
                 f"evaluation.best_by = {self.evaluation.best_by!r} is not measured: task.metrics has {', '.join(known)}"

@@ -106,8 +106,18 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
         shutil.copytree(source.adapter, folder, dirs_exist_ok=True)
         return
     task = _task_with_labels(source)
-    model, tokenizer = load_model(source.config.model.name, task, device="cpu", dtype=source.config.model.dtype)
-    merged_model = merge_into(model, load_adapter(source.adapter), tokenizer=tokenizer)
+    settings = source.config.model
+    model, tokenizer = load_model(
+        settings.name,
+        task,
+        device="cpu",
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+        seed=source.config.seed,  # what the checkpoint lacks and nobody trained is part of the base
+    )
+    # A quantised base has a fingerprint of its own, so the whole one that the delta goes into cannot be compared with it.
+    checked_by = None if settings.quantization else tokenizer
+    merged_model = merge_into(model, load_adapter(source.adapter), tokenizer=checked_by)
     merged_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

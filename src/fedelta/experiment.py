@@ -135,8 +135,8 @@ def build(config: RunConfig) -> Experiment:
         tokenizer=tokenizer,
         clients=clients,
         template=largest_template(clients),
-        validation=_encode(dealt.task, dealt.splits.validation, tokenizer),
-        test=_encode(dealt.task, dealt.splits.test, tokenizer),
+        validation=_encode(dealt.task, dealt.splits.validation, tokenizer, "validation"),
+        test=_encode(dealt.task, dealt.splits.test, tokenizer, "test"),
         client_tests={k: [train[i] for i in part] for k, part in enumerate(dealt.held_out) if len(part)},
         evaluator=evaluator(config, dealt.task, model),
     )
@@ -153,7 +153,7 @@ def load_adapted(config: RunConfig, task: Task) -> tuple[PeftAdaptedModel, Any]:
         trust_remote_code=config.model.trust_remote_code,
         seed=config.seed,
     )
-    lora = config_for(task, peft_config(config))
+    lora = config_for(task, peft_config(config), base)
     return PeftAdaptedModel(base, lora, tokenizer, base_dropout=config.model.base_dropout), tokenizer
 
 
@@ -173,12 +173,14 @@ def peft_config(config: RunConfig) -> LoraConfig:
         modules_to_save=lora.modules_to_save,
         rank_pattern=dict(lora.rank_pattern),
         alpha_pattern=dict(lora.alpha_pattern),
-        base_model_name_or_path=config.model.name,
     )
 
 
-def _encode(task: Task, rows: Sequence[Row], tokenizer: Any) -> Sequence[Example]:
-    return task.encode(rows, tokenizer) if rows else []
+def _encode(task: Task, rows: Sequence[Row], tokenizer: Any, part: str) -> Sequence[Example]:
+    try:
+        return task.encode(rows, tokenizer) if rows else []
+    except ValueError as error:  # most often a label that the training rows do not have
+        raise ValueError(f"{part} rows: {error}") from error
 
 
 def _partition(settings: Partition, task: Task, rows: Sequence[Row], seed: int) -> list[np.ndarray]:

@@ -205,7 +205,7 @@ class _Log:
     def _save(self, model: Message, name: str) -> None:
         e = self.experiment
         adapter = effective(model["adapter"], model.get("base"))
-        save_adapter(adapter, self.folder.adapters / name, like=e.model.layout, base_model_name=e.config.model.name)
+        save_adapter(adapter, self.folder.adapters / name, like=e.model.layout)
 
 
 def _first_of_rank(done: Round, rank: int) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedelta.models.aliases import ALIASES, PackagedModel, resolve_model
+from fedelta.models.aliases import ALIASES, PackagedModel, portable_name, resolve_model
 
 MakePackage = Callable[..., PackagedModel]
 UseAlias = Callable[[PackagedModel], None]
@@ -41,7 +41,7 @@ def test_an_installed_package_gives_its_folder_without_being_imported(
     make_package: MakePackage, use_alias: UseAlias, tmp_path: Path
 ):
     use_alias(make_package("carries_a_model", model=True))
-    assert resolve_model("tiny") == str(tmp_path / "carries_a_model" / "model")
+    assert resolve_model("tiny") == resolve_model("somebody/some-model") == str(tmp_path / "carries_a_model" / "model")
     assert "carries_a_model" not in sys.modules
 
 
@@ -58,6 +58,13 @@ def test_a_package_without_its_model_gives_the_hub_id(make_package: MakePackage,
 @pytest.mark.parametrize("name", ["bert-base-uncased", "somebody/some-model", "./minilm", "MiniLM"])
 def test_other_names_pass_through(name: str):
     assert resolve_model(name) == name
+
+
+def test_what_is_written_down_means_something_elsewhere(make_package: MakePackage, use_alias: UseAlias):
+    use_alias(make_package("carries_a_model", model=True))
+    for name in ("tiny", resolve_model("tiny"), "somebody/some-model"):
+        assert portable_name(name) == "somebody/some-model"
+    assert portable_name("./tiny") == "./tiny"
 
 
 def test_minilm_resolves_to_the_packaged_encoder(minilm: Path):

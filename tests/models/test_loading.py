@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertModel
+from transformers.utils import logging as transformers_logging
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
@@ -63,6 +64,14 @@ def test_a_pretrained_head_is_kept(linear, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded, _ = load_model(str(tmp_path), Classification(labels=("a", "b", "c")), device="cpu")
     assert torch.equal(loaded.classifier.weight, trained.classifier.weight)
+
+
+def test_nothing_is_shown_while_a_model_is_loaded(checkpoint, capfd):
+    before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    load_model(checkpoint, TASK, device="cpu")
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+    assert (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()) == before
 
 
 def test_dtypes(checkpoint):

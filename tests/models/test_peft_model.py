@@ -4,10 +4,18 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
+)
 
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
+from fedelta.method import Peer
+from fedelta.models.adapter_files import save_adapter
 from fedelta.models.dropout import SeededDropout
 from fedelta.models.peft import PeftAdaptedModel
 
@@ -227,6 +235,45 @@ def test_a_tied_weight_is_refused_as_a_target_and_the_model_left_plain(conv1d, t
 def test_a_tied_head_is_refused_in_modules_to_save(conv1d):
     with pytest.raises(ValueError, match="are tied"):
         conv1d.adapted(modules_to_save=["lm_head"])
+
+
+def distilbert():
+    return DistilBertForSequenceClassification(DistilBertConfig(vocab_size=50, dim=16, n_layers=1, n_heads=2, hidden_dim=24))
+
+
+def t5():
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    return T5ForSequenceClassification(T5Config(**sizes, decoder_start_token_id=0))
+
+
+@pytest.mark.parametrize(
+    ("build", "heads"),
+    [(distilbert, ["classifier", "pre_classifier"]), (t5, ["classification_head"])],
+    ids=["distilbert", "t5"],
+)
+def test_heads_of_other_names_train_in_full_beside_all_linear(build, heads, tmp_path):
+    adapted = PeftAdaptedModel(build(), LoraConfig(task_type="SEQ_CLS", target_modules="all-linear"))
+    template = adapted.initial(Peer(0, 2, 1))
+    assert sorted({n.split(".")[0] for n in template.dense}) == heads
+    assert not any(n.startswith(tuple(heads)) for n in template.layers)
+    assert adapted.layout.config["modules_to_save"] == heads
+    save_adapter(template, tmp_path, like=adapted.layout)
+    loaded = PeftModel.from_pretrained(build(), str(tmp_path))
+    assert sum("modules_to_save" in n for n, _ in loaded.named_parameters()) == len(template.dense)
+
+
+def test_a_head_that_the_model_lacks_is_named(linear):
+    with pytest.raises(
+        ValueError, match=r"names \['clasifier'\], which the model does not have; it has bert, dropout, classifier"
+    ):
+        linear.adapted(modules_to_save=["clasifier"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_warning_of_pefts_reaches_the_user(case):
+    config = case.lora(base_model_name_or_path="somebody/their-model", fan_in_fan_out=False)
+    adapted = PeftAdaptedModel(case.model(), config)
+    assert adapted.layout.config["base_model_name_or_path"] == "somebody/their-model"
 
 
 def test_targets_that_match_nothing_are_answered_with_what_there_is(linear):

@@ -45,13 +45,19 @@ ALIASES: Mapping[str, PackagedModel] = MappingProxyType(
 
 
 def resolve_model(name: str) -> str:
-    """The string to give to `from_pretrained`: an alias resolved, any other name as it is.
+    """The string to give to `from_pretrained`: an alias, or the Hub id of one, resolved; any other name as it is.
 
     A packaged copy wins over the Hub, so that a run with an alias needs no network. A local folder that is
     called like an alias is reached by writing it as a path, `./minilm`.
     """
-    model = ALIASES.get(name)
+    model = next((m for alias, m in ALIASES.items() if name in (alias, m.hub_id)), None)
     if model is None:
         return name
     folder = model.installed_folder()
     return model.hub_id if folder is None else str(folder)
+
+
+def portable_name(name: str) -> str:
+    """The name that others can load the same weights by: the Hub id for an alias or its folder here, else the name as it is."""
+    known = (m.hub_id for alias, m in ALIASES.items() if name in (alias, str(m.installed_folder())))
+    return next(known, name)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedelta.client import LocalClient, Training
 from fedelta.method import Peer, largest, template_for, truncate_for
 from fedelta.models.loading import load_model, pick_device, set_padding
-from fedelta.models.peft import PeftAdaptedModel
+from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.naming import nearest
 from fedelta.tasks import Task, get_task
 from fedelta.tasks.task import Example
@@ -67,7 +67,7 @@ def hf_clients(
         check_outputs(model, task)
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
     set_padding(model, tokenizer)
-    adapted = PeftAdaptedModel(model, config_for(task, lora_config), tokenizer, base_dropout=base_dropout)
+    adapted = PeftAdaptedModel(model, config_for(task, lora_config, model), tokenizer, base_dropout=base_dropout)
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
     return clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed)
 
@@ -131,11 +131,11 @@ def peer_for(id: int, rank: int, lora_config: LoraConfig, num_examples: int) -> 
     )
 
 
-def config_for(task: Task, lora_config: LoraConfig) -> LoraConfig:
-    """The configuration with the task's type and heads where it leaves them open."""
+def config_for(task: Task, lora_config: LoraConfig, model: nn.Module) -> LoraConfig:
+    """The configuration with the task's type where it leaves it open, and those of the task's heads that the model has."""
     config = copy.deepcopy(lora_config)
     config.task_type = config.task_type or task.peft_task_type
-    heads = {*(config.modules_to_save or ()), *task.modules_to_save}
+    heads = {*(config.modules_to_save or ()), *(head for head in task.modules_to_save if modules_ending(model, head))}
     config.modules_to_save = sorted(heads) or None
     return config
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
 
 from fedelta import seeding
 from fedelta.models.aliases import ALIASES, resolve_model
@@ -67,8 +69,9 @@ def load_model(
         settings |= {"quantization_config": _quantized(quantization), "device_map": {"": place}}
     try:
         source, trust = resolve_model(name), {"trust_remote_code": trust_remote_code}
-        tokenizer = AutoTokenizer.from_pretrained(source, **trust)
-        model, info = getattr(transformers, task.auto_class).from_pretrained(source, **settings, **trust)
+        with _hushed():
+            tokenizer = AutoTokenizer.from_pretrained(source, **trust)
+            model, info = getattr(transformers, task.auto_class).from_pretrained(source, **settings, **trust)
     except (OSError, ValueError) as error:
         raise OSError(
             f"cannot load model {name!r}: {error} Give a folder with config.json, tokenizer and safetensors, a Hub id that is "
@@ -77,6 +80,20 @@ def load_model(
     draw_parameters(model, info["missing_keys"], seed)
     set_padding(model, tokenizer)
     return (model if quantization else model.to(place)), tokenizer
+
+
+@contextmanager
+def _hushed() -> Generator[None]:
+    """Keeps the library's progress bars and its report on new heads, which are meant to be new, off the screen."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def draw_parameters(model: nn.Module, names: Collection[str], seed: int) -> None:

@@ -7,12 +7,14 @@ Nothing of the base is copied, but for the weights that a method adds to (see `b
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -21,6 +23,7 @@ from fedelta import seeding, tree
 from fedelta.lowrank import LoRA, wide
 from fedelta.method import Peer
 from fedelta.models.adapter_files import Layout
+from fedelta.models.aliases import portable_name
 from fedelta.models.base_store import BaseStore, delta_shape
 from fedelta.models.dropout import SeededDropout
 from fedelta.models.fingerprint import fingerprint
@@ -29,6 +32,10 @@ from fedelta.tree import Adapter, BaseDelta
 
 SLOT = "default"
 """The name of the one adapter inside PEFT."""
+
+
+CLASSIFIER_HEADS = (*SEQ_CLS_HEAD_NAMES, "classification_head")
+"""The names of heads for classification: PEFT's, and that of T5 and BART, which PEFT would leave as it was drawn."""
 
 
 class PeftAdaptedModel:
@@ -80,7 +87,8 @@ class PeftAdaptedModel:
         self.base_store = BaseStore(bases, hook={"auto": None, "weight": False, "hook": True}[base_delta])
         self.fingerprint = fingerprint(self.module, tokenizer, self._layers, self._heads)
         embeddings = frozenset(n for n, b in bases.items() if isinstance(b, nn.Embedding))
-        self.layout = Layout(self._peft.peft_config[SLOT].to_dict(), embeddings)
+        saved = sorted(n for n, m in self.module.named_modules() if isinstance(m, ModulesToSaveWrapper))
+        self.layout = Layout(_written(self._peft.peft_config[SLOT], lora_config, saved), embeddings)
         self._first_heads = {n: getattr(m, a).detach().cpu().clone() for n, (m, a) in self._heads.items()}
         self._live = self._read()
 
@@ -206,8 +214,15 @@ def _inject(model: Any, lora_config: LoraConfig) -> PeftModel:
     check_training_options(lora_config.to_dict())
     if isinstance(model, PeftModel) or any(isinstance(m, LoraLayer) for m in model.modules()):
         raise ValueError("the model carries an adapter already; unload() it first, or load the model again")
+    config = copy.deepcopy(lora_config)
+    config.base_model_name_or_path = None  # PEFT sets its own, and warns of any other; see `_written`
+    config.modules_to_save = _heads_by_name(model, config)
+    config.fan_in_fan_out = any(isinstance(m, Conv1D) for m in model.modules())
     try:
-        wrapped = get_peft_model(model, copy.deepcopy(lora_config), adapter_name=SLOT)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fan_in_fan_out")  # a model of Conv1D may have Linear layers too
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT's own use of it
+            wrapped = get_peft_model(model, config, adapter_name=SLOT)
     except ValueError as error:
         wanted = lora_config.target_modules
         raise ValueError(
@@ -216,6 +231,30 @@ def _inject(model: Any, lora_config: LoraConfig) -> PeftModel:
         ) from error
     assert isinstance(wrapped, PeftModel)  # get_peft_model's other return type is for mixed adapters
     return wrapped
+
+
+def _heads_by_name(model: nn.Module, config: LoraConfig) -> list[str] | None:
+    """`modules_to_save`, and a classifier's heads, by the names that the model has.
+
+    PEFT trains a module in full if its name *ends* so ("classifier" means DistilBERT's "pre_classifier" too), but keeps its
+    LoRA layers off exact names only, so that "all-linear" would put one into the other.
+    """
+    asked, usual = config.modules_to_save or [], CLASSIFIER_HEADS if config.task_type == "SEQ_CLS" else ()
+    if missing := [m for m in asked if m not in usual and not modules_ending(model, m)]:
+        parts = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(f"modules_to_save names {missing}, which the model does not have; it has {parts}")
+    return sorted({n for head in (*asked, *usual) for n in modules_ending(model, head)}) or None
+
+
+def modules_ending(model: nn.Module, name: str) -> list[str]:
+    """The modules that PEFT means by a name in `modules_to_save`."""
+    return [n for n, _ in model.named_modules() if n.endswith(name)]
+
+
+def _written(config: PeftConfig, asked: LoraConfig, saved: list[str]) -> dict[str, Any]:
+    """What a PEFT folder says: the heads that there are, and a name of the base that means something on other machines."""
+    base = asked.base_model_name_or_path or config.base_model_name_or_path
+    return {**config.to_dict(), "modules_to_save": saved or None, "base_model_name_or_path": base and portable_name(base)}
 
 
 def targetable(model: nn.Module) -> list[str]:
