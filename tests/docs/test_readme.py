@@ -1,7 +1,6 @@
 """The README's code blocks run, its commands exist, its table lists the methods there are, its links lead somewhere."""
 
 import functools
-import importlib.util
 import os
 import re
 import shlex
@@ -12,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+import fedelta
+from fedelta.config import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = REPOSITORY / "README.md"
@@ -38,11 +40,6 @@ def commands() -> list[list[str]]:
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
-def needs(module: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not there yet")
-
-
 @functools.cache
 def help_of(*command: str) -> str:
     """The help text of a fedelta command; fails if there is none."""
@@ -58,7 +55,6 @@ def help_of(*command: str) -> str:
 
 
 def test_python_blocks_run_in_order(minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    needs("fedelta.engines.local")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     for block in blocks("python"):
@@ -68,8 +64,7 @@ def test_python_blocks_run_in_order(minilm: Path, tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: f"line {block.line}")
 def test_yaml_blocks_are_valid_configs(block: Block):
-    config = pytest.importorskip("fedelta.config", reason="fedelta.config is not whole yet", exc_type=ImportError)
-    config.load_config(yaml.safe_load(block.text))
+    load_config(yaml.safe_load(block.text))
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
@@ -77,7 +72,6 @@ def test_commands_exist(words: list[str]):
     if words[0] == "make":
         assert words[1] in TARGET.findall((REPOSITORY / "Makefile").read_text(encoding="utf-8"))
     elif words[0] == "fedelta":
-        needs("fedelta.cli")
         shown = help_of(words[1])
         missing = [word for word in words if word.startswith("-") and not re.search(rf"{word}\b", shown)]
         assert not missing, f"`fedelta {words[1]} --help` does not know {missing}"
@@ -86,10 +80,6 @@ def test_commands_exist(words: list[str]):
 
 
 def test_the_table_lists_every_method_and_what_it_claims():
-    import fedelta
-
-    if not hasattr(fedelta, "list_methods"):
-        pytest.skip("fedelta.list_methods is not there yet")
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(name for name, _ in rows) == sorted(fedelta.list_methods())
     claims = {name: ranks == "yes" for name, ranks in rows}

@@ -122,6 +122,7 @@ def test_a_causal_model_without_a_padding_token(conv1d, tokenizer):
         ({"learning_rat": 1.0}, "no training setting is called 'learning_rat'; did you mean 'learning_rate'"),
         ({"batch_size": 0}, "batch_size must be above 0"),
         ({"task": "clasification"}, "did you mean 'classification'"),
+        ({"parts": ROWS}, "the data set of client 0 holds 'text', not rows with fields by name"),
         ({"parts": [[{"txt": "1", "label": k} for k in "xyz"]]}, "text"),
         ({"parts": [ROWS[:2]]}, "the task has 2 labels, the model 3 outputs; load the model with num_labels=2"),
     ],
@@ -129,6 +130,11 @@ def test_a_causal_model_without_a_padding_token(conv1d, tokenizer):
 def test_wrong_arguments_are_named(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
+
+
+def test_a_loaded_model_needs_its_tokenizer(linear):
+    with pytest.raises(ValueError, match="a loaded model needs its tokenizer"):
+        hf_clients(linear.model(), None, [ROWS], linear.lora(), 4)
 
 
 @pytest.mark.parametrize("method", ["flexlora", "zeropad", "flora", "fedex_lora", "svd_redistribution"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from fedelta.models.loading import load_model, pick_device, set_padding
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.naming import nearest
 from fedelta.tasks import Task, get_task
+from fedelta.tasks.rows import Row
 from fedelta.tasks.task import Example
 from fedelta.tree import Adapter
 
@@ -56,14 +58,16 @@ def hf_clients(
         ValueError: for numbers of data sets and ranks that differ, an unknown training setting, rows that do not fit the
             task, or a LoRA configuration that is not supported.
     """
-    rows = [list(rows) for rows in datasets]
+    rows = [_rows(part, k) for k, part in enumerate(datasets)]
     settings = _training(training)
     ranks = _one_for_each(ranks, len(rows))
     task = (get_task(task) if isinstance(task, str) else task).settled([row for part in rows for row in part])
-    if isinstance(model, str):
-        model, loaded = load_model(model, task, device=device, seed=seed)
+    if isinstance(model, str | Path):
+        model, loaded = load_model(str(model), task, device=device, seed=seed)
         tokenizer = tokenizer or loaded
     else:
+        if tokenizer is None:
+            raise ValueError("a loaded model needs its tokenizer; only for a model given by name can it be None")
         check_outputs(model, task)
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
     set_padding(model, tokenizer)
@@ -145,6 +149,16 @@ def check_outputs(model: Any, task: Task) -> None:
     wanted, found = task.model_kwargs().get("num_labels"), getattr(model.config, "num_labels", None)
     if wanted is not None and found is not None and wanted != found:
         raise ValueError(f"the task has {wanted} labels, the model {found} outputs; load the model with num_labels={wanted}")
+
+
+def _rows(part: Any, client: int) -> list[Row]:
+    rows = list(part)
+    if rows and not isinstance(rows[0], Mapping):
+        raise ValueError(
+            f"the data set of client {client} holds {rows[0]!r}, not rows with fields by name; "
+            "give a list of rows, or a Hugging Face Dataset, for each client"
+        )
+    return rows
 
 
 def _one_for_each(ranks: int | Sequence[int], count: int) -> list[int]:
