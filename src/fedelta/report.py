@@ -326,9 +326,9 @@ def _draw_loss(axis: Any, records: Sequence[Record]) -> None:
 
 
 def _draw_bytes(axis: Any, records: Sequence[Record]) -> None:
-    for way in ("down", "up"):
-        sent = accumulate(r["bytes"][way] / 2**20 for r in records)
-        _line(axis, [r["t"] for r in records], list(sent), way)
+    for way, style in (("down", "-"), ("up", "--")):  # often equal: the dashes let the other line through
+        sent = list(accumulate(r["bytes"][way] / 2**20 for r in records))
+        axis.plot([r["t"] for r in records], sent, color=COLOUR_OF[way], linestyle=style, label=way)
     _name(axis, "round", "sent so far, MiB")
     axis.set_ylim(bottom=0)
 

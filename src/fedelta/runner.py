@@ -170,7 +170,9 @@ class _Log:
         """Draws what there is to draw."""
         records = self.folder.records()
         if records:
-            report.curves(records, self.folder.curves, title=self.experiment.config.name)
+            dealt = self.experiment.deal
+            majority = report.majority([dealt.task.label_of(row) for row in dealt.splits.test])
+            report.curves(records, self.folder.curves, title=self.experiment.config.name, majority=majority)
 
     def _is_last(self, done: Round) -> bool:
         return done.t + 1 == self.experiment.config.federation.rounds
