@@ -1,10 +1,13 @@
 """`fedelta.aggregate`: adapters in, adapters out, without an engine."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import fedelta
+from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.methods import get_method, list_methods, method_class
@@ -153,8 +156,12 @@ def test_weights_that_make_no_mean_are_refused(weights: list[float], message: st
 def test_other_refusals() -> None:
     with pytest.raises(ValueError, match="at least one adapter"):
         fedelta.aggregate([])
-    with pytest.raises(ValueError, match="ranks must be at least 1, got"):
-        fedelta.aggregate(three(), method="flexlora", ranks=[4, 0])
+    for ranks in ([4, 0], [2.5], 4):
+        with pytest.raises(ValueError, match=r"ranks must be a list of whole numbers of at least 1, .* got"):
+            fedelta.aggregate(three(), method="flexlora", ranks=ranks)
+    for single in (three()[0], "folder"):
+        with pytest.raises(TypeError, match="aggregate takes a list of adapters, got one"):
+            fedelta.aggregate(single)
     with pytest.raises(ValueError, match="did you mean 'flexlora'"):
         fedelta.aggregate(three(), method="flexlor")
     with pytest.raises(ValueError, match="no hyper-parameter 'sigma'; did you mean 'sigma_on'"):
@@ -177,6 +184,21 @@ def test_adapters_that_do_not_fit_together_are_refused(method: str) -> None:
     turned = tree.map(lambda x: LoRA(x.A.mT, x.B.mT), other)
     with pytest.raises(ValueError, match=r"layer 'hidden': adapter 1 has \(d_out, d_in\) = \(5, 6\)"):
         fedelta.aggregate([good, turned], method=method)
+
+
+def test_adapters_of_two_bases_are_refused_beside_one_of_an_unknown_base() -> None:
+    adapters = [replace(a, base=b) for a, b in zip(three(), (None, "first", "second"), strict=True)]
+    for given in (adapters, adapters[::-1]):
+        with pytest.raises(ValueError, match="different base models cannot be merged"):
+            fedelta.aggregate(given, method="flora")
+
+
+def test_heads_alone_and_layers_without_components_can_be_aggregated() -> None:
+    heads = [replace(a, layers={}) for a in three()]
+    expected = torch.stack([a.dense["bias"] for a in heads]).mean(0)
+    torch.testing.assert_close(fedelta.aggregate(heads)[0].dense["bias"], expected)
+    empty = [tree.map(lambda x: lr.components(x, 0, 0), a) for a in three()]
+    assert {x.rank for x in fedelta.aggregate(empty, method="flora")[0].layers.values()} == {0}
 
 
 def test_a_method_object_and_hyper_parameters() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedelta import checkpoint, sampling, wire
-from fedelta.client import Training
+from fedelta.client import LocalClient, Training
 from fedelta.engines.local import federate
 from fedelta.engines.rounds import Snapshot
 from fedelta.method import Client, ClientState, Method
@@ -253,6 +253,16 @@ def test_a_snapshot_in_memory_resumes_with_the_bits_and_bytes_of_the_whole_run(n
         assert [r.t for r in later] == list(range(done.t + 1, ROUNDS))
         assert wire.encode(later[-1].state) == wire.encode(whole[-1].state)
         assert [r.bytes for r in later] == [r.bytes for r in whole[done.t + 1 :]]
+
+
+def test_a_client_that_cannot_be_given_its_base_back_is_sent_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, ranks = METHODS["a moving base"]
+    options: Any = {"rounds": ROUNDS, "cohort": sampling.uniform(2), "debug": True}
+    whole = list(federate(method, toy_federation(ranks, training=SHORT), **options))
+    monkeypatch.delattr(LocalClient, "restore")
+    later = list(federate(method, toy_federation(ranks, training=SHORT), start=whole[1].snapshot, **options))
+    assert wire.encode(later[-1].state) == wire.encode(whole[-1].state)
+    assert later[0].bytes.down != whole[2].bytes.down
 
 
 def test_the_snapshot_of_another_run_is_refused() -> None:

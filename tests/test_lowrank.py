@@ -51,6 +51,12 @@ def test_factors_must_multiply() -> None:
         LoRA(torch.zeros(3), torch.zeros(3, 4))
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_is_a_number(scale: float) -> None:
+    with pytest.raises(ValueError, match=f"must be a finite number, got {scale}"):
+        LoRA(torch.zeros(3, 2), torch.zeros(2, 4), scale)
+
+
 def test_shape_comes_from_the_factor_not_from_the_size() -> None:
     x = draw(4, 3, 3)  # d_in equals the rank
     assert (x.shape, x.rank) == ((4, 3), 3)
@@ -229,6 +235,18 @@ def test_a_component_without_a_singular_value_is_idle_but_alive() -> None:
     np.testing.assert_allclose(y.A[1:].norm(dim=1), 1.0)
 
 
+def test_a_zero_delta_revives_rows_of_zeros_and_keeps_the_others() -> None:
+    x = draw(5, 3, 6, dtype=torch.float32)
+    x.B.zero_()
+    x.A[1].zero_()
+    y = lr.truncate(x, 3)
+    assert torch.equal(y.A[[0, 2]], x.A[[0, 2]])
+    assert float(y.A[1].norm()) == pytest.approx(1.0)
+    np.testing.assert_allclose(y.A[[0, 2]] @ y.A[1], 0.0, atol=1e-6)
+    all_zero = lr.truncate(LoRA(x.B, torch.zeros_like(x.A)), 4)
+    np.testing.assert_allclose(all_zero.A @ all_zero.A.mT, np.eye(4), atol=1e-6)
+
+
 def test_no_components_at_all_are_a_zero_delta() -> None:
     x = lr.components(draw(4, 2, 3), 0, 0)
     assert x.rank == 0
@@ -251,6 +269,16 @@ def test_truncate_refuses_senseless_arguments() -> None:
         lr.truncate(draw(4, 2, 3), 0)
     with pytest.raises(ValueError, match="sigma_on must be 'A', 'B' or 'both', got 'C'"):
         lr.truncate(draw(4, 2, 3), 1, sigma_on="C")  # type: ignore[arg-type]
+    for scale in (0.0, float("nan")):
+        with pytest.raises(ValueError, match=f"cannot be written with scale {scale}; check lora_alpha"):
+            lr.truncate(draw(4, 2, 3), 1, scale=scale)
+
+
+def test_truncate_refuses_to_overflow() -> None:
+    x = draw(4, 2, 3, scale=1e3).to(torch.float16)
+    with pytest.raises(ValueError, match=r"overflows torch.float16 at scale 0.001"):
+        lr.truncate(x, 1, scale=1e-3)
+    assert_near(lr.truncate(x, 2, scale=1e3), array(x), 2e-3)
 
 
 @pytest.mark.parametrize(("o", "i"), [(6, 4), (4, 6), (5, 5)])
@@ -260,6 +288,17 @@ def test_from_dense(o: int, i: int) -> None:
     assert_near(lr.from_dense(matrix), matrix.numpy())
     assert_near(lr.from_dense(matrix, rank=1), best(matrix.numpy(), 1))
     assert lr.from_dense(torch.zeros(o, i)).rank == 1
+
+
+def test_from_dense_keeps_the_long_tail_of_a_float32_matrix() -> None:
+    U, V = (torch.linalg.qr(draw(64, 64, 64, seed=k).B).Q for k in (0, 1))
+    matrix = ((U * torch.logspace(0, -7, 64, dtype=torch.float64)) @ V).float()
+    assert_near(lr.from_dense(matrix), matrix.double().numpy(), 1e-6)
+
+
+def test_the_numerical_rank_of_a_product_is_its_rank() -> None:
+    for dtype in (torch.float32, torch.float64):
+        assert lr.from_dense(draw(90, 7, 70, dtype=dtype).dense()).rank == 7
 
 
 # --- inner products and distances ------------------------------------------------------------------------------------
@@ -283,6 +322,12 @@ def test_small_moves_keep_their_digits_in_float32() -> None:
     assert abs(float(lr.dist2(x, y)) / exact - 1) < 1e-5
     textbook = float(lr.inner(x, x) - 2 * lr.inner(x, y) + lr.inner(y, y))
     assert abs(textbook / exact - 1) > 1e-2  # what the other form would lose
+
+
+def test_a_distance_is_never_negative() -> None:
+    for seed in range(20):
+        x, G = draw(6, 3, 5, seed=seed), draw(3, 3, 3, seed=seed).B
+        assert float(lr.dist2(x, LoRA(x.B @ G, torch.linalg.solve(G, x.A)))) >= 0
 
 
 def test_gradient_of_the_distance() -> None:

@@ -197,6 +197,12 @@ def test_an_unknown_base_fits_any() -> None:
     tree.check_alike([y, x])
 
 
+def test_an_unknown_base_does_not_join_two_that_differ() -> None:
+    unknown, first, second = (replace(random_adapter(2, seed=0), base=b) for b in (None, "first", "second"))
+    with pytest.raises(ValueError, match="adapter 2 was trained on base second, adapter 1 on first"):
+        tree.check_alike([unknown, first, second])
+
+
 # --- flat form -------------------------------------------------------------------------------------------------------
 
 plain = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(max_size=8)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -48,9 +49,12 @@ def aggregate(
         share nothing it is 1: dW is what is aggregated, so that this changes how it is written and not what it is.
 
     Raises:
+        TypeError: for a single adapter or folder in place of a list.
         ValueError: for adapters that do not fit together, weights that make no mean, a method that needs training, or one
             whose messages cannot carry what these adapters differ in.
     """
+    if isinstance(adapters, str | os.PathLike | Adapter):
+        raise TypeError(f"aggregate takes a list of adapters, got one {type(adapters).__name__}: put it in a list")
     p = _normalised(weights, len(adapters))
     rule = _rule(method, hyper)
     loaded = [_load(a) for a in adapters]
@@ -148,8 +152,8 @@ def _demand_same_model(read: Adapter, given: Adapter, k: int, method: str) -> No
 
 
 def _receivers(ranks: Sequence[int], adapters: Sequence[Adapter]) -> list[Peer]:
-    if bad := [r for r in ranks if r < 1]:
-        raise ValueError(f"ranks must be at least 1, got {bad}")
+    if isinstance(ranks, int) or not all(isinstance(r, Integral) and r >= 1 for r in ranks):
+        raise ValueError(f"ranks must be a list of whole numbers of at least 1, one for each result, got {ranks}")
     scale = _scale_rule(adapters)
     return [_peer(len(adapters) + j, dict.fromkeys(adapters[0].layers, r), scale) for j, r in enumerate(ranks)]
 
@@ -173,9 +177,9 @@ def _peer(id: int, layers: Mapping[str, LoRA | int], scale: ScaleRule) -> Peer:
     ranks = {n: x.rank if isinstance(x, LoRA) else x for n, x in layers.items()}
     return Peer(
         id=id,
-        rank=max(ranks.values()),
+        rank=max(ranks.values(), default=1),
         rank_pattern={re.escape(n): r for n, r in ranks.items()},
-        alpha_pattern={re.escape(n): _numerator(scale(n, r), r) for n, r in ranks.items()},
+        alpha_pattern={re.escape(n): _numerator(scale(n, r), max(r, 1)) for n, r in ranks.items()},
     )
 
 

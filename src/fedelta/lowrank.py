@@ -10,6 +10,7 @@ exceeds min(o, i), where dW is the smaller of the two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -38,7 +39,7 @@ class LoRA:
         scale: lora_alpha / r, lora_alpha / sqrt(r) (rsLoRA) or any constant. It is part of the value.
 
     Raises:
-        ValueError: if the factors are not matrices that multiply.
+        ValueError: if the factors are not matrices that multiply, or the scale is NaN or Inf.
     """
 
     B: Tensor
@@ -50,6 +51,8 @@ class LoRA:
             raise ValueError(
                 f"B (o, r) and A (r, i) must share the rank r; got B {tuple(self.B.shape)} and A {tuple(self.A.shape)}"
             )
+        if not math.isfinite(self.scale):
+            raise ValueError(f"the scale of a delta must be a finite number, got {self.scale}; check lora_alpha")
 
     @property
     def rank(self) -> int:
@@ -256,7 +259,7 @@ def truncate(
     """The best rank-`rank` approximation of dW in Frobenius norm (Eckart-Young), written with `scale`.
 
     Always returns `rank` components. Where dW has fewer, the rest have B = 0 and a live row of A. A zero dW keeps the rows
-    of A that it came with, so that a common initial A survives a round in which nothing was learned.
+    of A that it came with, but for rows of zeros, so that a common initial A survives a round in which nothing was learned.
 
     Args:
         rank: of the result, at least 1.
@@ -267,20 +270,32 @@ def truncate(
         fill: the rows of A for a zero dW, shape (>= rank, i), in place of those of `x`: a stack repeats the common rows.
 
     Raises:
-        ValueError: for a rank below 1, an unknown `sigma_on`, or factors with NaN or Inf.
+        ValueError: for a rank below 1, a scale of zero, an unknown `sigma_on`, factors with NaN or Inf, or a result too large
+            for its dtype.
     """
-    _check_truncation(x, rank, sigma_on)
+    _check_truncation(x, rank, scale, sigma_on)
     dtype = dtype or x.dtype
     U, S, Vh = _leading(x, rank)
     alive = S > S[:1].clamp(min=0) * torch.finfo(torch.float64).eps * max(x.shape)
     if not bool(alive.any()):
-        rows = (x.A if fill is None else fill)[:rank].to(dtype)
+        rows = _without_dead((x.A if fill is None else fill)[:rank].to(dtype))
         return pad(LoRA(x.B.new_zeros(x.shape[0], rows.shape[0], dtype=dtype), rows, scale), rank)
     count = min(rank, int(alive.sum()))
     B, A = _place(U[:, :count], S[:count] / scale, Vh[:count], sigma_on)
     idle = Vh[count:rank]  # orthonormal to the rest: what a component without a singular value gets as its live row
     B = torch.cat([B, B.new_zeros(B.shape[0], idle.shape[0])], dim=1)
-    return pad(LoRA(B.to(dtype), torch.cat([A, idle]).to(dtype), scale), rank)
+    B, A = B.to(dtype), torch.cat([A, idle]).to(dtype)
+    if not bool(torch.isfinite(B).all() and torch.isfinite(A).all()):
+        raise ValueError(f"a delta of norm {float(S.norm()):.3g} overflows {dtype} at scale {scale}; lower the learning rate")
+    return pad(LoRA(B, A, scale), rank)
+
+
+def _without_dead(rows: Tensor) -> Tensor:
+    """`rows` (r, i), with unit rows orthogonal to the others in place of rows of zeros."""
+    dead = ~rows.any(dim=1)
+    if not bool(dead.any()):
+        return rows
+    return rows.index_put((dead,), complete_rows(rows, int(dead.sum())))
 
 
 def _place(U: Tensor, S: Tensor, Vh: Tensor, sigma_on: SigmaOn) -> tuple[Tensor, Tensor]:
@@ -292,9 +307,11 @@ def _place(U: Tensor, S: Tensor, Vh: Tensor, sigma_on: SigmaOn) -> tuple[Tensor,
     return U * root, (S.sign() * root)[:, None] * Vh
 
 
-def _check_truncation(x: LoRA, rank: int, sigma_on: str) -> None:
+def _check_truncation(x: LoRA, rank: int, scale: float, sigma_on: str) -> None:
     if rank < 1:
         raise ValueError(f"cannot truncate to rank {rank}: a rank is at least 1")
+    if scale == 0 or not math.isfinite(scale):
+        raise ValueError(f"a delta cannot be written with scale {scale}; check lora_alpha")
     if sigma_on not in ("A", "B", "both"):
         raise ValueError(f"sigma_on must be 'A', 'B' or 'both', got {sigma_on!r}")
     if not bool(torch.isfinite(x.B).all() and torch.isfinite(x.A).all()):
@@ -310,9 +327,14 @@ def from_dense(delta: Tensor, *, rank: int | None = None, sigma_on: SigmaOn = "B
 
 
 def numerical_rank(S: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> int:
-    """The number of singular values above round-off for a matrix of this shape and dtype."""
-    eps = torch.finfo(dtype).eps
-    return int((S > S.max() * max(shape) * eps).sum()) if S.numel() else 0
+    """The fewest leading singular values that leave out no more than round-off, relative to the norm of all.
+
+    Round-off is that of a matrix of this dtype, or of the factorisation in float64 where that is larger. A bound on each
+    value alone would let a float32 matrix with a long tail lose ten times its precision.
+    """
+    tolerance = max(4 * torch.finfo(dtype).eps, max(shape) * torch.finfo(torch.float64).eps)
+    tails = S.square().flip(0).cumsum(0).flip(0).sqrt()
+    return int((tails > tolerance * S.norm()).sum())
 
 
 # --- inner products and distances ------------------------------------------------------------------------------------
@@ -329,7 +351,7 @@ def norm(x: LoRA) -> Tensor:
 
 
 def dist2(x: LoRA, y: LoRA) -> Tensor:
-    """||dW_x - dW_y||_F^2, differentiable.
+    """||dW_x - dW_y||_F^2, differentiable, never negative.
 
     Written on the differences, [s_x B_x - s_y B_y, s_y B_y] [A_x; A_x - A_y]: the textbook <x,x> - 2<x,y> + <y,y> loses
     all digits in float32 when a client has moved by 1e-4, and costs the same.
@@ -338,7 +360,7 @@ def dist2(x: LoRA, y: LoRA) -> Tensor:
     x, y = pad(x, rank, live=False), pad(y, rank, live=False)
     left = torch.cat([x.scale * x.B - y.scale * y.B, y.scale * y.B], dim=1)
     right = torch.cat([x.A, x.A - y.A], dim=0)
-    return ((left.mT @ left) * (right @ right.mT)).sum()
+    return ((left.mT @ left) * (right @ right.mT)).sum().clamp(min=0)
 
 
 # --- spectra and subspaces -------------------------------------------------------------------------------------------

@@ -76,10 +76,11 @@ class Peer:
         return _lookup(self.rank_pattern, layer, self.rank)
 
     def scale_of(self, layer: str, rank: int) -> float:
-        """The scale with which this peer applies a rank-`rank` delta at a layer."""
+        """The scale with which this peer applies a rank-`rank` delta at a layer; without components, that of rank 1."""
         lora_alpha = _lookup(self.alpha_pattern, layer, self.lora_alpha)
         if lora_alpha is None:
             return 1.0
+        rank = max(rank, 1)
         return lora_alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
@@ -131,6 +132,9 @@ class Client(Protocol):
 
     `train` is a request that returns a value, never a loop that a method steps through: an engine may so run the requests of a
     whole cohort in one pass. `template` is the common initial adapter at this peer's ranks and scales.
+
+    A client that keeps the base between rounds may also have `restore(base)`, which gives it back what it held before its
+    process was lost. Without it a run that resumes sends such a client the whole base delta once.
     """
 
     peer: Peer
@@ -154,7 +158,11 @@ class Client(Protocol):
         num_steps: int | None = None,
         lr_scale: float = 1.0,
     ) -> TrainResult:
-        """Trains from `start`, of any rank up to the peer's capacity, on the base plus `base`; returns the trained adapter."""
+        """Trains from `start`, of any rank up to the peer's capacity, on the base plus `base`; returns the trained adapter.
+
+        `start` is the server's own: copy it, never write into it. The adapter returned has its scales, and tensors that
+        later training leaves alone.
+        """
         ...
 
     def gradient(self, start: Adapter, num_batches: int) -> Adapter:
@@ -306,10 +314,11 @@ def merge(rule: Rule, updates: Sequence[ClientUpdate], into: Adapter, *, adapter
     else:
         weights = [u.weight for u in in_order(updates)]
         tree.check_weights(weights, len(adapters))
+    base = next((a.base for a in (into, *adapters) if a.base is not None), None)
+    into = replace(into, base=base)  # an unknown base would match two that differ
     for u, adapter in zip(in_order(updates), adapters, strict=True):
         check_update(adapter, into, f"client {u.sender.id}")
     layers = {n: _at(n, rule, weights, [a.layers[n] for a in adapters], old) for n, old in into.layers.items()}
-    base = next((a.base for a in (into, *adapters) if a.base is not None), None)
     return Adapter(layers, tree.mean(weights, [a.dense for a in adapters]), base)
 
 

@@ -223,9 +223,10 @@ def check_weights(weights: Sequence[float], count: int) -> None:
 
 
 def check_alike(adapters: Sequence[Adapter]) -> None:
-    """Raises ValueError unless all adapters have the first one's layers, outer shapes, dense tensors and base."""
+    """Raises ValueError unless all adapters have the same layers, outer shapes, dense tensors and base."""
+    like = next((k for k, a in enumerate(adapters) if a.base is not None), 0)  # an unknown base would match two that differ
     for k, adapter in enumerate(adapters):
-        check_fits(adapter, adapters[0], f"adapter {k}", "adapter 0")
+        check_fits(adapter, adapters[like], f"adapter {k}", f"adapter {like}")
 
 
 def check_fits(adapter: Adapter, like: Adapter, who: str, other: str) -> None:

@@ -110,7 +110,9 @@ def _dtype(x: Tensor) -> str:
 
 
 def _raw(x: Tensor) -> memoryview:
-    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    x = x.detach().cpu().resolve_neg().contiguous()
+    x = x.as_strided((x.numel(),), (1,))  # a contiguous tensor of one entry may have any stride, which `view` refuses
+    return x.view(torch.uint8).numpy().data
 
 
 def _json(value: Any) -> str:

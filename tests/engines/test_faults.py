@@ -84,7 +84,9 @@ BROKEN: dict[str, tuple[Damage, str]] = {
     "extra": (lambda a: replace(a, layers={**a.layers, "more": a.layers["hidden"]}), r"adds \['more'\]"),
     "base": (lambda a: replace(a, base="other"), "client 1 was trained on base other"),
     "integers": (lambda a: tree.map_tensors(lambda x: x.long(), a), "hidden.lora_A holds torch.int64"),
-    "scale": (at_hidden(lambda x: replace(x, scale=float("nan"))), "scale is NaN or Inf"),
+    "scale": (at_hidden(lambda x: replace(x, scale=float("nan"))), "the scale of a delta must be a finite number, got nan"),
+    "sign": (at_hidden(lambda x: replace(x, scale=-1.0)), "client 1 sent scale -1.0, where its own is 1.0"),
+    "fewer": (at_hidden(lambda x: lr.components(x, 0, 1)), "client 1 sent rank 1 of its 2, but this method needs equal ranks"),
     "complex": (lambda a: tree.map_tensors(lambda x: x.to(torch.complex128), a), "complex128"),
 }
 
@@ -140,7 +142,7 @@ def test_bare_factors_above_the_capacity_are_refused() -> None:
         (None, "a mapping of named entries"),
         ({"adaptor": 1}, "KeyError: 'adapter'"),
         ({"adapter": object()}, "a object cannot travel"),
-        ({"adapter": "hello"}, "AttributeError"),
+        ({"adapter": "hello"}, "client 1 sent a str where an Adapter was expected"),
         (
             {"adapter": random_adapter(2, seed=0), "extra": [torch.tensor([1.0, float("nan")])]},
             "extra[0] holds 1 NaN or Inf of 2",
@@ -150,6 +152,25 @@ def test_bare_factors_above_the_capacity_are_refused() -> None:
 def test_a_message_that_is_none_is_left_out(content: Any, reason: str) -> None:
     done = next(iter(federate(Sends(content=content), toy_federation(), rounds=1)))
     assert reason in done.dropped[1]
+
+
+@pytest.mark.parametrize("name", ["flora", "fedex_lora", "flexlora", "zeropad", "hetlora"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_fewer_components_than_the_capacity_are_fine_under_unequal_ranks(name: str, rank: int) -> None:
+    for done in play(at_hidden(lambda x: lr.components(x, 0, rank)), name, debug=True):
+        assert done.updates[1].content["adapter"].layers["hidden"].rank == rank
+
+
+def test_fedex_is_exact_with_fewer_components_than_it_averages() -> None:
+    done = play(at_hidden(lambda x: lr.components(x, 0, 1)), "fedex_lora", debug=True)[0]
+    mean = sum(u.weight * u.content["adapter"].layers["hidden"].dense() for u in done.updates)
+    torch.testing.assert_close(tree.effective(**done.global_model()).layers["hidden"].dense(), mean)
+
+
+def test_no_graph_of_a_client_lives_on_in_the_state() -> None:
+    done = play(lambda a: tree.map_tensors(lambda x: x.clone().requires_grad_() * 1.0, a))[-1]
+    assert not any(x.requires_grad for _, x in tree.named_tensors([u.content for u in done.updates]))
+    assert not any(x.requires_grad for _, x in tree.named_tensors(done.state))
 
 
 def test_what_a_message_means_is_guarded_beside_what_it_holds() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,6 +163,14 @@ def test_clients_without_examples_are_refused_by_id() -> None:
         federate(FedAvg(), clients, rounds=1)
 
 
+@pytest.mark.parametrize(("field", "value"), [("id", -1), ("rank", 0)])
+def test_peers_that_cannot_be_are_refused(field: str, value: int) -> None:
+    client = toy_federation((2,))[0]
+    client.peer = replace(client.peer, **{field: value})
+    with pytest.raises(ValueError, match="ids start at 0, ranks at 1"):
+        federate(FlexLoRA(), [client], rounds=1)
+
+
 def test_a_method_that_needs_validation_gets_scores() -> None:
     def score(adapter: Adapter, base: object) -> dict[str, float]:
         return {"validation_loss": float(tree.parameters(adapter)["bias"].abs().sum())}
@@ -178,6 +187,12 @@ def test_pooled_training_is_one_client() -> None:
     done = play(get_method("centralised"), toy_federation((2, 2, 2)), rounds=2)[-1]
     assert [u.sender.num_examples for u in done.updates] == [12 + 16 + 20]
     assert done.updates[0].metrics["num_steps"] == 12
+
+
+def test_only_clients_that_pool_can_be_centralised() -> None:
+    client = toy_federation((2,))[0]
+    with pytest.raises(TypeError, match="a SimpleNamespace has no method `pool`"):
+        federate(get_method("centralised"), [SimpleNamespace(peer=client.peer, template=client.template)], rounds=1)
 
 
 def test_base_versions_follow_what_was_delivered() -> None:

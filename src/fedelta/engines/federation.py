@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
-from fedelta import sampling, wire
+from torch import Tensor
+
+from fedelta import sampling, tree, wire
 from fedelta.engines.guards import check_population, check_upload, find
 from fedelta.engines.rounds import QuorumError, Snapshot
 from fedelta.lowrank import LoRA
@@ -105,6 +107,7 @@ class Federation:
             known = self.client_states.get(k, {})
             content, client_state = self.method.local_update(t, down, known, cast("Client", client))
             stage = "upload"
+            content = tree.map_tensors(Tensor.detach, content)  # a graph would grow with every round
             visit = replace(visit, up=wire.size(content))
             update = ClientUpdate(peer, 0.0, content, client.metrics())
             check_upload(self.method, t, state, update, self.template)
@@ -145,16 +148,21 @@ class Federation:
             raise ValueError(f"the snapshot remembers clients {unknown}, which are not here: give the clients of that run")
         self.client_states, self.client_rounds = dict(start.client_states), dict(start.client_rounds)
         self.base_versions = dict(start.base_versions)
-        for k in self.base_versions:
+        for k in list(self.base_versions):
             self._restore_base(k, start)
 
     def _restore_base(self, k: int, start: Snapshot) -> None:
-        """Gives a client the base back that its process held; then it is sent what it would have been sent, and no more."""
+        """Gives a client the base back that its process held; then it is sent what it would have been sent, and no more.
+
+        What a client without `restore` still holds is unknown; the whole base, which version 0 gets, is right for any.
+        """
         restore = getattr(self.clients[k], "restore", None)
-        if restore is not None:
-            down = self.method.broadcast(start.t, start.state, replace(self.peer(k), base_version=0))
-            for base in find(down, BaseDelta):
-                restore(base)
+        if restore is None:
+            del self.base_versions[k]
+            return
+        down = self.method.broadcast(start.t, start.state, replace(self.peer(k), base_version=0))
+        for base in find(down, BaseDelta):
+            restore(base)
 
 
 def largest_template(clients: Sequence[Client]) -> Adapter:

@@ -26,11 +26,20 @@ def check_upload(method: Method, t: int, state: State, update: ClientUpdate, tem
     tree.check_finite(update.content, who)
     if content:
         sent = [*find(content, Adapter)]
-        meant, _ = method.position(t, state, update)
+        meant = _meant(method, t, state, update)
         for adapter in sent or [meant]:
             _check_adapter(adapter, template, update.sender, who)
+            if not method.hetero_rank:
+                _check_full(adapter, template, update.sender, who)
         if all(adapter is not meant for adapter in sent):
             tree.check_fits(meant, template, who, "the template")
+
+
+def _meant(method: Method, t: int, state: State, update: ClientUpdate) -> Adapter:
+    meant: Any = method.position(t, state, update)[0]
+    if not isinstance(meant, Adapter):
+        raise TypeError(f"client {update.sender.id} sent a {type(meant).__name__} where an Adapter was expected")
+    return meant
 
 
 def find(message: Any, kind: type[T]) -> Iterator[T]:
@@ -46,9 +55,11 @@ def find(message: Any, kind: type[T]) -> Iterator[T]:
 
 
 def check_population(peers: Sequence[Peer]) -> None:
-    """Raises ValueError before the first round for no clients, or for some that have nothing to train on."""
+    """Raises ValueError before the first round for no clients, or for some that cannot be one or have nothing to train on."""
     if not peers:
         raise ValueError("a federation needs at least one client, got none")
+    if bad := [p for p in peers if p.id < 0 or p.rank < 1]:
+        raise ValueError(f"client {bad[0].id} has rank {bad[0].rank}: ids start at 0, ranks at 1")
     empty = [p.id for p in peers if p.num_examples < 1]
     if empty:
         raise ValueError(f"clients {empty} have no training examples: leave them out, or give them a share of the data")
@@ -60,8 +71,23 @@ def _check_adapter(adapter: Adapter, template: Adapter, sender: Peer, who: str) 
         if not tensor.is_floating_point():
             raise ValueError(f"{who}: {name} holds {tensor.dtype}, where floating-point numbers are trained")
     for layer, x in adapter.layers.items():
+        if not x.scale * sender.scale_of(layer, x.rank) > 0:
+            raise ValueError(
+                f"layer {layer!r}: {who} sent scale {x.scale}, where its own is {sender.scale_of(layer, x.rank)}; return the "
+                "scale that training started with"
+            )
         if x.rank > sender.rank_of(layer):
             raise ValueError(
                 f"layer {layer!r}: {who} sent rank {x.rank}, above its capacity of {sender.rank_of(layer)}; raise its rank in "
                 "the configuration, or let it train what it was sent"
+            )
+
+
+def _check_full(adapter: Adapter, template: Adapter, sender: Peer, who: str) -> None:
+    """Raises ValueError for fewer components than the sender began with, which a method for equal ranks cannot average."""
+    for layer, x in adapter.layers.items():
+        if x.rank < min(sender.rank_of(layer), template.layers[layer].rank):
+            raise ValueError(
+                f"layer {layer!r}: {who} sent rank {x.rank} of its {sender.rank_of(layer)}, but this method needs equal ranks; "
+                "use one for unequal ranks, or let it send all components"
             )

@@ -36,6 +36,8 @@ class Centralised(Method):
     travels = "nothing (the data are pooled)"
 
     def population(self, clients: Sequence[Client]) -> Sequence[Client]:
+        if not hasattr(clients[0], "pool"):
+            raise TypeError(f"centralised pools data, and a {type(clients[0]).__name__} has no method `pool` for that")
         return [cast(PoolingClient, clients[0]).pool(clients)]
 
     def check(self, template: Adapter, peers: Sequence[Peer]) -> None:

@@ -81,7 +81,8 @@ def _mean(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
 
 
 def _shared(adapter: Adapter, ranks: dict[str, int]) -> Adapter:
-    return tree.map_named(lambda n, x: lr.components(x, 0, ranks[n]), adapter)
+    # A client may send fewer components than it can hold: those that it lacks are zero, and the residual is exact still.
+    return tree.map_named(lambda n, x: lr.pad(lr.components(x, 0, ranks[n]), ranks[n], live=False), adapter)
 
 
 def _continue(mean: LoRA, old: LoRA) -> LoRA:

@@ -56,7 +56,7 @@ class FLoRA(Method):
     def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
         def fresh(layer: str, x: LoRA) -> LoRA:
             bound, source = 1 / math.sqrt(x.shape[1]), generator(down["seed"], t, client.peer.id, "flora", layer)
-            rows = torch.empty(x.A.shape).uniform_(-bound, bound, generator=source)
+            rows = torch.empty(x.A.shape, dtype=torch.float32).uniform_(-bound, bound, generator=source)
             return LoRA(torch.zeros_like(x.B), rows.to(x.A), x.scale)
 
         start = replace(tree.map_named(fresh, client.template), dense=down["adapter"].dense)
