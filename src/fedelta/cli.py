@@ -48,6 +48,8 @@ class _Group(TyperGroup):
 
 
 def _is_mendable(error: Exception) -> bool:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("fedelta"):
+        return False
     # QuorumError is a RuntimeError, as is much that torch raises; its module is not imported for the sake of its name.
     return isinstance(error, MENDABLE) or type(error).__name__ == "QuorumError"
 
