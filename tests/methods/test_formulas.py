@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedelta.methods import get_method, list_methods
+from fedelta.methods import get_method, list_methods, method_class
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
@@ -109,11 +109,17 @@ CASES: dict[str, tuple[str, dict, Oracle]] = {
     "flora": ("flora", {}, mean_of_deltas),
     "fedex_lora": ("fedex_lora", {}, mean_of_deltas),
     "ffa_lora": ("ffa_lora", {}, ffa_lora),
+    "subspace_reg": ("subspace_reg", {}, flexlora),
+    "subspace_reg rescaled": ("subspace_reg", {"rescale": True, "gauge": "balanced"}, svd_redistribution),
+    "subspace_reg, other gauge": ("subspace_reg", {"gauge": "orth_a"}, flexlora),
 }
+
+COMMON_A = {"ffa_lora"}
+"""Methods whose clients share A."""
 
 
 def test_every_method_that_aggregates_has_an_oracle() -> None:
-    assert {name for name, _, _ in CASES.values()} == set(list_methods()) - {"local_only", "centralised"}
+    assert {name for name, _, _ in CASES.values()} == {n for n in list_methods() if method_class(n).one_shot}
 
 
 def items_of(done, layer: str) -> list[Item]:
@@ -128,9 +134,9 @@ def items_of(done, layer: str) -> list[Item]:
 @pytest.mark.parametrize("case", CASES)
 def test_equals_its_formula(fake_round, case: str, scales: str, seed: int, dtype: torch.dtype) -> None:
     name, hyper, oracle = CASES[case]
-    ranks = (4, 4, 4) if name == "fedavg" else tuple(np.random.default_rng(seed).permutation([1, 2, 4, 5]))
-    done = fake_round(tuple(map(int, ranks)), scales=scales, seed=seed, dtype=dtype, common_A=name == "ffa_lora")
     method = get_method(name, **hyper)
+    ranks = (4, 4, 4) if not method.hetero_rank else tuple(np.random.default_rng(seed).permutation([1, 2, 4, 5]))
+    done = fake_round(tuple(map(int, ranks)), scales=scales, seed=seed, dtype=dtype, common_A=name in COMMON_A)
     state = done.run(method)
     for peer in done.peers:
         for layer, found in done.received(method, state, peer).items():
@@ -143,7 +149,7 @@ def test_equals_its_formula(fake_round, case: str, scales: str, seed: int, dtype
 @pytest.mark.parametrize("case", CASES)
 def test_heads_are_weighted_means(fake_round, case: str) -> None:
     name, hyper, _ = CASES[case]
-    done = fake_round((4, 4, 4), common_A=name == "ffa_lora")
+    done = fake_round((4, 4, 4), common_A=name in COMMON_A)
     method = get_method(name, **hyper)
     state = done.run(method)
     weights = [1 / 3] * 3 if "uniform" in case else done.weights

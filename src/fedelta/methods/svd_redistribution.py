@@ -11,6 +11,7 @@ from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.method import ClientUpdate, Method, Peer, State, largest, merge, slice_for, truncate_for
+from fedelta.methods._energy import capped, check_cap, with_norm_of
 from fedelta.tree import Adapter, Message
 
 
@@ -47,33 +48,19 @@ class SVDRedistribution(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.norm_cap is not None and not self.norm_cap > 0:
-            raise ValueError(f"norm_cap must be positive, or None for no cap, got {self.norm_cap}")
+        check_cap(self.norm_cap)
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
         return {"adapter": truncate_for(template, largest(template, peers), sigma_on="both")}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         cut = slice_for(state["adapter"], to)
-        return {"adapter": tree.map(_with_norm_of, cut, state["adapter"]) if self.rescale else cut}
+        return {"adapter": tree.map(with_norm_of, cut, state["adapter"]) if self.rescale else cut}
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         def best(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
-            M = self._capped(lr.stack(weights, xs, dtype=torch.float64))
+            M = capped(lr.stack(weights, xs, dtype=torch.float64), self.norm_cap)
             x = lr.truncate(M, old.rank, scale=old.scale, sigma_on="both", fill=old.A)
-            return (_with_norm_of(x, M) if self.rescale else x).to(old.dtype)
+            return (with_norm_of(x, M) if self.rescale else x).to(old.dtype)
 
         return {"adapter": merge(best, updates, state["adapter"])}
-
-    def _capped(self, M: LoRA) -> LoRA:
-        norm = float(lr.norm(M))
-        return M if self.norm_cap is None or norm <= self.norm_cap else lr.with_factor(M, "B", M.B * (self.norm_cap / norm))
-
-
-def _with_norm_of(x: LoRA, like: LoRA) -> LoRA:
-    """x multiplied to the norm of `like`, the factor shared out evenly; a zero delta stays zero."""
-    norm = float(lr.norm(x.to(torch.float64)))
-    if norm == 0:
-        return x
-    rho = (float(lr.norm(like.to(torch.float64))) / norm) ** 0.5
-    return LoRA(x.B * rho, x.A * rho, x.scale)
