@@ -221,6 +221,15 @@ def test_aggregate_writes_adapters_that_load(finished: Path, tmp_path: Path):
     assert {x.rank for x in load_adapter(tmp_path / "each" / "rank-1").layers.values()} == {1}
 
 
+def test_aggregate_does_not_write_over_an_adapter(finished: Path, tmp_path: Path):
+    succeed("export", finished, "-o", tmp_path / "mine", "--rank", 2)
+    before = (tmp_path / "mine/adapter_model.safetensors").read_bytes()
+    result = call("aggregate", tmp_path / "mine", finished / "adapters/rank-2", "--ranks", "2", "-o", tmp_path / "mine")
+    assert result.exit_code == 2
+    assert "mine is not empty: give another folder" in result.stderr
+    assert (tmp_path / "mine/adapter_model.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -271,13 +271,16 @@ def aggregate(
     """
     from fedelta.aggregation import aggregate
     from fedelta.config import pairs
+    from fedelta.deployment import demand_unused
     from fedelta.models.adapter_files import save_adapter
 
     wanted = _numbers(ranks, "--ranks", int)
+    places = _places(output, folders, wanted)
+    for place in places:
+        demand_unused(place)
     results = aggregate(
         folders, method=method, ranks=wanted, weights=_numbers(weights, "--weights", float), **dict(pairs(settings or []))
     )
-    places = _places(output, folders, wanted)
     for place, (k, result) in zip(places, enumerate(results), strict=True):
         save_adapter(result, place, like=folders[k % len(folders)])
         _note(f"wrote {place}")

@@ -100,8 +100,7 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
         ValueError: if the adapter belongs to another base than the config's.
     """
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty: give another folder to export to")
+    demand_unused(folder)
     if not merged:
         shutil.copytree(source.adapter, folder, dirs_exist_ok=True)
         return
@@ -120,6 +119,12 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
     merged_model = merge_into(model, load_adapter(source.adapter), tokenizer=checked_by)
     merged_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def demand_unused(folder: Path) -> None:
+    """Raises FileExistsError if the folder holds anything: nothing that is written may replace what somebody keeps."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: give another folder to write to")
 
 
 def _adapter_of(run: RunFolder, which: Which | None, rank: int | None, client: int | None) -> Path:

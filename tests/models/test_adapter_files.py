@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCau
 
 from fedelta import lowrank as lr
 from fedelta import tree
+from fedelta.aggregation import aggregate
 from fedelta.lowrank import LoRA
 from fedelta.models.adapter_files import CONFIG, WEIGHTS, Layout, load_adapter, read_layout, save_adapter
 from fedelta.tree import Adapter
@@ -72,20 +73,18 @@ def test_what_peft_writes_is_read_with_its_own_scale(case, randomised, tmp_path)
     assert adapter.dense.keys() == case.adapted(**settings).live().dense.keys()
 
 
-@pytest.mark.parametrize(
+GPT_NEO = {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "attention_types": [[["global", "local"], 6]]}
+
+trained_by_others = pytest.mark.parametrize(
     ("name", "build"),
     [
         ("gpt2_tigrinya", lambda: GPT2LMHeadModel(GPT2Config(vocab_size=50))),
-        (
-            "gpt_neo_125m_movies_r8",
-            lambda: GPTNeoForCausalLM(
-                GPTNeoConfig(
-                    vocab_size=50, hidden_size=768, num_layers=12, num_heads=12, attention_types=[[["global", "local"], 6]]
-                )
-            ),
-        ),
+        ("gpt_neo_125m_movies_r8", lambda: GPTNeoForCausalLM(GPTNeoConfig(vocab_size=50, **GPT_NEO))),
     ],
 )
+
+
+@trained_by_others
 def test_adapters_trained_by_others_pass_through(shared_data, logits, ids, tmp_path, name, build):
     source = shared_data / "adapters" / name
     adapter = load_adapter(source)
@@ -98,6 +97,24 @@ def test_adapters_trained_by_others_pass_through(shared_data, logits, ids, tmp_p
         outputs.append(logits(loaded, ids))
         model = loaded.unload()
     assert torch.equal(*outputs)
+    assert not torch.allclose(outputs[0], logits(model, ids), atol=1e-3)
+
+
+@trained_by_others
+def test_adapters_trained_by_others_are_aggregated_into_what_peft_loads(shared_data, logits, ids, tmp_path, name, build):
+    """Its mean with an adapter that adds nothing is half of its delta, whatever the ranks: PEFT's logits say so too."""
+    source = shared_data / "adapters" / name
+    adapter = load_adapter(source)
+    nothing = tree.map(lambda x: LoRA(torch.zeros_like(x.B[:, :4]), x.A[:4], x.scale), adapter)
+    half = tree.map(lambda x: LoRA(x.B, x.A, x.scale / 2), adapter)
+    [mean] = aggregate([source, nothing], method="flexlora", ranks=[8])
+    model, outputs = build().eval(), []
+    for k, each in enumerate((half, mean)):
+        save_adapter(each, tmp_path / str(k), like=source)
+        loaded = PeftModel.from_pretrained(model, tmp_path / str(k)).eval()
+        outputs.append(logits(loaded, ids))
+        model = loaded.unload()
+    torch.testing.assert_close(outputs[1], outputs[0], atol=2e-5, rtol=1e-4)
     assert not torch.allclose(outputs[0], logits(model, ids), atol=1e-3)
 
 
@@ -130,7 +147,7 @@ def test_whole_numbers_and_common_values_keep_the_config_readable(linear, tmp_pa
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (8, 12, True)
     assert config["target_modules"] == ["intermediate.dense", "query"]
     assert config["rank_pattern"] == config["alpha_pattern"] == {}
-    assert config["modules_to_save"] == ["classifier", "score"]
+    assert config["modules_to_save"] == ["classifier"]
     assert config["task_type"] == "SEQ_CLS"
 
 
