@@ -21,6 +21,7 @@ from fedelta.method import (
     Peer,
     State,
     at_largest,
+    in_order,
     merge,
     unzip,
     with_ranks,
@@ -110,7 +111,7 @@ class HetLoRA(Method):
             own = shares if self.level == "client" else _shares(weights, [self._size([x]) for x in xs])
             return padded_mean(own, xs, old, scale_policy=self.scale_policy)
 
-        reported = {str(u.sender.id): _ranks(u.content["adapter"]) for u in updates}
+        reported = {str(u.sender.id): _ranks(u.content["adapter"]) for u in in_order(updates)}
         return {"adapter": merge(rule, updates, state["adapter"]), "ranks": {**state["ranks"], **reported}}
 
     def _size(self, xs: Sequence[LoRA]) -> float:
