@@ -97,8 +97,8 @@ def test_what_is_decoded_owns_its_memory() -> None:
 
 
 def test_what_a_view_of_a_conjugate_means_travels() -> None:
-    x = torch.tensor([1 + 2j, 3 + 4j]).conj().imag  # a view with torch's negative bit set
-    assert torch.equal(wire.decode(wire.encode({"x": x}))["x"], torch.tensor([-2.0, -4.0]))
+    x = torch.tensor([1 + 2j]).conj().imag  # a view with torch's negative bit set
+    assert torch.equal(wire.decode(wire.encode({"x": x}))["x"], torch.tensor([-2.0]))
 
 
 def test_one_entry_of_a_strided_tensor_travels() -> None:
