@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedelta import lowrank, methods, tree
+    from fedelta import lowrank, methods, topology, tree
     from fedelta.aggregation import aggregate
     from fedelta.client import LocalClient, Training
     from fedelta.diagnostics import diagnose
@@ -75,6 +75,7 @@ __all__ = [
     "methods",
     "run",
     "save_adapter",
+    "topology",
     "tree",
 ]
 
@@ -88,4 +89,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_MODULES})
+    return sorted({"__version__", *__all__})
