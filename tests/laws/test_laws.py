@@ -22,6 +22,8 @@ SENDING = [n for n in ALL if method_class(n).one_shot]
 """Methods whose uploads make the next state; the others train only."""
 UNEQUAL = [n for n in SENDING if method_class(n).hetero_rank]
 FACTORS = [n for n in SENDING if method_class(n).coordinates == "factors"]
+SHARED_A = [n for n in SENDING if "B" in get_method(n).upload(toy_template(2))]
+"""Methods that get B of all on one A, in the first round at least."""
 
 
 def ranks_for(name: str) -> tuple[int, ...]:
@@ -139,7 +141,7 @@ def test_nan_and_inf_are_refused_by_client_and_tensor(name: str, poison: float) 
         method.aggregate(1, before, [updates[0], bad, updates[2]])
 
 
-@pytest.mark.parametrize("name", [n for n in SENDING if n != "ffa_lora"])
+@pytest.mark.parametrize("name", [n for n in SENDING if n not in SHARED_A])
 def test_uploads_that_do_not_fit_are_refused(name: str) -> None:
     method, before, updates = trained(name)
     rank = updates[0].content["adapter"].layers["hidden"].rank
@@ -193,11 +195,11 @@ def test_no_component_is_dead(name: str) -> None:
 
 
 @pytest.mark.parametrize("scales", [{}, {"lora_alpha": 8.0}, {"lora_alpha": 4.0, "rslora": True}], ids=str)
-@pytest.mark.parametrize("name", [*(n for n in SENDING if n not in FACTORS), "ffa_lora"])
+@pytest.mark.parametrize("name", [n for n in SENDING if n not in FACTORS or n in SHARED_A])
 def test_the_scale_is_part_of_the_value(name: str, scales: dict[str, Any]) -> None:
     """Clients that send one and the same delta at different scales all get it back, whatever their own scale is."""
     method = get_method(name)
-    ranks = [4, 4, 4] if name == "ffa_lora" else [2, 3, 4]  # its mean is exact at equal ranks only
+    ranks = [4, 4, 4] if name in SHARED_A else [2, 3, 4]  # their mean is exact at equal ranks only
     patterns = [{"alpha_pattern": {".*": 3.0 + k}} if scales else {} for k in range(3)]
     peers = [Peer(k, r, **scales, **p) for k, (r, p) in enumerate(zip(ranks, patterns, strict=True))]
     common = random_adapter(2, seed=3)
@@ -205,7 +207,7 @@ def test_the_scale_is_part_of_the_value(name: str, scales: dict[str, Any]) -> No
 
     def write(n: str, x: LoRA, peer: Peer) -> LoRA:
         rank = peer.rank_of(n)
-        A = template.layers[n].A[:rank] if name == "ffa_lora" else None
+        A = template.layers[n].A[:rank] if name in SHARED_A else None
         padded = lr.pad(x, rank) if A is None else LoRA(lr.pad(x, rank).B, A, x.scale)
         return lr.rescale(padded, peer.scale_of(n, rank), on="B")
 

@@ -109,13 +109,14 @@ CASES: dict[str, tuple[str, dict, Oracle]] = {
     "flora": ("flora", {}, mean_of_deltas),
     "fedex_lora": ("fedex_lora", {}, mean_of_deltas),
     "ffa_lora": ("ffa_lora", {}, ffa_lora),
+    "rolora": ("rolora", {}, ffa_lora),
     "subspace_reg": ("subspace_reg", {}, flexlora),
     "subspace_reg rescaled": ("subspace_reg", {"rescale": True, "gauge": "balanced"}, svd_redistribution),
     "subspace_reg, other gauge": ("subspace_reg", {"gauge": "orth_a"}, flexlora),
 }
 
-COMMON_A = {"ffa_lora"}
-"""Methods whose clients share A."""
+COMMON_A = {"ffa_lora", "rolora"}
+"""Methods that get B of all on one A, in the first round at least."""
 
 
 def test_every_method_that_aggregates_has_an_oracle() -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedelta import lowrank as lr
 from fedelta import tree
-from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, in_order, merge, slice_for, unzip
-from fedelta.methods._owners import owner_mean
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, slice_for
+from fedelta.methods._one_factor import averaged, completed, only
 from fedelta.tree import Adapter, BaseDelta, Message
 
 
@@ -43,16 +41,14 @@ class FFALoRA(Method):
         return self.upload(slice_for(state["adapter"], to, on="B"))
 
     def upload(self, adapter: Adapter) -> Message:
-        return {"B": tree.factors(adapter, "B"), "dense": adapter.dense}
+        return only("B", adapter)
 
     def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
         start = tree.with_factors(client.template, "B", down["B"], down["dense"])
         return self.upload(client.train(t, start, trainable="B").adapter), client_state
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
-        unzip(updates, "B")
-        adapters = [self.position(t, state, u)[0] for u in in_order(updates)]
-        return {"adapter": merge(_mean_of_B, updates, state["adapter"], adapters=adapters)}
+        return {"adapter": averaged("B", updates, state["adapter"])}
 
     def deploy(self, down: Message, client_state: ClientState, template: Adapter | None = None) -> Message:
         if template is None:
@@ -60,16 +56,4 @@ class FFALoRA(Method):
         return {"adapter": tree.with_factors(template, "B", down["B"], down["dense"])}
 
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
-        server, sent, who = state["adapter"], update.content["B"], f"client {update.sender.id}"
-        tree.check_names(sent, server.layers, who, "the server", "layers")
-
-        def complete(layer: str, old: LoRA) -> LoRA:
-            rank = sent[layer].shape[1]
-            return LoRA(sent[layer], old.A[:rank], update.sender.scale_of(layer, rank))
-
-        return Adapter(tree.map_named(complete, server).layers, update.content["dense"], server.base), None
-
-
-def _mean_of_B(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
-    columns = [lr.rescale(x, old.scale, on="B").B for x in xs]
-    return lr.with_factor(old, "B", owner_mean(weights, columns, old.B))
+        return completed("B", update, state["adapter"]), None

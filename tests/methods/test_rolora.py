@@ -1,0 +1,83 @@
+"""RoLoRA: whose turn it is, what stays frozen, and that every half-round is exact."""
+
+import pytest
+import torch
+
+from fedelta import topology, tree
+from fedelta.engines.local import federate, gossip
+from fedelta.lowrank import dist2
+from fedelta.methods import get_method
+from fedelta.models.toy import random_adapter, toy_federation
+from fedelta.wire import size
+
+
+def test_B_goes_first_and_the_factors_take_turns() -> None:
+    assert [get_method("rolora").factor(t) for t in range(4)] == ["B", "A", "B", "A"]
+    assert [get_method("rolora", period=2).factor(t) for t in range(6)] == ["B", "B", "A", "A", "B", "B"]
+    with pytest.raises(ValueError, match="period must be at least 1 round, got 0"):
+        get_method("rolora", period=0)
+
+
+def test_each_half_round_is_exact_and_freezes_the_other_factor_hetero_SH1() -> None:
+    for done in federate(get_method("rolora"), toy_federation((3, 3, 3), lora_alpha=6.0), rounds=4):
+        trained = done.method.factor(done.t)
+        frozen = "A" if trained == "B" else "B"
+        before, after = done.before["adapter"], done.state["adapter"]
+        exact = tree.mean_deltas([u.weight for u in done.updates], [done.position(u)[0] for u in done.updates])
+        for update in done.updates:
+            assert set(update.content) == {trained, "dense"}
+            for n, x in done.position(update)[0].layers.items():
+                assert torch.equal(getattr(x, frozen), getattr(before.layers[n], frozen))
+                assert not torch.equal(getattr(x, trained), getattr(before.layers[n], trained))
+        for n, x in after.layers.items():
+            assert torch.equal(getattr(x, frozen), getattr(before.layers[n], frozen))
+            torch.testing.assert_close(x.dense(), exact.layers[n].dense(), rtol=1e-12, atol=1e-14)
+
+
+def test_the_client_trains_the_very_factor_of_the_round_hetero_SH1() -> None:
+    for done in federate(get_method("rolora"), toy_federation((2, 4), lora_alpha=8.0, rslora=True), rounds=2):
+        frozen = "BA"[done.t == 0]
+        for update in done.updates:
+            sent = done.method.broadcast(done.t, done.before, update.sender)["adapter"]
+            for n, x in done.position(update)[0].layers.items():
+                assert torch.equal(getattr(x, frozen), getattr(sent.layers[n], frozen))
+                assert x.scale == sent.layers[n].scale == pytest.approx(8.0 / x.rank**0.5)
+
+
+def test_rows_of_A_are_averaged_over_their_owners() -> None:
+    method, clients = get_method("rolora"), toy_federation((2, 4, 4))
+    first, second = federate(method, clients, rounds=2)
+    weights = [u.weight for u in second.updates]
+    for n, x in second.state["adapter"].layers.items():
+        rows = [u.content["A"][n] for u in second.updates]
+        torch.testing.assert_close(x.A[:2], sum(w * A[:2] for w, A in zip(weights, rows, strict=True)))
+        owners = sum(weights[1:])
+        torch.testing.assert_close(x.A[2:], sum(w * A[2:] for w, A in zip(weights[1:], rows[1:], strict=True)) / owners)
+    *_, alone = federate(method, clients, rounds=2, cohort=lambda t, peers, seed: [0, 1, 2] if t == 0 else [0])
+    for n, x in alone.state["adapter"].layers.items():
+        assert torch.equal(x.A[2:], first.state["adapter"].layers[n].A[2:])
+
+
+def test_a_period_longer_than_the_run_is_ffa_lora() -> None:
+    methods = get_method("rolora", period=3), get_method("ffa_lora")
+    for a, b in zip(*(federate(m, toy_federation((2, 3)), rounds=3) for m in methods), strict=True):
+        for n, x in a.state["adapter"].layers.items():
+            assert torch.equal(x.B, b.state["adapter"].layers[n].B)
+            assert torch.equal(x.A, b.state["adapter"].layers[n].A)
+
+
+def test_half_the_factors_go_up_in_every_round() -> None:
+    head = size({"A": {}, "dense": random_adapter(3, seed=0).dense})
+    for done in federate(get_method("rolora"), toy_federation((3, 3)), rounds=2):
+        which = done.method.factor(done.t)
+        numbers = 8 * sum(x.numel() for x in tree.factors(done.state["adapter"], which).values())
+        assert numbers < done.bytes.up[0] < numbers + head + 500
+
+
+def test_nodes_of_a_ring_come_together() -> None:
+    def spread(mixing: torch.Tensor) -> float:
+        *_, done = gossip(get_method("rolora"), toy_federation((2, 2, 2, 2)), rounds=20, mixing=mixing)
+        adapters = [s["adapter"] for s in done.state.values()]
+        return sum(float(dist2(a.layers[n], adapters[0].layers[n])) for a in adapters for n in a.layers)
+
+    assert spread(topology.ring(4)) < 0.3 * spread(torch.eye(4, dtype=torch.float64))
