@@ -318,6 +318,25 @@ def _check_truncation(x: LoRA, rank: int, scale: float, sigma_on: str) -> None:
         raise ValueError(f"cannot factorise a delta of shape {x.shape}: its factors hold NaN or Inf")
 
 
+def orthonormal_rows(x: LoRA) -> LoRA:
+    """The SVD of dW within the rows of A: the same dW, orthonormal rows of A with their old span, and B = U S.
+
+    `truncate` with sigma_on "B" is the same where dW has rank r. For a dW of lower rank, a zero one too, the components that
+    are left over stay in the span of the rows of A here, so that a subspace which is common to all is never left.
+
+    Raises:
+        ValueError: for more rows than A has columns, which cannot be orthonormal.
+    """
+    if x.rank > x.shape[1]:
+        raise ValueError(f"{x.rank} rows of length {x.shape[1]} cannot be orthonormal; lower the rank")
+    Q, L = torch.linalg.qr(x.A.to(torch.float64).mT)  # A = L^T Q^T
+    B = x.B.to(torch.float64) @ L.mT
+    turn = torch.linalg.svd(torch.linalg.qr(B).R, full_matrices=True).Vh  # (r, r), complete whatever the rank of B
+    B, A = B @ turn.mT, turn @ Q.mT
+    sign = _signs(B)
+    return LoRA(B * sign, A * sign.mT, x.scale).to(x.dtype)
+
+
 def from_dense(delta: Tensor, *, rank: int | None = None, sigma_on: SigmaOn = "B") -> LoRA:
     """A dense dW (o, i) as factors: exact at its numerical rank by default, else its best rank-`rank` approximation."""
     o, i = delta.shape

@@ -110,12 +110,14 @@ CASES: dict[str, tuple[str, dict, Oracle]] = {
     "fedex_lora": ("fedex_lora", {}, mean_of_deltas),
     "ffa_lora": ("ffa_lora", {}, ffa_lora),
     "rolora": ("rolora", {}, ffa_lora),
+    "fedsvd": ("fedsvd", {}, mean_of_deltas),
+    "fedsvd, warming up": ("fedsvd", {"warmup_rounds": 1}, mean_of_deltas),
     "subspace_reg": ("subspace_reg", {}, flexlora),
     "subspace_reg rescaled": ("subspace_reg", {"rescale": True, "gauge": "balanced"}, svd_redistribution),
     "subspace_reg, other gauge": ("subspace_reg", {"gauge": "orth_a"}, flexlora),
 }
 
-COMMON_A = {"ffa_lora", "rolora"}
+COMMON_A = {"ffa_lora", "rolora", "fedsvd"}
 """Methods that get B of all on one A, in the first round at least."""
 
 

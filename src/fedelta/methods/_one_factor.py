@@ -31,18 +31,22 @@ def completed(which: Factor, update: ClientUpdate, server: Adapter) -> Adapter:
     return Adapter(tree.map_named(complete, server).layers, update.content["dense"], server.base)
 
 
-def averaged(which: Factor, updates: Sequence[ClientUpdate], server: Adapter) -> Adapter:
+def averaged(which: Factor, updates: Sequence[ClientUpdate], server: Adapter, *, equal_ranks: bool = False) -> Adapter:
     """The server's adapter with the mean of the factor that was sent: each component's over the clients that have it.
 
     A change of scale goes to that factor, so that the other one stays common. Exact at equal ranks: the mean of the factor is
-    then the mean of the deltas.
+    then the mean of the deltas; `equal_ranks` refuses others.
     """
     unzip(updates, which)  # names a sender whose content lacks the factor
     adapters = [completed(which, u, server) for u in in_order(updates)]
-    return merge(partial(_mean_of, which), updates, server, adapters=adapters)
+    return merge(partial(_mean_of, which, equal_ranks), updates, server, adapters=adapters)
 
 
-def _mean_of(which: Factor, weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
+def _mean_of(which: Factor, equal_ranks: bool, weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
+    if equal_ranks and any(x.rank != old.rank for x in xs):
+        raise ValueError(
+            f"needs rank {old.rank} of all, got {[x.rank for x in xs]}; use a method for unequal ranks: zeropad or flexlora"
+        )
     alike = [lr.rescale(x, old.scale, on=which) for x in xs]
     if which == "B":
         return lr.with_factor(old, "B", owner_mean(weights, [x.B for x in alike], old.B))

@@ -1,0 +1,87 @@
+"""FedSVD: B trained on a frozen A that the server turns into orthonormal rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedelta import lowrank as lr
+from fedelta import tree
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, slice_for
+from fedelta.methods._one_factor import averaged, completed, only
+from fedelta.tree import Adapter, BaseDelta, Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedSVD(Method):
+    """FFA-LoRA whose A follows the singular vectors of what was learned.
+
+    Algorithm:
+        init            A random and common to all, B = 0, one rank r
+        client k        trains B (and the head) from what it got; A stays as it is
+        server          B <- sum_k p_k B_k,   head <- sum_k p_k head_k;
+                        in a round that re-orthogonalises:  U S V^T = SVD(B A),  B = U S,  A = V^T
+        travels         B and head up; A, B and head down
+        scale           s_k on B alone, so that A stays common: B <- sum_k p_k (s_k / s) B_k
+
+    The SVD changes the factors and not dW, whose rank is at most r. Two facts follow, and both are tested. The rows of A span
+    the same subspace for ever, the first, random one: A is turned within it. And once A has orthonormal rows, local SGD gives
+    the very deltas of `ffa_lora` on that A, clipping by the global norm included; so under SGD what is gained over `ffa_lora`
+    comes from making the first A orthonormal. Under Adam, whose steps depend on coordinates, the two part.
+
+    Args:
+        period: rounds from one SVD to the next.
+        warmup_rounds: first rounds without any SVD, which are plain `ffa_lora`.
+
+    Where B A has a lower rank than r, the other rows of A stay in the old span here; a dense SVD would give arbitrary ones.
+    The authors keep the head frozen at random; to do so, leave it out of modules_to_save.
+
+    Source: Lee et al., "FedSVD: Adaptive Orthogonalization for Private Federated Learning with LoRA", arXiv 2505.12805
+    (NeurIPS 2025). The full text was not available: this follows the abstract and the authors' published code. Its privacy
+    accounting is not part of this.
+    """
+
+    period: int = 1
+    warmup_rounds: int = 0
+
+    paper = "Lee et al. 2025, FedSVD, arXiv 2505.12805"
+    travels = "up: B, head; down: A, B, head"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.period < 1 or self.warmup_rounds < 0:
+            raise ValueError(
+                f"FedSVD needs period >= 1 and warmup_rounds >= 0, got period {self.period} and "
+                f"warmup_rounds {self.warmup_rounds}"
+            )
+
+    def check(self, template: Adapter, peers: Sequence[Peer]) -> None:
+        super().check(template, peers)
+        for layer, x in template.layers.items():
+            rank = max(p.rank_of(layer) for p in peers)
+            if rank > x.shape[1]:
+                raise ValueError(f"layer {layer!r}: fedsvd needs a rank of at most d_in = {x.shape[1]}, got {rank}")
+
+    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
+        return {"adapter": at_largest(template, peers)}
+
+    def broadcast(self, t: int, state: State, to: Peer) -> Message:
+        return {"adapter": slice_for(state["adapter"], to, on="B")}
+
+    def upload(self, adapter: Adapter) -> Message:
+        return only("B", adapter)
+
+    def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
+        return self.upload(client.train(t, down["adapter"], trainable="B").adapter), client_state
+
+    def orthogonalises(self, t: int) -> bool:
+        """Whether round t ends with an SVD."""
+        done = t + 1 - self.warmup_rounds
+        return done > 0 and done % self.period == 0
+
+    def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
+        mean = averaged("B", updates, state["adapter"], equal_ranks=True)
+        return {"adapter": tree.map(lr.orthonormal_rows, mean) if self.orthogonalises(t) else mean}
+
+    def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
+        return completed("B", update, state["adapter"]), None
