@@ -47,8 +47,12 @@ def _mean_of(which: Factor, equal_ranks: bool, weights: Sequence[float], xs: Seq
         raise ValueError(
             f"needs rank {old.rank} of all, got {[x.rank for x in xs]}; use a method for unequal ranks: zeropad or flexlora"
         )
-    alike = [lr.rescale(x, old.scale, on=which) for x in xs]
+    return of_owners(which, weights, [lr.rescale(x, old.scale, on=which) for x in xs], old)
+
+
+def of_owners(which: Factor, weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
+    """`old` with the mean of each component of one factor over the deltas that have it, whatever their scales."""
     if which == "B":
-        return lr.with_factor(old, "B", owner_mean(weights, [x.B for x in alike], old.B))
-    rows = owner_mean(weights, [x.A.mT for x in alike], old.A.mT).mT
+        return lr.with_factor(old, "B", owner_mean(weights, [x.B for x in xs], old.B))
+    rows = owner_mean(weights, [x.A.mT for x in xs], old.A.mT).mT
     return lr.with_factor(old, "A", rows.contiguous())
