@@ -6,12 +6,13 @@ them.
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from fedelta.naming import nearest
 
 Ints = np.ndarray
 Floats = np.ndarray
@@ -150,9 +151,3 @@ def score(predictions: Predictions, metrics: Sequence[str | Metric]) -> dict[str
     if not len(predictions):
         raise ValueError("no predictions to score: the evaluated set has zero examples")
     return {name: float(function(predictions)) for name, function in map(get_metric, metrics)}
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The part of an error message that names the likeliest spelling, or nothing."""
-    match = difflib.get_close_matches(str(word), list(known), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""

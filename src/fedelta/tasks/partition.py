@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fedelta.naming import nearest
 from fedelta.seeding import SERVER, numpy_generator
-from fedelta.tasks.metrics import nearest
 from fedelta.tasks.rounding import proportional
 from fedelta.tasks.rows import Row, label_order, value_of
 from fedelta.tasks.schemes import SCHEMES, Scheme, get_scheme

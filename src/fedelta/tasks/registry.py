@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from fedelta.naming import nearest
 from fedelta.tasks.causal_lm import Instruction
 from fedelta.tasks.classification import Classification
-from fedelta.tasks.metrics import nearest
 from fedelta.tasks.multiple_choice import ChoiceByLikelihood, MultipleChoice
 from fedelta.tasks.task import Task
 

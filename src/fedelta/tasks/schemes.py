@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fedelta.tasks.metrics import nearest
+from fedelta.naming import nearest
 from fedelta.tasks.rounding import proportional
 
 
