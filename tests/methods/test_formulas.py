@@ -95,6 +95,17 @@ def ffa_lora(items: Sequence[Item], rank: int) -> np.ndarray:
     return B[:, :rank] @ widest.A[:rank]
 
 
+def lora_fair(items: Sequence[Item], rank: int) -> np.ndarray:
+    s = max(items, key=lambda x: x.rank).s  # the server's, at the largest rank
+    B, A = (np.zeros(shape) for shape in ((items[0].B.shape[0], 5), (5, items[0].A.shape[1])))
+    for x in items:
+        B[:, : x.rank] += x.p * np.sqrt(x.s / s) * x.B
+        A[: x.rank] += x.p * np.sqrt(x.s / s) * x.A
+    missed = mean_of_deltas(items, rank) / s - B @ A
+    B += missed @ A.T @ np.linalg.inv(A @ A.T + 0.01 * np.eye(5))
+    return s * B[:, :rank] @ A[:rank]
+
+
 CASES: dict[str, tuple[str, dict, Oracle]] = {
     "fedavg": ("fedavg", {}, fedavg),
     "zeropad": ("zeropad", {}, fedavg),
@@ -110,6 +121,7 @@ CASES: dict[str, tuple[str, dict, Oracle]] = {
     "fedex_lora": ("fedex_lora", {}, mean_of_deltas),
     "ffa_lora": ("ffa_lora", {}, ffa_lora),
     "rolora": ("rolora", {}, ffa_lora),
+    "lora_fair": ("lora_fair", {}, lora_fair),
     "fedsvd": ("fedsvd", {}, mean_of_deltas),
     "fedsvd, warming up": ("fedsvd", {"warmup_rounds": 1}, mean_of_deltas),
     "subspace_reg": ("subspace_reg", {}, flexlora),
