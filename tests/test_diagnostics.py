@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,11 @@ from fedelta.models.toy import random_adapter, toy_federation
 from fedelta.tree import Adapter
 
 WEIGHTS = [0.5, 0.3, 0.2]
-NAMES = ["aggregation_error", "effective_rank", "stable_rank", "update_norm", "client_cosine"]
+NAMES = ["aggregation_error", "effective_rank", "stable_rank", "update_norm", "client_cosine", "higher_rank_energy_ratio"]
+
+
+def names(values: Mapping[str, object]) -> list[str]:
+    return [n for n in values if not n.endswith("_reason")]
 
 
 def crowd(ranks: Sequence[int] = (2, 2, 2), scales: Sequence[float] = (1.0, 0.5, 3.0)) -> list[Adapter]:
@@ -94,7 +98,9 @@ def test_cosine_of_opposite_and_equal_clients() -> None:
 def test_a_round_of_every_kind_has_all_numbers(name: str) -> None:
     done = next(iter(federate(get_method(name), toy_federation(), rounds=1, debug=True)))
     values = diagnose(done)
-    assert list(values) == NAMES
+    assert names(values) == NAMES
+    assert values.pop("higher_rank_energy_ratio") is None
+    assert values.pop("higher_rank_energy_ratio_reason") == "equal ranks: every client holds all components"
     assert all(isinstance(v, float) and math.isfinite(v) for v in values.values())
     assert -1 <= values["client_cosine"] <= 1 <= values["stable_rank"] <= values["effective_rank"] * (1 + 1e-9) <= 5
 
@@ -109,7 +115,19 @@ def test_ffa_has_no_aggregation_error() -> None:
 def test_gossip_is_diagnosed_too() -> None:
     mixing = topology.ring(3)
     done = list(gossip(get_method("fedavg"), toy_federation(), rounds=2, mixing=mixing))[-1]
-    assert list(diagnose(done)) == NAMES
+    values = diagnose(done)
+    assert names(values) == NAMES
+    assert values["higher_rank_energy_ratio_reason"] == "no model is common to all"
+
+
+@pytest.mark.parametrize("name", ["flexlora", "zeropad", "flora", "fedex_lora", "ffa_lora"])
+def test_higher_rank_energy_is_that_of_the_servers_dense_delta(name: str) -> None:
+    """Only the layers of unequal ranks count, and what is in the base counts too."""
+    clients = toy_federation((2, 4, 3), rank_pattern={"output": 3}, lora_alpha=8.0)
+    done = list(federate(get_method(name), clients, rounds=2, debug=True))[-1]
+    model = done.global_model()
+    S = np.linalg.svd(tree.effective(model["adapter"], model.get("base")).layers["hidden"].dense().numpy())[1]
+    assert diagnose(done)["higher_rank_energy_ratio"] == pytest.approx((S[2:] ** 2).sum() / (S**2).sum(), rel=1e-9)
 
 
 def test_what_is_undefined_is_none_with_a_reason() -> None:

@@ -353,6 +353,17 @@ def test_effective_and_stable_rank() -> None:
         assert rank(torch.zeros(0)) == 0.0
 
 
+def test_higher_rank_energy_hetero_R10() -> None:
+    S = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    assert lr.higher_rank_energy(S, 1) == pytest.approx(0.2)
+    assert lr.higher_rank_energy(1e-9 * S, 1) == pytest.approx(0.2)
+    assert lr.higher_rank_energy(0 * S, 1) == 0
+    assert lr.higher_rank_energy(S, 2) == lr.higher_rank_energy(S, 5) == 0
+    assert 0 < lr.higher_rank_energy(torch.ones(1000), 1) < 1
+    with pytest.raises(ValueError, match="r_min must be a rank of at least 1, got 0"):
+        lr.higher_rank_energy(S, 0)
+
+
 def test_principal_angles_at_both_ends() -> None:
     Q = torch.linalg.qr(draw(9, 4, 9).B).Q
     for angle in (0.0, 1e-9, 0.3, math.pi / 4, math.pi / 2 - 1e-9, math.pi / 2):

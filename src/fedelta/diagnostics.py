@@ -1,19 +1,22 @@
 """Diagnostics: functions of a round that return numbers.
 
-They see what the updates mean through `Round.position` alone, so they work for every method. Norms and inner products are
-taken over all layers together, in float64, from products of factors of size R x R with R = sum_k r_k; no dW is formed.
+They see what the updates mean through `Round.position`, and the server's model through `Round.global_model`, so they work for
+every method. Norms and inner products are taken over all layers together, in float64, from products of factors of size R x R
+with R = sum_k r_k; no dW is formed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedelta import lowrank as lr
+from fedelta import tree
 from fedelta.engines.rounds import Round
 from fedelta.lowrank import LoRA
 from fedelta.tree import Adapter
@@ -37,16 +40,23 @@ def diagnose(round: Round) -> dict[str, Value]:
         update_norm        sum p_k ||dW_k||
         client_cosine      the mean cosine of the angle between two clients' deltas
 
-    In gossip p_k is 1 / n.
+    and, of the server's delta after the round (with its base delta):
+
+        higher_rank_energy_ratio  the share of its energy beyond the smallest configured rank (Wu et al. 2026, arXiv
+                                  2602.13486), the mean over the layers that have unequal ranks. It falls towards 0 when the
+                                  higher ranks fade; that it stays high does not say that the model is good
+
+    In gossip p_k is 1 / n, and there is no server's delta.
     """
     weights = [u.weight for u in round.updates]
     adapters = [round.position(u)[0] for u in round.updates if u.content]
     result: dict[str, Value] = {}
-    for name, number in _NUMBERS.items():
+    numbers = {name: partial(number, weights, adapters) for name, number in _NUMBERS.items()}
+    for name, number in (numbers | {"higher_rank_energy_ratio": partial(higher_rank_energy_ratio, round)}).items():
         try:
             if not adapters:
                 raise Undefined("nothing travels")
-            result[name] = number(weights, adapters)
+            result[name] = number()
         except Undefined as reason:
             result |= {name: None, f"{name}_reason": str(reason)}
     return result
@@ -97,6 +107,20 @@ def client_cosine(weights: Sequence[float], adapters: Sequence[Adapter]) -> floa
     return float(cosines[pairs].clamp(-1, 1).mean())
 
 
+def higher_rank_energy_ratio(round: Round) -> float:
+    """The share of the server's energy beyond the smallest configured rank, the mean over layers of unequal ranks."""
+    if round.gossip or round.method.personal:
+        raise Undefined("no model is common to all")
+    ranks = {n: {p.rank_of(n) for p in round.peers} for n in round.template.layers}
+    unequal = [n for n in ranks if len(ranks[n]) > 1]
+    if not unequal:
+        raise Undefined("equal ranks: every client holds all components")
+    model = round.global_model()
+    base = tree.total(model["base"]) if "base" in model else {}
+    values = [lr.higher_rank_energy(_spectrum(model["adapter"].layers[n], base.get(n)), min(ranks[n])) for n in unequal]
+    return math.fsum(values) / len(values)
+
+
 _NUMBERS: dict[str, Callable[[Sequence[float], Sequence[Adapter]], float]] = {
     "aggregation_error": aggregation_error,
     "effective_rank": effective_rank,
@@ -119,6 +143,11 @@ def _gram(adapters: Sequence[Adapter]) -> Tensor:
 def _mean_over_layers(rank: Callable[[Tensor], float], weights: Sequence[float], adapters: Sequence[Adapter]) -> float:
     values = [rank(lr.spectrum(lr.stack(weights, xs))) for xs in _by_layer(adapters)]
     return math.fsum(values) / len(values)
+
+
+def _spectrum(x: LoRA, base: LoRA | Tensor | None) -> Tensor:
+    whole = x if base is None else tree.add(base, x)
+    return lr.spectrum(whole) if isinstance(whole, LoRA) else torch.linalg.svdvals(whole.to(torch.float64))
 
 
 def _by_layer(adapters: Sequence[Adapter]) -> list[list[LoRA]]:

@@ -131,7 +131,7 @@ def stack(weights: Sequence[Weight], xs: Sequence[LoRA], *, dtype: torch.dtype |
 
 
 def _weighted(weight: Weight, x: LoRA) -> Tensor:
-    factor = weight.to(torch.float64) if isinstance(weight, Tensor) else weight
+    factor = weight.to(x.B.device, torch.float64) if isinstance(weight, Tensor) else weight
     return x.B.to(torch.float64) * (factor * x.scale)
 
 
@@ -403,6 +403,22 @@ def stable_rank(S: Tensor) -> float:
     """||.||_F^2 / ||.||_2^2 of a spectrum; 0 for a zero matrix."""
     top = S.max() if S.numel() else S.new_zeros(())
     return float((S / top).square().sum()) if top > 0 else 0.0
+
+
+def higher_rank_energy(S: Tensor, r_min: int) -> float:
+    """The share of ||dW||_F^2 beyond the first `r_min` singular values, in [0, 1); 0 for a zero matrix.
+
+    With r_min the smallest rank of a federation it falls towards 0 when the higher ranks fade: rank collapse (Wu et al. 2026,
+    arXiv 2602.13486, as 1 - rho).
+
+    Raises:
+        ValueError: for an `r_min` below 1.
+    """
+    if r_min < 1:
+        raise ValueError(f"r_min must be a rank of at least 1, got {r_min}")
+    energy = S.square()
+    total = energy.sum()
+    return float(energy[r_min:].sum() / total) if total > 0 else 0.0
 
 
 def basis(columns: Tensor, *, rtol: float | None = None) -> Tensor:

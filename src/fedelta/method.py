@@ -99,7 +99,8 @@ class ClientUpdate:
         sender: who sent it.
         weight: how much it counts.
         content: the message, as `local_update` returned it.
-        metrics: what the engine measured on it, such as a validation loss; training loss and steps are here too.
+        metrics: what the engine measured on it: "loss" and "num_steps" of the training and, for a method that needs
+            validation, the scores of the upload, each as "validation_<name>".
     """
 
     sender: Peer

@@ -173,7 +173,7 @@ def test_peers_that_cannot_be_are_refused(field: str, value: int) -> None:
 
 def test_a_method_that_needs_validation_gets_scores() -> None:
     def score(adapter: Adapter, base: object) -> dict[str, float]:
-        return {"validation_loss": float(tree.parameters(adapter)["bias"].abs().sum())}
+        return {"loss": float(tree.parameters(adapter)["bias"].abs().sum())}
 
     with pytest.raises(ValueError, match="ByLoss weighs updates by their validation scores: give `score`"):
         federate(ByLoss(), toy_federation(), rounds=1)

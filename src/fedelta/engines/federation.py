@@ -123,7 +123,8 @@ class Federation:
         if self.score is None or not self.method.needs_validation:
             return update
         scores = self.score(*self.method.position(t, state, update))
-        return replace(update, metrics={**update.metrics, **scores})
+        # Prefixed, since a training loss and a validation loss would share the name.
+        return replace(update, metrics={**update.metrics, **{f"validation_{name}": x for name, x in scores.items()}})
 
     def remember(self, t: int, visits: Sequence[Visit]) -> None:
         """Commits a round. Only what is not empty is kept: memory grows with what clients remember, not with their number."""
