@@ -17,11 +17,13 @@ from fedelta.runner import rounds
 
 Config = dict[str, Any]
 EQUAL = {"lora.rank": 4}
+HYPER = {"replication": {"name": "replication", "low_rank": 1}}
+"""For a method whose defaults would do nothing at the ranks of so small a run."""
 
 
 def overrides_for(method: str, folder: Path) -> Config:
     own = {} if method_class(method).hetero_rank else EQUAL
-    return {"method": method, "output": str(folder), **own}
+    return {"method": HYPER.get(method, method), "output": str(folder), **own}
 
 
 def logits_by_peft(adapter: Path, base: Path, text: str) -> torch.Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.method import ClientUpdate, Method, Peer
@@ -31,12 +32,13 @@ def weights_for(count: int, seed: int) -> list[float]:
 
 @dataclass(frozen=True)
 class FakeRound:
-    """Peers, the template at their largest ranks, and one random trained adapter for each peer."""
+    """Peers, the template at their largest ranks, one trained adapter for each peer, and peers that do not take part."""
 
     peers: Sequence[Peer]
     template: Adapter
     adapters: Sequence[Adapter]
     weights: Sequence[float]
+    absent: Sequence[Peer] = ()
 
     @classmethod
     def draw(
@@ -56,6 +58,15 @@ class FakeRound:
         adapters = [cls._trained(p, template, 100 * seed + p.id, dtype, common_A) for p in peers]
         return cls(peers, template, adapters, weights_for(len(peers), seed))
 
+    @classmethod
+    def write(cls, *layers: LoRA, weights: Sequence[float], absent: Sequence[Peer] = (), **scales: Any) -> "FakeRound":
+        """One layer, "w", with a delta for each client; the template's rows of A are those of the widest."""
+        peers = [Peer(k, x.rank, **scales) for k, x in enumerate(layers)]
+        widest, top = max(layers, key=lambda x: x.rank), max([*peers, *absent], key=lambda p: p.rank)
+        start = lr.pad(LoRA(torch.zeros_like(widest.B), widest.A), top.rank)
+        template = Adapter({"w": LoRA(start.B, start.A, top.scale_of("w", top.rank))})
+        return cls(peers, template, [Adapter({"w": x}) for x in layers], weights, absent)
+
     @staticmethod
     def _trained(peer: Peer, template: Adapter, seed: int, dtype: torch.dtype, common_A: bool) -> Adapter:
         ranks = {n: peer.rank_of(n) for n in template.layers}
@@ -73,7 +84,8 @@ class FakeRound:
 
     def run(self, method: Method, *, seed: int = 0) -> Mapping[str, Any]:
         """The state after one aggregation."""
-        return method.aggregate(0, method.init(self.template, self.peers, seed=seed), self.updates(method))
+        state = method.init(self.template, [*self.peers, *self.absent], seed=seed)
+        return method.aggregate(0, state, self.updates(method))
 
     def received(self, method: Method, state: Mapping[str, Any], to: Peer) -> dict[str, np.ndarray]:
         """What a peer without history then runs: dW by layer, base delta included."""
@@ -92,6 +104,12 @@ def dense_model(model: Message) -> dict[str, np.ndarray]:
         extra = 0.0 if term is None else term.to(torch.float64).dense() if isinstance(term, LoRA) else term.double()
         result[name] = (x.to(torch.float64).dense() + extra).numpy()
     return result
+
+
+@pytest.fixture(scope="session")
+def written_round() -> Callable[..., FakeRound]:
+    """`FakeRound.write`."""
+    return FakeRound.write
 
 
 @pytest.fixture(scope="session")

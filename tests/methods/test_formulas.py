@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -106,6 +107,34 @@ def lora_fair(items: Sequence[Item], rank: int) -> np.ndarray:
     return s * B[:, :rank] @ A[:rank]
 
 
+def by_owners(items: Sequence[Item], component: int, shrink: float = 1.0) -> list[float]:
+    """The weight of a component at each of the clients that have it, 0 at the others."""
+    owners = sum(x.p for x in items if x.rank > component)
+    return [x.p / owners**shrink if x.rank > component else 0.0 for x in items]
+
+
+def rbla(items: Sequence[Item], rank: int) -> np.ndarray:
+    B, A = np.zeros((items[0].B.shape[0], rank)), np.zeros((rank, items[0].A.shape[1]))
+    for j in range(rank):
+        owners = [(w, x) for w, x in zip(by_owners(items, j), items, strict=True) if w]
+        B[:, j] = sum(w * np.sqrt(x.s) * x.B[:, j] for w, x in owners)
+        A[j] = sum(w * np.sqrt(x.s) * x.A[j] for w, x in owners)
+    return B @ A
+
+
+def raflora(items: Sequence[Item], rank: int, shrink: float = 1.0) -> np.ndarray:
+    r_max = max(x.rank for x in items)
+    weights = np.array([by_owners(items, j, shrink) for j in range(r_max)])
+    M = sum((weights[: x.rank, k] * x.s * x.B) @ x.A for k, x in enumerate(items))
+    return best_of_rank(M, rank)
+
+
+def florist(items: Sequence[Item], rank: int, tau: float = 0.99) -> np.ndarray:
+    M = mean_of_deltas(items, rank)
+    energy = np.linalg.svd(M)[1] ** 2
+    return best_of_rank(M, 1 + int(np.argmax(np.cumsum(energy) >= tau * energy.sum())))
+
+
 CASES: dict[str, tuple[str, dict, Oracle]] = {
     "fedavg": ("fedavg", {}, fedavg),
     "zeropad": ("zeropad", {}, fedavg),
@@ -118,6 +147,15 @@ CASES: dict[str, tuple[str, dict, Oracle]] = {
     "svd_redistribution": ("svd_redistribution", {}, svd_redistribution),
     "svd_redistribution capped": ("svd_redistribution", {"norm_cap": 0.7, "rescale": False}, svd_redistribution_capped),
     "flora": ("flora", {}, mean_of_deltas),
+    "florist": ("florist", {}, florist),
+    "florist, less": ("florist", {"tau": 0.7}, partial(florist, tau=0.7)),
+    "florist, all": ("florist", {"tau": 1.0}, mean_of_deltas),
+    "raflora": ("raflora", {}, raflora),
+    "raflora, sigma on A": ("raflora", {"sigma_on": "A"}, raflora),
+    "raflora, half way": ("raflora", {"shrink": 0.5}, partial(raflora, shrink=0.5)),
+    "raflora, none of it": ("raflora", {"shrink": 0.0}, flexlora),
+    "rbla": ("rbla", {}, rbla),
+    "replication": ("replication", {}, rbla),
     "fedex_lora": ("fedex_lora", {}, mean_of_deltas),
     "ffa_lora": ("ffa_lora", {}, ffa_lora),
     "rolora": ("rolora", {}, ffa_lora),
@@ -134,7 +172,7 @@ COMMON_A = {"ffa_lora", "rolora", "fedsvd"}
 
 
 def test_every_method_that_aggregates_has_an_oracle() -> None:
-    assert {name for name, _, _ in CASES.values()} == {n for n in list_methods() if method_class(n).one_shot}
+    assert {name for name, _, _ in CASES.values()} >= {n for n in list_methods() if method_class(n).one_shot}
 
 
 def items_of(done, layer: str) -> list[Item]:

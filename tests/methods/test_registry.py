@@ -32,7 +32,9 @@ def test_a_method_is_a_frozen_value_with_a_documented_algorithm(name: str) -> No
 
 def test_aliases() -> None:
     assert method_class("fedit") is methods.FedAvg
-    assert "fedit" not in list_methods()
+    assert method_class("hlora") is methods.FlexLoRA
+    assert method_class("rb_lora") is methods.RaFLoRA
+    assert not {"fedit", "hlora", "rb_lora"} & set(list_methods())
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:

@@ -73,7 +73,7 @@ def test_bias_identity_hetero_G2() -> None:
     close(bias, torch.tensor(pairs))
 
 
-@pytest.mark.parametrize("name", ["fedavg", "zeropad", "hetlora", "ffa_lora"])
+@pytest.mark.parametrize("name", ["fedavg", "zeropad", "hetlora", "ffa_lora", "rbla", "replication"])
 def test_one_client_gets_its_own_factors_back_hetero_G3(fake_round, name: str) -> None:
     done = fake_round((3,), scales="alpha/r", common_A=name == "ffa_lora")
     method = get_method(name)
@@ -84,7 +84,7 @@ def test_one_client_gets_its_own_factors_back_hetero_G3(fake_round, name: str) -
         assert torch.equal(model["adapter"].layers[layer].A, x.A)
 
 
-@pytest.mark.parametrize("name", PRODUCT)
+@pytest.mark.parametrize("name", [*PRODUCT, "raflora"])
 def test_one_client_gets_its_own_delta_back_hetero_G3(fake_round, name: str) -> None:
     done = fake_round((3,), scales="alpha/r")
     found = done.received(get_method(name), done.run(get_method(name)), done.peers[0])
@@ -101,7 +101,7 @@ def random_pair(seed: int, gauge: torch.Tensor | None = None) -> list[Adapter]:
 
 
 @pytest.mark.parametrize(
-    ("name", "same"), [*((n, True) for n in PRODUCT), ("zeropad", False), ("hetlora", False), ("fedavg", False)]
+    ("name", "same"), [*((n, True) for n in PRODUCT), *((n, False) for n in ("zeropad", "hetlora", "fedavg", "rbla"))]
 )
 def test_gauge_of_one_client_hetero_G6(name: str, same: bool) -> None:
     gauge = torch.randn(3, 3, generator=torch.Generator().manual_seed(9)).double() + 3 * torch.eye(3).double()
@@ -114,7 +114,7 @@ SIXTEEN = [one_layer(e[:, :1], e[:1], 16.0), one_layer(2 * torch.diag(e[0]), tor
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
-@pytest.mark.parametrize("name", PRODUCT)
+@pytest.mark.parametrize("name", [*PRODUCT, "raflora", "florist"])
 def test_product_methods_give_16_at_every_rank_hetero_G7(name: str, rank: int) -> None:
     found = play(get_method(name), SIXTEEN, [0.5, 0.5], Peer(9, rank, lora_alpha=16.0), lora_alpha=16.0)
     close(found, matrix([16, 0], [0, 0]))
@@ -170,7 +170,7 @@ def test_dense_and_factored_svd_agree_hetero_G10(fake_round) -> None:
     close((U_b @ U_p * S_p) @ V_p @ V_a, stacked.dense())
 
 
-@pytest.mark.parametrize("name", [*PRODUCT, "zeropad", "hetlora", "ffa_lora"])
+@pytest.mark.parametrize("name", [*PRODUCT, "zeropad", "hetlora", "ffa_lora", "raflora", "rbla", "replication", "florist"])
 def test_zero_updates_stay_zero_and_alive_hetero_G11(fake_round, name: str) -> None:
     done = fake_round((2, 4, 5), common_A=True)
     zero = [tree.map(lambda x: lr.with_factor(x, "B", torch.zeros_like(x.B)), a) for a in done.adapters]
@@ -182,11 +182,11 @@ def test_zero_updates_stay_zero_and_alive_hetero_G11(fake_round, name: str) -> N
         assert all(not x.any() for x in done.received(method, state, peer).values())
     if name != "flora":
         assert all(bool(x.A.any(dim=1).all()) for x in state["adapter"].layers.values())
-    if name in ("flexlora", "svd_redistribution", "ffa_lora"):
+    if name in ("flexlora", "svd_redistribution", "ffa_lora", "raflora"):
         assert all(torch.equal(x.A, done.template.layers[n].A) for n, x in state["adapter"].layers.items())
 
 
-@pytest.mark.parametrize("name", [*PRODUCT, "zeropad", "hetlora"])
+@pytest.mark.parametrize("name", [*PRODUCT, "zeropad", "hetlora", "raflora", "rbla", "florist"])
 def test_ranks_above_the_outer_dimensions_hetero_G11(name: str) -> None:
     torch.manual_seed(0)
     wide = [Adapter({"w": LoRA(torch.randn(3, r).double(), torch.randn(r, 4).double())}) for r in (6, 2)]
@@ -204,7 +204,9 @@ def test_no_update_at_all_is_an_error_hetero_G11(fake_round, name: str) -> None:
         method.aggregate(0, method.init(done.template, done.peers), [])
 
 
-@pytest.mark.parametrize("name", ["fedavg", "zeropad", "ffa_lora", "hetlora", "flexlora", "flora"])
+@pytest.mark.parametrize(
+    "name", ["fedavg", "zeropad", "ffa_lora", "hetlora", "flexlora", "flora", "raflora", "rbla", "florist"]
+)
 def test_bfloat16_costs_one_rounding_hetero_G12(fake_round, name: str) -> None:
     done = fake_round((4, 4, 4), dtype=torch.bfloat16, common_A=name == "ffa_lora", scales="constant")
     exact = replace(
@@ -231,7 +233,7 @@ def count(message: object) -> int:
     return sum(t.numel() for _, t in tree.named_tensors(message))
 
 
-@pytest.mark.parametrize("name", ["zeropad", "hetlora", "flexlora", "svd_redistribution"])
+@pytest.mark.parametrize("name", ["zeropad", "hetlora", "flexlora", "svd_redistribution", "raflora", "rbla", "replication"])
 def test_slicing_methods_send_each_its_own_rank_hetero_G16(fake_round, name: str) -> None:
     method, done = get_method(name), fake_round((2, 4, 5), scales="constant")
     state = done.run(method)

@@ -9,6 +9,14 @@ import torch
 from torch import Tensor
 
 from fedelta import lowrank as lr
+from fedelta.lowrank import LoRA
+
+
+def owner_mean_factors(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
+    """Both factors by `owner_mean`; a component that no input has is that of `old`, whose scale all inputs must have."""
+    B = owner_mean(weights, [x.B for x in xs], old.B)
+    A = owner_mean(weights, [x.A.mT for x in xs], old.A.mT).mT
+    return LoRA(B, A.contiguous(), old.scale)
 
 
 def owner_mean(weights: Sequence[float], columns: Sequence[Tensor], old: Tensor) -> Tensor:

@@ -33,6 +33,9 @@ class FlexLoRA(Method):
     the largest configured rank, and smaller ranks are its leading components. What is beyond that rank is lost, as in the
     paper. A round in which nothing was learned keeps the common A: an SVD of zero would say nothing.
 
+    `hlora` is another name: HLoRA (Liu et al., arXiv 2503.00813, known to us from notes by others only) redistributes the same
+    deltas with the singular values on A; say sigma_on="A" for its factors.
+
     Source: Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources",
     arXiv 2402.11505 (NeurIPS 2024). The full text was not available: this follows the authors' published code.
     """
@@ -42,6 +45,7 @@ class FlexLoRA(Method):
     paper = "Bai et al. 2024, FlexLoRA, arXiv 2402.11505"
     hetero_rank = True
     decentralised = True
+    aliases = ("hlora",)
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
         # Slicing is the best approximation only of what is in SVD form, which a trained template is not.
