@@ -85,7 +85,7 @@ def test_two_runs_are_the_same_bits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_training_lowers_the_loss(name: str) -> None:
-    rounds = play(name, rounds=12, disagreement=0.0, num_examples=(40, 40, 40))
+    rounds = play(name, rounds=30, disagreement=0.0, num_examples=(40, 40, 40))
     assert rounds[-1].loss < 0.95 * rounds[0].loss
 
 

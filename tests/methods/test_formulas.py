@@ -161,13 +161,14 @@ CASES: dict[str, tuple[str, dict, Oracle]] = {
     "rolora": ("rolora", {}, ffa_lora),
     "lora_fair": ("lora_fair", {}, lora_fair),
     "fedsvd": ("fedsvd", {}, mean_of_deltas),
+    "lora_a2": ("lora_a2", {}, mean_of_deltas),
     "fedsvd, warming up": ("fedsvd", {"warmup_rounds": 1}, mean_of_deltas),
     "subspace_reg": ("subspace_reg", {}, flexlora),
     "subspace_reg rescaled": ("subspace_reg", {"rescale": True, "gauge": "balanced"}, svd_redistribution),
     "subspace_reg, other gauge": ("subspace_reg", {"gauge": "orth_a"}, flexlora),
 }
 
-COMMON_A = {"ffa_lora", "rolora", "fedsvd"}
+COMMON_A = {"ffa_lora", "rolora", "fedsvd", "lora_a2"}
 """Methods that get B of all on one A, in the first round at least."""
 
 
