@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from fedelta import lowrank as lr
+from fedelta import topology
 from fedelta.diagnostics import diagnose
 from fedelta.engines.local import federate
 from fedelta.lowrank import LoRA
 from fedelta.method import ClientUpdate, Peer, TrainResult
 from fedelta.methods import get_method
 from fedelta.methods.raflora import component_weights
+from fedelta.models.toy import random_adapter
 from fedelta.tree import Adapter
 
 e = torch.eye(2, dtype=torch.float64)
@@ -118,6 +120,26 @@ def test_shrink_lies_between_flexlora_and_raflora_hetero_R9(written_round: Calla
     for shrink, second in {0: 1.5, 0.25: 1.78381, 0.5: 2.12132, 0.75: 2.52269, 1: 3}.items():
         found = at_largest(done, get_method("raflora", shrink=shrink))
         np.testing.assert_allclose(found, np.diag([3, second]), atol=1e-5)
+
+
+@pytest.mark.parametrize(("ranks", "contracts"), [((3, 3, 3, 3, 3, 3), True), ((2, 4, 3, 2, 4, 3), False)])
+def test_gossip_may_drift_apart_at_unequal_ranks(ranks: tuple[int, ...], contracts: bool) -> None:
+    """Why the method does not claim to be decentralised: without training, six nodes on a ring should come together."""
+    method, mixing = get_method("raflora"), topology.ring(6)
+    peers = [Peer(k, r) for k, r in enumerate(ranks)]
+    states = [method.init(random_adapter(max(ranks), seed=k), peers) for k in range(6)]
+
+    def distance() -> float:
+        xs = [s["adapter"].layers["hidden"] for s in states]
+        return sum(float(lr.dist2(x, xs[0])) for x in xs)
+
+    before = distance()
+    for t in range(40):
+        sent = [method.broadcast(t, s, p) for s, p in zip(states, peers, strict=True)]
+        rows = [[ClientUpdate(peers[j], float(w), sent[j]) for j, w in enumerate(row) if w > 0] for row in mixing]
+        states = [method.aggregate(t, s, heard) for s, heard in zip(states, rows, strict=True)]
+    assert (distance() < 1e-3 * before) is contracts
+    assert not method.decentralised
 
 
 @pytest.mark.parametrize("shrink", [-0.1, 1.1])

@@ -37,7 +37,8 @@ class RaFLoRA(Method):
     hold the higher ranks, these pass on undamped what only those few want, and the loss can end above FlexLoRA's although the
     energy in the higher ranks looks healthy. Compare both, or choose `shrink` on validation data.
 
-    A change of gauge that mixes components of different partitions at a client changes the result.
+    A change of gauge that mixes components of different partitions at a client changes the result. So the components of a
+    cohort must come from one SVD: nodes without a server each have their own, and under unequal ranks may drift apart.
 
     Args:
         empty_partition: what becomes of components that nobody in the cohort owns: "keep" the server's last ones, or "zero".
@@ -59,7 +60,6 @@ class RaFLoRA(Method):
 
     paper = "Wu et al. 2026, raFLoRA, arXiv 2602.13486"
     hetero_rank = True
-    decentralised = True
     aliases = ("rb_lora",)
 
     def __post_init__(self) -> None:

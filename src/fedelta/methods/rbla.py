@@ -26,7 +26,8 @@ class RBLA(Method):
         scale           factors are multiplied by sqrt(s_k / s_max) before the mean and by sqrt(s_max / s_r) on the way back
 
     Components do not fade, as they do in `zeropad`; the cross terms of a mean of factors stay. A component without an owner in
-    the round keeps its last value (ours). `raflora` is the same weighting of products in place of factors.
+    the round keeps its last value (ours); in gossip, owners agree on it only as far as they are linked. `raflora` is the same
+    weighting of products in place of factors.
 
     Args:
         scale_policy: "raw" leaves factors as they are whatever their scales, as published codes do.
