@@ -5,8 +5,10 @@ import torch
 
 from fedelta import topology, tree
 from fedelta.engines.local import federate, gossip
-from fedelta.lowrank import dist2
+from fedelta.lowrank import dist2, with_factor
+from fedelta.method import ClientUpdate, Peer
 from fedelta.methods import get_method
+from fedelta.methods._one_factor import only
 from fedelta.models.toy import random_adapter, toy_federation
 from fedelta.wire import size
 
@@ -81,3 +83,20 @@ def test_nodes_of_a_ring_come_together() -> None:
         return sum(float(dist2(a.layers[n], adapters[0].layers[n])) for a in adapters for n in a.layers)
 
     assert spread(topology.ring(4)) < 0.3 * spread(torch.eye(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("t", [0, 1])
+def test_unequal_scales_go_to_the_factor_of_the_round_hetero_SH1(t: int) -> None:
+    method, start = get_method("rolora"), random_adapter(3, seed=0)
+    peers = [Peer(k, 3, lora_alpha=3.0 * (k + 1)) for k in range(3)]
+    state, which = method.init(start, peers), method.factor(t)
+    updates = []
+    for peer in peers:
+        sent = method.broadcast(t, state, peer)["adapter"]
+        drawn = random_adapter(3, seed=10 + peer.id)
+        trained = tree.map(lambda x, y: with_factor(x, which, getattr(y, which)), sent, drawn)
+        updates.append(ClientUpdate(peer, 1 / 3, only(which, trained)))
+    exact = tree.mean_deltas([1 / 3] * 3, [method.position(t, state, u)[0] for u in updates])
+    after = method.aggregate(t, state, updates)["adapter"]
+    for n, x in after.layers.items():
+        torch.testing.assert_close(x.dense(), exact.layers[n].dense(), rtol=1e-12, atol=1e-13)
