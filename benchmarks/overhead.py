@@ -61,7 +61,7 @@ def examples(count: int, seed: int) -> list[dict[str, Any]]:
 def make_clients(count: int, steps: int) -> list[LocalClient]:
     """Clients on MiniLM, all on one model."""
     model, tokenizer = load_model("minilm", TASK, device="cpu")
-    adapted = PeftAdaptedModel(model, config_for(TASK, LORA), tokenizer)
+    adapted = PeftAdaptedModel(model, config_for(TASK, LORA, model), tokenizer)
     parts = [examples(BATCH * steps, seed=k) for k in range(count)]
     return clients_on(
         adapted, TASK, parts, LORA, [RANK] * count, Training(local_steps=steps, batch_size=BATCH, learning_rate=LEARNING_RATE)
