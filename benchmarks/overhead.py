@@ -102,7 +102,8 @@ def bare_batches(part: Sequence[Any]) -> Iterator[dict[str, torch.Tensor]]:
 
 def measure_time(pairs: int, steps: int) -> dict[str, Any]:
     clients = make_clients(CLIENTS, steps)
-    bare = get_peft_model(load_model("minilm", TASK, device="cpu")[0], config_for(TASK, LORA))
+    model, _ = load_model("minilm", TASK, device="cpu")
+    bare = get_peft_model(model, config_for(TASK, LORA, model))
     start = {k: v.clone() for k, v in get_peft_model_state_dict(bare).items()}
     runs: list[Callable[[], Any]] = [
         partial(federated_round, clients),
