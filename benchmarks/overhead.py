@@ -190,16 +190,16 @@ def measure_memory(steps: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer pairs and steps; under a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer pairs and steps; under 50 s")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
-    parser.add_argument("--pairs", type=int, help="7 with --quick, else 15")
+    parser.add_argument("--pairs", type=int, help="5 with --quick, else 15")
     parser.add_argument("--steps", type=int, help="local steps; 1 with --quick, else 3")
     parser.add_argument("--threads", type=int, default=1, help="of torch; one gives the steadiest times")
     parser.add_argument("--peak", type=int, metavar="CLIENTS", help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # the loader's list of new parameters
     torch.set_num_threads(args.threads)
-    pairs, steps = args.pairs or (7 if args.quick else 15), args.steps or (1 if args.quick else 3)
+    pairs, steps = args.pairs or (5 if args.quick else 15), args.steps or (1 if args.quick else 3)
     if args.peak:
         print(json.dumps(report_peak(args.peak, steps)))
         return
