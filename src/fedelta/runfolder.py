@@ -97,13 +97,16 @@ class RunFolder:
         lines = self.records_file.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines[:-1]]
 
-    def keep_rounds(self, count: int) -> list[Record]:
-        """Drops the records of rounds that no checkpoint holds, and returns the rest."""
+    def rewind(self, count: int) -> None:
+        """Back to the last checkpoint: drops the records of rounds from `count` on, and files that a kill left half-written."""
         kept = [r for r in self.records() if r["t"] < count]
         text = "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept)
         if not self.records_file.is_file() or self.records_file.read_text(encoding="utf-8") != text:
             commit(self.records_file, text.encode())
-        return kept
+        for draft in self.adapters.glob(".*"):
+            shutil.rmtree(draft)
+        for draft in self.path.glob(".*.tmp"):
+            draft.unlink()
 
 
 def finite(tree: Any) -> Any:

@@ -104,7 +104,7 @@ def _begin(
     settled = load_config(old if config is None else config, overrides)
     demand_same_run(old, settled)
     start = checkpoint.load(folder.checkpoint) if checkpoint.exists(folder.checkpoint) else None
-    folder.keep_rounds(start.t if start else 0)
+    folder.rewind(start.t if start else 0)
     return settled, folder, start
 
 

@@ -87,6 +87,20 @@ def test_a_run_that_is_left_early_goes_on(tiny_config: Config, tmp_path: Path):
     assert [r["t"] for r in fedelta.run(resume=folder).records] == [0, 1, 2]
 
 
+def test_what_a_kill_left_half_written_is_gone_after_a_resume(tiny_config: Config, tmp_path: Path):
+    folder = tmp_path / "run"
+    fedelta.run(tiny_config, {"output": str(folder)})
+    before = sorted(p.relative_to(folder) for p in folder.rglob("*"))
+    (folder / "adapters/.last.x1").mkdir()
+    (folder / "adapters/.last.x1/adapter_config.json").write_text("{")
+    (folder / ".rounds.jsonl.tmp").write_text("{")
+    with (folder / "rounds.jsonl").open("a") as log:
+        log.write('{"t": 2, "train_loss"')
+    result = fedelta.run(resume=folder)
+    assert sorted(p.relative_to(folder) for p in folder.rglob("*")) == before
+    assert [r["t"] for r in result.records] == [0, 1]
+
+
 def test_a_run_that_goes_on_with_other_threads_says_so(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
