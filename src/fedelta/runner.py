@@ -187,9 +187,7 @@ class _Log:
     def _save_adapters(self, done: Round, record: Record) -> None:
         """`last` and `best` for the server's model; at the end one for each rank, or for each client of a personal method."""
         if not done.method.personal:
-            self._save(done.global_model(), "last")
-            if self._is_best(done, record):
-                self._save(done.global_model(), "best")
+            self._save(done.global_model(), "last", *(["best"] if self._is_best(done, record) else []))
         if self._is_last(done):
             for peer in done.peers:
                 name = f"client-{peer.id}" if done.method.personal else f"rank-{peer.rank}"
@@ -204,10 +202,10 @@ class _Log:
         self.notes["best"] = {"t": done.t, "metric": metric, "value": value}
         return True
 
-    def _save(self, model: Message, name: str) -> None:
-        e = self.experiment
-        adapter = effective(model["adapter"], model.get("base"))
-        save_adapter(adapter, self.folder.adapters / name, like=e.model.layout)
+    def _save(self, model: Message, *names: str) -> None:
+        adapter = effective(model["adapter"], model.get("base"))  # an SVD, where a base delta has become dense
+        for name in names:
+            save_adapter(adapter, self.folder.adapters / name, like=self.experiment.model.layout)
 
 
 def _first_of_rank(done: Round, rank: int) -> Any:
