@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedelta.config import ConfigError, RunConfig, demand_same_run, dump_config, load_config
+from fedelta.config import ConfigError, RunConfig, demand_same_run, dump_config, keep_choices, load_config
 
 MIXED = {"rank": {"choices": [2, 4]}}
 
@@ -194,6 +194,14 @@ def test_only_what_leaves_the_rounds_alone_may_change_on_resume():
     demand_same_run(old, load_config({}, ["federation.rounds=99", "evaluation.every=2", "name=x", "federation.quorum=0.1"]))
     with pytest.raises(ConfigError, match=r"seed, training\.learning_rate cannot change when a run is taken up"):
         demand_same_run(old, load_config({}, ["federation.rounds=99", "seed=1", "training.learning_rate=0.1"]))
+
+
+def test_a_resumed_run_keeps_what_was_chosen_for_it():
+    old, asked = load_config({"model": {"gemm": "default"}}), load_config({"seed": 3})
+    assert keep_choices(old, asked).model.gemm == "default"
+    assert keep_choices(old, asked).seed == 3
+    with pytest.raises(ConfigError, match=r"model\.gemm cannot change"):
+        demand_same_run(old, keep_choices(old, load_config({"model": {"gemm": "bf16"}})))
 
 
 def test_the_built_in_config_is_valid():

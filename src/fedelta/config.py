@@ -31,6 +31,10 @@ EXTENDABLE = ("federation.rounds", "federation.quorum", "evaluation", "output", 
 """What a resumed run may change without becoming another run."""
 
 
+CHOSEN = ("model.gemm",)
+"""What may be left to the machine. A run writes down what was chosen, and keeps it when it is taken up."""
+
+
 class ConfigError(ValueError):
     """A config that cannot be run; the message names the key and the remedy."""
 
@@ -49,6 +53,9 @@ class Model(Section):
     quantization: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False
     base_dropout: bool = Field(default=False, description="leave the base model's own dropout on while training")
+    gemm: Literal["auto", "default", "onednn", "bf16"] = Field(
+        default="auto", description="products with frozen weights on a CPU; bf16 has a relative error of about 3e-3"
+    )
 
 
 class RankChoice(Section):
@@ -310,6 +317,15 @@ def load_config(
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML, every key written out; `load_config` reads it back as the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def keep_choices(old: RunConfig, new: RunConfig) -> RunConfig:
+    """`new` with what it leaves to the machine as `old`, the config of a run, has it."""
+    raw, before = new.model_dump(mode="json"), _flat(old.model_dump(mode="json"))
+    for key in CHOSEN:
+        if _flat(raw)[key] in ("auto", None):
+            raw = _with(raw, key.split("."), before[key], key)
+    return RunConfig.model_validate(raw)
 
 
 def demand_same_run(old: RunConfig, new: RunConfig) -> None:

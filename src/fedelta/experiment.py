@@ -154,7 +154,13 @@ def load_adapted(config: RunConfig, task: Task) -> tuple[PeftAdaptedModel, Any]:
         seed=config.seed,
     )
     lora = config_for(task, peft_config(config), base)
-    return PeftAdaptedModel(base, lora, tokenizer, base_dropout=config.model.base_dropout), tokenizer
+    return PeftAdaptedModel(base, lora, tokenizer, base_dropout=config.model.base_dropout, gemm=config.model.gemm), tokenizer
+
+
+def resolved(experiment: Experiment) -> RunConfig:
+    """The config with what it left to the machine as it was chosen."""
+    config = experiment.config
+    return config.model_copy(update={"model": config.model.model_copy(update={"gemm": experiment.model.gemm})})
 
 
 def evaluator(config: RunConfig, task: Task, model: PeftAdaptedModel) -> Evaluator:

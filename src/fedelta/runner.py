@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 import torch
 
 from fedelta import checkpoint, report, sampling
-from fedelta.config import RunConfig, demand_same_run, load_config
+from fedelta.config import RunConfig, demand_same_run, keep_choices, load_config
 from fedelta.diagnostics import diagnose
 from fedelta.engines.local import Round, Snapshot, federate
 from fedelta.evaluation import fairness, is_better
-from fedelta.experiment import Experiment, build
+from fedelta.experiment import Experiment, build, resolved
 from fedelta.models.adapter_files import load_adapter, save_adapter
 from fedelta.runfolder import Record, RunFolder, finite
 from fedelta.tree import Adapter, Message, effective
@@ -82,7 +82,7 @@ def rounds(
     """
     config, folder, start = _begin(config, overrides, resume)
     experiment = build(config)
-    folder.write_config(config)
+    folder.write_config(resolved(experiment))
     notes = dict(start.notes) if start else {}
     log = _Log(experiment, folder, {**notes, "platform": _platform(experiment, notes)})
     try:
@@ -101,7 +101,7 @@ def _begin(
         return settled, folder, None
     folder = RunFolder(Path(resume))
     old = folder.config()
-    settled = load_config(old if config is None else config, overrides)
+    settled = keep_choices(old, load_config(old if config is None else config, overrides))
     demand_same_run(old, settled)
     start = checkpoint.load(folder.checkpoint) if checkpoint.exists(folder.checkpoint) else None
     folder.rewind(start.t if start else 0)

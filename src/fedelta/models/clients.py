@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedelta.client import LocalClient, Training
 from fedelta.method import Peer, largest, template_for, truncate_for
+from fedelta.models.frozen_gemm import Backend
 from fedelta.models.loading import load_model, pick_device, set_padding
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.naming import nearest
@@ -35,6 +36,7 @@ def hf_clients(
     seed: int = 0,
     device: str | torch.device = "auto",
     base_dropout: bool = False,
+    gemm: Backend | Literal["auto"] = "auto",
     **training: Any,
 ) -> list[LocalClient]:
     """Clients that share one model in memory and one common initial adapter.
@@ -49,6 +51,7 @@ def hf_clients(
         seed: of the initial adapter, of new heads, of batches and of dropout.
         device: where the model is to be.
         base_dropout: leaves the base model's own dropout on in training.
+        gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.frozen_gemm`.
         training: settings of `fedelta.client.Training`: batch_size, learning_rate, local_steps, ...
 
     Returns:
@@ -71,7 +74,7 @@ def hf_clients(
         check_outputs(model, task)
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
     set_padding(model, tokenizer)
-    adapted = PeftAdaptedModel(model, config_for(task, lora_config, model), tokenizer, base_dropout=base_dropout)
+    adapted = PeftAdaptedModel(model, config_for(task, lora_config, model), tokenizer, base_dropout=base_dropout, gemm=gemm)
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
     return clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed)
 

@@ -27,6 +27,7 @@ from fedelta.models.aliases import portable_name
 from fedelta.models.base_store import BaseStore, delta_shape
 from fedelta.models.dropout import SeededDropout
 from fedelta.models.fingerprint import fingerprint
+from fedelta.models.frozen_gemm import Backend, install, resolve, uninstall
 from fedelta.models.lora_options import check_training_options
 from fedelta.tree import Adapter, BaseDelta
 
@@ -51,9 +52,11 @@ class PeftAdaptedModel:
             pass, "auto" chooses layer by layer ("hook" for quantised weights).
         base_dropout: leaves the base model's own dropout on in training. It draws from torch's global generator, which is
             then seeded at every call of training.
+        gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.frozen_gemm`.
 
     Attributes:
         module: what a task calls.
+        gemm: as chosen.
         fingerprint: of the base.
         layout: what a PEFT folder needs to know beside the adapter's values.
 
@@ -70,7 +73,9 @@ class PeftAdaptedModel:
         *,
         base_delta: Literal["auto", "weight", "hook"] = "auto",
         base_dropout: bool = False,
+        gemm: Backend | Literal["auto"] = "auto",
     ) -> None:
+        self.gemm = resolve(gemm)
         self._peft = _inject(model, lora_config)
         self.module: nn.Module = self._peft.get_base_model()
         self._layers = {n: m for n, m in self.module.named_modules() if isinstance(m, LoraLayer)}
@@ -91,6 +96,7 @@ class PeftAdaptedModel:
         self.layout = Layout(_written(self._peft.peft_config[SLOT], lora_config, saved), embeddings)
         self._first_heads = {n: getattr(m, a).detach().cpu().clone() for n, (m, a) in self._heads.items()}
         self._live = self._read()
+        install(self.module, self.gemm)
 
     @property
     def device(self) -> torch.device:
@@ -148,6 +154,7 @@ class PeftAdaptedModel:
     def unload(self) -> None:
         """Gives the model back as it was: pristine weights, PEFT's layers taken out. Heads keep the values last loaded."""
         self.base_store.apply(None)
+        uninstall(self.module)
         self._peft.unload()
 
     def _initial_layer(self, name: str, peer: Peer, seed: int) -> LoRA:

@@ -1,0 +1,150 @@
+"""Products with frozen weights, on a CPU where torch's default is not the fastest.
+
+A frozen layer needs  y = x W^T + b  and, going back,  dx = g W; its weight has no gradient. torch's default float32 product
+leaves a part of many CPUs unused, oneDNN's less of it at the same accuracy. It is called for these products alone: the global
+switch that prefers it (`torch.set_float32_matmul_precision`) makes attention several times slower.
+
+Weights are used as they lie, never packed or copied, so that a base delta may rewrite them at any time. Measured on a Zen 4
+core at 384 x 384 to 384 x 1536, oneDNN is 1.1-1.4 times as fast as the default; on a Zen 5 core it was twice as fast.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+Backend: TypeAlias = Literal["default", "onednn", "bf16"]
+"""How a frozen product is formed. "bf16" rounds weights, inputs and results to bfloat16: a relative error of about 3e-3."""
+
+SMALL = 8_000_000
+"""Multiplications below which a call of another backend costs more than it gains: 57 rows at 384 x 384, 488 at 128 x 128."""
+
+TOLERANCE, GAIN = 1e-6, 1.05
+"""What "auto" asks of oneDNN: the largest relative error, and how much faster it must be."""
+
+
+def resolve(backend: Backend | Literal["auto"]) -> Backend:
+    """The backend itself; for "auto", oneDNN if a short test on this machine finds it as accurate and faster.
+
+    Raises:
+        ValueError: for an unknown backend, or one that this build of torch does not have.
+    """
+    if backend == "auto":
+        return fastest(torch.get_num_threads())
+    if backend not in get_args(Backend):
+        raise ValueError(f"no frozen product is called {backend!r}; there are auto, {', '.join(get_args(Backend))}")
+    if backend == "onednn" and not has_onednn():
+        raise ValueError("this build of torch has no oneDNN product: use gemm 'auto' or 'default'")
+    return backend
+
+
+def has_onednn() -> bool:
+    """Whether torch was built with the product that "onednn" calls."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@cache
+def fastest(threads: int) -> Backend:
+    """ "onednn" if it agrees with float64 to `TOLERANCE` and wins by `GAIN`; measured once for a number of threads."""
+    if not has_onednn():
+        return "default"
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    x, weight, bias = draw(512, 384), draw(384, 384), draw(384)
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    found = product(x, weight, bias, "onednn")
+    if not bool((found - exact).norm() <= TOLERANCE * exact.norm()):
+        return "default"
+    default, onednn = _times(partial(product, x, weight, bias, "default"), partial(product, x, weight, bias, "onednn"))
+    return "onednn" if GAIN * onednn < default else "default"
+
+
+def _times(*calls: Callable[[], Tensor], repeats: int = 9) -> list[float]:
+    """The least time of each call, in turns, so that a busy machine slows all alike."""
+    best = [float("inf")] * len(calls)
+    for _ in range(repeats):
+        for k, call in enumerate(calls):
+            began = time.perf_counter()
+            call()
+            best[k] = min(best[k], time.perf_counter() - began)
+    return best
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, backend: Backend) -> Tensor:
+    """x W^T + b without a graph.
+
+    Args:
+        x: (n, i).
+        weight: (o, i), of any strides; the transpose of a layer's weight gives the product that its gradient needs.
+        bias: (o,) or None.
+        backend: used for products of some size in float32 on a CPU; others are torch's own.
+    """
+    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
+    if backend == "default" or not plain or len(x) * weight.numel() < SMALL:
+        return F.linear(x, weight, bias)
+    if backend == "onednn":
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+    rounded = None if bias is None else bias.bfloat16()
+    return F.linear(x.bfloat16(), weight.bfloat16(), rounded).float()
+
+
+class FrozenProduct(torch.autograd.Function):
+    """y = x W^T + b with a gradient for x alone; x (..., i), W (o, i)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, backend: Backend) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.backend = backend
+        return product(x.reshape(-1, x.shape[-1]), weight, bias, backend).view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,), (grad,) = ctx.saved_tensors, grads
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None
+        flat = product(grad.reshape(-1, len(weight)), weight.mT, None, ctx.backend)
+        return flat.view(*grad.shape[:-1], weight.shape[1]), None, None, None
+
+
+def as_rows(layer: nn.Module) -> Tensor:
+    """The weight (o, i) of a Linear or Conv1D layer, as it lies or as a view of it."""
+    weight: Any = layer.weight
+    return weight.mT if isinstance(layer, Conv1D) else weight
+
+
+def is_frozen(layer: nn.Module) -> bool:
+    """Whether it is a plain Linear or Conv1D layer that nothing trains and no other library has taken over."""
+    plain = type(layer) in (nn.Linear, Conv1D) and "forward" not in vars(layer)
+    return plain and not any(p.requires_grad for p in layer.parameters())
+
+
+def install(module: nn.Module, backend: Backend) -> None:
+    """Lets all frozen layers of a model form their products by `backend`; names, types and weights stay as they are."""
+    if backend != "default":
+        for layer in module.modules():
+            if is_frozen(layer):
+                layer.forward = partial(_forward, layer, backend)
+
+
+def uninstall(module: nn.Module) -> None:
+    """Takes back what `install` did."""
+    for layer in _installed(module):
+        del layer.forward
+
+
+def _installed(module: nn.Module) -> Iterator[nn.Module]:
+    for layer in module.modules():
+        forward = vars(layer).get("forward")
+        if isinstance(forward, partial) and forward.func is _forward:
+            yield layer
+
+
+def _forward(layer: nn.Module, backend: Backend, x: Tensor) -> Tensor:
+    bias: Any = layer.bias
+    return FrozenProduct.apply(x, as_rows(layer), bias, backend)  # pyright: ignore[reportReturnType]
