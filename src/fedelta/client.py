@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedelta import seeding, tree
 from fedelta.method import GradientHook, Peer, Penalty, Trainable, TrainResult
-from fedelta.optim import AdamW, Optimizer
+from fedelta.optim import AdamW, Optimizer, OptimizerState
 from fedelta.tree import Adapter, BaseDelta, Tensors
 
 Example = Mapping[str, Any]
@@ -82,6 +82,21 @@ class Training:
     def steps_for(self, num_examples: int) -> int:
         """The steps of a round for a client with so many examples."""
         return self.local_steps or self.local_epochs * math.ceil(num_examples / self.batch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a method asks of `Client.train`; see there."""
+
+    t: int
+    start: Adapter
+    base: BaseDelta | None = None
+    trainable: Trainable | None = None
+    penalty: Penalty | None = None
+    gradient: GradientHook | None = None
+    optimizer: Optimizer | None = None
+    num_steps: int | None = None
+    lr_scale: float = 1.0
 
 
 class LocalClient:
@@ -149,21 +164,17 @@ class LocalClient:
             ValueError: for a client without examples, or a start that does not fit the model.
             FloatingPointError: if the loss became NaN or Inf, naming the step.
         """
+        request = Request(t, start, base, trainable, penalty, gradient, optimizer, num_steps, lr_scale)
         params = self._load(start, base, trainable)
-        self.model.mode(seeding.generator(self.seed, t, self.peer.id, "dropout"))
-        optimizer = optimizer or self.training.optimizer
-        state = optimizer.init(params)
-        learning_rate = self.training.learning_rate * self.training.learning_rate_decay**t * lr_scale
-        losses: list[Tensor] = []
-        for step, batch in enumerate(islice(self.batches(t), num_steps or self.num_steps)):
-            loss, grads = self._gradients(params, batch, penalty)
-            if gradient is not None:
-                grads = dict(gradient(grads, params, step))
-            self._clip(grads)
-            with torch.no_grad():
-                optimizer.update(params, grads, state, learning_rate)
-            losses.append(loss)
-        return TrainResult(self._extract(start), len(losses), self._mean_loss(losses), learning_rate, state)
+        self.model.mode(self.dropout(t))
+        session = Session(self, request, params)
+        for batch in session.batches():
+            session.step(*self._gradients(params, batch, penalty))
+        return session.result(tree.parameters(self.model.live()))
+
+    def dropout(self, t: int) -> torch.Generator:
+        """What a round's adapter dropout is drawn from."""
+        return seeding.generator(self.seed, t, self.peer.id, "dropout")
 
     def gradient(self, start: Adapter, num_batches: int, *, base: BaseDelta | None = None, t: int = 0) -> Adapter:
         """The mean gradient over `num_batches` batches at `start`, in its shape; zero where a tensor does not matter."""
@@ -203,27 +214,70 @@ class LocalClient:
         grads = cast("tuple[Tensor | None, ...]", found)  # None for a tensor that the loss does not reach
         return loss.detach(), {n: g for n, g in zip(params, grads, strict=True) if g is not None}
 
-    def _clip(self, grads: dict[str, Tensor]) -> None:
-        if self.training.max_grad_norm is not None and grads:
-            norm = nn.utils.get_total_norm(list(grads.values()))
-            factor = (self.training.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            for name in grads:
-                grads[name] = grads[name] * factor
 
-    def _extract(self, start: Adapter) -> Adapter:
-        """Copies of the trained tensors, on the CPU: the model is the next client's too."""
-        trained = tree.parameters(self.model.live())
-        return tree.with_parameters(start, {n: p.detach().to("cpu", copy=True) for n, p in trained.items()})
+class Session:
+    """The training that one request asks for, a step at a time, wherever its gradients come from.
 
-    def _mean_loss(self, losses: Sequence[Tensor]) -> float:
-        values: list[float] = torch.stack(list(losses)).tolist()
+    Args:
+        client: whose it is.
+        request: what is asked.
+        params: the tensors that train, by flat name; steps write into them.
+        state: the optimiser's, if it is kept elsewhere.
+    """
+
+    def __init__(
+        self, client: LocalClient, request: Request, params: dict[str, Tensor], state: OptimizerState | None = None
+    ) -> None:
+        training = client.training
+        self.client, self.request, self.params = client, request, params
+        self.optimizer: Optimizer = request.optimizer or training.optimizer
+        self.state = self.optimizer.init(params) if state is None else state
+        self.learning_rate = training.learning_rate * training.learning_rate_decay**request.t * request.lr_scale
+        self.losses: list[Tensor] = []
+
+    def batches(self) -> Iterator[Batch]:
+        """One batch for each step."""
+        return islice(self.client.batches(self.request.t), self.request.num_steps or self.client.num_steps)
+
+    def step(self, loss: Tensor, grads: dict[str, Tensor]) -> None:
+        """One step, from a batch's mean loss and its gradients by flat name."""
+        if self.request.gradient is not None:
+            grads = dict(self.request.gradient(grads, self.params, len(self.losses)))
+        if self.client.training.max_grad_norm is not None and grads:
+            grads = clipped(grads, self.client.training.max_grad_norm)
+        with torch.no_grad():
+            self.optimizer.update(self.params, grads, self.state, self.learning_rate)
+        self.losses.append(loss)
+
+    def result(self, trained: Tensors) -> TrainResult:
+        """What the training came to.
+
+        Args:
+            trained: all tensors of the adapter after the last step; copied to the CPU, for the model is the next client's too.
+
+        Raises:
+            FloatingPointError: if the loss became NaN or Inf, naming the step.
+        """
+        copies = {n: p.detach().to("cpu", copy=True) for n, p in trained.items()}
+        adapter = tree.with_parameters(self.request.start, copies)
+        return TrainResult(adapter, len(self.losses), self._mean_loss(), self.learning_rate, self.state)
+
+    def _mean_loss(self) -> float:
+        values: list[float] = torch.stack(self.losses).tolist()
         bad = next((k for k, v in enumerate(values) if not math.isfinite(v)), None)
         if bad is not None:
             raise FloatingPointError(
-                f"client {self.peer.id}: the loss became {values[bad]} at local step {bad}; lower learning_rate "
-                f"(now {self.training.learning_rate}) or set max_grad_norm"
+                f"client {self.client.peer.id}: the loss became {values[bad]} at local step {bad}; lower learning_rate "
+                f"(now {self.client.training.learning_rate}) or set max_grad_norm"
             )
         return math.fsum(values) / len(values)
+
+
+def clipped(grads: Tensors, max_norm: float) -> dict[str, Tensor]:
+    """The gradients, scaled down together if their common norm is above `max_norm`."""
+    norm = nn.utils.get_total_norm(list(grads.values()))
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return {n: g * factor for n, g in grads.items()}
 
 
 def trainable_names(adapter: Adapter, trainable: Trainable | None) -> list[str]:
