@@ -31,7 +31,7 @@ EXTENDABLE = ("federation.rounds", "federation.quorum", "evaluation", "output", 
 """What a resumed run may change without becoming another run."""
 
 
-CHOSEN = ("model.gemm",)
+CHOSEN = ("model.gemm", "federation.engine", "federation.token_budget")
 """What may be left to the machine. A run writes down what was chosen, and keeps it when it is taken up."""
 
 
@@ -180,6 +180,10 @@ class Federation(Section):
     quorum: int | float = Field(
         default=0.5, description="updates a round needs: a number, or a share of the cohort (1.0 is all)"
     )
+    engine: Literal["auto", "sequential", "batched"] = Field(
+        default="auto", description="clients one after another, or many in one pass of the model"
+    )
+    token_budget: int | None = Field(default=None, ge=1, description="tokens in a pass of the batched engine")
 
 
 class Evaluation(Section):

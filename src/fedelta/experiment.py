@@ -16,6 +16,7 @@ from peft import LoraConfig
 from fedelta import seeding
 from fedelta.client import LocalClient
 from fedelta.config import Partition, RankChoice, RunConfig
+from fedelta.engines.batched import choose
 from fedelta.engines.federation import largest_template
 from fedelta.evaluation import Evaluator
 from fedelta.method import Method
@@ -160,7 +161,12 @@ def load_adapted(config: RunConfig, task: Task) -> tuple[PeftAdaptedModel, Any]:
 def resolved(experiment: Experiment) -> RunConfig:
     """The config with what it left to the machine as it was chosen."""
     config = experiment.config
-    return config.model_copy(update={"model": config.model.model_copy(update={"gemm": experiment.model.gemm})})
+    choice = choose(config.federation.engine, experiment.clients, config.federation.token_budget)
+    chosen = {
+        "model": config.model.model_copy(update={"gemm": experiment.model.gemm}),
+        "federation": config.federation.model_copy(update=vars(choice)),
+    }
+    return config.model_copy(update=chosen)
 
 
 def evaluator(config: RunConfig, task: Task, model: PeftAdaptedModel) -> Evaluator:

@@ -7,7 +7,7 @@ nothing. The arithmetic is torch's own functional form, so a step costs what tor
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,11 +36,15 @@ class Optimizer(Protocol):
 class AdamW:
     """AdamW (Loshchilov and Hutter 2019): decoupled weight decay, bias-corrected moments.
 
+    Every entry is updated by itself, so that tensors of several clients may be stacked.
+
     Args:
         betas: decay of the first and second moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled, times the learning rate.
     """
+
+    elementwise: ClassVar[bool] = True
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -75,12 +79,14 @@ class AdamW:
 
 @dataclass(frozen=True, kw_only=True)
 class SGD:
-    """Stochastic gradient descent, with heavy-ball momentum where asked.
+    """Stochastic gradient descent, with heavy-ball momentum where asked; entry by entry, as AdamW.
 
     Args:
         momentum: 0 keeps no buffer.
         weight_decay: added to the gradient.
     """
+
+    elementwise: ClassVar[bool] = True
 
     momentum: float = 0.0
     weight_decay: float = 0.0

@@ -82,7 +82,8 @@ def rounds(
     """
     config, folder, start = _begin(config, overrides, resume)
     experiment = build(config)
-    folder.write_config(resolved(experiment))
+    experiment = replace(experiment, config=resolved(experiment))
+    folder.write_config(experiment.config)
     notes = dict(start.notes) if start else {}
     log = _Log(experiment, folder, {**notes, "platform": _platform(experiment, notes)})
     try:
@@ -132,6 +133,8 @@ def _play(experiment: Experiment, start: Snapshot | None) -> Iterator[Round]:
         quorum=federation.quorum,
         score=_validate(experiment),
         start=start,
+        engine=federation.engine,
+        token_budget=federation.token_budget,
     )
 
 

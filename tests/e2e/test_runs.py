@@ -37,6 +37,17 @@ def without_times(records: Any) -> list[Config]:
     return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
 
 
+def test_what_was_chosen_is_written_down_and_kept(tiny_config: Config, tmp_path: Path):
+    fedelta.run(tiny_config, {"output": str(tmp_path / "run")})
+    chosen = RunFolder(tmp_path / "run").config()
+    assert chosen.model.gemm in ("default", "onednn")
+    assert (chosen.federation.engine, chosen.federation.token_budget) == ("batched", 2048)
+    overrides = {"output": str(tmp_path / "run"), "federation.rounds": 3}
+    fedelta.run(tiny_config, overrides, resume=tmp_path / "run")
+    again = RunFolder(tmp_path / "run").config()
+    assert (again.federation.engine, again.federation.rounds) == ("batched", 3)
+
+
 @pytest.mark.parametrize("method", fedelta.list_methods())
 def test_every_method_runs_and_leaves_adapters_that_peft_loads(
     method: str, tiny_config: Config, tiny_model: Path, tmp_path: Path

@@ -98,9 +98,12 @@ class Federation:
             raise ValueError(f"the cohort of round {t} is {ids}: it must name one or more of {list(self.clients)}, each once")
         return ids
 
-    def visit(self, t: int, state: State, k: int) -> Visit:
-        """Sends a client its message and takes what it returns; a client's faults are caught here and nowhere else."""
-        peer, client = self.peer(k), _Recorder(self.clients[k])
+    def visit(self, t: int, state: State, k: int, through: Client | None = None) -> Visit:
+        """Sends a client its message and takes what it returns; a client's faults are caught here and nowhere else.
+
+        `through` stands for the client, for an engine that answers its requests.
+        """
+        peer, client = self.peer(k), _Recorder(through or self.clients[k])
         down = self.method.broadcast(t, state, peer)
         visit, stage = Visit(peer, wire.size(down)), "local update"
         try:

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from fedelta import sampling, topology
+from fedelta.engines.batched import Engine, choose
 from fedelta.engines.federation import Federation, Score, Visit, demand_quorum, logger, weigh
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.method import Client, ClientUpdate, Method, State
@@ -37,6 +38,8 @@ def federate(
     score: Score | None = None,
     start: Snapshot | None = None,
     debug: bool = False,
+    engine: Engine = "auto",
+    token_budget: int | None = None,
 ) -> Iterator[Round]:
     """Runs a method with a server; yields each round as it ends.
 
@@ -55,6 +58,8 @@ def federate(
         score: rates uploads, for a method that needs validation.
         start: the snapshot after which to go on.
         debug: a client's error is raised, with a note of client, round and stage, rather than turned into a warning.
+        engine: "sequential", one client after another; "batched", many in one pass of the model; "auto" takes the faster.
+        token_budget: tokens in a pass of the batched engine; chosen for the device if not given.
 
     Raises:
         ValueError: before the first round, for a federation that cannot run, saying why.
@@ -63,12 +68,13 @@ def federate(
     if weights not in ("examples", "uniform"):
         raise ValueError(f"weights must be 'examples' or 'uniform', got {weights!r}")
     run = Federation.prepare(method, clients, template, seed, score, debug)
+    visit_all = choose(engine, run.clients.values(), token_budget).visits()
     sizes = {p.id: float(p.num_examples) if weights == "examples" else 1.0 for p in run.peers}
 
     def play(t: int, state: State) -> _Played:
         ids = run.cohort(t, cohort)
         needed = sampling.share(quorum, len(ids), "quorum", up=True)
-        visits = [run.visit(t, state, k) for k in ids]
+        visits = visit_all(run, t, dict.fromkeys(ids, state))
         demand_quorum(t, visits, needed)
         updates = weigh(visits, sizes)
         ledger = Ledger({v.peer.id: v.down for v in visits}, {v.peer.id: v.up for v in visits if v.up is not None})

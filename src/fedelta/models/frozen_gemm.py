@@ -11,7 +11,7 @@ core at 384 x 384 to 384 x 1536, oneDNN is 1.1-1.4 times as fast as the default;
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -120,8 +120,8 @@ def as_rows(layer: nn.Module) -> Tensor:
 
 def is_frozen(layer: nn.Module) -> bool:
     """Whether it is a plain Linear or Conv1D layer that nothing trains and no other library has taken over."""
-    plain = type(layer) in (nn.Linear, Conv1D) and "forward" not in vars(layer)
-    return plain and not any(p.requires_grad for p in layer.parameters())
+    untouched = "forward" not in vars(layer) or _is_installed(layer)
+    return type(layer) in (nn.Linear, Conv1D) and untouched and not any(p.requires_grad for p in layer.parameters())
 
 
 def install(module: nn.Module, backend: Backend) -> None:
@@ -134,15 +134,13 @@ def install(module: nn.Module, backend: Backend) -> None:
 
 def uninstall(module: nn.Module) -> None:
     """Takes back what `install` did."""
-    for layer in _installed(module):
+    for layer in filter(_is_installed, module.modules()):
         del layer.forward
 
 
-def _installed(module: nn.Module) -> Iterator[nn.Module]:
-    for layer in module.modules():
-        forward = vars(layer).get("forward")
-        if isinstance(forward, partial) and forward.func is _forward:
-            yield layer
+def _is_installed(layer: nn.Module) -> bool:
+    forward = vars(layer).get("forward")
+    return isinstance(forward, partial) and forward.func is _forward
 
 
 def _forward(layer: nn.Module, backend: Backend, x: Tensor) -> Tensor:

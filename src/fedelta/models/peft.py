@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -75,10 +75,10 @@ class PeftAdaptedModel:
         base_dropout: bool = False,
         gemm: Backend | Literal["auto"] = "auto",
     ) -> None:
-        self.gemm = resolve(gemm)
+        self.gemm: Backend = resolve(gemm)
         self._peft = _inject(model, lora_config)
         self.module: nn.Module = self._peft.get_base_model()
-        self._layers = {n: m for n, m in self.module.named_modules() if isinstance(m, LoraLayer)}
+        self._layers: dict[str, Any] = {n: m for n, m in self.module.named_modules() if isinstance(m, LoraLayer)}
         self._heads = dict(_heads(self.module))
         self._dropouts = [d for layer in self._layers.values() for d in _seeded_dropout(layer)]
         self.base_dropout = base_dropout
@@ -134,11 +134,27 @@ class PeftAdaptedModel:
         self.module.train(self.base_dropout and dropout is not None)
         if self.base_dropout and dropout is not None:
             torch.manual_seed(_draw_seed(dropout))
-        source = dropout
-        if dropout is not None and self.device.type != "cpu":
-            source = torch.Generator(self.device).manual_seed(_draw_seed(dropout))
+        source = None if dropout is None else self.source(dropout)
         for module in self._dropouts:
             module.generator = source
+
+    def source(self, dropout: torch.Generator) -> torch.Generator:
+        """The generator on this model's device that stands for one on the CPU."""
+        if self.device.type == "cpu":
+            return dropout
+        return torch.Generator(self.device).manual_seed(_draw_seed(dropout))
+
+    @property
+    def adapted_layers(self) -> Mapping[str, nn.Module]:
+        """PEFT's layers by name."""
+        return self._layers
+
+    def head_tensors(self) -> list[tuple[nn.Module, dict[str, str]]]:
+        """Each module whose own tensors train, with their flat names by attribute."""
+        names: dict[nn.Module, dict[str, str]] = {}
+        for name, (holder, attribute) in self._heads.items():
+            names.setdefault(holder, {})[attribute] = name
+        return list(names.items())
 
     def initial(self, peer: Peer, seed: int = 0) -> Adapter:
         """The common initial adapter at a peer's ranks and scales, on the CPU.

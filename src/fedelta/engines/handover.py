@@ -1,0 +1,103 @@
+"""Visits that stop where they ask for training, so that the requests of many can be answered together.
+
+A method calls `client.train` and waits for the result; it does not know who else waits. So each visit has a thread of its own,
+but only one thread runs at a time: `advance` hands over to the visit, and the visit hands back when it asks or has ended. What
+is computed, and in which order, is therefore the same in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import copy_context
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeAlias, cast
+
+import torch
+
+from fedelta.client import Request
+from fedelta.engines.federation import Visit
+from fedelta.method import Client, TrainResult
+from fedelta.tree import Adapter
+
+Answer: TypeAlias = TrainResult | Exception
+"""What a request came to; an exception is raised where the request was made."""
+
+
+class Visitor:
+    """A visit of one client that can be stopped and taken up.
+
+    Args:
+        client: the real one.
+        visit: plays the visit with the client that it is given.
+
+    Attributes:
+        asks: what the client's `train` was last called with, until the next `advance`.
+        result: of the visit, once it has ended.
+    """
+
+    def __init__(self, client: Client, visit: Callable[[Client], Visit]) -> None:
+        self.client = client
+        self.asks: Request | None = None
+        self.result: Visit | None = None
+        self._visit, self._threads = visit, torch.get_num_threads()
+        self._to_visit: SimpleQueue[Answer | _Abandoned] = SimpleQueue()
+        self._from_visit: SimpleQueue[Request | Visit | BaseException] = SimpleQueue()
+        self._thread = Thread(target=copy_context().run, args=(self._run,), name=f"client {client.peer.id}", daemon=True)
+
+    def advance(self, answer: Answer | None = None) -> None:
+        """Lets the visit go on, at first or with the answer to what it asked, until it asks again or has ended.
+
+        Raises:
+            BaseException: what the visit raised.
+        """
+        if answer is None:
+            self._thread.start()
+        else:
+            self._to_visit.put(answer)
+        self.asks = None
+        match self._from_visit.get():
+            case Request() as request:
+                self.asks = request
+            case Visit() as visit:
+                self.result = visit
+            case error:
+                raise error
+
+    def close(self) -> None:
+        """Ends a visit that waits for an answer which will not come."""
+        if self._thread.is_alive():
+            self._to_visit.put(_Abandoned())
+            self._thread.join()
+
+    def ask(self, request: Request) -> TrainResult:
+        """Called by the visit: hands a request over and waits for what it comes to."""
+        self._from_visit.put(request)
+        answer = self._to_visit.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)  # a thread does not inherit it, and factorisations depend on it
+        try:
+            self._from_visit.put(self._visit(cast("Client", _Asking(self))))
+        except BaseException as error:  # all of them: whoever waits in `advance` is to see it
+            self._from_visit.put(error)
+
+
+class _Abandoned(BaseException):
+    """Unwinds a visit; no method catches it by accident."""
+
+
+class _Asking:
+    """A client whose `train` is answered by whoever advances its visit."""
+
+    def __init__(self, visitor: Visitor) -> None:
+        self._visitor = visitor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._visitor.client, name)
+
+    def train(self, t: int, start: Adapter, **request: Any) -> TrainResult:
+        return self._visitor.ask(Request(t, start, **request))

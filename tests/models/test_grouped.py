@@ -1,0 +1,84 @@
+"""Rows of several clients, each with factors of its own: forward and backward against the plain formula."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from fedelta.models.grouped import GroupedLoRA, Rows, add_times_, outer, times
+
+EVEN, UNEVEN = Rows((2, 2, 2), (3, 3, 3), 3), Rows((3, 1, 2), (3, 3, 3), 3)
+
+
+def draw(*shape, grad=True):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=grad)
+
+
+def case(rows, rank=2):
+    """x (N, i) with three rows a sequence, A, B, scales, weight, bias."""
+    factors = draw(3, rank, 4), draw(3, 5, rank), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    return (draw(3 * rows.total, 4), *factors, draw(5, 4, grad=False), draw(5, grad=False))
+
+
+@pytest.mark.parametrize("rows", [EVEN, UNEVEN])
+def test_products_are_each_clients_own(rows):
+    x, A, *_ = case(rows)
+    parts = rows.split(x)
+    expected = torch.cat([part @ a.T for part, a in zip(parts, A, strict=True)])
+    torch.testing.assert_close(times(x, A.mT, rows), expected)
+    y = torch.ones(len(x), 2, dtype=torch.float64)
+    torch.testing.assert_close(add_times_(y, x.detach(), A.detach().mT, rows), 1 + expected)
+    torch.testing.assert_close(outer(x, x, rows), torch.stack([p.T @ p for p in parts]))
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("rows", [EVEN, UNEVEN])
+def test_the_node_is_the_formula_and_its_gradient(rows, frozen, dropped):
+    x, A, B, s, weight, bias = case(rows)
+    keep = (torch.rand(x.shape) > 0.3).double() / 0.7 if dropped else None
+    base = (weight, bias) if frozen else (None, None)
+
+    def node(x, A, B):
+        return GroupedLoRA.apply(x, A, B, s, keep, rows, *base, "default")
+
+    kept = x if keep is None else x * keep
+    parts = zip(rows.split(kept), A, B, s, strict=True)
+    expected = torch.cat([k * part @ a.T @ b.T for part, a, b, k in parts]) + (x @ weight.T + bias if frozen else 0)
+    torch.testing.assert_close(node(x, A, B), expected)
+    assert torch.autograd.gradcheck(node, (x, A, B))
+
+
+@pytest.mark.parametrize("frozen", ["x", "A", "B"])
+def test_what_needs_no_gradient_gets_none(frozen):
+    x, A, B, s, weight, bias = case(EVEN)
+    given = {"x": x, "A": A, "B": B}
+    given[frozen].requires_grad_(False)
+    GroupedLoRA.apply(x, A, B, s, None, EVEN, weight, bias, "default").sum().backward()
+    assert [n for n, t in given.items() if t.grad is None] == [frozen]
+
+
+def test_padded_components_have_gradients_of_exactly_zero():
+    x, A, B, s, weight, bias = case(UNEVEN)
+    with torch.no_grad():
+        A[1, 1:], B[1, :, 1:] = 0, 0
+    GroupedLoRA.apply(x, A, B, s, None, UNEVEN, weight, bias, "default").square().sum().backward()
+    assert not A.grad[1, 1:].any()
+    assert not B.grad[1, :, 1:].any()
+    assert A.grad[1, :1].all()
+
+
+def test_it_works_under_gradient_checkpointing():
+    x, A, B, s, weight, bias = case(EVEN)
+
+    def loss(x):
+        return torch.tanh(GroupedLoRA.apply(x, A, B, s, None, EVEN, weight, bias, "default")).sum()
+
+    expected = torch.autograd.grad(loss(x), (x, A, B))
+    for found, right in zip(torch.autograd.grad(checkpoint(loss, x, use_reentrant=False), (x, A, B)), expected, strict=True):
+        assert torch.equal(found, right)
+
+
+@pytest.mark.parametrize("count", [7, 0, 3])
+def test_rows_that_cannot_be_told_apart_are_refused(count):
+    with pytest.raises(ValueError, match=f"a layer sees {count} rows of 6 sequences: the model mixes or drops rows"):
+        EVEN.split(torch.zeros(count, 4))
