@@ -69,6 +69,9 @@ def test_small_products_stay_with_the_default(monkeypatch):
     x, weight = torch.randn(9, 12), torch.randn(7, 12)
     monkeypatch.setattr(frozen_gemm, "SMALL", 9 * 7 * 12 + 1)
     assert torch.equal(product(x, weight, None, "bf16"), nn.functional.linear(x, weight))
+    plain = layer(nn.Linear).requires_grad_(False)
+    install(plain, "bf16")
+    assert "AddmmBackward" in str(plain(x.requires_grad_()).grad_fn)
 
 
 def test_the_gradient_is_right_to_finite_differences():

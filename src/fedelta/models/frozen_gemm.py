@@ -144,5 +144,7 @@ def _is_installed(layer: nn.Module) -> bool:
 
 
 def _forward(layer: nn.Module, backend: Backend, x: Tensor) -> Tensor:
-    bias: Any = layer.bias
-    return FrozenProduct.apply(x, as_rows(layer), bias, backend)  # pyright: ignore[reportReturnType]
+    weight, bias = as_rows(layer), layer.bias
+    if x.numel() * len(weight) < SMALL:
+        return type(layer).forward(layer, x)  # a node written in Python costs more than it could gain
+    return FrozenProduct.apply(x, weight, bias, backend)  # pyright: ignore[reportReturnType]
