@@ -342,6 +342,13 @@ def test_gradient_of_the_distance() -> None:
 # --- spectra and subspaces -------------------------------------------------------------------------------------------
 
 
+def test_a_difference_is_that_of_the_deltas_whatever_ranks_and_scales() -> None:
+    x, y = draw(6, 3, 5, scale=0.7), draw(6, 2, 5, scale=-1.5)
+    for a, b in ((x, y), (y, x), (x, lr.components(x, 0, 0))):
+        np.testing.assert_allclose(array(lr.difference(a, b)), array(a) - array(b), atol=1e-12)
+    assert not lr.difference(x, x).dense().any()
+
+
 def test_effective_and_stable_rank() -> None:
     assert lr.effective_rank(torch.tensor([2.0, 2.0, 2.0])) == pytest.approx(3)
     assert lr.effective_rank(torch.tensor([5.0, 0.0])) == pytest.approx(1)

@@ -369,17 +369,25 @@ def norm(x: LoRA) -> Tensor:
     return inner(x, x).clamp(min=0).sqrt()
 
 
-def dist2(x: LoRA, y: LoRA) -> Tensor:
-    """||dW_x - dW_y||_F^2, differentiable, never negative.
+def difference(x: LoRA, y: LoRA) -> LoRA:
+    """dW_x - dW_y at scale 1, as [s_x B_x - s_y B_y, s_y B_y] [A_x; A_x - A_y]: small where the two are near each other.
 
-    Written on the differences, [s_x B_x - s_y B_y, s_y B_y] [A_x; A_x - A_y]: the textbook <x,x> - 2<x,y> + <y,y> loses
-    all digits in float32 when a client has moved by 1e-4, and costs the same.
+    Its inner products keep their digits there, as those of a stack of x and -y do not.
     """
     rank = max(x.rank, y.rank)
     x, y = pad(x, rank, live=False), pad(y, rank, live=False)
     left = torch.cat([x.scale * x.B - y.scale * y.B, y.scale * y.B], dim=1)
-    right = torch.cat([x.A, x.A - y.A], dim=0)
-    return ((left.mT @ left) * (right @ right.mT)).sum().clamp(min=0)
+    return LoRA(left, torch.cat([x.A, x.A - y.A], dim=0))
+
+
+def dist2(x: LoRA, y: LoRA) -> Tensor:
+    """||dW_x - dW_y||_F^2, differentiable, never negative.
+
+    Written on the `difference`: the textbook <x,x> - 2<x,y> + <y,y> loses all digits in float32 when a client has moved by
+    1e-4, and costs the same.
+    """
+    d = difference(x, y)
+    return inner(d, d).clamp(min=0)
 
 
 # --- spectra and subspaces -------------------------------------------------------------------------------------------
@@ -436,10 +444,16 @@ def basis(columns: Tensor, *, rtol: float | None = None) -> Tensor:
 def principal_angles(x: Tensor, y: Tensor) -> Tensor:
     """The principal angles in radians, ascending, between the column spans of x (n, r) and y (n, q).
 
-    Small angles come from sines, large ones from cosines (Bjorck and Golub 1973), so both ends are accurate. One angle for
-    each dimension of the smaller span; none if either matrix is zero. For row spans pass the transposes.
+    One angle for each dimension of the smaller span; none if either matrix is zero. For row spans pass the transposes.
     """
-    P, Q = basis(x), basis(y)
+    return angles_between(basis(x), basis(y))
+
+
+def angles_between(P: Tensor, Q: Tensor) -> Tensor:
+    """`principal_angles` between the spans of orthonormal columns, such as those of `basis`.
+
+    Small angles come from sines, large ones from cosines (Bjorck and Golub 1973), so both ends are accurate.
+    """
     if P.shape[1] < Q.shape[1]:
         P, Q = Q, P
     cosines = torch.linalg.svdvals(P.mT @ Q).clamp(max=1)
