@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedelta import tree
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, slice_for
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, slice_for, template_for
 from fedelta.methods._one_factor import averaged, completed, only
 from fedelta.tree import Adapter, BaseDelta, Message
 
@@ -57,3 +57,7 @@ class FFALoRA(Method):
 
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
         return completed("B", update, state["adapter"]), None
+
+    def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
+        sent = tree.count(self.upload(template_for(peer, template)))
+        return sent, sent

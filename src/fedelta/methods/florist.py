@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +51,8 @@ class FLoRIST(Method):
     hetero_rank = True
     coordinates = "base"
     travels = "up: A, B, head; down: base delta, head"
+    lawful: ClassVar[Mapping[str, Any]] = {"tau": 1.0}
+    exempt: ClassVar[Mapping[str, str]] = {"bytes": "the energy of each round decides the rank of what goes down"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

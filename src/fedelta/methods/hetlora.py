@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ class HetLoRA(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
+    exempt: ClassVar[Mapping[str, str]] = {"bytes": "clients prune their ranks as they train"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

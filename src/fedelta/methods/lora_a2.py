@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from fedelta import tree
 from fedelta.method import (
@@ -60,6 +61,7 @@ class LoRAA2(Method):
     paper = "Koo et al. 2025, LoRA-A2, arXiv 2410.22815"
     coordinates = "factors"
     travels = "up: kept components of A or B in turn, head; down: A, B, head"
+    exempt: ClassVar[Mapping[str, str]] = {"bytes": "a budget is of components over all layers, whose sizes differ"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

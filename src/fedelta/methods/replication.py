@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -67,6 +67,7 @@ class Replication(Method):
     coordinates = "factors"
     needs_validation = True
     one_shot = False  # whom to promote takes a trained and scored round; `rbla` is the same mean at given ranks
+    exempt: ClassVar[Mapping[str, str]] = {"bytes": "who has the high rank follows from validation scores"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
