@@ -181,7 +181,9 @@ class Evaluation(Section):
     every: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=1)
     best_by: str = Field(default="accuracy", description="the validation metric that chooses the best round")
-    diagnostics: bool = True
+    diagnostics: bool | Literal["global"] = Field(
+        default=True, description="of every round; 'global' leaves out the table by layer, under 1 KB a layer"
+    )
 
 
 class RunConfig(Section):

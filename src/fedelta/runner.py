@@ -155,7 +155,7 @@ class _Log:
         }
         settings = self.experiment.config.evaluation
         if settings.diagnostics:
-            record["diagnostics"] = diagnose(done)
+            record["diagnostics"] = diagnose(done, per_layer=settings.diagnostics != "global")
         if (done.t + 1) % settings.every == 0 or self._is_last(done):
             began = time.perf_counter()
             record |= self._evaluate(done)
