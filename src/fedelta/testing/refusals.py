@@ -49,7 +49,7 @@ def fits(scene: Scene) -> None:
     """An upload with other layers, shapes, base, head or too high a rank is refused by client."""
     done, method = scene.rounds[-1], scene.fresh()
     first, others = done.updates[0], done.updates[1:]
-    good = random_adapter(first.content["adapter"].layers["hidden"].rank, seed=5)
+    good = random_adapter(done.position(first)[0].layers["hidden"].rank, seed=5)
     cases = {
         "an upload that lacks a layer": replace(good, layers={"hidden": good.layers["hidden"]}),
         "a transposed upload": tree.map(lambda x: LoRA(x.A.mT, x.B.mT), good),
