@@ -23,6 +23,7 @@ from fedelta.tasks.metrics import get_metric
 from fedelta.tasks.partition import Scheme, get_scheme
 from fedelta.tasks.registry import get_task
 from fedelta.tasks.task import Task
+from fedelta.topology import Topology, get_topology
 
 BUILT_IN = ("quickstart",)
 """Configs that come with the package, by name."""
@@ -165,14 +166,35 @@ class LocalTraining(Section):
 
 
 class Federation(Section):
-    """Who takes part, and for how long."""
+    """Who takes part, and for how long; with a server, or on a graph of nodes without one."""
 
     rounds: int = Field(default=10, ge=1)
     participation: float = Field(default=1.0, gt=0, le=1, description="share of the clients in each round's cohort")
-    weights: Literal["examples", "uniform"] = "examples"
+    weights: Literal["examples", "uniform"] = Field(
+        default="examples", description="of the updates; `uniform` by default where there is no server"
+    )
     quorum: int | float = Field(
         default=0.5, description="updates a round needs: a number, or a share of the cohort (1.0 is all)"
     )
+    topology: Named | None = Field(
+        default=None, description="who hears whom, in place of a server; see `fedelta.topology.get_topology`"
+    )
+    link_drop: float = Field(default=0.0, ge=0, le=1, description="probability that a message between two nodes gets lost")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _uniform_without_a_server(cls, value: Any) -> Any:
+        without = isinstance(value, Mapping) and value.get("topology") is not None
+        return {"weights": "uniform", **cast("Mapping[str, Any]", value)} if without else value
+
+    @field_validator("topology", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return None if value is None else named(value)
+
+    def build_topology(self) -> Topology | None:
+        """The graph; None with a server."""
+        return None if self.topology is None else get_topology(**self.topology)
 
 
 class Evaluation(Section):
@@ -257,6 +279,26 @@ class RunConfig(Section):
         if clients is not None:
             cohort = share(self.federation.participation, clients, "federation.participation")
             share(self.federation.quorum, cohort, "federation.quorum", up=True)
+        self._check_gossip(self.federation)
+
+    def _check_gossip(self, federation: Federation) -> None:
+        topology = federation.build_topology()
+        if topology is None and federation.link_drop:
+            raise ValueError("federation.link_drop has no meaning with a server: it belongs to federation.topology")
+        if topology is None:
+            return
+        if federation.participation < 1:
+            raise ValueError(
+                f"federation.participation = {federation.participation} has no meaning without a server, where every node "
+                "trains in every round: set it to 1, or give federation.topology an `activation` below 1"
+            )
+        if self.build_method().coordinates == "base":
+            raise ValueError(
+                f"method {self.method['name']!r} moves the base model, which nodes without a server would move apart: set "
+                "federation.topology to null, or choose another method"
+            )
+        if self.partition.clients is not None:
+            topology.mixing(self.partition.clients, seed=self.seed)
 
     def _check_metric(self) -> None:
         known = [get_metric(metric)[0] for metric in self.build_task().metrics]

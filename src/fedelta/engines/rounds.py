@@ -83,6 +83,11 @@ class Round:
             return None
         return sum(u.weight * u.metrics["loss"] for u in self.updates)
 
+    @property
+    def personal(self) -> bool:
+        """Whether participants run models of their own: by the method, or without a server."""
+        return self.gossip or self.method.personal
+
     def position(self, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
         """What one of this round's updates means as a model."""
         before = self.before[str(update.sender.id)] if self.gossip else self.before

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
@@ -51,6 +52,7 @@ class TadLoRA(Method):
     decentralised = True
     coordinates = "factors"
     aliases = ("adf_lora",)
+    lawful: ClassVar[Mapping[str, Any]] = {"interval": 1}  # the laws ask without an engine, which would fill it in
 
     def __post_init__(self) -> None:
         super().__post_init__()
