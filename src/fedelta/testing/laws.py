@@ -11,10 +11,11 @@ UNEQUAL_RANKS: Law[Scene] = claims.unequal_ranks
 
 LAWS: tuple[Law[Scene], ...] = (
     purity.own_generators,
+    purity.serialisable,
     purity.pure,
     purity.deterministic,
     purity.order_free,
-    purity.serialisable,
+    purity.resumable,
     purity.dtype,
     purity.no_dead_component,
     algebra.fixed_point,

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,11 @@ def check_method(
 def scene_of(method: type[Method] | Method, hetero_ranks: Sequence[int] = RANKS, seed: int = 0) -> Scene:
     """The scene on which a method's laws are asked: at unequal ranks, if it claims them and the claim is true."""
     made = method if isinstance(method, Method) else _made(method)
-    unequal = Scene(made, tuple(hetero_ranks), seed)
-    middle = (sorted(hetero_ranks)[len(hetero_ranks) // 2],) * len(hetero_ranks)
-    equal = Scene(made, middle, seed)
-    if not made.hetero_rank or judge(UNEQUAL_RANKS, unequal, {}).outcome == "broken":
-        return equal
-    return unequal
+    unequal = tuple(hetero_ranks)
+    equal = (sorted(unequal)[len(unequal) // 2],) * len(unequal)
+    scene = Scene(made, equal, seed, unequal)
+    able = made.hetero_rank and judge(UNEQUAL_RANKS, scene, {}).outcome == "kept"
+    return replace(scene, ranks=unequal) if able else scene
 
 
 def method_from_file(path: str | Path) -> type[Method]:

@@ -47,7 +47,7 @@ def _global_generators() -> dict[str, Any]:
 @law("pure", first=True)
 def pure(scene: Scene) -> None:
     """The same call gives the same bits again, and changes nothing that it was given."""
-    method = scene.fresh()
+    method = scene.served()
     for done in scene.rounds:
         peer, given = done.peers[0], (done.before, [u.content for u in done.updates])
         untouched = clone(given)
@@ -63,7 +63,7 @@ def pure(scene: Scene) -> None:
 
 
 def _pure_at_the_client(scene: Scene) -> None:
-    method, done = scene.fresh(), scene.rounds[-1]
+    method, done = scene.served(), scene.rounds[-1]
     client = method.population(scene.clients(lora_alpha=8.0))[0]
     down = method.broadcast(done.t, done.before, replace(done.peers[0], base_version=0))
     memory = done.client_states.get(0, {})
@@ -86,20 +86,26 @@ def deterministic(scene: Scene) -> None:
 def order_free(scene: Scene) -> None:
     """The order in which updates arrive does not change a bit of the next state."""
     for done in scene.rounds:
-        forward = scene.fresh().aggregate(done.t, done.before, done.updates)
-        backward = scene.fresh().aggregate(done.t, done.before, done.updates[::-1])
+        forward = scene.served().aggregate(done.t, done.before, done.updates)
+        backward = scene.served().aggregate(done.t, done.before, done.updates[::-1])
         demand_same_bits(backward, forward, f"updates of round {done.t} in the opposite order")
 
 
-@law("serialisable")
+@law("serialisable", first=True)
 def serialisable(scene: Scene) -> None:
-    """State, memories and messages survive the wire and a checkpoint, and the next round is the same."""
+    """State, memories and messages are made of what can be sent and stored, and survive it to the bit."""
     done = scene.rounds[-1]
-    for what, value in {
-        "the state": done.state,
-        **{f"the update of client {u.sender.id}": u.content for u in done.updates},
-    }.items():
-        demand_same_bits(wire.decode(wire.encode(value)), dict(value), f"{what}, sent and received")
+    memories = {f"the memory of client {k}": x for k, x in done.client_states.items()}
+    downs = {f"the message to client {p.id}": done.method.broadcast(done.t, done.before, p) for p in done.peers}
+    ups = {f"the message of client {u.sender.id}": u.content for u in done.updates}
+    for what, value in {"the state": done.state, **memories, **downs, **ups}.items():
+        demand_same_bits(wire.decode(wire.encode(value)), dict(value), f"{what}, written and read")
+
+
+@law("resumable")
+def resumable(scene: Scene) -> None:
+    """A run that stops after a round goes on from its checkpoint as if it had not stopped."""
+    done = scene.rounds[-1]
     clients = scene.clients(lora_alpha=8.0)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(folder, scene.rounds[0].snapshot)
@@ -128,7 +134,7 @@ def dtype(scene: Scene) -> None:
 @law("no dead component")
 def no_dead_component(scene: Scene) -> None:
     """Nobody is ever sent a component with both factors zero, which could never train."""
-    clients, method = scene.clients(), scene.fresh()
+    clients, method = scene.clients(), scene.served()
     template = largest_template(method.population(clients))
     few = federate(
         method, clients, rounds=3, seed=scene.seed, score=score, debug=True, cohort=lambda t, peers, seed: [peers[0].id]

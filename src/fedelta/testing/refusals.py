@@ -18,7 +18,7 @@ from fedelta.testing.scene import Scene, demand_refusal
 @law("weights", silent=trains_only)
 def weights(scene: Scene) -> None:
     """Updates whose weights do not sum to one, and no updates at all, are refused."""
-    done, method = scene.rounds[-1], scene.fresh()
+    done, method = scene.rounds[-1], scene.served()
     heavy = [replace(u, weight=1.0) for u in done.updates]
     demand_refusal(lambda: method.aggregate(1, done.before, heavy), "a sum of weights of 3", "weights")
     demand_refusal(lambda: method.aggregate(1, done.before, []), "a round without updates", "no update")
@@ -27,7 +27,7 @@ def weights(scene: Scene) -> None:
 @law("finite", silent=trains_only)
 def finite(scene: Scene) -> None:
     """NaN and Inf are refused, by client and tensor."""
-    done, method = scene.rounds[-1], scene.fresh()
+    done, method = scene.rounds[-1], scene.served()
     for poison in (float("nan"), float("inf")):
 
         def spoil(x: Tensor, poison: float = poison) -> Tensor:
@@ -47,7 +47,7 @@ def _sends_adapters(scene: Scene) -> str | None:
 @law("fits", silent=_sends_adapters)
 def fits(scene: Scene) -> None:
     """An upload with other layers, shapes, base, head or too high a rank is refused by client."""
-    done, method = scene.rounds[-1], scene.fresh()
+    done, method = scene.rounds[-1], scene.served()
     first, others = done.updates[0], done.updates[1:]
     good = random_adapter(done.position(first)[0].layers["hidden"].rank, seed=5)
     cases = {

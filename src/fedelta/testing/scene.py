@@ -32,13 +32,15 @@ class Scene:
 
     Attributes:
         method: what is tried.
-        ranks: of the clients; the engine's guards let a method for equal ranks see no others.
+        ranks: of the clients.
         seed: of data, template, training and the method's draws.
+        unequal: ranks that the claim `hetero_rank` is tried at.
     """
 
     method: Method
     ranks: tuple[int, ...] = (3, 3, 3)
     seed: int = 0
+    unequal: tuple[int, ...] = (2, 4, 3)
 
     @property
     def sends(self) -> bool:
@@ -51,8 +53,12 @@ class Scene:
         return "B" in self.method.upload(toy_template(2))
 
     def fresh(self) -> Method:
-        """A copy that has seen nothing yet."""
+        """A copy that has seen nothing yet, for an engine to run."""
         return copy.deepcopy(self.method)
+
+    def served(self) -> Method:
+        """The same as an engine with a server settles it before round 0, to be called without one."""
+        return self.fresh().for_topology(2, lambda: 0.0)
 
     def clients(self, ranks: Sequence[int] | None = None, **federation: Any) -> list[LocalClient]:
         """Toy clients at the scene's ranks, or others."""
@@ -153,12 +159,16 @@ def demand_refusal(
         action()
     except kinds as error:
         if needles and not any(needle in str(error) for needle in needles):
-            raise Violation(f"{what} is refused, but the message names none of {list(needles)}: {error}") from error
+            raise Violation(f"{what} is refused, but the message does not name {_some(needles)}: {error}") from error
         return
     except Exception as error:
         expected = " or ".join(k.__name__ for k in kinds)
         raise Violation(f"{what} raises {type(error).__name__} where a {expected} belongs: {error}") from error
     raise Violation(f"{what} is not refused")
+
+
+def _some(needles: Sequence[str]) -> str:
+    return f"any of {', '.join(needles[:3])} and others" if len(needles) > 3 else " or ".join(map(repr, needles))
 
 
 def _kind(x: Tensor) -> str:
