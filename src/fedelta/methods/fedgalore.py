@@ -102,7 +102,7 @@ class FedGaLore(Method):
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        if self.refresh_rounds != "auto" and self.refresh_rounds < 1:
+        if self.refresh_rounds != "auto" and not _at_least_one(self.refresh_rounds):
             raise ValueError(
                 f"refresh_rounds must be 'auto' or at least 1, got {self.refresh_rounds!r}: within a round the basis stays, "
                 "since what travels is coordinates on it"
@@ -200,3 +200,7 @@ class FedGaLore(Method):
 
     def _moments(self, adapter: Adapter) -> int:
         return tree.count(self.sync.sent({**self.projection.coordinates(adapter), **adapter.dense}, adapter.layers))
+
+
+def _at_least_one(value: object) -> bool:
+    return isinstance(value, int) and value >= 1  # a config may hold any type
