@@ -8,11 +8,13 @@ The project's own tests ask the same laws of every registered method; there is n
 
 from __future__ import annotations
 
+from fedelta.testing.aggregators import AGGREGATOR_LAWS, check_aggregator
 from fedelta.testing.laws import LAWS, UNEQUAL_RANKS
 from fedelta.testing.methods import check_method, method_from_file, named, scene_of
 from fedelta.testing.reports import ConformanceError, Law, Report, Verdict, Violation, judge
 
 __all__ = [
+    "AGGREGATOR_LAWS",
     "LAWS",
     "UNEQUAL_RANKS",
     "ConformanceError",
@@ -20,6 +22,7 @@ __all__ = [
     "Report",
     "Verdict",
     "Violation",
+    "check_aggregator",
     "check_method",
     "judge",
     "method_from_file",
