@@ -59,7 +59,7 @@ class Parts:
         if self.at_server and coordinates != "factors":
             why = {"product": "factorises the product anew in every round", "base": "moves the base"}[coordinates]
             raise ValueError(
-                f"{self.at_server[0].name} keeps vectors in the coordinates of the factors from round to round, but "
+                f"{self.at_server[0].name} needs factors that keep their meaning from round to round, but "
                 f"{type(self.server).__name__} {why}: take a server that averages factors, such as {STABLE}"
             )
 

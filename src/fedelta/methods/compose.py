@@ -28,8 +28,8 @@ class Compose(Composite):
         travels         what each part sends, under its own name
         scale           that of `server`
 
-    Parts that keep vectors in the coordinates of the factors from round to round (Scaffold, FedNova, and all optimisers) need
-    a server that averages factors; over one that factorises the product anew, or moves the base, they are refused.
+    Parts that add up, or keep, vectors in the coordinates of the factors (Scaffold, FedNova, and all optimisers) need a server
+    that averages factors; over one that factorises the product anew, or moves the base, they are refused.
 
     Args:
         local: rules of clients: fedprox, scaffold, fednova; one, or several.
