@@ -140,7 +140,7 @@ def test_what_is_written_is_read_as_the_same_config(raw: dict[str, Any], tmp_pat
 def test_every_key_is_written_out():
     written = yaml.safe_load(dump_config(load_config({})))
     assert set(written) == set(RunConfig.model_fields)
-    assert set(written["federation"]) == {"rounds", "participation", "weights", "quorum"}
+    assert set(written["federation"]) == {"rounds", "participation", "weights", "quorum", "topology", "link_drop"}
 
 
 def test_overrides_change_single_keys():

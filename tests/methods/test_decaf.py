@@ -74,15 +74,15 @@ def test_a_node_alone_keeps_its_product_dec_23() -> None:
 
 
 def test_alignment_leaves_every_product_and_brings_turned_copies_together_dec_24() -> None:
-    adapters = [random_adapter(2, seed=k) for k in range(3)]
-    plain, turned_back = mixed(adapters), mixed(adapters, align="procrustes")
-    old = random_adapter(2, seed=9)
+    adapters = [random_adapter(3, seed=k) for k in range(3)]
+    plain, turned_back = mixed(adapters, rank=3), mixed(adapters, rank=3, align="procrustes")
+    old = random_adapter(3, seed=9)
     for layer, x in plain.layers.items():
         y = turned_back.layers[layer]
         torch.testing.assert_close(y.dense(), x.dense(), rtol=0, atol=1e-12)
         target = old.layers[layer].A
         assert float((y.A - target).norm()) < float((x.A - target).norm())
-        Q, _ = torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64))
+        Q, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))
         copy = LoRA(x.B @ Q.mT, Q @ x.A)
         mean = lr.mean_factors([0.5, 0.5], [x, aligned(copy, x)])
         torch.testing.assert_close(mean.dense(), x.dense(), rtol=0, atol=1e-12)
