@@ -7,7 +7,7 @@ A study file has
 
     base       the config that all runs share
     settings   by name, overrides (a circumstance: a graph, a skew); may be left out
-    variants   by name, overrides (what is compared)
+    variants   by name, overrides (what is compared), and perhaps `tune`, a grid of its own
     reference  the variant that the others are compared with, run by run
     seeds      of the runs
     tune       key, values, setting and seed: each variant's value is the one that is best by validation there, and is then
