@@ -22,6 +22,7 @@ Written by `fedelta methods --markdown` from the classes, with what two rounds o
 paper's method as code that others rely on has it. "the authors' code": the paper's text was not at hand. "the abstract",
 "others' readings": neither text nor code was; the rest is notes and re-implementations by others, and our reading. Each entry
 says more under *Source*.
+*Reported*: what the source says it reached, and how we read it; neither measured nor reproduced here.
 Every method passes `fedelta check`; what it is exempt from, and why, is in its entry.
 """
 
@@ -98,6 +99,7 @@ def _facts(cls: type[Method]) -> list[list[str]]:
         "numbers in round 0": _traffic(scene),
         "claims": ", ".join(words for claim, words in CLAIMS.items() if getattr(cls, claim)) or "none",
         "works on": {"factors": "factors", "product": "dW", "base": "the base"}[cls.coordinates],
+        "reported": cls.reported or "nothing: no paper of its own",
         **{f"exempt from *{law}*": reason for law, reason in cls.exempt.items()},
     }
     return [[key, value] for key, value in facts.items()]

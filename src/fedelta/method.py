@@ -181,6 +181,9 @@ class Method(ABC):
 
     Class attributes, all claims that the conformance suite tests both ways:
         paper: one line of source.
+        reported: one or two sentences: the main numbers that the source reports (task, model, clients, figure of the method
+            against its named baselines) and how they were read (in the paper, in the authors' repository, second-hand); what
+            was not available is said so. Empty for a baseline without a paper. Nothing that this library measured.
         hetero_rank: clients may hold unequal ranks.
         decentralised: gossip with this method contracts.
         coordinates: where a server optimiser or a control variate may live: "factors" if factors keep their meaning from
@@ -195,6 +198,7 @@ class Method(ABC):
     """
 
     paper: ClassVar[str] = ""
+    reported: ClassVar[str] = ""
     hetero_rank: ClassVar[bool] = False
     decentralised: ClassVar[bool] = False
     coordinates: ClassVar[Literal["factors", "product", "base"]] = "product"

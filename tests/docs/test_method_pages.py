@@ -72,3 +72,16 @@ def test_choices_are_methods() -> None:
 )
 def test_trust_is_read_from_the_docstring(name: str, label: str) -> None:
     assert catalogue.formula_from(method_class(name)) == label
+
+
+def test_every_paper_says_what_it_reports_and_the_page_shows_it() -> None:
+    page = (DOCS / "methods.md").read_text(encoding="utf-8")
+    for name in list_methods():
+        cls = method_class(name)
+        entry = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        shown = re.findall(r"^\| reported \| (.+) \|$", entry, re.MULTILINE)
+        if catalogue.formula_from(cls) == "no paper of its own":
+            assert shown == [cls.reported or "nothing: no paper of its own"], name
+        else:
+            assert cls.reported, f"{name} has the paper {cls.paper!r} and no `reported`"
+            assert shown == [cls.reported], name
