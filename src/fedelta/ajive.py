@@ -155,7 +155,7 @@ def _bound(spectra: Sequence[Tensor], shapes: Sequence[torch.Size], ranks: Seque
     low, high = settings.percentile
     lost = sum(_wedin(rng, settings.n_samples, *block) for block in zip(spectra, shapes, ranks, strict=True))
     by_noise = np.percentile(len(spectra) - np.asarray(lost), low)
-    by_chance = np.percentile(_chance(rng, settings.n_samples, shapes[0][0], ranks), high)
+    by_chance = np.percentile(chance(rng, settings.n_samples, shapes[0][0], ranks), high)
     return float(max(by_noise, by_chance))
 
 
@@ -165,12 +165,12 @@ def _wedin(rng: np.random.Generator, draws: int, S: Tensor, shape: torch.Size, r
     noise = S[rank:, None]
     sizes = [torch.zeros(draws, dtype=torch.float64)]
     for length in shape if len(noise) else ():
-        tops = _frames(rng, draws, len(noise), min(rank, length - rank), length - rank)
+        tops = frame_tops(rng, draws, len(noise), min(rank, length - rank), length - rank)
         sizes.append(torch.linalg.matrix_norm(noise * tops, ord=2))
     return (torch.stack(sizes).amax(0) / S[rank - 1]).clamp(max=1).square().numpy()
 
 
-def _chance(rng: np.random.Generator, draws: int, n: int, ranks: Sequence[int]) -> np.ndarray:
+def chance(rng: np.random.Generator, draws: int, n: int, ranks: Sequence[int]) -> np.ndarray:
     """The largest squared singular value, (draws,), of stacked random orthonormal frames (n, r_k)."""
     gram = _wishart(rng, draws, n, sum(ranks))
     blocks = torch.block_diag(*[torch.ones(r, r) for r in ranks]).bool()
@@ -179,7 +179,7 @@ def _chance(rng: np.random.Generator, draws: int, n: int, ranks: Sequence[int]) 
     return torch.linalg.eigvalsh(torch.linalg.solve_triangular(roots, half.mT, upper=False))[:, -1].numpy()
 
 
-def _frames(rng: np.random.Generator, draws: int, rows: int, columns: int, length: int) -> Tensor:
+def frame_tops(rng: np.random.Generator, draws: int, rows: int, columns: int, length: int) -> Tensor:
     """The first `rows` rows of random orthonormal frames (length, columns)."""
     tops = torch.from_numpy(rng.standard_normal((draws, rows, columns)))
     gram = tops.mT @ tops + _wishart(rng, draws, length - rows, columns)

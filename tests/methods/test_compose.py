@@ -11,7 +11,19 @@ import fedelta
 from fedelta import checkpoint, topology, tree
 from fedelta.config import ConfigError, load_config
 from fedelta.engines.local import federate, gossip
-from fedelta.methods import Compose, FedAdam, FedAvg, FedAvgM, FedNova, FedProx, FlexLoRA, Scaffold, get_method, method_class
+from fedelta.methods import (
+    Compose,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedNova,
+    FedProx,
+    FFALoRA,
+    FlexLoRA,
+    Scaffold,
+    get_method,
+    method_class,
+)
 from fedelta.methods._composition import Composite
 from fedelta.models.toy import toy_federation
 from fedelta.testing import check_method
@@ -213,3 +225,19 @@ def test_a_composed_run_goes_on_to_the_same_bytes(tiny_config: dict[str, Any], t
     fedelta.run(tiny_config, composed | {"output": str(tmp_path / "long"), "federation.rounds": 3})
     for file in ("adapters/last/adapter_model.safetensors", "checkpoint/state.safetensors"):
         assert (tmp_path / "short" / file).read_bytes() == (tmp_path / "long" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Compose(local=Scaffold()),
+        Compose(local=FedProx(0.1), server=FlexLoRA()),
+        Compose(local=[FedProx(0.1), Scaffold()], optimizer=FedAdam(learning_rate=0.01)),
+        Compose(local=FedNova(), server=FFALoRA()),
+    ],
+    ids=lambda m: "+".join(type(x).__name__ for x in (*m.local, m.server, m.optimizer) if x is not None),
+)
+def test_combinations_keep_the_laws_but_those_that_their_parts_are_exempt_from(method: Compose) -> None:
+    report = check_method(method)
+    exempt = {v.law for v in report.verdicts if v.outcome == "exempt"}
+    assert exempt == {law for part in (*method.local, method.server, method.optimizer) if part for law in part.exempt}

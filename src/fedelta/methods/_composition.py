@@ -66,6 +66,7 @@ class Parts:
     def claims(self) -> dict[str, Any]:
         """The class attributes of `Method`, as they are of this combination."""
         extra = [rule.extra for rule in self.local if rule.extra]
+        everyone = [self.server, *self.local, *([self.optimizer] if self.optimizer is not None else [])]
         return {
             "hetero_rank": self.server.hetero_rank and not any(rule.equal_ranks for rule in self.local),
             "decentralised": self.server.decentralised and not self.at_server,
@@ -73,6 +74,7 @@ class Parts:
             "needs_validation": self.server.needs_validation,
             "personal": self.server.personal,
             "travels": "; ".join([self.server.travels, *extra]),
+            "exempt": {law: reason for part in everyone for law, reason in part.exempt.items()},
         }
 
 

@@ -51,7 +51,7 @@ def _equal_ranks_only(scene: Scene) -> None:
     method, peers = scene.served(), [Peer(0, 4), Peer(1, 4)]
     updates = [ClientUpdate(p, 0.5, method.upload(random_adapter(r, seed=r))) for p, r in zip(peers, (4, 2), strict=True)]
     state = method.init(toy_template(4), peers)
-    demand_refusal(lambda: method.aggregate(0, state, updates), "an aggregation of ranks 4 and 2", *able)
+    demand_refusal(lambda: method.aggregate(0, state, updates), "an aggregation of ranks 4 and 2")
 
 
 # --- without a server ----------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def check_method(
         raise_on_failure: whether a broken law raises.
 
     Returns:
-        A verdict for every law. One from which the class is `exempt` is listed with its reason.
+        A verdict for every law. One from which the method is `exempt` is listed with its reason.
 
     Raises:
         ConformanceError: if a law is broken, with the report.
@@ -41,7 +41,7 @@ def check_method(
     """
     with quiet():
         scene = scene_of(method, hetero_ranks, seed)
-        report = examine(_title(scene.method), scene, (UNEQUAL_RANKS, *LAWS), type(scene.method).exempt)
+        report = examine(_title(scene.method), scene, (UNEQUAL_RANKS, *LAWS), scene.method.exempt)
     if raise_on_failure and not report.ok:
         raise ConformanceError(report)
     return report
