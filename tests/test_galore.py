@@ -81,7 +81,8 @@ def test_a_basis_is_drawn_alike_everywhere_galore_G5() -> None:
 def test_leading_vectors_are_those_of_the_svd_and_completed() -> None:
     x = LoRA(normal(5, 8, 2), normal(6, 2, 6), 0.5)
     U, _, Vh = torch.linalg.svd(x.dense())
-    for which, vectors in (("A", U[:, :2]), ("B", Vh[:2].mT)):
+    sides: dict[Factor, Tensor] = {"A": U[:, :2], "B": Vh[:2].mT}
+    for which, vectors in sides.items():
         Q = leading_basis(x, which, 2)
         torch.testing.assert_close(Q @ Q.mT, vectors @ vectors.mT, rtol=0, atol=1e-12)
         more = leading_basis(x, which, 4)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedelta import checkpoint, lowrank, tree, wire
-from fedelta.ajive import Ajive
+from fedelta.ajive import Ajive, decompose
 from fedelta.client import Training
 from fedelta.engines.local import federate
 from fedelta.engines.rounds import Round
@@ -18,7 +18,7 @@ from fedelta.lowrank import LoRA
 from fedelta.method import Method, Peer
 from fedelta.methods import get_method
 from fedelta.methods._galore import Projection, sketch
-from fedelta.methods._moments import common_bases, mean_moments, shared_moments
+from fedelta.methods._moments import Domain, common_bases, mean_moments, shared_moments
 from fedelta.models.toy import SIZES, toy_federation, toy_template
 from fedelta.optim import SGD, AdamW, Optimizer, WarmAdam
 from fedelta.tree import Adapter, BaseDelta
@@ -278,6 +278,20 @@ def test_spikes_of_one_client_are_kept_out_galore_A4() -> None:
     spiked = [(row, k % 8) for k in range(6) for row in range(20 * k, 20 * k + 3)]
     worst, worst_mean = (max(float(v[at] / true[at]) for at in spiked) for v in (found, mean))
     assert worst < 0.5 * worst_mean
+
+
+@pytest.mark.parametrize("domain", ["sqrt", "raw"])
+def test_a_joint_part_below_zero_counts_as_zero(domain: Domain) -> None:
+    def root(x: Tensor) -> Tensor:
+        return x.sqrt() if domain == "sqrt" else x
+
+    blocks = [normal(k, 30, 5).clamp(min=0).square() + 1e-3 for k in range(2)]
+    settings = Ajive(joint_rank=2)
+    joint = [decompose([root(x) for x in blocks], settings).joint(root(x)) for x in blocks]
+    assert bool((joint[0] < -0.01).any())
+    mean = 0.5 * (joint[0].clamp(min=0) + joint[1].clamp(min=0))
+    found, _ = shared_moments([0.5, 0.5], blocks, 5, None, settings=settings, domain=domain, seed=0)
+    torch.testing.assert_close(found, mean.square() if domain == "sqrt" else mean, rtol=1e-10, atol=0)
 
 
 def test_without_a_joint_part_the_mean_is_taken_galore_A2() -> None:
