@@ -392,3 +392,11 @@ def test_with_factor() -> None:
     x = draw(4, 2, 3)
     assert lr.with_factor(x, "B", x.B * 2).A is x.A
     assert lr.with_factor(x, "A", x.A * 2).B is x.B
+
+
+@pytest.mark.parametrize("seed", [0, 0x6665_6465_6C74_61], ids=["common", "its own"])
+def test_rows_are_completed_whatever_the_generator_that_drew_them(seed: int) -> None:
+    rows = torch.randn(10, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mT
+    found = lr.complete_rows(rows, 3)
+    torch.testing.assert_close(found @ found.mT, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(found @ rows.mT, torch.zeros(3, 3, dtype=torch.float64))

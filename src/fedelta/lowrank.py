@@ -196,13 +196,13 @@ def pad(x: LoRA, rank: int, *, live: bool = True, fill: Tensor | None = None) ->
 
 def complete_rows(rows: Tensor, count: int) -> Tensor:
     """`count` unit rows, orthogonal to `rows` (r, i) and each other as far as i allows; the same on every call."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0x6665_6465_6C74_61)  # not 0: rows that a caller drew so would have no complement
     width = rows.shape[1]
     drawn = torch.randn(width, count, generator=generator, dtype=torch.float64).to(rows.device)
     known = basis(rows.mT)
     free = min(count, width - known.shape[1])
-    drawn[:, :free] -= known @ (known.mT @ drawn[:, :free])
-    if free > 0:
+    for _ in range(2 if free > 0 else 0):  # the second time for the digits that the first one lost
+        drawn[:, :free] -= known @ (known.mT @ drawn[:, :free])
         drawn[:, :free] = torch.linalg.qr(drawn[:, :free]).Q
     return torch.nn.functional.normalize(drawn, dim=0).mT.to(rows.dtype)
 
