@@ -123,10 +123,12 @@ class Job:
 
     def run(self) -> None:
         """Runs it to its end, from its last checkpoint if there is one."""
-        started = self.folder.config_file.is_file()
-        config = load_config(self.study.text["base"], self.overrides)
         began = time.perf_counter()
-        for _ in rounds(config, resume=self.folder.path if started else None):
+        if self.folder.config_file.is_file():
+            played = rounds(resume=self.folder.path)
+        else:
+            played = rounds(load_config(self.study.text["base"], self.overrides))
+        for _ in played:
             pass
         (self.folder.path / "done").write_text(f"{time.perf_counter() - began:.0f} s\n", encoding="utf-8")
 
