@@ -21,10 +21,11 @@ from fedelta.models.adapter_files import load_adapter
 OPTIONS = {
     "": ["--debug", "--version"],
     "aggregate": ["--method", "--output", "--ranks", "--set", "--weights", "-o"],
+    "check": ["--all", "--json"],
     "evaluate": ["--client", "--json", "--limit", "--rank", "--round", "--set", "--split"],
     "export": ["--client", "--merged", "--output", "--rank", "--round", "--set", "-o"],
     "inspect": ["--json", "--plot"],
-    "methods": ["--json"],
+    "methods": ["--json", "--markdown"],
     "partition": ["--json", "--plot", "--set"],
     "run": ["--dry-run", "--force", "--json", "--output", "--quiet", "--resume", "--set", "-q"],
 }
@@ -347,3 +348,44 @@ def test_debug_shows_where_an_error_came_from():
     assert done.returncode != 0
     assert "Traceback" in done.stderr
     assert "ConfigError" in done.stderr
+
+
+# --- laws ------------------------------------------------------------------------------------------------------------
+
+
+def test_check_names_the_law_that_a_file_breaks(tmp_path: Path) -> None:
+    path = tmp_path / "forgetful.py"
+    path.write_text(
+        "from fedelta.methods.fedavg import FedAvg\n"
+        "class Forgetful(FedAvg):\n"
+        "    def traffic(self, t, template, peer, peers):\n"
+        "        return 1, 1\n",
+        encoding="utf-8",
+    )
+    result = call("check", path)
+    assert result.exit_code == 1
+    assert "declared 1 numbers down and 1 up" in " ".join(result.stdout.split())
+    assert [
+        v["law"] for v in json_lines(call("check", path, "--json"))[0][str(path)]["verdicts"] if v["outcome"] == "broken"
+    ] == ["bytes"]
+
+
+def test_check_takes_names_and_aliases_and_counts_verdicts() -> None:
+    shown = succeed("check", "fedit", "local_only").stdout
+    assert [line.split()[:3] for line in shown.splitlines()[2:4]] == [["fedit", "all", "kept"], ["local_only", "all", "kept"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give the methods to check, or --all"),
+        (["fedavg", "--all"], "give the methods to check, or --all"),
+        (["fedavgg"], "did you mean 'fedavg'?"),
+        (["nowhere.py"], "no file nowhere.py"),
+    ],
+    ids=str,
+)
+def test_check_says_what_it_cannot_check(arguments: list[str], message: str) -> None:
+    result = call("check", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr

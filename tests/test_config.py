@@ -140,7 +140,16 @@ def test_what_is_written_is_read_as_the_same_config(raw: dict[str, Any], tmp_pat
 def test_every_key_is_written_out():
     written = yaml.safe_load(dump_config(load_config({})))
     assert set(written) == set(RunConfig.model_fields)
-    assert set(written["federation"]) == {"rounds", "participation", "weights", "quorum", "engine", "token_budget"}
+    assert set(written["federation"]) == {
+        "rounds",
+        "participation",
+        "weights",
+        "quorum",
+        "topology",
+        "link_drop",
+        "engine",
+        "token_budget",
+    }
 
 
 def test_overrides_change_single_keys():
@@ -197,11 +206,22 @@ def test_only_what_leaves_the_rounds_alone_may_change_on_resume():
 
 
 def test_a_resumed_run_keeps_what_was_chosen_for_it():
-    old, asked = load_config({"model": {"gemm": "default"}}), load_config({"seed": 3})
+    old, asked = load_config({"model": {"gemm": "default"}}), load_config({"model": {"gemm": "auto"}, "seed": 3})
     assert keep_choices(old, asked).model.gemm == "default"
     assert keep_choices(old, asked).seed == 3
     with pytest.raises(ConfigError, match=r"model\.gemm cannot change"):
         demand_same_run(old, keep_choices(old, load_config({"model": {"gemm": "bf16"}})))
+
+
+def test_an_interval_that_a_graph_settled_is_kept_and_another_method_is_not_given_it():
+    old = load_config({"method": {"name": "tad_lora", "interval": 4}})
+    same = keep_choices(old, load_config({"method": "tad_lora"}))
+    demand_same_run(old, same)
+    assert same.method["interval"] == 4
+    with pytest.raises(ConfigError, match=r"method\.interval cannot change"):
+        demand_same_run(old, keep_choices(old, load_config({"method": {"name": "tad_lora", "interval": 2}})))
+    with pytest.raises(ConfigError, match=r"method\.name cannot change|method\.interval, method\.name cannot change"):
+        demand_same_run(old, keep_choices(old, load_config({"method": "rolora"})))
 
 
 def test_the_built_in_config_is_valid():

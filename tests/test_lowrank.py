@@ -342,6 +342,13 @@ def test_gradient_of_the_distance() -> None:
 # --- spectra and subspaces -------------------------------------------------------------------------------------------
 
 
+def test_a_difference_is_that_of_the_deltas_whatever_ranks_and_scales() -> None:
+    x, y = draw(6, 3, 5, scale=0.7), draw(6, 2, 5, scale=-1.5)
+    for a, b in ((x, y), (y, x), (x, lr.components(x, 0, 0))):
+        np.testing.assert_allclose(array(lr.difference(a, b)), array(a) - array(b), atol=1e-12)
+    assert not lr.difference(x, x).dense().any()
+
+
 def test_effective_and_stable_rank() -> None:
     assert lr.effective_rank(torch.tensor([2.0, 2.0, 2.0])) == pytest.approx(3)
     assert lr.effective_rank(torch.tensor([5.0, 0.0])) == pytest.approx(1)
@@ -385,3 +392,11 @@ def test_with_factor() -> None:
     x = draw(4, 2, 3)
     assert lr.with_factor(x, "B", x.B * 2).A is x.A
     assert lr.with_factor(x, "A", x.A * 2).B is x.B
+
+
+@pytest.mark.parametrize("seed", [0, 0x6665_6465_6C74_61], ids=["common", "its own"])
+def test_rows_are_completed_whatever_the_generator_that_drew_them(seed: int) -> None:
+    rows = torch.randn(10, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mT
+    found = lr.complete_rows(rows, 3)
+    torch.testing.assert_close(found @ found.mT, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(found @ rows.mT, torch.zeros(3, 3, dtype=torch.float64))

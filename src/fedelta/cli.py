@@ -243,17 +243,55 @@ def _split_table(dealt: Deal) -> RenderableType:
 
 
 @app.command()
-def methods(as_json: AsJson = False) -> None:
+def methods(
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write the page of methods, docs/methods.md.")] = False,
+) -> None:
     """List the methods: source, unequal ranks, what travels."""
     from fedelta.methods import list_methods, method_class
     from fedelta.report import methods_table
     from fedelta.terminal import out, print_json
 
+    if markdown:
+        from fedelta import catalogue
+
+        typer.echo(catalogue.markdown(), nl=False)
+        return
     rows = [
         {"name": name, "paper": cls.paper, "hetero_rank": cls.hetero_rank, "travels": cls.travels, "aliases": list(cls.aliases)}
         for name, cls in ((name, method_class(name)) for name in list_methods())
     ]
     print_json(rows) if as_json else out.print(methods_table(rows))
+
+
+@app.command()
+def check(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="METHOD...", help="Names or aliases, or Python files with one method each.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All methods there are.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask methods the laws that all methods obey; ends with code 1 if one is broken.
+
+    A file's code runs. Laws and exemptions: docs/add-a-method.md.
+    """
+    from fedelta.methods import list_methods
+    from fedelta.report import laws_table, reports_table
+    from fedelta.terminal import out, print_json
+    from fedelta.testing import check_method, named
+
+    if bool(targets) == everything:
+        raise ValueError("give the methods to check, or --all: one of them")
+    reports = {name: check_method(named(name), raise_on_failure=False) for name in targets or list_methods()}
+    if as_json:
+        print_json({name: report.as_dict() for name, report in reports.items()})
+    elif len(reports) == 1:
+        out.print(laws_table(next(iter(reports.values())).as_dict()))
+    else:
+        out.print(reports_table({name: report.as_dict() for name, report in reports.items()}))
+    if not all(report.ok for report in reports.values()):
+        raise typer.Exit(1)
 
 
 @app.command()

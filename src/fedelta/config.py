@@ -23,6 +23,7 @@ from fedelta.tasks.metrics import get_metric
 from fedelta.tasks.partition import Scheme, get_scheme
 from fedelta.tasks.registry import get_task
 from fedelta.tasks.task import Task
+from fedelta.topology import Topology, get_topology
 
 BUILT_IN = ("quickstart",)
 """Configs that come with the package, by name."""
@@ -31,8 +32,8 @@ EXTENDABLE = ("federation.rounds", "federation.quorum", "evaluation", "output", 
 """What a resumed run may change without becoming another run."""
 
 
-CHOSEN = ("model.gemm", "federation.engine", "federation.token_budget")
-"""What may be left to the machine. A run writes down what was chosen, and keeps it when it is taken up."""
+CHOSEN = ("model.gemm", "federation.engine", "federation.token_budget", "method.interval")
+"""What may be left to the machine or the graph. A run writes down what was chosen, and keeps it when it is taken up."""
 
 
 class ConfigError(ValueError):
@@ -54,7 +55,7 @@ class Model(Section):
     trust_remote_code: bool = False
     base_dropout: bool = Field(default=False, description="leave the base model's own dropout on while training")
     gemm: Literal["auto", "default", "onednn", "bf16"] = Field(
-        default="auto", description="products with frozen weights on a CPU; bf16 has a relative error of about 3e-3"
+        default="default", description="products with frozen weights on a CPU; bf16 has a relative error of about 3e-3"
     )
 
 
@@ -172,18 +173,39 @@ class LocalTraining(Section):
 
 
 class Federation(Section):
-    """Who takes part, and for how long."""
+    """Who takes part, and for how long; with a server, or on a graph of nodes without one."""
 
     rounds: int = Field(default=10, ge=1)
     participation: float = Field(default=1.0, gt=0, le=1, description="share of the clients in each round's cohort")
-    weights: Literal["examples", "uniform"] = "examples"
+    weights: Literal["examples", "uniform"] = Field(
+        default="examples", description="of the updates; `uniform` by default where there is no server"
+    )
     quorum: int | float = Field(
         default=0.5, description="updates a round needs: a number, or a share of the cohort (1.0 is all)"
     )
     engine: Literal["auto", "sequential", "batched"] = Field(
-        default="auto", description="clients one after another, or many in one pass of the model"
+        default="sequential", description="clients one after another, or many in one pass of the model"
     )
     token_budget: int | None = Field(default=None, ge=1, description="tokens in a pass of the batched engine")
+    topology: Named | None = Field(
+        default=None, description="who hears whom, in place of a server; see `fedelta.topology.get_topology`"
+    )
+    link_drop: float = Field(default=0.0, ge=0, le=1, description="probability that a message between two nodes gets lost")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _uniform_without_a_server(cls, value: Any) -> Any:
+        without = isinstance(value, Mapping) and value.get("topology") is not None
+        return {"weights": "uniform", **cast("Mapping[str, Any]", value)} if without else value
+
+    @field_validator("topology", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return None if value is None else named(value)
+
+    def build_topology(self) -> Topology | None:
+        """The graph; None with a server."""
+        return None if self.topology is None else get_topology(**self.topology)
 
 
 class Evaluation(Section):
@@ -192,7 +214,9 @@ class Evaluation(Section):
     every: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=1)
     best_by: str = Field(default="accuracy", description="the validation metric that chooses the best round")
-    diagnostics: bool = True
+    diagnostics: bool | Literal["global"] = Field(
+        default=True, description="of every round; 'global' leaves out the table by layer, under 1 KB a layer"
+    )
 
 
 class RunConfig(Section):
@@ -266,6 +290,26 @@ class RunConfig(Section):
         if clients is not None:
             cohort = share(self.federation.participation, clients, "federation.participation")
             share(self.federation.quorum, cohort, "federation.quorum", up=True)
+        self._check_gossip(self.federation)
+
+    def _check_gossip(self, federation: Federation) -> None:
+        topology = federation.build_topology()
+        if topology is None and federation.link_drop:
+            raise ValueError("federation.link_drop has no meaning with a server: it belongs to federation.topology")
+        if topology is None:
+            return
+        if federation.participation < 1:
+            raise ValueError(
+                f"federation.participation = {federation.participation} has no meaning without a server, where every node "
+                "trains in every round: set it to 1, or give federation.topology an `activation` below 1"
+            )
+        if self.build_method().coordinates == "base":
+            raise ValueError(
+                f"method {self.method['name']!r} moves the base model, which nodes without a server would move apart: set "
+                "federation.topology to null, or choose another method"
+            )
+        if self.partition.clients is not None:
+            topology.mixing(self.partition.clients, seed=self.seed)
 
     def _check_metric(self) -> None:
         known = [get_metric(metric)[0] for metric in self.build_task().metrics]
@@ -324,10 +368,12 @@ def dump_config(config: RunConfig) -> str:
 
 
 def keep_choices(old: RunConfig, new: RunConfig) -> RunConfig:
-    """`new` with what it leaves to the machine as `old`, the config of a run, has it."""
+    """`new` with what it leaves open as `old`, the config of a run, has it."""
     raw, before = new.model_dump(mode="json"), _flat(old.model_dump(mode="json"))
+    same_method = new.method["name"] == old.method["name"]
     for key in CHOSEN:
-        if _flat(raw)[key] in ("auto", None):
+        known = key in before and (same_method or not key.startswith("method."))
+        if known and _flat(raw).get(key) in ("auto", None):
             raw = _with(raw, key.split("."), before[key], key)
     return RunConfig.model_validate(raw)
 

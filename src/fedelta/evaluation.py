@@ -49,16 +49,25 @@ class Evaluator:
     def common(self, done: Round, examples: Sequence[Example]) -> dict[str, float]:
         """Metrics on rows that nobody owns, after a round.
 
-        Of the server's model at the largest ranks; for a personal method, the mean over the participants' models.
+        Of the server's model at the largest ranks; where there is none that all run, the mean over the participants' models.
         """
-        if not done.method.personal:
+        if not done.personal:
             return self.score(done.global_model(), examples)
-        scores = [self.score(done.participant_model(peer), examples) for peer in done.peers]
-        return {name: math.fsum(s[name] for s in scores) / len(scores) for name in scores[0]}
+        return mean(self.by_peer(done, examples))
+
+    def by_peer(self, done: Round, examples: Sequence[Example]) -> dict[int, dict[str, float]]:
+        """Metrics of each participant's own model on the same rows, by its id."""
+        return {peer.id: self.score(done.participant_model(peer), examples) for peer in done.peers}
 
     def by_client(self, done: Round, tests: Mapping[int, Sequence[Example]]) -> dict[int, dict[str, float]]:
         """Metrics of each participant's own model on its own rows, by client id; clients without test rows are left out."""
         return {p.id: self.score(done.participant_model(p), tests[p.id]) for p in done.peers if tests.get(p.id)}
+
+
+def mean(scores: Mapping[int, Scores]) -> dict[str, float]:
+    """The mean over clients of each metric."""
+    names: Iterable[str] = next(iter(scores.values()), {})
+    return {name: math.fsum(s[name] for s in scores.values()) / len(scores) for name in names}
 
 
 def fairness(scores: Mapping[int, Scores]) -> dict[str, dict[str, float]]:

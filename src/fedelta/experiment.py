@@ -6,20 +6,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 from peft import LoraConfig
 
-from fedelta import seeding
+from fedelta import sampling, seeding, topology
 from fedelta.client import LocalClient
 from fedelta.config import Partition, RankChoice, RunConfig
 from fedelta.engines.batched import choose
-from fedelta.engines.federation import largest_template
+from fedelta.engines.federation import Score, largest_template
+from fedelta.engines.local import Round, Snapshot, federate, gossip
 from fedelta.evaluation import Evaluator
-from fedelta.method import Method
+from fedelta.method import Client, Method
 from fedelta.models.adapter_files import load_adapter
 from fedelta.models.clients import clients_on, config_for, pad_token_of
 from fedelta.models.loading import load_model
@@ -28,6 +29,7 @@ from fedelta.tasks.partition import assign_ranks, partition
 from fedelta.tasks.rows import Row
 from fedelta.tasks.sources import Splits, load_splits
 from fedelta.tasks.task import Example, Task
+from fedelta.topology import Mixing
 from fedelta.tree import Adapter
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ class Experiment:
     """All that a run needs.
 
     Attributes:
-        config: as resolved.
+        config: as resolved, with what the method took from the graph written out.
         method: the method.
         deal: data and split.
         model: the one model in memory.
@@ -67,6 +69,8 @@ class Experiment:
         validation, test: encoded rows that nobody owns; empty where there are none.
         client_tests: encoded rows to test each client by, by client id; empty where none are held out.
         evaluator: scores models.
+        mixing: the graph; None with a server.
+        contraction: how fast the graph mixes (`fedelta.topology.numbers`); empty with a server.
     """
 
     config: RunConfig
@@ -80,6 +84,8 @@ class Experiment:
     test: Sequence[Example]
     client_tests: Mapping[int, Sequence[Example]]
     evaluator: Evaluator
+    mixing: Mixing | None = None
+    contraction: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def deal(config: RunConfig) -> Deal:
@@ -116,6 +122,10 @@ def build(config: RunConfig) -> Experiment:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
     dealt = deal(config)
+    graph = config.federation.build_topology()
+    mixing = None if graph is None else graph.mixing(len(dealt.parts), seed=config.seed)
+    contraction = {} if mixing is None else topology.numbers(mixing)
+    config = settled(config, contraction.get("rho_sq", 0.0))
     model, tokenizer = load_adapted(config, dealt.task)
     train = dealt.task.encode(dealt.splits.train, tokenizer)
     clients = clients_on(
@@ -140,6 +150,61 @@ def build(config: RunConfig) -> Experiment:
         test=_encode(dealt.task, dealt.splits.test, tokenizer, "test"),
         client_tests={k: [train[i] for i in part] for k, part in enumerate(dealt.held_out) if len(part)},
         evaluator=evaluator(config, dealt.task, model),
+        mixing=mixing,
+        contraction=contraction,
+    )
+
+
+def settled(config: RunConfig, rho_sq: float) -> RunConfig:
+    """The config with the hyper-parameters that the method takes from the graph and the number of rounds."""
+    given = config.build_method()
+    method = given.for_topology(config.federation.rounds, lambda: rho_sq)
+    found = {f.name: getattr(method, f.name) for f in fields(method) if getattr(method, f.name) != getattr(given, f.name)}
+    return config.model_copy(update={"method": {**config.method, **found}}) if found else config
+
+
+def play(
+    experiment: Experiment,
+    clients: Sequence[Client],
+    *,
+    rounds: int,
+    score: Score | None,
+    start: Snapshot | None = None,
+    debug: bool = False,
+) -> Iterator[Round]:
+    """The rounds of a run, with a server or on the config's graph."""
+    federation, seed = experiment.config.federation, experiment.config.seed
+    if experiment.mixing is not None:
+        return gossip(
+            experiment.method,
+            clients,
+            experiment.template,
+            rounds=rounds,
+            mixing=experiment.mixing,
+            weights=federation.weights,
+            link_drop=federation.link_drop,
+            quorum=federation.quorum,
+            seed=seed,
+            score=score,
+            start=start,
+            debug=debug,
+            engine=federation.engine,
+            token_budget=federation.token_budget,
+        )
+    return federate(
+        experiment.method,
+        clients,
+        experiment.template,
+        rounds=rounds,
+        cohort=sampling.uniform(federation.participation),
+        weights=federation.weights,
+        quorum=federation.quorum,
+        seed=seed,
+        score=score,
+        start=start,
+        debug=debug,
+        engine=federation.engine,
+        token_budget=federation.token_budget,
     )
 
 

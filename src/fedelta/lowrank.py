@@ -196,13 +196,13 @@ def pad(x: LoRA, rank: int, *, live: bool = True, fill: Tensor | None = None) ->
 
 def complete_rows(rows: Tensor, count: int) -> Tensor:
     """`count` unit rows, orthogonal to `rows` (r, i) and each other as far as i allows; the same on every call."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0x6665_6465_6C74_61)  # not 0: rows that a caller drew so would have no complement
     width = rows.shape[1]
     drawn = torch.randn(width, count, generator=generator, dtype=torch.float64).to(rows.device)
     known = basis(rows.mT)
     free = min(count, width - known.shape[1])
-    drawn[:, :free] -= known @ (known.mT @ drawn[:, :free])
-    if free > 0:
+    for _ in range(2 if free > 0 else 0):  # the second time for the digits that the first one lost
+        drawn[:, :free] -= known @ (known.mT @ drawn[:, :free])
         drawn[:, :free] = torch.linalg.qr(drawn[:, :free]).Q
     return torch.nn.functional.normalize(drawn, dim=0).mT.to(rows.dtype)
 
@@ -369,17 +369,25 @@ def norm(x: LoRA) -> Tensor:
     return inner(x, x).clamp(min=0).sqrt()
 
 
-def dist2(x: LoRA, y: LoRA) -> Tensor:
-    """||dW_x - dW_y||_F^2, differentiable, never negative.
+def difference(x: LoRA, y: LoRA) -> LoRA:
+    """dW_x - dW_y at scale 1, as [s_x B_x - s_y B_y, s_y B_y] [A_x; A_x - A_y]: small where the two are near each other.
 
-    Written on the differences, [s_x B_x - s_y B_y, s_y B_y] [A_x; A_x - A_y]: the textbook <x,x> - 2<x,y> + <y,y> loses
-    all digits in float32 when a client has moved by 1e-4, and costs the same.
+    Its inner products keep their digits there, as those of a stack of x and -y do not.
     """
     rank = max(x.rank, y.rank)
     x, y = pad(x, rank, live=False), pad(y, rank, live=False)
     left = torch.cat([x.scale * x.B - y.scale * y.B, y.scale * y.B], dim=1)
-    right = torch.cat([x.A, x.A - y.A], dim=0)
-    return ((left.mT @ left) * (right @ right.mT)).sum().clamp(min=0)
+    return LoRA(left, torch.cat([x.A, x.A - y.A], dim=0))
+
+
+def dist2(x: LoRA, y: LoRA) -> Tensor:
+    """||dW_x - dW_y||_F^2, differentiable, never negative.
+
+    Written on the `difference`: the textbook <x,x> - 2<x,y> + <y,y> loses all digits in float32 when a client has moved by
+    1e-4, and costs the same.
+    """
+    d = difference(x, y)
+    return inner(d, d).clamp(min=0)
 
 
 # --- spectra and subspaces -------------------------------------------------------------------------------------------
@@ -436,10 +444,16 @@ def basis(columns: Tensor, *, rtol: float | None = None) -> Tensor:
 def principal_angles(x: Tensor, y: Tensor) -> Tensor:
     """The principal angles in radians, ascending, between the column spans of x (n, r) and y (n, q).
 
-    Small angles come from sines, large ones from cosines (Bjorck and Golub 1973), so both ends are accurate. One angle for
-    each dimension of the smaller span; none if either matrix is zero. For row spans pass the transposes.
+    One angle for each dimension of the smaller span; none if either matrix is zero. For row spans pass the transposes.
     """
-    P, Q = basis(x), basis(y)
+    return angles_between(basis(x), basis(y))
+
+
+def angles_between(P: Tensor, Q: Tensor) -> Tensor:
+    """`principal_angles` between the spans of orthonormal columns, such as those of `basis`.
+
+    Small angles come from sines, large ones from cosines (Bjorck and Golub 1973), so both ends are accurate.
+    """
     if P.shape[1] < Q.shape[1]:
         P, Q = Q, P
     cosines = torch.linalg.svdvals(P.mT @ Q).clamp(max=1)

@@ -166,8 +166,9 @@ class Client(Protocol):
         """
         ...
 
-    def gradient(self, start: Adapter, num_batches: int) -> Adapter:
-        """A mean gradient at `start`, without a step, in the shape of an adapter with scale as in `start`."""
+    def gradient(self, start: Adapter, num_batches: int, *, base: BaseDelta | None = None, t: int = 0) -> Adapter:
+        """A mean gradient at `start`, on the base plus `base`, without a step, in the shape of an adapter with scale as in
+        `start`; over batches that are the same ones at every call of a round."""
         ...
 
 
@@ -180,6 +181,9 @@ class Method(ABC):
 
     Class attributes, all claims that the conformance suite tests both ways:
         paper: one line of source.
+        reported: one or two sentences: the main numbers that the source reports (task, model, clients, figure of the method
+            against its named baselines) and how they were read (in the paper, in the authors' repository, second-hand); what
+            was not available is said so. Empty for a baseline without a paper. Nothing that this library measured.
         hetero_rank: clients may hold unequal ranks.
         decentralised: gossip with this method contracts.
         coordinates: where a server optimiser or a control variate may live: "factors" if factors keep their meaning from
@@ -189,9 +193,12 @@ class Method(ABC):
         one_shot: a single aggregation without training makes sense (`fedelta.aggregate`).
         travels: what goes up, in words, for listings.
         aliases: other names of the same method.
+        exempt: laws of `fedelta.testing` that the method does not keep, each with the reason, which every report shows.
+        lawful: hyper-parameters that the laws are asked with, where a default gives something up on purpose.
     """
 
     paper: ClassVar[str] = ""
+    reported: ClassVar[str] = ""
     hetero_rank: ClassVar[bool] = False
     decentralised: ClassVar[bool] = False
     coordinates: ClassVar[Literal["factors", "product", "base"]] = "product"
@@ -200,6 +207,8 @@ class Method(ABC):
     one_shot: ClassVar[bool] = True
     travels: ClassVar[str] = "A, B, head"
     aliases: ClassVar[tuple[str, ...]] = ()
+    exempt: ClassVar[Mapping[str, str]] = {}
+    lawful: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -207,6 +216,17 @@ class Method(ABC):
     def population(self, clients: Sequence[Client]) -> Sequence[Client]:
         """The clients that the engine is to work with; only a baseline that pools data replaces them."""
         return clients
+
+    def for_topology(self, rounds: int, rho_sq: Callable[[], float]) -> Method:
+        """The method with what depends on the graph and the length of the run filled in; by default the method itself.
+
+        Engines ask for it before round 0.
+
+        Args:
+            rounds: of the whole run.
+            rho_sq: computes what a round of mixing leaves of the squared distance to consensus; 0 with a server.
+        """
+        return self
 
     def check(self, template: Adapter, peers: Sequence[Peer]) -> None:
         """Raises ValueError before the first round for a federation that the method cannot serve."""
@@ -248,6 +268,15 @@ class Method(ABC):
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
         """What an upload means as a model: adapter and base delta. Diagnostics and checks read only this."""
         return update.content["adapter"], state.get("base")
+
+    def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
+        """The numbers (entries of tensors) that go down to `peer` and up from it in round t, when all `peers` always take part.
+
+        The declared formula of the method's bytes, which the laws compare with encoded messages. By default a peer's adapter
+        goes down, and what `upload` keeps of it goes up.
+        """
+        own = template_for(peer, template)
+        return tree.count(own), tree.count(self.upload(own))
 
 
 # --- what methods share by calling -----------------------------------------------------------------------------------

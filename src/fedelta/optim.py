@@ -6,7 +6,8 @@ nothing. The arithmetic is torch's own functional form, so a step costs what tor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
@@ -109,6 +110,62 @@ class SGD:
             nesterov=False,
             maximize=False,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmAdam:
+    """Adam (Kingma and Ba 2015) that may go on from second moments which somebody else has estimated.
+
+    With k the step, from 1, and v_0 an estimate that is right already and so gets no bias correction:
+
+        mu = b1 mu + (1 - b1) g,   nu = b2 nu + (1 - b2) g g,   nu_0 = v_0
+        w -= rate (mu / (1 - b1^k)) / (sqrt(v) + eps),   v = nu where v_0 > 0, else nu / (1 - b2^k)
+
+    An entry with v_0 = 0 is one of which nothing is known: it starts cold, where a warm start would take its first step
+    1 / sqrt(1 - b2) times too long. So does a parameter without an estimate.
+
+    Args:
+        betas: b1 and b2.
+        eps: added to the root of the second moment; for a parameter in `eps_of`, the number there.
+        eps_of: by parameter name. A parameter that enters the model times s has gradients times s: an eps times s then gives
+            the steps of the parameter that enters it plainly, over s.
+        second_moment: v_0 by parameter name, of the parameter's shape.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    eps_of: Mapping[str, float] = field(default_factory=dict[str, float])
+    second_moment: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def init(self, params: dict[str, Tensor]) -> OptimizerState:
+        nu = {
+            n: self.second_moment[n].to(p, copy=True) if n in self.second_moment else p.new_zeros(p.shape)
+            for n, p in params.items()
+        }
+        return {
+            "first_moment": {n: torch.zeros_like(p) for n, p in params.items()},
+            "second_moment": nu,
+            "cold": {n: v == 0 for n, v in nu.items()},
+            "step": {n: torch.zeros((), dtype=torch.int64) for n in params},
+        }
+
+    def update(self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float) -> None:
+        b1, b2 = self.betas
+        for name, grad in grads.items():
+            mu, nu = state["first_moment"][name], state["second_moment"][name]
+            step = int(state["step"][name].add_(1))
+            mu.lerp_(grad, 1 - b1)
+            nu.mul_(b2).addcmul_(grad, grad, value=1 - b2)
+            root = self._corrected(name, state, step).sqrt_().add_(self.eps_of.get(name, self.eps))
+            params[name].addcdiv_(mu, root, value=-learning_rate / (1 - b1**step))
+
+    def estimates(self, state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """v by parameter name after the last step: what another `WarmAdam` takes as its `second_moment`."""
+        return {n: self._corrected(n, state, int(step)) for n, step in state["step"].items()}
+
+    def _corrected(self, name: str, state: Mapping[str, Mapping[str, Tensor]], step: int) -> Tensor:
+        nu = state["second_moment"][name]
+        return torch.where(state["cold"][name], nu / (1 - self.betas[1] ** max(step, 1)), nu)
 
 
 OPTIMIZERS: dict[str, type[AdamW] | type[SGD]] = {"adamw": AdamW, "sgd": SGD}

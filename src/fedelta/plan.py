@@ -1,22 +1,25 @@
 """What a run would cost, without training: steps, bytes on the wire, memory.
 
 Two rounds are played with clients that answer at once with the adapter they got, so every message has the size that it has in
-the run: some methods send another first message than later ones. Figures are for whole cohorts without losses.
+the run: some methods send another first message than later ones. Figures are for whole cohorts without losses. Without a server
+bytes go up only, once for each neighbour; later rounds are a mean over the graphs of the run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from fedelta import sampling, tree
-from fedelta.client import LocalClient
-from fedelta.engines.local import Round, federate
-from fedelta.experiment import Experiment
+from fedelta import sampling, topology, tree
+from fedelta.client import LocalClient, trainable_names
+from fedelta.config import RunConfig
+from fedelta.engines.local import Round
+from fedelta.experiment import Experiment, play
 from fedelta.method import TrainResult
+from fedelta.optim import OptimizerState
 from fedelta.tree import Adapter, BaseDelta
 
 
@@ -51,7 +54,7 @@ class _IdleClient:
         self.peer, self.template, self.num_steps = client.peer, client.template, client.num_steps
 
     def train(self, t: int, start: Adapter, **request: Any) -> TrainResult:
-        return TrainResult(start, request.get("num_steps") or self.num_steps, 0.0)
+        return TrainResult(start, request.get("num_steps") or self.num_steps, 0.0, optimizer_state=_fresh_state(start, request))
 
     def gradient(self, start: Adapter, num_batches: int, **request: Any) -> Adapter:
         return tree.map_tensors(torch.zeros_like, start)
@@ -81,34 +84,54 @@ def plan(experiment: Experiment) -> Plan:
         rounds=config.federation.rounds,
         steps=round(steps * config.federation.rounds),
         trained=sum(x.numel() for x in tree.parameters(experiment.template).values()),
-        bytes=_bytes(played, config.federation.rounds),
+        bytes=_bytes(played, _links(experiment)),
         memory=_memory(experiment, played[-1]),
     )
 
 
 def _play(experiment: Experiment) -> list[Round]:
-    config = experiment.config
-    engine = federate(
-        experiment.method,
-        [_IdleClient(c) for c in experiment.clients],
-        experiment.template,
-        rounds=min(2, config.federation.rounds),
-        cohort=sampling.uniform(config.federation.participation),
-        seed=config.seed,
-        weights=config.federation.weights,
-        score=lambda adapter, base: {"loss": 0.0},  # whom scores would favour is unknown; sizes are alike
-        debug=True,
-    )
-    return list(engine)
+    idle = [_IdleClient(c) for c in experiment.clients]
+    if experiment.mixing is not None:  # a graph of the first rounds may be without a link: what a link carries is what counts
+        complete = topology.complete(len(idle))
+        experiment = replace(experiment, mixing=complete, config=_without_losses(experiment.config))
+    rounds = min(2, experiment.config.federation.rounds)
+    # Whom scores would favour is unknown; sizes are alike.
+    return list(play(experiment, idle, rounds=rounds, score=lambda adapter, base: {"loss": 0.0}, debug=True))
 
 
-def _bytes(played: Sequence[Round], rounds: int) -> dict[str, Any]:
+def _without_losses(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"federation": config.federation.model_copy(update={"link_drop": 0.0})})
+
+
+def _links(experiment: Experiment) -> list[float]:
+    """By round, how many of the messages of the played rounds would be sent: all with a server, those on links without."""
+    rounds, mixing = experiment.config.federation.rounds, experiment.mixing
+    if mixing is None:
+        return [1.0] * rounds
+    most = max(1, len(experiment.clients) * (len(experiment.clients) - 1))
+    graphs = (topology.at(mixing, t) for t in range(rounds))
+    return [int((W > 0).sum() - (W.diagonal() > 0).sum()) / most for W in graphs]
+
+
+def _bytes(played: Sequence[Round], shares: Sequence[float]) -> dict[str, Any]:
     first, later = played[0].bytes, played[-1].bytes
+    rest = sum(shares[1:])
+    usual = rest / max(1, len(shares) - 1)
     return {
-        "first round": {"down": first.total_down, "up": first.total_up},
-        "later round": {"down": later.total_down, "up": later.total_up},
-        "total": first.total + (rounds - 1) * later.total,
+        "first round": {"down": first.total_down, "up": round(shares[0] * first.total_up)},
+        "later round": {"down": later.total_down, "up": round(usual * later.total_up)},
+        "total": first.total_down
+        + (len(shares) - 1) * later.total_down
+        + round(shares[0] * first.total_up + rest * later.total_up),
     }
+
+
+def _fresh_state(start: Adapter, request: Mapping[str, Any]) -> OptimizerState:
+    """The state of a method's own optimiser: some of it may travel."""
+    if request.get("optimizer") is None:
+        return {}
+    params = tree.parameters(start)
+    return request["optimizer"].init({n: params[n] for n in trainable_names(start, request.get("trainable"))})
 
 
 def _memory(experiment: Experiment, last: Round) -> dict[str, int]:

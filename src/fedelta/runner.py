@@ -11,12 +11,12 @@ from typing import Any, TypeAlias
 
 import torch
 
-from fedelta import checkpoint, report, sampling
+from fedelta import checkpoint, report
 from fedelta.config import RunConfig, demand_same_run, keep_choices, load_config
 from fedelta.diagnostics import diagnose
-from fedelta.engines.local import Round, Snapshot, federate
-from fedelta.evaluation import fairness, is_better
-from fedelta.experiment import Experiment, build, resolved
+from fedelta.engines.local import Round, Snapshot
+from fedelta.evaluation import fairness, is_better, mean
+from fedelta.experiment import Experiment, build, play, resolved
 from fedelta.models.adapter_files import load_adapter, save_adapter
 from fedelta.runfolder import Record, RunFolder, finite
 from fedelta.tree import Adapter, Message, effective
@@ -33,7 +33,8 @@ class RunResult:
     Attributes:
         folder: where everything is.
         records: one for each round, as in rounds.jsonl.
-        adapter: the server's after the last round, with all that was added to the base; None for a personal method.
+        adapter: the server's after the last round, with all that was added to the base; None for a personal method, or where
+            there is no server.
     """
 
     folder: Path
@@ -85,9 +86,11 @@ def rounds(
     experiment = replace(experiment, config=resolved(experiment))
     folder.write_config(experiment.config)
     notes = dict(start.notes) if start else {}
-    log = _Log(experiment, folder, {**notes, "platform": _platform(experiment, notes)})
+    graph = {"topology": dict(experiment.contraction)} if experiment.contraction else {}
+    log = _Log(experiment, folder, {**notes, **graph, "platform": _platform(experiment, notes)})
+    last = experiment.config.federation.rounds
     try:
-        yield from map(log.write, _play(experiment, start))
+        yield from map(log.write, play(experiment, experiment.clients, rounds=last, score=_validate(experiment), start=start))
     finally:
         log.close()
 
@@ -120,24 +123,6 @@ def _platform(experiment: Experiment, notes: Mapping[str, Any]) -> dict[str, Any
     return now
 
 
-def _play(experiment: Experiment, start: Snapshot | None) -> Iterator[Round]:
-    federation = experiment.config.federation
-    return federate(
-        experiment.method,
-        experiment.clients,
-        experiment.template,
-        rounds=federation.rounds,
-        cohort=sampling.uniform(federation.participation),
-        seed=experiment.config.seed,
-        weights=federation.weights,
-        quorum=federation.quorum,
-        score=_validate(experiment),
-        start=start,
-        engine=federation.engine,
-        token_budget=federation.token_budget,
-    )
-
-
 @dataclass
 class _Log:
     """Writes a run's folder."""
@@ -156,9 +141,11 @@ class _Log:
             "bytes": {"down": sum(done.bytes.down.values()), "up": sum(done.bytes.up.values())},
             "seconds": {"round": round(done.seconds, 3)},
         }
+        if done.gossip:
+            record["topology"] = {**self.experiment.contraction, "lost_links": len(done.lost_links)}
         settings = self.experiment.config.evaluation
         if settings.diagnostics:
-            record["diagnostics"] = diagnose(done)
+            record["diagnostics"] = diagnose(done, per_layer=settings.diagnostics != "global")
         if (done.t + 1) % settings.every == 0 or self._is_last(done):
             began = time.perf_counter()
             record |= self._evaluate(done)
@@ -182,19 +169,26 @@ class _Log:
 
     def _evaluate(self, done: Round) -> Record:
         e = self.experiment
-        scores: Record = {name: e.evaluator.common(done, rows) for name, rows in _common_rows(e)}
+        scores: Record = {}
+        for name, rows in _common_rows(e):
+            if done.gossip:
+                nodes = e.evaluator.by_peer(done, rows)
+                scores[name] = mean(nodes)
+                scores.setdefault("nodes", {})[name] = _spread(nodes)
+            else:
+                scores[name] = e.evaluator.common(done, rows)
         if e.client_tests:
             scores["clients"] = fairness(e.evaluator.by_client(done, e.client_tests))
         return scores
 
     def _save_adapters(self, done: Round, record: Record) -> None:
-        """`last` and `best` for the server's model; at the end one for each rank, or for each client of a personal method."""
-        if not done.method.personal:
+        """`last` and `best` for the server's model; at the end one for each rank, or each client where models differ."""
+        if not done.personal:
             self._save(done.global_model(), "last", *(["best"] if self._is_best(done, record) else []))
         if self._is_last(done):
             for peer in done.peers:
-                name = f"client-{peer.id}" if done.method.personal else f"rank-{peer.rank}"
-                if done.method.personal or peer is _first_of_rank(done, peer.rank):
+                name = f"client-{peer.id}" if done.personal else f"rank-{peer.rank}"
+                if done.personal or peer is _first_of_rank(done, peer.rank):
                     self._save(done.participant_model(peer), name)
 
     def _is_best(self, done: Round, record: Record) -> bool:
@@ -209,6 +203,11 @@ class _Log:
         adapter = effective(model["adapter"], model.get("base"))  # an SVD, where a base delta has become dense
         for name in names:
             save_adapter(adapter, self.folder.adapters / name, like=self.experiment.model.layout)
+
+
+def _spread(nodes: Mapping[int, Mapping[str, float]]) -> Record:
+    """By metric: mean, worst node and spread, and `each` node's value by its id."""
+    return {m: {**spread, "each": {k: s[m] for k, s in nodes.items()}} for m, spread in fairness(nodes).items()}
 
 
 def _first_of_rank(done: Round, rank: int) -> Any:

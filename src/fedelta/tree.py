@@ -296,6 +296,11 @@ def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from named_tensors(value, f"{prefix}[{k}]")
 
 
+def count(tree: Any) -> int:
+    """The entries of all tensors of a message: the numbers that travel, headers aside."""
+    return sum(x.numel() for _, x in named_tensors(tree))
+
+
 # --- flat form -------------------------------------------------------------------------------------------------------
 
 

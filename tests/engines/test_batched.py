@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import fedelta
-from fedelta import tree
+from fedelta import topology, tree
 from fedelta.client import Request, Training
 from fedelta.engines import batched
 from fedelta.engines.batched import Batched, choose, packed
 from fedelta.engines.joint import each_clipped, train_together
-from fedelta.engines.local import federate
+from fedelta.engines.local import federate, gossip
 from fedelta.methods import get_method, method_class
 from fedelta.models.toy import toy_federation
 from fedelta.optim import SGD, AdamW
@@ -77,6 +77,16 @@ def test_every_method_trains_as_it_does_alone(method, bert, setting, passes, cap
     assert_same(run(clients, "batched", method), run(clients, "sequential", method))
     assert bool(passes) == (method != "centralised")
     assert "one after another" not in caplog.text
+
+
+def test_nodes_of_a_graph_train_as_they_do_alone(bert, setting, passes):
+    clients, options = setting(bert, ranks=(2, 2, 2, 2)), {"rounds": 3, "mixing": topology.ring(4), "debug": True}
+    one, other = (
+        list(gossip(get_method("tad_lora", interval=1), clients.clients(), engine=engine, **options))
+        for engine in ("batched", "sequential")
+    )
+    assert_same(one, other)
+    assert passes
 
 
 @pytest.mark.parametrize("method", ["flora", "fedex_lora"])

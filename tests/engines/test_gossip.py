@@ -1,6 +1,7 @@
 """`gossip`: on the complete graph a server; on others nodes that come together; faults and bytes by neighbour."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,9 +9,12 @@ import torch
 
 from fedelta import topology, wire
 from fedelta.engines.local import Round, federate, gossip
+from fedelta.engines.rounds import QuorumError
 from fedelta.lowrank import dist2
+from fedelta.method import ClientUpdate
 from fedelta.methods import get_method
 from fedelta.models.toy import toy_federation
+from fedelta.tree import Adapter
 
 
 def play(
@@ -22,6 +26,10 @@ def play(
 def spread(done: Round) -> float:
     adapters = [s["adapter"] for s in done.state.values()]
     return sum(float(dist2(a.layers[n], adapters[0].layers[n])) for a in adapters for n in a.layers)
+
+
+def bias(adapter: Adapter) -> torch.Tensor:
+    return adapter.dense["bias"]
 
 
 @pytest.mark.parametrize(("name", "ranks"), [("fedavg", (2, 2, 2, 2)), ("flexlora", (1, 3, 2, 2)), ("ffa_lora", (2, 2, 2, 2))])
@@ -75,14 +83,96 @@ def test_the_order_of_nodes_changes_no_bit_and_a_run_resumes() -> None:
     assert [r.t for r in later] == [1, 2]
 
 
-def test_a_node_that_fails_still_listens() -> None:
+def test_a_node_that_fails_is_out_of_the_round_and_the_mean_of_the_others_stays() -> None:
     clients = toy_federation((2, 2, 2, 2))
     clients[1].loss = lambda module, batch: torch.tensor(float("nan"), dtype=torch.float64)  # no gradient: training raises
     done = next(iter(gossip(get_method("fedavg"), clients, rounds=1, mixing=topology.ring(4))))
-    sent = {u.sender.id: u.content["adapter"].dense["bias"] for u in done.updates}
+    sent = {u.sender.id: bias(u.content["adapter"]) for u in done.updates}
     assert list(done.dropped) == [1]
-    assert torch.allclose(done.state["1"]["adapter"].dense["bias"], (sent[0] + sent[2]) / 2, rtol=0, atol=1e-15)
-    assert torch.allclose(done.state["0"]["adapter"].dense["bias"], (sent[0] + sent[3]) / 2, rtol=0, atol=1e-15)
+    assert done.state["1"] is done.before["1"]
+    torch.testing.assert_close(bias(done.state["0"]["adapter"]), (2 * sent[0] + sent[3]) / 3, rtol=0, atol=1e-15)
+    mean = sum(bias(done.state[k]["adapter"]) for k in "023") / 3
+    torch.testing.assert_close(mean, sum(sent.values()) / 3, rtol=0, atol=1e-15)
+
+
+def test_a_message_lost_one_way_takes_the_link_from_both_ends_dec_10() -> None:
+    W = topology.ring(4)
+    done = play(W, rounds=1, link_drop=lambda t, sender, receiver: (sender, receiver) == (1, 0))[0]
+    sent = {u.sender.id: bias(u.content["adapter"]) for u in done.updates}
+    after = {k: bias(s["adapter"]) for k, s in done.state.items()}
+    assert done.lost_links == [(0, 1)]
+    torch.testing.assert_close(after["0"], (2 * sent[0] + sent[3]) / 3, rtol=0, atol=1e-15)
+    torch.testing.assert_close(after["1"], (2 * sent[1] + sent[2]) / 3, rtol=0, atol=1e-15)
+    torch.testing.assert_close(sum(after.values()), sum(sent.values()), rtol=0, atol=1e-15)
+    one = len(wire.encode(done.updates[0].content))
+    assert done.bytes.up == {0: 2 * one, 1: one, 2: 2 * one, 3: 2 * one}, "what arrived travelled, used or not"
+
+
+def test_messages_get_lost_by_chance_the_same_in_every_run() -> None:
+    first, again = (play(topology.complete(4), rounds=6, link_drop=0.3) for _ in range(2))
+    assert [r.lost_links for r in first] == [r.lost_links for r in again]
+    lost = [len(r.lost_links) for r in first]
+    assert 0 < min(max(lost), sum(lost)) < 36
+    assert sum(lost) / 36 == pytest.approx(1 - 0.7**2, abs=0.25)  # a link needs both of its messages
+    assert wire.encode(first[-1].state) == wire.encode(again[-1].state)
+    alone = play(topology.complete(4), rounds=1, link_drop=1.0)[0]
+    assert sum(alone.bytes.up.values()) == 0
+    for update in alone.updates:
+        assert bias(alone.state[str(update.sender.id)]["adapter"]).equal(bias(update.content["adapter"]))
+
+
+def test_a_node_without_neighbours_keeps_its_own_update_and_sends_nothing() -> None:
+    W = topology.metropolis(4, [(0, 1), (1, 2)])
+    done = play(W, rounds=1)[0]
+    own = next(u for u in done.updates if u.sender.id == 3).content["adapter"]
+    for n, x in done.state["3"]["adapter"].layers.items():
+        assert torch.equal(x.B, own.layers[n].B)
+        assert torch.equal(x.A, own.layers[n].A)
+    assert done.bytes.up[3] == 0
+
+
+def test_weights_by_examples_keep_the_weighted_mean_dec_11() -> None:
+    sizes = (4, 12, 8, 16)
+    clients = toy_federation((2, 2, 2, 2), num_examples=sizes)
+    done = next(iter(gossip(get_method("fedavg"), clients, rounds=1, mixing=topology.ring(4), weights="examples", debug=True)))
+    sent = {u.sender.id: bias(u.content["adapter"]) for u in done.updates}
+    before = sum(n * sent[k] for k, n in enumerate(sizes))
+    after = sum(n * bias(done.state[str(k)]["adapter"]) for k, n in enumerate(sizes))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-13)
+    uniform = sum(bias(s["adapter"]) for s in done.state.values())
+    assert not torch.allclose(uniform, sum(sent.values()), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ffa_lora", "rolora", "tad_lora"])
+def test_identical_nodes_stay_identical_to_the_last_bit_dec_7(name: str) -> None:
+    method, clients = get_method(name), toy_federation((2, 2, 2), dtype=torch.float32)
+    state = method.init(clients[0].template, [c.peer for c in clients])
+    method = method.for_topology(4, lambda: 0.0)
+    content, _ = method.local_update(0, method.broadcast(0, state, clients[0].peer), {}, clients[0])
+    weights = (0.1, 0.3, 0.6)
+    same = [ClientUpdate(c.peer, w, content) for c, w in zip(clients, weights, strict=True)]
+    alone = method.aggregate(0, state, [replace(same[0], weight=1.0)])
+    assert wire.encode(method.aggregate(0, state, same)) == wire.encode(alone)
+
+
+def test_a_directed_graph_mixes_and_refuses_lost_messages() -> None:
+    W = topology.exponential(4)
+    done = play(W, rounds=1)[0]
+    sent = {u.sender.id: bias(u.content["adapter"]) for u in done.updates}
+    expected = sum(W[3, j] * sent[j] for j in range(4))
+    torch.testing.assert_close(bias(done.state["3"]["adapter"]), expected, rtol=0, atol=1e-15)
+    assert done.bytes.up[0] == 2 * len(wire.encode(done.updates[0].content))
+    with pytest.raises(ValueError, match="link_drop needs a symmetric"):
+        play(W, rounds=1, link_drop=1.0)
+    with pytest.raises(ValueError, match="link_drop must be a probability"):
+        play(W, rounds=1, link_drop=1.5)
+
+
+def test_a_quorum_counts_nodes() -> None:
+    clients = toy_federation((2, 2, 2, 2))
+    clients[1].loss = lambda module, batch: torch.tensor(float("nan"), dtype=torch.float64)
+    with pytest.raises(QuorumError, match="3 of 4 updates can be used, the quorum is 4"):
+        list(gossip(get_method("fedavg"), clients, rounds=1, mixing=topology.ring(4), quorum=1.0))
 
 
 def test_models_are_those_of_nodes() -> None:

@@ -11,7 +11,7 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer
+from fedelta.method import ClientUpdate, Method, Peer, TrainResult
 from fedelta.models.toy import random_adapter, toy_template
 from fedelta.tree import Adapter, Message
 
@@ -116,3 +116,56 @@ def written_round() -> Callable[..., FakeRound]:
 def fake_round() -> Callable[..., FakeRound]:
     """`FakeRound.draw`."""
     return FakeRound.draw
+
+
+# --- clients whose losses are quadratic: every optimum is known -------------------------------------------------------
+
+
+class QuadraticClient:
+    """f(w) = (w - b)^T H (w - b) / 2 on one dense tensor w, trained with plain gradient descent."""
+
+    def __init__(self, peer: Peer, H: torch.Tensor, b: torch.Tensor, num_steps: int, learning_rate: float) -> None:
+        self.peer, self.H, self.b, self.num_steps, self.learning_rate = peer, H, b, num_steps, learning_rate
+        self.template = Adapter({}, {"w": torch.zeros_like(b)})
+
+    def train(self, t: int, start: Adapter, *, gradient: Any = None, num_steps: int | None = None, **_: Any) -> TrainResult:
+        w, steps = start.dense["w"], num_steps or self.num_steps
+        for step in range(steps):
+            grads = {"w": self.H @ (w - self.b)}
+            grads = gradient(grads, {"w": w}, step) if gradient is not None else grads
+            w = w - self.learning_rate * grads["w"]
+        return TrainResult(replace(start, dense={"w": w}), steps, 0.0, self.learning_rate)
+
+
+def quadratic_clients(
+    count: int = 5, *, steps: int | Sequence[int] = 20, learning_rate: float = 0.05, alike: bool = False
+) -> list[QuadraticClient]:
+    """Clients with random curvatures and optima, all the same if `alike`; in float64."""
+    generator = torch.Generator().manual_seed(0)
+    clients: list[QuadraticClient] = []
+    for k in range(count):
+        root, b = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((4, 4), (4,)))
+        H = root @ root.mT / 4 + 0.5 * torch.eye(4, dtype=torch.float64)
+        if alike and clients:
+            H, b = clients[0].H, clients[0].b
+        own = steps if isinstance(steps, int) else steps[k]
+        clients.append(QuadraticClient(Peer(k, 1), H, b, own, learning_rate))
+    return clients
+
+
+def quadratic_optimum(clients: Sequence[QuadraticClient]) -> torch.Tensor:
+    """Where the mean of the clients' losses is smallest."""
+    H = torch.stack([c.H for c in clients]).sum(0)
+    return torch.linalg.solve(H, torch.stack([c.H @ c.b for c in clients]).sum(0))
+
+
+@pytest.fixture(scope="session")
+def quadratics() -> Callable[..., list[QuadraticClient]]:
+    """`quadratic_clients`."""
+    return quadratic_clients
+
+
+@pytest.fixture(scope="session")
+def optimum() -> Callable[..., torch.Tensor]:
+    """`quadratic_optimum`."""
+    return quadratic_optimum

@@ -7,22 +7,20 @@ the round and the ids alone, never on the order in which clients were given.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
-
-from torch import Tensor
+from functools import partial
+from typing import Literal
 
 from fedelta import sampling, topology
 from fedelta.engines.batched import Engine, choose
 from fedelta.engines.federation import Federation, Score, Visit, demand_quorum, logger, weigh
+from fedelta.engines.links import LinkDrop, hear, loss_rule
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.method import Client, ClientUpdate, Method, State
+from fedelta.topology import Mixing
 from fedelta.tree import Adapter
 from fedelta.wire import Ledger
-
-Mixing: TypeAlias = Tensor | Callable[[int], Tensor]
-"""A mixing matrix, or t -> the one of round t; rows and columns in the order of ids."""
 
 
 def federate(
@@ -38,7 +36,7 @@ def federate(
     score: Score | None = None,
     start: Snapshot | None = None,
     debug: bool = False,
-    engine: Engine = "auto",
+    engine: Engine = "sequential",
     token_budget: int | None = None,
 ) -> Iterator[Round]:
     """Runs a method with a server; yields each round as it ends.
@@ -65,11 +63,10 @@ def federate(
         ValueError: before the first round, for a federation that cannot run, saying why.
         QuorumError: in a round with too few usable updates.
     """
-    if weights not in ("examples", "uniform"):
-        raise ValueError(f"weights must be 'examples' or 'uniform', got {weights!r}")
+    method = method.for_topology(rounds, lambda: 0.0)
     run = Federation.prepare(method, clients, template, seed, score, debug)
     visit_all = choose(engine, run.clients.values(), token_budget).visits()
-    sizes = {p.id: float(p.num_examples) if weights == "examples" else 1.0 for p in run.peers}
+    sizes = _sizes(run, weights)
 
     def play(t: int, state: State) -> _Played:
         ids = run.cohort(t, cohort)
@@ -90,44 +87,65 @@ def gossip(
     *,
     rounds: int,
     mixing: Mixing,
+    weights: Literal["examples", "uniform"] = "uniform",
+    link_drop: LinkDrop = 0.0,
     seed: int = 0,
+    quorum: float = 1,
     score: Score | None = None,
     start: Snapshot | None = None,
     debug: bool = False,
+    engine: Engine = "sequential",
+    token_budget: int | None = None,
 ) -> Iterator[Round]:
     """Runs a method without a server: each node trains, sends to its neighbours, and aggregates with its row of W.
 
-    The states of `Round` and `Snapshot` are mappings from a node's id, as a string, to its own state. The ledger counts an
-    upload once for each neighbour. A node that is left out still listens; one that hears nobody keeps its state.
+    The states of `Round` and `Snapshot` are mappings from a node's id, as a string, to its own state. A link counts only if
+    both ends hold the other's update: what it weighed else goes back to both. So a node that is left out keeps its state, one
+    without a neighbour in a round its own update. The ledger counts an upload once for each neighbour that it reached.
 
     Args:
-        mixing: the matrix W, or t -> W. On the complete graph every node computes what a server with uniform weights would.
-        method, clients, template, rounds, seed, score, start, debug: as in `federate`.
+        mixing: the matrix W, or t -> W, with rows and columns in the order of ids; `fedelta.topology` has many. On the
+            complete graph every node computes what a server with uniform weights would.
+        weights: "examples" leads to the mean weighted by the nodes' examples (`topology.for_sizes`).
+        link_drop: the probability that a message gets lost, each direction on its own, or (t, sender, receiver) -> whether
+            it did. `Round.lost_links` has the links that did not count for it. Needs a symmetric W.
+        method, clients, template, rounds, seed, quorum, score, start, debug, engine, token_budget: as in `federate`.
 
     Raises:
         ValueError: before the first round, for a federation that cannot run; in a round, for a W that does not mix.
-        QuorumError: in a round in which no node's update can be used.
+        QuorumError: in a round with too few usable updates.
     """
     if method.coordinates == "base":
         raise ValueError(f"{type(method).__name__} moves the base model, which nodes without a server would move apart")
     if not method.decentralised:
         logger.warning("%s is not made for gossip: its nodes may drift apart", type(method).__name__)
+    is_lost = loss_rule(link_drop, seed)
+    method = method.for_topology(rounds, lambda: topology.expected_rho_sq(mixing))
     run = Federation.prepare(method, clients, template, seed, score, debug)
-    ids = list(run.clients)
+    visit_all = choose(engine, run.clients.values(), token_budget).visits()
+    ids, sizes = list(run.clients), [*_sizes(run, weights).values()]
+    needed = sampling.share(quorum, len(ids), "quorum", up=True)
 
     def play(t: int, state: State) -> _Played:
-        rows = _rows(mixing(t) if callable(mixing) else mixing, ids)
-        visits = [run.visit(t, state[str(k)], k) for k in ids]
-        demand_quorum(t, visits, 1)
-        heard = {k: weigh(visits, rows[k]) for k in ids}
-        after = {str(k): method.aggregate(t, state[str(k)], heard[k]) if heard[k] else state[str(k)] for k in ids}
-        up = {v.peer.id: v.up * _degree(rows, v.peer.id) for v in visits if v.up is not None}
-        return _Played(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up))
+        visits = visit_all(run, t, {k: state[str(k)] for k in ids})
+        demand_quorum(t, visits, needed)
+        silent = {v.peer.id for v in visits if v.update is None}
+        heard = hear(topology.at(mixing, t), ids, silent, partial(is_lost, t), sizes)
+        used = {k: weigh(visits, heard.rows[k]) for k in ids}
+        after = {str(k): method.aggregate(t, state[str(k)], used[k]) if used[k] else state[str(k)] for k in ids}
+        up = {v.peer.id: v.up * heard.reached[v.peer.id] for v in visits if v.up is not None}
+        return _Played(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up), heard.lost)
 
     def init() -> State:
         return dict.fromkeys(map(str, ids), method.init(run.template, run.peers, seed=seed))
 
     return _rounds(run, rounds, start, play, init, gossip=True)
+
+
+def _sizes(run: Federation, weights: str) -> dict[int, float]:
+    if weights not in ("examples", "uniform"):
+        raise ValueError(f"weights must be 'examples' or 'uniform', got {weights!r}")
+    return {p.id: float(p.num_examples) if weights == "examples" else 1.0 for p in run.peers}
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +154,7 @@ class _Played:
     updates: Sequence[ClientUpdate]
     state: State
     ledger: Ledger
+    lost: Sequence[tuple[int, int]] = ()
 
 
 def _rounds(
@@ -177,14 +196,5 @@ def _round(run: Federation, t: int, before: State, played: _Played, seconds: flo
         peers=run.peers,
         snapshot=run.snapshot(t + 1, played.state),
         gossip=gossip,
+        lost_links=played.lost,
     )
-
-
-def _rows(W: Tensor, ids: Sequence[int]) -> dict[int, dict[int, float]]:
-    """The mixing matrix by id: rows[i][j] is the weight of j at node i."""
-    topology.check_mixing(W, len(ids))
-    return {i: dict(zip(ids, row, strict=True)) for i, row in zip(ids, W.tolist(), strict=True)}
-
-
-def _degree(rows: Mapping[int, Mapping[int, float]], sender: int) -> int:
-    return sum(row[sender] > 0 for receiver, row in rows.items() if receiver != sender)

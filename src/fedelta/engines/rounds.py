@@ -54,6 +54,7 @@ class Round:
         method, template, peers: of the run; every peer, in the order of ids.
         snapshot: what a run that continues after this round needs.
         gossip: whether each node has a state of its own.
+        lost_links: in gossip, the pairs of ids whose link did not count because a message on it got lost.
     """
 
     t: int
@@ -68,6 +69,7 @@ class Round:
     peers: Sequence[Peer]
     snapshot: Snapshot
     gossip: bool = False
+    lost_links: Sequence[tuple[int, int]] = ()
 
     @property
     def client_states(self) -> Mapping[int, ClientState]:
@@ -80,6 +82,11 @@ class Round:
         if any("loss" not in u.metrics for u in self.updates):
             return None
         return sum(u.weight * u.metrics["loss"] for u in self.updates)
+
+    @property
+    def personal(self) -> bool:
+        """Whether participants run models of their own: by the method, or without a server."""
+        return self.gossip or self.method.personal
 
     def position(self, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
         """What one of this round's updates means as a model."""

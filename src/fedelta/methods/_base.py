@@ -14,7 +14,7 @@ from torch import Tensor
 from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.method import Peer, State
-from fedelta.tree import BaseDelta
+from fedelta.tree import Adapter, BaseDelta
 
 Step: TypeAlias = Mapping[str, LoRA | Tensor]
 """What one round adds to the base, by layer."""
@@ -46,6 +46,12 @@ def base_for(state: State, to: Peer) -> BaseDelta:
     if sum(map(_size, steps)) >= _size(tree.total(base)):
         return base
     return BaseDelta(base.version, {n: [s[n] for s in steps] for n in base.terms if steps}, since=to.base_version)
+
+
+def step_entries(template: Adapter, ranks: Mapping[str, int]) -> int:
+    """The numbers in one addition of these ranks by layer: factors, or dW where that is smaller."""
+    shapes = {n: x.shape for n, x in template.layers.items()}
+    return sum(min(ranks[n] * (o + i), o * i) for n, (o, i) in shapes.items())
 
 
 def _worth_keeping(steps: Sequence[Step], limit: int) -> list[Step]:

@@ -7,7 +7,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from fedelta import tree
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, in_order, merge, slice_for, unzip
+from fedelta.method import (
+    Client,
+    ClientState,
+    ClientUpdate,
+    Method,
+    Peer,
+    State,
+    at_largest,
+    in_order,
+    merge,
+    slice_for,
+    template_for,
+    unzip,
+)
 from fedelta.methods._one_factor import completed, of_owners
 from fedelta.tree import Adapter, BaseDelta, Message
 
@@ -33,6 +46,7 @@ class FedSALoRA(Method):
     """
 
     paper = "Guo et al. 2025, FedSA-LoRA, arXiv 2410.01463"
+    reported = "none available to us"
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
@@ -67,6 +81,10 @@ class FedSALoRA(Method):
         # Nothing is known of the client's B and head but where everybody began.
         known = replace(update, content={**update.content, "dense": state["adapter"].dense})
         return completed("A", known, state["adapter"]), None
+
+    def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
+        sent = tree.count(self.upload(template_for(peer, template)))
+        return sent, sent
 
 
 def _personal(down: Message, client_state: ClientState, template: Adapter) -> Adapter:

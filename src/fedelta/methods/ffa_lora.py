@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedelta import tree
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, slice_for
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, slice_for, template_for
 from fedelta.methods._one_factor import averaged, completed, only
 from fedelta.tree import Adapter, BaseDelta, Message
 
@@ -29,6 +29,10 @@ class FFALoRA(Method):
     """
 
     paper = "Sun et al. 2024, FFA-LoRA, arXiv 2403.12313"
+    reported = (
+        "none of its own paper available to us; as a baseline of LoRA-A2, read in that paper: BANKING77 at Dirichlet .1, "
+        "RoBERTa-base, 30 clients, r = 8: 77.44 against averaged LoRA 90.47 (LoRA-A2 91.61)"
+    )
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
@@ -57,3 +61,7 @@ class FFALoRA(Method):
 
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
         return completed("B", update, state["adapter"]), None
+
+    def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
+        sent = tree.count(self.upload(template_for(peer, template)))
+        return sent, sent

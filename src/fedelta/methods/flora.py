@@ -11,8 +11,8 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, merge
-from fedelta.methods._base import advance, base_for, open_base
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, merge, template_for
+from fedelta.methods._base import advance, base_for, open_base, step_entries
 from fedelta.seeding import generator
 from fedelta.tree import Adapter, Message
 
@@ -41,6 +41,10 @@ class FLoRA(Method):
     """
 
     paper = "Wang et al. 2024, FLoRA, arXiv 2409.05976"
+    reported = (
+        "MMLU after Dolly, 10 clients of ranks 4 to 64, TinyLlama / LLaMA-7B: 18.45 / 29.54 against zero-padded FedIT "
+        "15.76 / 7.97; equal ranks: 30.80 / 29.85 against FedIT 16.35 / 29.41. Second-hand, unverified"
+    )
     hetero_rank = True
     coordinates = "base"
     travels = "up: A, B, head; down: base delta, head"
@@ -65,3 +69,8 @@ class FLoRA(Method):
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         stacks = merge(lambda weights, xs, _: lr.stack(weights, xs), updates, state["adapter"])
         return {**state, "adapter": replace(state["adapter"], dense=stacks.dense), **advance(state, stacks.layers)}
+
+    def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
+        own = template_for(peer, template)
+        stack = step_entries(own, {n: sum(p.rank_of(n) for p in peers) for n in own.layers})
+        return tree.count(own.dense) + (stack if t else 0), tree.count(own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -68,9 +68,14 @@ class HetLoRA(Method):
     scale_policy: ScalePolicy = "effective"
 
     paper = "Cho et al. 2024, HetLoRA, arXiv 2401.06432"
+    reported = (
+        "PaLM 2-XXS, Reddit RougeL / chat perplexity: 94.23 / 53.93 against one rank for all 92.57 / 80.51 (r = 5) and "
+        "70.57 / 307.96 (r = 50), reconstruction with SVD 63.28 / 323.89. Second-hand, unverified"
+    )
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
+    exempt: ClassVar[Mapping[str, str]] = {"bytes": "clients prune their ranks as they train"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from fedelta import tree
 from fedelta.method import (
@@ -58,8 +59,13 @@ class LoRAA2(Method):
     lr_ratio: float = 0.2
 
     paper = "Koo et al. 2025, LoRA-A2, arXiv 2410.22815"
+    reported = (
+        "BANKING77 at Dirichlet .01, RoBERTa-base, 30 clients, r = 8 / r = 1: 70.13 / 68.88 against averaged LoRA 60.96 "
+        "/ 45.78, FFA-LoRA 40.88 / 33.68, FlexLoRA 69.84 / 42.75. Read in the paper"
+    )
     coordinates = "factors"
     travels = "up: kept components of A or B in turn, head; down: A, B, head"
+    exempt: ClassVar[Mapping[str, str]] = {"bytes": "a budget is of components over all layers, whose sizes differ"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -59,6 +59,11 @@ class RaFLoRA(Method):
     sigma_on: lr.SigmaOn = "both"
 
     paper = "Wu et al. 2026, raFLoRA, arXiv 2602.13486"
+    reported = (
+        "one figure found, BoolQ 65.35, on a public listing without its baselines (unverified). As RB-LoRA "
+        "(Llama-3.1-8B, 10 clients, MMLU after Dolly, 1 round): .57 against weighted zero padding .54; from its project "
+        "page or code, which disagree about the rule"
+    )
     hetero_rank = True
     aliases = ("rb_lora",)
 

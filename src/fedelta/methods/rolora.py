@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, slice_for
+from fedelta import tree
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, slice_for, template_for
 from fedelta.methods._one_factor import averaged, completed, only
 from fedelta.tree import Adapter, BaseDelta, Factor, Message
 
@@ -37,6 +38,10 @@ class RoLoRA(Method):
     period: int = 1
 
     paper = "Chen et al. 2025, RoLoRA, arXiv 2502.01755"
+    reported = (
+        "QQP, 50 clients, r = 4: 85.71 against LoRA 77.60, FFA-LoRA 78.44; mean over GLUE, r = 8: 86.27 against 64.03, "
+        "72.46. Second-hand, unverified"
+    )
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
@@ -69,3 +74,7 @@ class RoLoRA(Method):
 
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
         return completed(self.factor(t), update, state["adapter"]), None
+
+    def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
+        own = template_for(peer, template)
+        return tree.count(own), tree.count(only(self.factor(t), own))

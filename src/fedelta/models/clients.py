@@ -36,7 +36,7 @@ def hf_clients(
     seed: int = 0,
     device: str | torch.device = "auto",
     base_dropout: bool = False,
-    gemm: Backend | Literal["auto"] = "auto",
+    gemm: Backend | Literal["auto"] = "default",
     **training: Any,
 ) -> list[LocalClient]:
     """Clients that share one model in memory and one common initial adapter.

@@ -73,7 +73,7 @@ class PeftAdaptedModel:
         *,
         base_delta: Literal["auto", "weight", "hook"] = "auto",
         base_dropout: bool = False,
-        gemm: Backend | Literal["auto"] = "auto",
+        gemm: Backend | Literal["auto"] = "default",
     ) -> None:
         self.gemm: Backend = resolve(gemm)
         self._peft = _inject(model, lora_config)

@@ -38,7 +38,7 @@ class _Net(nn.Module):
     def _apply_layer(self, name: str, x: Tensor) -> Tensor:
         delta = self.adapter.layers[name]
         y = x @ self.frozen[name].mT + delta.scale * (x @ delta.A.mT) @ delta.B.mT
-        return y + x @ tree.dense(self.base[name]).mT if name in self.base else y
+        return y + x @ tree.dense(self.base[name]).to(x.dtype).mT if name in self.base else y
 
 
 class ToyModel:

@@ -1,0 +1,144 @@
+"""Diagnostics: functions of a round that return numbers.
+
+They see what the updates mean through `Round.position`, and models through `Round.global_model` and `Round.participant_model`,
+so they work for every method. Everything comes from products of factors in float64; no dW is formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+from fedelta.diagnostics.facts import Facts, Undefined
+from fedelta.diagnostics.numbers import (
+    OF_CLIENTS,
+    OF_NODES,
+    Number,
+    aggregation_error,
+    energy_by_band,
+    higher_rank_energy_ratio,
+)
+from fedelta.engines.rounds import Round
+
+__all__ = ["NAMES", "Undefined", "Value", "diagnose"]
+
+Value: TypeAlias = float | str | Mapping[str, Any] | None
+
+Source: TypeAlias = Callable[[Facts, Sequence[str]], float | Mapping[str, float]]
+"""A number of some layers of a round."""
+
+DIGITS = 6
+"""Significant digits in the table by layer."""
+
+
+def diagnose(round: Round, *, per_layer: bool = False) -> dict[str, Value]:
+    """The numbers of a round; where one is undefined it is None, and `<name>_reason` says why.
+
+    With dW_k the deltas of the updates (without a base delta), p_k their weights (1 / n in gossip), and M = sum p_k dW_k:
+
+        aggregation_error   ||M - s (sum p_k B_k) (sum p_k A_k)|| / ||M||: what averaging factors would get wrong (Sun et al.
+                            2024, arXiv 2403.12313); ranks must be equal
+        effective_rank      of M, the mean over layers (Roy and Vetterli 2007)
+        stable_rank         of M, the mean over layers
+        update_norm         sum p_k ||dW_k||
+        cancellation_ratio  ||M|| / sum p_k ||dW_k||
+        client_cosine       the mean cosine between two clients' deltas
+        global_cosine       the mean cosine between a client's delta and M
+        overlap_B_squared   of the column spaces of two clients' B, ||Q_j^T Q_k||^2 / min(r_j, r_k) with Q an orthonormal basis:
+                            the mean cos^2 of the principal angles; the mean over pairs, then layers
+        overlap_B_root      the same with the root of each pair's; overlap_A_*: of the row spaces of A
+        global_overlap_*    the same between a client and M: the leading singular vectors of M, as many as the largest client
+                            has. The report of Senarath et al. (arXiv 2606.22724) defines the square, with B_k for its basis,
+                            so that its size counts; their published code takes the root, and the server's new B for M
+        global_energy_*     the share of ||dW_k||^2 inside that subspace, so that a direction counts by what it carries
+        global_angle_*      the principal angles with it, radians: their mean, and the largest of all clients and layers
+
+    All of these but the first also as `increment_<name>`, of dW_k less the delta that client k started from. After the first
+    rounds clients agree in what they share, so that the cumulative cosines and overlaps tend to 1 whatever the method does;
+    those of the increments do not. An increment's subspaces are its leading singular vectors, as many as the client's rank.
+
+    Of the server's delta after the round (with its base delta), over the layers that have unequal ranks:
+
+        higher_rank_energy_ratio  the share of its energy beyond the smallest configured rank (Wu et al. 2026, arXiv
+                                  2602.13486). It falls towards 0 when the higher ranks fade; that it stays high does not say
+                                  that the model is good
+        energy_by_band            the shares between successive configured ranks, by components such as "1-2", "3-8" and "9-"
+
+    Of the models that the nodes of a graph hold after the round; a server has one model:
+
+        consensus_B, consensus_A, consensus_product   sqrt(sum_i ||x_i - mean x||^2) for a factor, or for the delta
+        consensus_*_relative                          the same over sqrt(sum_i ||x_i||^2): 0 in consensus, at most 1
+        cross_term_norm                               ||mean(dW) - s mean(B) mean(A)||
+
+    And what travelled: `bytes_up` and `bytes_down`.
+
+    Args:
+        round: as an engine yields it, before the next one is asked for.
+        per_layer: adds "layers", a table by columns: `layer` has the names, and each number that any layer has a list in that
+            order, rounded to 6 significant digits.
+    """
+    facts = Facts(round)
+    result: dict[str, Value] = {}
+    for name, source in _SOURCES.items():
+        value, reason = _value(source, facts, facts.names)
+        result |= {name: value} if reason is None else {name: None, f"{name}_reason": reason}
+    result |= {"bytes_up": round.bytes.total_up, "bytes_down": round.bytes.total_down}
+    return {**result, "layers": _table(facts, result)} if per_layer else result
+
+
+def _value(source: Source, facts: Facts, names: Sequence[str]) -> tuple[float | Mapping[str, float] | None, str | None]:
+    try:
+        return source(facts, names), None
+    except Undefined as reason:
+        return None, str(reason)
+
+
+def _table(facts: Facts, whole: Mapping[str, Value]) -> dict[str, list[Any]]:
+    """What is undefined for all layers together has no column, unless single layers have it."""
+    table: dict[str, list[Any]] = {"layer": facts.names}
+    for name, source in _SOURCES.items():
+        found = [_value(source, facts, [n]) for n in facts.names]
+        if all(reason is not None for _, reason in found):
+            continue
+        table[name] = [_short(value) for value, _ in found]
+        if any(reason is not None for _, reason in found):
+            table[f"{name}_reason"] = [reason for _, reason in found]
+    return table
+
+
+def _short(value: float | Mapping[str, float] | None) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _short(x) for k, x in value.items()}
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
+def _of_updates(number: Number, facts: Facts, names: Sequence[str]) -> float:
+    return number([facts.updates[n] for n in names])
+
+
+def _of_changes(number: Number, facts: Facts, names: Sequence[str]) -> float:
+    return number([facts.changes[n] for n in names])
+
+
+def _of_nodes(number: Number, facts: Facts, names: Sequence[str]) -> float:
+    return number([facts.nodes[n] for n in names])
+
+
+def _of_server(number: Callable[..., Any], facts: Facts, names: Sequence[str]) -> Any:
+    return number({n: facts.server[n] for n in names}, facts.ranks)
+
+
+def _sources() -> Iterator[tuple[str, Source]]:
+    yield "aggregation_error", partial(_of_updates, aggregation_error)
+    yield from ((name, partial(_of_updates, number)) for name, number in OF_CLIENTS.items())
+    yield from ((f"increment_{name}", partial(_of_changes, number)) for name, number in OF_CLIENTS.items())
+    yield "higher_rank_energy_ratio", partial(_of_server, higher_rank_energy_ratio)
+    yield "energy_by_band", partial(_of_server, energy_by_band)
+    yield from ((name, partial(_of_nodes, number)) for name, number in OF_NODES.items())
+
+
+_SOURCES = dict(_sources())
+
+NAMES = [*_SOURCES, "bytes_up", "bytes_down"]
+"""Of all numbers, in the order in which `diagnose` gives them."""

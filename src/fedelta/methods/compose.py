@@ -1,0 +1,86 @@
+"""Compose: several local rules and a server optimiser around one method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, cast
+
+from fedelta.method import Method
+from fedelta.methods import get_method
+from fedelta.methods._composition import Composite, LocalRule, Parts, ServerOptimizer
+
+Choice: TypeAlias = Method | str | Mapping[str, Any]
+"""A method; or its name; or {"name": its name, and its hyper-parameters}, as in a config file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compose(Composite):
+    """A method with other rules for its clients, and an optimiser for its server.
+
+    Algorithm:
+        init            each part's own
+        client k        as `server`; every gradient goes through the local rules first, and through the hook of `server` last:
+                        proximal terms, then control variates, then projections, whatever the order in which they are given;
+                        penalties of `server` are in the gradient already
+        server          as `server`, perhaps with the weights of a rule; what that adds to the factors goes through the local
+                        rules that have a say in it, and then to `optimizer`
+        travels         what each part sends, under its own name
+        scale           that of `server`
+
+    Parts that add up, or keep, vectors in the coordinates of the factors (Scaffold, FedNova, and all optimisers) need a server
+    that averages factors; over one that factorises the product anew, or moves the base, they are refused.
+
+    Args:
+        local: rules of clients: fedprox, scaffold, fednova; one, or several.
+        server: the method in the middle.
+        optimizer: of the server: fedavgm, fedadam, fedyogi, fedadagrad.
+    """
+
+    local: Choice | Sequence[Choice] = ()
+    server: Choice = "fedavg"
+    optimizer: Choice | None = None
+
+    paper = "combines methods"
+    decentralised = True
+    travels = "what the parts send"
+
+    def __post_init__(self) -> None:
+        single = isinstance(self.local, Method | str | Mapping)
+        rules = [_method(x, "local") for x in (cast("Sequence[Choice]", [self.local] if single else self.local))]
+        for rule in rules:
+            if not isinstance(rule, LocalRule):
+                raise ValueError(f"{type(rule).__name__} is no local rule such as fedprox or scaffold; give it as `server`")
+        names = [type(rule).__name__ for rule in rules]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each local rule can be there once, got {names}")
+        object.__setattr__(self, "local", tuple(sorted(rules, key=lambda rule: cast("LocalRule", rule).order)))
+        self._resolve_server()
+        super().__post_init__()
+
+    def _resolve_server(self) -> None:
+        server = _method(self.server, "server")
+        if isinstance(server, Composite):
+            raise ValueError(f"{type(server).__name__} is no method for the middle; give it as `local` or `optimizer`")
+        optimizer = None if self.optimizer is None else _method(self.optimizer, "optimizer")
+        if not isinstance(optimizer, ServerOptimizer | None):
+            raise ValueError(f"{type(optimizer).__name__} is no server optimiser such as fedavgm or fedadam")
+        object.__setattr__(self, "server", server)
+        object.__setattr__(self, "optimizer", optimizer)
+
+    def for_topology(self, rounds: int, rho_sq: Callable[[], float]) -> Method:
+        return replace(self, server=self.parts.server.for_topology(rounds, rho_sq))
+
+    @property
+    def parts(self) -> Parts:
+        local = cast("Sequence[LocalRule]", self.local)
+        return Parts(local, cast("Method", self.server), cast("ServerOptimizer | None", self.optimizer))
+
+
+def _method(choice: Choice, where: str) -> Method:
+    if isinstance(choice, Method):
+        return choice
+    settings = {"name": choice} if isinstance(choice, str) else dict(choice)
+    if not isinstance(settings.get("name"), str):
+        raise ValueError(f"`{where}` needs a name: write {{name: ..., and its settings}}, or the name alone; got {choice!r}")
+    return get_method(**settings)

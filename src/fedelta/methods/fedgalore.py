@@ -1,0 +1,207 @@
+"""FedGaLore: clients train in a gradient subspace, the server averages in full space and aligns the optimisers' states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from fedelta import lowrank as lr
+from fedelta import tree
+from fedelta.ajive import Ajive, read_settings
+from fedelta.galore import Side, Tie
+from fedelta.method import (
+    Client,
+    ClientState,
+    ClientUpdate,
+    Method,
+    Peer,
+    State,
+    at_largest,
+    in_order,
+    largest,
+    merge,
+)
+from fedelta.methods._base import advance, base_for, open_base, step_entries
+from fedelta.methods._bases import RULES, BasisName, BasisRule, Beginning
+from fedelta.methods._galore import Projection
+from fedelta.methods._moments import Domain, StateSync, Synchroniser, shares
+from fedelta.optim import WarmAdam
+from fedelta.seeding import SERVER, derive
+from fedelta.tree import Adapter, BaseDelta, Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedGaLore(Method):
+    """GaLore at the clients, a mean in full space, and second moments of which the shared signal is kept.
+
+    Algorithm, for a weight W (o, i) with o > i; for o < i with P on the left and A trained:
+        init            Q (i, r), orthonormal, drawn from the seed; no moments nu
+        client k        brings its base W up to date; C_k = 0, mu = 0, nu as received, or 0 in the first round; K steps of Adam
+                        on C_k and the head in  W + scale C_k Q^T;   v_k: its second moments after them
+        server          W <- W + scale sum_k p_k C_k Q_k^T,   head <- sum_k p_k head_k;
+                        J_k = the part of sqrt(v_k) that AJIVE finds in those of all clients;
+                        nu <- (sum_k p_k max(J_k, 0))^2, and sum_k p_k v_k where AJIVE finds nothing
+        refresh         after `refresh_rounds` rounds another Q, and nu is transported to it
+        travels         up: C_k, v_k, head; Q_k too with "client_svd". Down: what the base lacks, nu, head, and Q unless it is
+                        drawn from the seed
+        scale           `scale` at every layer; lora_alpha plays no part
+
+    This is LoRA with one factor frozen to an orthonormal basis and merged after every round, which gives the weights and the
+    moments of GaLore with a fixed basis. The local optimiser is the Adam above, at the configured learning rate, whatever
+    `training.optimizer` says; moments are of gradients of C_k over `scale`, and eps counts times it. Weight decay would leave
+    the subspace, and is not offered.
+
+    Args:
+        basis: "shared_seed" as above. "server_basis": the leading singular vectors of the mean gradient, for which clients send
+            an approximation of theirs of rank r, P and Z, before each refresh; the first round uses a drawn one.
+            "client_svd": the leading singular vectors of the gradient of a minibatch of this client and round; nu then lives on
+            the directions that most clients share, and is transported.
+        refresh_rounds: rounds on one Q; "auto" is 200 / K, at least 1. Unused by "client_svd".
+        side: "galore" projects the shorter side of a weight, "small_state" the longer.
+        tie: the side whose basis is frozen for square weights; the paper's text says left, its code right.
+        scale: GaLore's alpha, 0.25 in its pre-training: a factor on the learning rate of projected weights.
+        betas, eps: of Adam.
+        state_sync: "ajive" as above. "mean": nu <- sum_k p_k v_k. "block_mean": the same of the mean of v over r, so that
+            o numbers travel in place of o r. "none": GaLore at each client without synchronisation. The last three are the
+            ablations.
+        ajive: settings of AJIVE, as a mapping in a config.
+        domain: "raw" gives AJIVE the v_k themselves; their range is so wide that it then often finds nothing.
+        power_iterations: of the randomised SVD of a gradient, which takes 2 + 2 power_iterations minibatches.
+
+    Unequal ranks are ours: client k has the first r_k columns of Q; the other columns of C_k count as zero, and a column of nu
+    is that of the clients who have it. The joint ranks are in the state, by layer.
+
+    Source: Peng, Yu, Li and Yang, "Rethinking LoRA for Data Heterogeneous Federated Learning: Subspace and State Alignment",
+    arXiv 2602.01746. Only the abstract and the first page were available, and no code: everything beyond "projected steps,
+    a mean in full space, and AJIVE on projected second moments" is our reading.
+    """
+
+    basis: BasisName = "shared_seed"
+    refresh_rounds: int | Literal["auto"] = "auto"
+    side: Side = "galore"
+    tie: Tie = "right"
+    scale: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    state_sync: StateSync = "ajive"
+    ajive: Ajive = field(default_factory=Ajive)
+    domain: Domain = "sqrt"
+    power_iterations: int = 1
+
+    paper = "Peng et al. 2026, FedGaLore, arXiv 2602.01746"
+    reported = "none available to us: no figure in what could be read (the abstract, the first page, a topic page)"
+    hetero_rank = True
+    coordinates = "base"
+    one_shot = False
+    travels = "up: coordinates, second moments, head; down: base delta, second moments, head"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "betas", tuple(self.betas))  # a config file's list could not be hashed
+        object.__setattr__(self, "ajive", read_settings(self.ajive))
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        if self.refresh_rounds != "auto" and not _at_least_one(self.refresh_rounds):
+            raise ValueError(
+                f"refresh_rounds must be 'auto' or at least 1, got {self.refresh_rounds!r}: within a round the basis stays, "
+                "since what travels is coordinates on it"
+            )
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas) or self.power_iterations < 0:
+            raise ValueError(
+                f"FedGaLore needs two betas in [0, 1) and power_iterations >= 0, got {self.betas} and {self.power_iterations}"
+            )
+        if not (self.scale > 0 and self.eps > 0):
+            raise ValueError(f"FedGaLore needs scale > 0 and eps > 0, got {self.scale} and {self.eps}")
+
+    @property
+    def projection(self) -> Projection:
+        """Which factor of which layer is trained."""
+        return Projection(self.side, self.tie, self.scale)
+
+    @property
+    def rule(self) -> BasisRule:
+        """Where the basis comes from."""
+        return RULES[self.basis](self.projection, self.power_iterations)
+
+    @property
+    def sync(self) -> Synchroniser:
+        """What becomes of second moments."""
+        return Synchroniser(self.state_sync, self.ajive, self.domain)
+
+    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
+        full = at_largest(template, peers)
+        rank = max(x.rank for x in full.layers.values())
+        start = self.projection.start(full, self.projection.drawn(full, seed, 0, rank))
+        own: State = {"adapter": start, "seed": seed, "rank": rank, "second_moment": {}, "joint_ranks": {}}
+        return {**own, "epoch": 0, "began": 0, "refresh_rounds": self._given_rounds(), **open_base(template.layers)}
+
+    def _given_rounds(self) -> int | None:
+        return None if self.refresh_rounds == "auto" else self.refresh_rounds
+
+    def broadcast(self, t: int, state: State, to: Peer) -> Message:
+        nothing = tree.map(lambda x: lr.components(x, 0, 0), state["adapter"])
+        return {"adapter": nothing, "base": base_for(state, to), "seed": state["seed"], **self.rule.told(t, state, to)}
+
+    def upload(self, adapter: Adapter) -> Message:
+        return {"adapter": adapter}
+
+    def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
+        begun = self.rule.begin(t, down, replace(client.template, dense=down["adapter"].dense), client)
+        adam, trained = self._adam(begun), self.projection.factors(begun.start)
+        result = client.train(t, begun.start, base=down["base"], trainable=trained, optimizer=adam)
+        moments = self.projection.from_parameters(adam.estimates(result.optimizer_state), begun.start)
+        up = {**self.rule.learned(result.adapter), **self.sync.sent(moments, trained), **begun.extra}
+        return {**up, "num_steps": result.num_steps}, client_state
+
+    def _adam(self, begun: Beginning) -> WarmAdam:
+        eps = {f"{n}.lora_{which}": self.eps * self.scale for n, which in self.projection.factors(begun.start).items()}
+        warm = self.projection.to_parameters(begun.moments, begun.start)
+        return WarmAdam(betas=self.betas, eps=self.eps, eps_of=eps, second_moment=warm)
+
+    def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
+        content, who = update.content, f"client {update.sender.id}"
+        if "adapter" in content:
+            return content["adapter"], state["base"]
+        if "coordinates" not in content:
+            raise KeyError(f"the update of {who} has no 'adapter' and no 'coordinates', only {sorted(content)}")
+        return self.projection.completed(content, state["adapter"], who), state["base"]
+
+    def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
+        updates = in_order(updates)
+        adapters = [self.position(t, state, u)[0] for u in updates]
+        on_one_basis = all("adapter" not in u.content for u in updates)
+        rule = self.projection.mean if on_one_basis else lambda weights, xs, _: lr.stack(weights, xs)
+        step = merge(rule, updates, state["adapter"], adapters=adapters)
+        state = {**state, "adapter": replace(state["adapter"], dense=step.dense), **advance(state, step.layers)}
+        return self.rule.refreshed(t, self._synchronised(t, state, updates, adapters), updates)
+
+    def _synchronised(self, t: int, state: State, updates: Sequence[ClientUpdate], adapters: Sequence[Adapter]) -> State:
+        heard = [(u, a) for u, a in zip(updates, adapters, strict=True) if "second_moment" in u.content]
+        if not heard or self.state_sync == "none":
+            return state
+        weights = shares([u.weight for u, _ in heard])
+        sent = [self.sync.read(u, self.projection.coordinates(a), a.dense) for u, a in heard]
+        state, sent = self.rule.aligned(state, weights, [a for _, a in heard], sent)
+        seed = derive(state["seed"], t, SERVER, "ajive")
+        values, joint = self.sync.merge(weights, sent, state["second_moment"], state["adapter"], seed=seed)
+        return {**state, "second_moment": values, "joint_ranks": joint}
+
+    def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
+        """As in `Method`; with "server_basis" and refresh_rounds "auto" only the first sketch is counted."""
+        own, whole = (self.init(template, [p])["adapter"] for p in (peer, largest(template, peers)))
+        down, up = self.rule.entries(t, own, whole, refresh_rounds=self._given_rounds(), synced=self.state_sync != "none")
+        up += tree.count(self.projection.coordinates(own)) + tree.count(own.dense) + self._moments(own)
+        if t == 0:
+            return tree.count(own.dense), up
+        ranks = {n: [min(p.rank_of(n), *x.shape) for p in peers] for n, x in own.layers.items()}
+        down += tree.count(own.dense) + step_entries(own, self.rule.step_ranks(ranks))
+        return down + self._moments(self.rule.held(own, whole)), up
+
+    def _moments(self, adapter: Adapter) -> int:
+        return tree.count(self.sync.sent({**self.projection.coordinates(adapter), **adapter.dense}, adapter.layers))
+
+
+def _at_least_one(value: object) -> bool:
+    return isinstance(value, int) and value >= 1  # a config may hold any type

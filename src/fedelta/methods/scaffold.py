@@ -1,0 +1,125 @@
+"""SCAFFOLD: control variates cancel what is peculiar to a client's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedelta import lowrank as lr
+from fedelta import tree
+from fedelta.method import ClientState, ClientUpdate, GradientHook, Peer, State
+from fedelta.methods._composition import LocalRule
+from fedelta.tree import Adapter, Message, Tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaffold(LocalRule):
+    """Stochastic controlled averaging.
+
+    Algorithm:
+        init            c = 0 at the server, c_k = 0 at each of the N clients
+        client k        g <- g - c_k + c  in every local step;  then  c_k <- the mean of the round's g before the correction,
+                        and dc_k is what that changed
+        server          as the method that it is combined with, `fedavg` by itself;  c <- c + sum_{k in cohort} dc_k / N
+        travels         c down and dc_k up, each of the size of what is trained
+        scale           one for all, and one rank
+
+    The mean of the gradients is the paper's option II, c_k - c + (w_t - w_k) / (K eta), where that is defined: under plain SGD.
+    It is also right for clients that run Adam, clip, or decay weights; the correction goes before all of these. For a factor
+    that a round does not train, c and c_k stay as they are. B = 0 in the first round makes its first gradient of A zero.
+
+    The paper's server rate is an optimiser: `Compose(local=Scaffold(), optimizer=FedAvgM(momentum=0, learning_rate=...))`. As
+    in the paper c is a plain mean over clients, so that the clients agree on the minimum of the plain mean of their losses:
+    run it with uniform weights, or all clients of one size, if those of the examples are not to be given up. A client
+    that lost its c_k goes on from 0.
+
+    Source: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", arXiv 1910.06378 (ICML
+    2020), after published code.
+    """
+
+    paper = "Karimireddy et al. 2020, SCAFFOLD, arXiv 1910.06378"
+    reported = "none collected by us"
+    stable = True
+    equal_ranks = True
+    order = 1
+    extra = "control variates both ways"
+    travels = "A, B, head; control variates both ways"
+    exempt: ClassVar[Mapping[str, str]] = {"scale": "an upload holds what training did to a control variate"}
+
+    def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
+        super().check_peers(template, peers)
+        for layer, x in template.layers.items():
+            scales = {p.id: p.scale_of(layer, p.rank_of(layer)) for p in peers}
+            if len(set(scales.values())) > 1:
+                raise ValueError(
+                    f"Scaffold needs one scale, but layer {layer!r} of rank {x.rank} has scales {scales} by client, and a "
+                    "gradient of factors changes with theirs: give all clients one lora_alpha"
+                )
+
+    def open(self, peers: Sequence[Peer]) -> State:
+        return {"c": {}, "clients": len(peers)}
+
+    def send(self, state: State) -> Message:
+        return {"c": state["c"]} if state["c"] else {}
+
+    def adds(self, t: int, up: int) -> tuple[int, int]:
+        return up if t else 0, up  # of what is trained; exact for a method in which this is the same in every round
+
+    def hook(self, sent: Message, own: ClientState, start: Adapter) -> GradientHook | None:
+        return _Correction(sent.get("c", {}), own.get("c", {}))
+
+    def leave(self, sent: Message, own: ClientState, hook: GradientHook | None) -> tuple[Message, ClientState]:
+        if not isinstance(hook, _Correction):
+            return {}, own
+        old, mean = own.get("c", {}), hook.mean()
+        return {"dc": {n: x - old[n] if n in old else x for n, x in mean.items()}}, {"c": {**old, **mean}}
+
+    def check_sent(self, updates: Sequence[ClientUpdate], like: Tensors) -> None:
+        for u in updates:
+            sent = u.content.get("dc")
+            if not isinstance(sent, Mapping):
+                raise ValueError(f"client {u.sender.id} sent no change of its control variate: it must run Scaffold too")
+            who = f"client {u.sender.id}"
+            tree.check_finite(sent, who)
+            for name, x in sent.items():
+                if name not in like or x.shape != like[name].shape:
+                    known = tuple(like[name].shape) if name in like else "no such tensor"
+                    raise ValueError(
+                        f"{who} sent a control variate for {name!r} of shape {tuple(x.shape)}, where the server has {known}; "
+                        "it must be of the tensors that are trained"
+                    )
+
+    def displace(self, state: State, step: Tensors, updates: Sequence[ClientUpdate]) -> tuple[Tensors, State]:
+        c: dict[str, Tensor] = dict(state["c"])
+        for u in updates:
+            for name, x in u.content["dc"].items():
+                c[name] = c[name] + x / state["clients"] if name in c else x / state["clients"]
+        return step, {**state, "c": c}
+
+
+class _Correction:
+    """Adds c - c_k to the gradients, and sums them up as they were before."""
+
+    def __init__(self, c: Tensors, own: Tensors) -> None:
+        self.shift: dict[str, Tensor] = {
+            **{n: -x for n, x in own.items()},
+            **{n: x - own[n] if n in own else x for n, x in c.items()},
+        }
+        self.total: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def __call__(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors:
+        self.steps += 1
+        if step == 0:  # once for all steps: the parameters may live on a GPU
+            self.shift = {n: self.shift[n].to(x) for n, x in gradients.items() if n in self.shift}
+        for n, g in gradients.items():
+            wide = g.detach().to(lr.wide(g.dtype))
+            self.total[n] = self.total[n] + wide if n in self.total else wide
+        return {n: g + self.shift[n] if n in self.shift else g for n, g in gradients.items()}
+
+    def mean(self) -> dict[str, Tensor]:
+        """The mean of the gradients over the steps."""
+        return {n: (x / self.steps).cpu() for n, x in self.total.items()}

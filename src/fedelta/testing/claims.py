@@ -1,0 +1,207 @@
+"""Laws of claims: what a class says of itself is true, and where it does not say it, the engine refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedelta import aggregation, topology, tree, wire
+from fedelta.engines.local import federate, gossip
+from fedelta.engines.rounds import Round
+from fedelta.method import ClientUpdate, Peer, TrainResult
+from fedelta.methods import list_methods, method_class
+from fedelta.models.toy import random_adapter, toy_template
+from fedelta.testing.purity import trains_only
+from fedelta.testing.reports import Violation, law
+from fedelta.testing.scene import Scene, demand_near, demand_refusal, demand_same_bits, dense, deployed, quiet, score
+from fedelta.tree import Adapter, Message
+
+NODES = (3, 3, 3, 3)
+"""Ranks of a gossip: contraction is a law at equal ranks, beyond them the methods' own affair."""
+
+MIXINGS = 8
+"""Rounds without training on a ring of four, whose second eigenvalue is 1/3."""
+
+
+@law("unequal ranks")
+def unequal_ranks(scene: Scene) -> None:
+    """With the claim everybody gets its own rank and scale; without it, unequal ranks are refused and a remedy is named."""
+    if scene.method.hetero_rank:
+        _own_ranks(scene)
+    else:
+        _equal_ranks_only(scene)
+
+
+def _own_ranks(scene: Scene) -> None:
+    done = scene.play(ranks=scene.unequal, lora_alpha=8.0, rslora=True)[-1]
+    for peer in done.peers:
+        for layer, x in deployed(done.method, 2, done.state, peer, done.template)["adapter"].layers.items():
+            if x.rank not in (0, peer.rank):  # 0: all of it is in the base
+                raise Violation(f"layer {layer!r}: client {peer.id} has rank {peer.rank} and is sent rank {x.rank}")
+            if x.rank and x.scale != peer.scale_of(layer, peer.rank):
+                own = peer.scale_of(layer, peer.rank)
+                raise Violation(f"layer {layer!r}: client {peer.id} has scale {own:.6g} and is sent scale {x.scale:.6g}")
+
+
+def _equal_ranks_only(scene: Scene) -> None:
+    able = [n for n in list_methods() if method_class(n).hetero_rank]
+    if len(scene.method.population(scene.clients((2, 4)))) < 2:
+        return  # a baseline that pools its clients has one rank
+    demand_refusal(lambda: scene.play(ranks=(2, 4)), "a federation of ranks 2 and 4", *able)
+    method, peers = scene.served(), [Peer(0, 4), Peer(1, 4)]
+    updates = [ClientUpdate(p, 0.5, method.upload(random_adapter(r, seed=r))) for p, r in zip(peers, (4, 2), strict=True)]
+    state = method.init(toy_template(4), peers)
+    demand_refusal(lambda: method.aggregate(0, state, updates), "an aggregation of ranks 4 and 2")
+
+
+# --- without a server ----------------------------------------------------------------------------------------------------
+
+
+def _has_nodes(scene: Scene) -> str | None:
+    if len(scene.method.population(scene.clients(NODES))) < 2:
+        return "the clients are pooled into one"
+    return trains_only(scene)
+
+
+def _is_for_gossip(scene: Scene) -> str | None:
+    if not scene.method.decentralised and scene.method.coordinates != "base":
+        return "gossip is not claimed; the engine warns of it"
+    return _has_nodes(scene)
+
+
+@law("decentralised", silent=_is_for_gossip)
+def decentralised(scene: Scene) -> None:
+    """With the claim, nodes on a ring that do not train come together; a method that moves the base is refused."""
+    if scene.method.coordinates == "base":
+        if scene.method.decentralised:
+            raise Violation("a method that moves the base cannot claim to be decentralised: nodes would move it apart")
+        demand_refusal(lambda: _gossip(scene, topology.ring(4)), "gossip with a base that moves", "base")
+        return
+    apart = _gossip(scene, topology.metropolis(4, []))[-1]
+    mixed = _gossip(scene, topology.ring(4), rounds=apart.t + 1 + MIXINGS, start=apart.snapshot, train=False)
+    before, after = _spread(apart), _spread(mixed[-1])
+    if not after <= 1e-2 * before:
+        raise Violation(
+            f"nodes on a ring lie {before:.3g} apart (squared), and {after:.3g} after {MIXINGS} rounds of mixing alone: "
+            "aggregate must average positions; differences that are added to a node's own state never meet"
+        )
+
+
+def _gossips(scene: Scene) -> str | None:
+    return "gossip is refused" if scene.method.coordinates == "base" else _has_nodes(scene)
+
+
+@law("complete graph", silent=_gossips)
+def complete_graph(scene: Scene) -> None:
+    """On the complete graph every node computes what a server with uniform weights does."""
+    nodes = _gossip(scene, topology.complete(4))
+    options: dict[str, Any] = {"rounds": 2, "seed": scene.seed, "score": score, "debug": True}
+    server = list(federate(scene.fresh(), scene.clients(NODES), weights="uniform", **options))
+    for a, b in zip(nodes, server, strict=True):
+        for peer in b.peers:
+            demand_near(
+                dense(a.participant_model(peer)), dense(b.participant_model(peer)), f"node {peer.id} after round {b.t}", 1e-7
+            )
+
+
+def _gossip(scene: Scene, mixing: Any, *, rounds: int = 2, train: bool = True, **options: Any) -> list[Round]:
+    clients: list[Any] = scene.clients(NODES)
+    clients = clients if train else [_Idle(c) for c in clients]
+    with quiet():  # the engine warns of methods that do not claim it
+        run = gossip(scene.fresh(), clients, rounds=rounds, mixing=mixing, seed=scene.seed, score=score, debug=True, **options)
+        return list(run)
+
+
+def _spread(done: Round) -> float:
+    """The sum of squared distances of the nodes' models, or of their messages where the factors are what is agreed on."""
+    if done.method.coordinates == "product":
+        seen = [dense(deployed(done.method, done.t + 1, s, done.peers[0], done.template)) for s in done.state.values()]
+    else:
+        seen = [dict(tree.named_tensors(done.method.broadcast(done.t + 1, s, done.peers[0]))) for s in done.state.values()]
+    return sum(float((x[n].double() - seen[0][n].double()).square().sum()) for x in seen for n in seen[0])
+
+
+class _Idle:
+    """A client that returns what it is to start from."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def train(self, t: int, start: Adapter, **request: Any) -> TrainResult:
+        """No step."""
+        return replace(self._client.train(t, start, **{**request, "num_steps": 1, "lr_scale": 0.0}), adapter=start)
+
+
+# --- other claims --------------------------------------------------------------------------------------------------------
+
+
+@law("one shot")
+def one_shot(scene: Scene) -> None:
+    """With the claim adapters can be aggregated without training; without it that is refused by name."""
+    A = random_adapter(3, seed=scene.seed)
+    adapters = [tree.with_factors(random_adapter(3, seed=scene.seed + k), "A", tree.factors(A, "A")) for k in (1, 2)]
+    if not scene.method.one_shot:
+        name = type(scene.method).__name__
+        demand_refusal(lambda: aggregation.aggregate(adapters, method=scene.fresh()), "aggregation without training", name)
+        return
+    results = aggregation.aggregate(adapters, method=scene.fresh())
+    for k, x in enumerate(results):
+        tree.check_fits(x, adapters[k], f"result {k}", f"adapter {k}")
+
+
+@law("validation", silent=trains_only)
+def validation(scene: Scene) -> None:
+    """With the claim a run without scores is refused; without it scores change nothing."""
+    if scene.method.needs_validation:
+        demand_refusal(lambda: federate(scene.fresh(), scene.clients(), rounds=1), "a run without validation scores", "score")
+        return
+    done = scene.rounds[0]
+    scored = [replace(u, metrics={**u.metrics, "validation_loss": float(u.sender.id)}) for u in done.updates]
+    state = scene.served().aggregate(done.t, done.before, scored)
+    demand_same_bits(state, dict(done.state), "the state of a round whose uploads were scored: declare needs_validation")
+
+
+@law("personal")
+def personal(scene: Scene) -> None:
+    """With the claim participants run models of their own; without it `deploy` reads no client's memory."""
+    done = scene.rounds[-1]
+    for peer in done.peers:
+        own, common = (
+            deployed(done.method, done.t + 1, done.state, peer, done.template, memory)["adapter"]
+            for memory in (done.client_states.get(peer.id, {}), {})
+        )
+        same = wire.encode({"": own}) == wire.encode({"": common})
+        if same and scene.method.personal:
+            raise Violation(f"client {peer.id} runs with its memory what it runs without: drop the claim `personal`")
+        if not same and not scene.method.personal:
+            raise Violation(f"client {peer.id} runs another model with its memory than without: declare `personal`")
+
+
+@law("bytes")
+def bytes_as_declared(scene: Scene) -> None:
+    """What travels is what `traffic` declares: the encoded bytes of each message, without its header, are 8 per number."""
+    for done in scene.rounds:
+        for update in done.updates:
+            declared = _Sizes(*done.method.traffic(done.t, done.template, update.sender, done.peers))
+            down = done.method.broadcast(done.t, done.before, update.sender)
+            found = _Sizes(_numbers(down), _numbers(update.content))
+            if found != declared:
+                raise Violation(f"round {done.t}, client {update.sender.id}: declared {declared}; {found} travel")
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    down: int
+    up: int
+
+    def __str__(self) -> str:
+        return f"{self.down} numbers down and {self.up} up"
+
+
+def _numbers(message: Message) -> int:
+    """The float64 numbers that an encoded message has room for behind its header."""
+    data = wire.encode(message)
+    return (len(data) - 8 - int.from_bytes(data[:8], "little")) // 8
