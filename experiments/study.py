@@ -158,6 +158,7 @@ def _missing(study: Study) -> list[Job]:
     chosen = {v: study.chosen(v) for v in study.text["variants"]}
     tuning = [job for v, value in chosen.items() if value is None for job in study.tuning(v)]
     main = [job for v, value in chosen.items() if value is not None for job in study.main(v, value)]
+    main.sort(key=lambda job: study.text["seeds"].index(job.seed))  # a study that is cut short has whole seeds
     return [job for job in tuning + main if not job.done]
 
 
