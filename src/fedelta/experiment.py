@@ -173,39 +173,22 @@ def play(
     debug: bool = False,
 ) -> Iterator[Round]:
     """The rounds of a run, with a server or on the config's graph."""
-    federation, seed = experiment.config.federation, experiment.config.seed
+    federation = experiment.config.federation
+    given = (experiment.method, clients, experiment.template)
+    options: dict[str, Any] = {
+        "rounds": rounds,
+        "weights": federation.weights,
+        "quorum": federation.quorum,
+        "seed": experiment.config.seed,
+        "score": score,
+        "start": start,
+        "debug": debug,
+        "engine": federation.engine,
+        "token_budget": federation.token_budget,
+    }
     if experiment.mixing is not None:
-        return gossip(
-            experiment.method,
-            clients,
-            experiment.template,
-            rounds=rounds,
-            mixing=experiment.mixing,
-            weights=federation.weights,
-            link_drop=federation.link_drop,
-            quorum=federation.quorum,
-            seed=seed,
-            score=score,
-            start=start,
-            debug=debug,
-            engine=federation.engine,
-            token_budget=federation.token_budget,
-        )
-    return federate(
-        experiment.method,
-        clients,
-        experiment.template,
-        rounds=rounds,
-        cohort=sampling.uniform(federation.participation),
-        weights=federation.weights,
-        quorum=federation.quorum,
-        seed=seed,
-        score=score,
-        start=start,
-        debug=debug,
-        engine=federation.engine,
-        token_budget=federation.token_budget,
-    )
+        return gossip(*given, mixing=experiment.mixing, link_drop=federation.link_drop, **options)
+    return federate(*given, cohort=sampling.uniform(federation.participation), **options)
 
 
 def load_adapted(config: RunConfig, task: Task) -> tuple[PeftAdaptedModel, Any]:
