@@ -38,11 +38,11 @@ def without_times(records: Any) -> list[Config]:
 
 
 def test_what_was_chosen_is_written_down_and_kept(tiny_config: Config, tmp_path: Path):
-    fedelta.run(tiny_config, {"output": str(tmp_path / "run")})
+    fedelta.run(tiny_config, {"output": str(tmp_path / "run"), "federation.engine": "auto", "model.gemm": "auto"})
     chosen = RunFolder(tmp_path / "run").config()
     assert chosen.model.gemm in ("default", "onednn")
     assert (chosen.federation.engine, chosen.federation.token_budget) == ("batched", 2048)
-    overrides = {"output": str(tmp_path / "run"), "federation.rounds": 3}
+    overrides = {"output": str(tmp_path / "run"), "federation.rounds": 3, "federation.engine": "auto", "model.gemm": "auto"}
     fedelta.run(tiny_config, overrides, resume=tmp_path / "run")
     again = RunFolder(tmp_path / "run").config()
     assert (again.federation.engine, again.federation.rounds) == ("batched", 3)

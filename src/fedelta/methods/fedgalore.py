@@ -35,7 +35,8 @@ from fedelta.tree import Adapter, BaseDelta, Message
 class FedGaLore(Method):
     """GaLore at the clients, a mean in full space, and second moments of which the shared signal is kept.
 
-    Algorithm, for a weight W (o, i) with o > i; for o < i with P on the left and A trained:
+    Algorithm:
+        layer           a weight W (o, i) with o > i; for o < i with P on the left and A trained
         init            Q (i, r), orthonormal, drawn from the seed; no moments nu
         client k        brings its base W up to date; C_k = 0, mu = 0, nu as received, or 0 in the first round; K steps of Adam
                         on C_k and the head in  W + scale C_k Q^T;   v_k: its second moments after them
