@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")  # before pyplot: there may be no screen
 
 from matplotlib import pyplot
-from study import Job, Study
+from study import Job, Study, at
 
 from fedelta.report import COLOURS
 
@@ -53,13 +53,6 @@ def _line(panel: Any, jobs: Sequence[Job], key: str, label: str, colour: str) ->
     columns = [[s[t] for s in series] for t in rounds]
     panel.plot(rounds, [statistics.fmean(c) for c in columns], color=colour, label=label)
     panel.fill_between(rounds, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.2, linewidth=0)
-
-
-def at(record: Any, key: str) -> float | None:
-    """The number under a dotted key; None where there is none."""
-    for part in key.split("."):
-        record = record.get(part) if isinstance(record, dict) else None
-    return record
 
 
 def main() -> None:

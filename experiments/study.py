@@ -2,6 +2,7 @@
 
     python experiments/study.py experiments/rank_collapse/study.yaml            # runs what is missing, then writes the tables
     python experiments/study.py experiments/rank_collapse/study.yaml --table    # only the tables of what is there
+    python experiments/study.py experiments/decentralised/study.yaml --table diagnostics.cross_term_norm
 
 A study file has
 
@@ -117,9 +118,11 @@ class Job:
     def validation(self) -> float:
         return self.folder.records()[-1]["validation"][self.study.metric]
 
-    @property
-    def test(self) -> float:
-        return self.folder.records()[-1]["test"][self.study.metric]
+    def final(self, key: str) -> float:
+        """The number under a dotted key of the last record."""
+        found = at(self.folder.records()[-1], key)
+        assert found is not None, f"{self.folder.path} has no {key}"
+        return found
 
     def run(self) -> None:
         """Runs it to its end, from its last checkpoint if there is one."""
@@ -171,24 +174,31 @@ def _try(job: Job) -> bool:
         return True
 
 
-def tables(study: Study) -> str:
-    """Every finished run into results.csv; the summary as Markdown."""
+def at(record: Any, key: str) -> float | None:
+    """The number under a dotted key; None where there is none."""
+    for part in key.split("."):
+        record = record.get(part) if isinstance(record, dict) else None
+    return record
+
+
+def tables(study: Study, key: str) -> str:
+    """Every finished run into a CSV file; the summary of one number as Markdown."""
     variants = study.text["variants"]
     chosen = {v: value for v in variants if (value := study.chosen(v)) is not None}
     jobs = [job for v, value in chosen.items() for job in study.main(v, value) if job.done]
-    with (study.folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
+    with (study.folder / f"{key.split('.')[-1]}.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["setting", "variant", study.text["tune"]["key"], "seed", "validation", "test", "bytes"])
-        rows.writerows([j.setting, j.variant, j.value, j.seed, j.validation, j.test, _bytes(j)] for j in jobs)
-    return "\n".join(line for setting in study.settings for line in _table(study, setting, chosen, jobs))
+        rows.writerow(["setting", "variant", study.text["tune"]["key"], "seed", "validation", key, "bytes"])
+        rows.writerows([j.setting, j.variant, j.value, j.seed, j.validation, j.final(key), _bytes(j)] for j in jobs)
+    return "\n".join(line for setting in study.settings for line in _table(study, setting, chosen, jobs, key))
 
 
-def _table(study: Study, setting: str, chosen: Mapping[str, float], jobs: Sequence[Job]) -> Iterator[str]:
+def _table(study: Study, setting: str, chosen: Mapping[str, float], jobs: Sequence[Job], key: str) -> Iterator[str]:
     reference = study.text["reference"]
-    scores = {v: {j.seed: j.test for j in jobs if (j.setting, j.variant) == (setting, v)} for v in chosen}
-    yield f"\n{setting}: test {study.metric}, mean and standard deviation over seeds; difference to {reference} by seed,"
+    scores = {v: {j.seed: j.final(key) for j in jobs if (j.setting, j.variant) == (setting, v)} for v in chosen}
+    yield f"\n{setting}: {key}, mean and standard deviation over seeds; difference to {reference} by seed,"
     yield "with its 95% t-interval\n"
-    yield f"| variant | {study.text['tune']['key']} | seeds | test | difference | MiB sent |"
+    yield f"| variant | {study.text['tune']['key']} | seeds | mean | difference | MiB sent |"
     yield "|---|---|---|---|---|---|"
     for v, found in scores.items():
         if not found:
@@ -219,13 +229,13 @@ def _bytes(job: Job) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("study", type=Path)
-    parser.add_argument("--table", action="store_true", help="write the tables of what is there, run nothing")
+    parser.add_argument("--table", nargs="?", const="", metavar="KEY", help="write the tables of what is there, run nothing")
     arguments = parser.parse_args()
     study = Study.read(arguments.study)
-    if not arguments.table:
+    if arguments.table is None:
         with suppress(KeyboardInterrupt):
             work(study)
-    print(tables(study))
+    print(tables(study, arguments.table or f"test.{study.metric}"))
 
 
 if __name__ == "__main__":
