@@ -66,6 +66,8 @@ def choose(engine: Engine, clients: Iterable[Client], token_budget: int | None =
         raise ValueError(f"no engine is called {engine!r}; there are auto, sequential, batched")
     if token_budget is not None and token_budget < 1:
         raise ValueError(f"token_budget must be at least 1, got {token_budget}")
+    if engine == "sequential":
+        return Choice(engine, token_budget or CPU_TOKENS)  # nobody needs to be asked whether a pass can be shared
     clients = list(clients)
     first: Any = clients[0]
     able = not any(map(_refusal, clients))
