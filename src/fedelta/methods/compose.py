@@ -32,7 +32,7 @@ class Compose(Composite):
     that averages factors; over one that factorises the product anew, or moves the base, they are refused.
 
     Args:
-        local: rules of clients: fedprox, scaffold, fednova; one, or several.
+        local: rules of clients: fedprox, scaffold, fednova, fedzmg; one, or several.
         server: the method in the middle.
         optimizer: of the server: fedavgm, fedadam, fedyogi, fedadagrad.
     """
