@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedelta import tree
 from fedelta.engines.local import federate
-from fedelta.methods import Compose, FedZMG, Scaffold, get_method
+from fedelta.methods import Compose, FedProx, FedZMG, Scaffold, get_method
 from fedelta.methods.fedzmg import centred
 from fedelta.models.toy import random_adapter, toy_federation, toy_template
 
@@ -75,7 +75,7 @@ def test_at_rank_one_B_still_trains_drift_ZMG_2() -> None:
 @pytest.mark.parametrize(
     ("local", "server", "ranks"), [([FedZMG(), Scaffold()], "fedavg", (3, 3)), ([FedZMG()], "flexlora", (2, 4))]
 )
-def test_it_goes_last_so_that_all_steps_are_centred(local: Any, server: str, ranks: tuple[int, ...]) -> None:
+def test_all_steps_are_centred(local: Any, server: str, ranks: tuple[int, ...]) -> None:
     method = Compose(local=local, server=server)
     for done in federate(method, toy_federation(ranks), rounds=3, debug=True):
         for update in done.updates:
@@ -84,6 +84,11 @@ def test_it_goes_last_so_that_all_steps_are_centred(local: Any, server: str, ran
             assert float((x.A - start.A).mean(1).abs().max()) < 1e-14
             assert float((x.B - start.B).mean(0).abs().max()) < 1e-14
             assert not torch.equal(x.B, start.B)
+
+
+def test_it_goes_last_so_that_others_see_raw_gradients() -> None:
+    method = Compose(local=[FedZMG(), Scaffold(), FedProx()])
+    assert [type(rule) for rule in method.parts.local] == [FedProx, Scaffold, FedZMG]
 
 
 def test_it_gossips_with_a_method_that_does() -> None:

@@ -30,7 +30,7 @@ class FedZMG(LocalRule):
     depends on how dW is factorised, and at rank 1 deletes the gradient of B. The other axis, our choice, is the same for all
     factorisations of one dW: there B and A get what centring the columns or rows of the gradient of dW gives.
 
-    It goes last among the rules, so that what other rules add to a gradient is centred too.
+    It goes last among the rules: control variates are then of gradients as they are, and what rules add is centred too.
 
     Args:
         axis: "auto" for our choice; "output" for the published rule at every tensor, B too.
