@@ -57,6 +57,10 @@ class Model(Section):
     gemm: Literal["auto", "default", "onednn", "bf16"] = Field(
         default="default", description="products with frozen weights on a CPU; bf16 has a relative error of about 3e-3"
     )
+    compact: bool = Field(
+        True,
+        description="computes no padding, and in the last layer only what the head reads; the same answers but for rounding",
+    )
 
 
 class RankChoice(Section):
