@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import fedelta
 from fedelta import topology, tree
@@ -24,6 +24,7 @@ from fedelta.optim import SGD, AdamW
 from fedelta.tasks import ChoiceByLikelihood, Instruction
 from fedelta.tasks.task import IGNORED
 
+SMALL_BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 HYPER = {"replication": {"low_rank": 1}}
 EXACT = 1e-9
 
@@ -226,6 +227,23 @@ class NormedHead(nn.Module):
         return self.decoder(self.norm(hidden))
 
 
+class ScaledHead(nn.Module):
+    """A head with a tensor of its own around a module with others."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.decoder = nn.Parameter(torch.ones(16)), nn.Linear(16, 3)
+
+    def forward(self, hidden):
+        return self.decoder(hidden * self.scale)
+
+
+class BertWithScaledHead(BertForSequenceClassification):
+    def __init__(self, config):
+        super().__init__(config)
+        self.classifier = ScaledHead()
+
+
 class LlamaWithNormedHead(LlamaForCausalLM):
     def __init__(self, config):
         super().__init__(config)
@@ -344,6 +362,14 @@ def test_what_cannot_share_a_pass_trains_alone_and_is_said_once(caplog):
     ]
 
 
+def test_a_trained_module_inside_another_trains_alone(bert, setting, passes, caplog):
+    build = lambda: BertWithScaledHead(BertConfig(**SMALL_BERT))  # noqa: E731
+    nested = setting(replace(bert, build=build), sizes=(4, 4, 4, 4), training=Training(batch_size=4, learning_rate=0.005))
+    assert_same(run(nested, "batched", rounds=1), run(nested, "sequential", rounds=1), 0)
+    assert "a trained module with tensors of its own holds another" in caplog.text
+    assert not passes
+
+
 def test_inputs_that_do_not_join_train_alone(bert, setting, caplog):
     def loss(module, batch):
         return bert.loss(module, {n: v for n, v in batch.items() if n != "attention_mask"})
@@ -373,6 +399,20 @@ def test_a_method_may_ask_for_gradients_and_train_twice(bert, setting, passes):
 )
 def test_groups_stay_within_the_budget(sizes, groups):
     assert packed(sizes, 30) == groups
+
+
+def test_no_batch_is_made_twice(bert, setting):
+    def noted(collate, seen, examples):
+        seen.append([e["input_ids"] for e in examples])
+        return collate(examples)
+
+    made = {"batched": [], "sequential": []}
+    for engine, seen in made.items():
+        clients = setting(bert).clients()
+        for c in clients:
+            c.collate = partial(noted, c.collate, seen)
+        list(federate(get_method("flexlora"), clients, rounds=2, engine=engine, token_budget=30))
+    assert sorted(made["batched"]) == sorted(made["sequential"])
 
 
 def test_clients_of_like_length_share_a_pass(bert, setting):

@@ -26,7 +26,10 @@ def refusal(model: Any) -> str | None:
         return "the base model's own dropout draws from one generator for all clients"
     if model.layout.embeddings:
         return f"the adapted layer {min(model.layout.embeddings)!r} is an Embedding"
-    taken = (*model.adapted_layers.values(), *(holder for holder, _ in model.head_tensors()))
+    heads = [holder for holder, _ in model.head_tensors()]
+    if any(inner in heads for outer in heads for inner in outer.modules() if inner is not outer):
+        return "a trained module with tensors of its own holds another"
+    taken = (*model.adapted_layers.values(), *heads)
     if any("forward" in vars(layer) for layer in taken):
         return "another library runs the adapted layers"
     return None
