@@ -139,7 +139,7 @@ class Batched:
             reason = _refusal(client) or _refusal_of(request)
             if reason is None:
                 assert isinstance(client, LocalClient)  # as `_refusal` says
-                first = next(client.batches(request.t))
+                first = client.first_batch(request.t)
                 key = (id(client.model), 0 if request.base is None else request.base.version)
                 shared.setdefault(key, []).append((length(first), k, tokens(first)))
             else:
