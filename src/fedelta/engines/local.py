@@ -36,7 +36,7 @@ def federate(
     score: Score | None = None,
     start: Snapshot | None = None,
     debug: bool = False,
-    engine: Engine = "sequential",
+    engine: Engine = "auto",
     token_budget: int | None = None,
 ) -> Iterator[Round]:
     """Runs a method with a server; yields each round as it ends.
@@ -94,7 +94,7 @@ def gossip(
     score: Score | None = None,
     start: Snapshot | None = None,
     debug: bool = False,
-    engine: Engine = "sequential",
+    engine: Engine = "auto",
     token_budget: int | None = None,
 ) -> Iterator[Round]:
     """Runs a method without a server: each node trains, sends to its neighbours, and aggregates with its row of W.

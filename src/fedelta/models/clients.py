@@ -36,7 +36,7 @@ def hf_clients(
     seed: int = 0,
     device: str | torch.device = "auto",
     base_dropout: bool = False,
-    gemm: Backend | Literal["auto"] = "default",
+    gemm: Backend | Literal["auto"] = "auto",
     compact: bool = True,
     **training: Any,
 ) -> list[LocalClient]:

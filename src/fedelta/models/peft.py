@@ -75,7 +75,7 @@ class PeftAdaptedModel:
         *,
         base_delta: Literal["auto", "weight", "hook"] = "auto",
         base_dropout: bool = False,
-        gemm: Backend | Literal["auto"] = "default",
+        gemm: Backend | Literal["auto"] = "auto",
         compact: bool = True,
     ) -> None:
         self.gemm: Backend = resolve(gemm)
@@ -147,6 +147,11 @@ class PeftAdaptedModel:
         if self.device.type == "cpu":
             return dropout
         return torch.Generator(self.device).manual_seed(_draw_seed(dropout))
+
+    @property
+    def skips_padding(self) -> bool:
+        """Whether padding is left out of the layers."""
+        return self._compact is not None and self._compact.padding
 
     @property
     def adapted_layers(self) -> Mapping[str, nn.Module]:
