@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedelta.optim import WarmAdam
+from fedelta import optim
+from fedelta.optim import AdamW, WarmAdam
 
 
 def gradients(count: int = 5) -> list[Tensor]:
@@ -78,3 +79,19 @@ def test_a_parameter_without_a_gradient_stays() -> None:
     assert torch.equal(params["idle"], torch.ones(3))
     assert torch.equal(adam.estimates(state)["idle"], torch.full((3,), 2.0))
     assert params["w"].tolist() == pytest.approx([0.9, 0.9])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_adamw_is_torchs(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused kernel, which CUDA gets, is there for a CPU too."""
+    monkeypatch.setattr(optim, "fuses", lambda param: fused)
+    expected = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
+    theirs = torch.optim.AdamW([expected], lr=0.1, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.3, foreach=True)
+    ours, params = AdamW(betas=(0.8, 0.95), eps=1e-4, weight_decay=0.3), {"w": torch.zeros(4, 3, dtype=torch.float64)}
+    state = ours.init(params)
+    for grad in gradients():
+        expected.grad = grad.clone()
+        theirs.step()
+        ours.update(params, {"w": grad}, state, 0.1)
+    torch.testing.assert_close(params["w"], expected.detach(), rtol=1e-13 if fused else 0, atol=0)
+    assert float(state["step"]["w"]) == 5

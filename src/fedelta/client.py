@@ -205,7 +205,7 @@ class LocalClient:
             order: list[int] = torch.randperm(len(self.examples), generator=generator).tolist()
             for at in range(0, len(order), self.training.batch_size):
                 batch = self.collate([self.examples[k] for k in order[at : at + self.training.batch_size]])
-                yield {k: v.to(self.model.device) for k, v in batch.items()}
+                yield moved(batch, self.model.device)
 
     def _load(self, start: Adapter, base: BaseDelta | None, trainable: Trainable | None) -> dict[str, Tensor]:
         """Loads the model and returns the tensors that train, by their flat name."""
@@ -225,6 +225,13 @@ class LocalClient:
         found = torch.autograd.grad(objective, list(params.values()), allow_unused=True)
         grads = cast("tuple[Tensor | None, ...]", found)  # None for a tensor that the loss does not reach
         return loss.detach(), {n: g for n, g in zip(params, grads, strict=True) if g is not None}
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device. To CUDA it goes from pinned memory and nobody waits: it is made while the step before it still runs."""
+    if device.type != "cuda":
+        return {name: value.to(device) for name, value in batch.items()}
+    return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
 
 
 class Session:
@@ -272,7 +279,13 @@ class Session:
         """
         copies = {n: p.detach().to("cpu", copy=True) for n, p in trained.items()}
         adapter = tree.with_parameters(self.request.start, copies)
-        return TrainResult(adapter, len(self.losses), self._mean_loss(), self.learning_rate, self.state)
+        return TrainResult(adapter, len(self.losses), self._mean_loss(), self.learning_rate, self._given_back())
+
+    def _given_back(self) -> OptimizerState:
+        """The optimiser's state, on the CPU where a method brought the optimiser: it may compute with the moments."""
+        if self.request.optimizer is None:
+            return self.state
+        return {slot: {n: x.cpu() for n, x in tensors.items()} for slot, tensors in self.state.items()}
 
     def _mean_loss(self) -> float:
         values: list[float] = torch.stack(self.losses).tolist()

@@ -2,6 +2,7 @@
 
 `update` writes into the parameters and the state that it is given, which belong to one call of a client's training; it keeps
 nothing. The arithmetic is torch's own functional form, so a step costs what torch.optim's costs and gives the same bits.
+On CUDA AdamW is one fused kernel for all tensors, which agrees with the step on a CPU to rounding.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ class AdamW:
         return {
             "first_moment": {n: torch.zeros_like(p) for n, p in params.items()},
             "second_moment": {n: torch.zeros_like(p) for n, p in params.items()},
-            "step": {n: torch.zeros((), dtype=torch.float32) for n in params},
+            "step": {n: torch.zeros((), dtype=torch.float32, device=p.device if fuses(p) else "cpu") for n, p in params.items()},
         }
 
     def update(self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float) -> None:
         names = list(grads)
+        fused = any(fuses(params[n]) for n in names)  # all are on one device
         adamw(
             [params[n] for n in names],
             [grads[n] for n in names],
@@ -67,7 +69,8 @@ class AdamW:
             [state["second_moment"][n] for n in names],
             [],
             [state["step"][n] for n in names],
-            foreach=True,
+            foreach=not fused,
+            fused=fused,
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
@@ -76,6 +79,11 @@ class AdamW:
             eps=self.eps,
             maximize=False,
         )
+
+
+def fuses(param: Tensor) -> bool:
+    """Whether AdamW's step of a tensor is a fused kernel, whose counter must lie beside the tensor."""
+    return param.is_cuda
 
 
 @dataclass(frozen=True, kw_only=True)
