@@ -84,7 +84,7 @@ def test_a_parameter_without_a_gradient_stays() -> None:
 @pytest.mark.parametrize("fused", [False, True])
 def test_adamw_is_torchs(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused kernel, which CUDA gets, is there for a CPU too."""
-    monkeypatch.setattr(optim, "fuses", lambda param: fused)
+    monkeypatch.setattr(optim, "steps_fused", lambda param: fused)
     expected = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
     theirs = torch.optim.AdamW([expected], lr=0.1, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.3, foreach=True)
     ours, params = AdamW(betas=(0.8, 0.95), eps=1e-4, weight_decay=0.3), {"w": torch.zeros(4, 3, dtype=torch.float64)}

@@ -228,7 +228,7 @@ class LocalClient:
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch on a device. To CUDA it goes from pinned memory and nobody waits: it is made while the step before it still runs."""
+    """A batch on a device. CUDA copies it from pinned memory while the step before it still runs; nobody waits."""
     if device.type != "cuda":
         return {name: value.to(device) for name, value in batch.items()}
     return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}

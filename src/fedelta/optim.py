@@ -56,12 +56,14 @@ class AdamW:
         return {
             "first_moment": {n: torch.zeros_like(p) for n, p in params.items()},
             "second_moment": {n: torch.zeros_like(p) for n, p in params.items()},
-            "step": {n: torch.zeros((), dtype=torch.float32, device=p.device if fuses(p) else "cpu") for n, p in params.items()},
+            "step": {
+                n: torch.zeros((), dtype=torch.float32, device=p.device if steps_fused(p) else "cpu") for n, p in params.items()
+            },
         }
 
     def update(self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float) -> None:
         names = list(grads)
-        fused = any(fuses(params[n]) for n in names)  # all are on one device
+        fused = any(steps_fused(params[n]) for n in names)  # all are on one device
         adamw(
             [params[n] for n in names],
             [grads[n] for n in names],
@@ -81,7 +83,7 @@ class AdamW:
         )
 
 
-def fuses(param: Tensor) -> bool:
+def steps_fused(param: Tensor) -> bool:
     """Whether AdamW's step of a tensor is a fused kernel, whose counter must lie beside the tensor."""
     return param.is_cuda
 

@@ -109,8 +109,8 @@ def test_float32_agrees_to_its_own_precision(bert, setting):
     assert_same(run(clients, "batched"), run(clients, "sequential"), 1e-5)
 
 
-def test_a_half_precision_base_agrees_to_its_precision(llama, setting, passes):
-    clients = setting(llama, dtype=torch.bfloat16)
+def test_a_half_precision_base_agrees_to_its_precision(family, setting, passes):
+    clients = setting(family, dtype=torch.bfloat16)
     one, other = (run(clients, engine, rounds=1)[0].updates for engine in ("batched", "sequential"))
     assert passes
     for u, v in zip(one, other, strict=True):

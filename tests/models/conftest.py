@@ -106,6 +106,11 @@ def conv1d() -> Case:
     return CASES["conv1d"]
 
 
+@pytest.fixture(name="llama")
+def llama_case() -> Case:
+    return CASES["llama"]
+
+
 @pytest.fixture
 def embedding() -> Case:
     return CASES["embedding"]

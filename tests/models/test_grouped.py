@@ -78,6 +78,20 @@ def test_it_works_under_gradient_checkpointing():
         assert torch.equal(found, right)
 
 
+def test_factors_wider_than_the_rows_work_in_the_dtype_of_the_rows():
+    x, *rest = case(EVEN)
+    exact = torch.autograd.grad(
+        GroupedLoRA.apply(x, *rest[:3], None, EVEN.of(len(x)), *rest[3:], "default").sum(), [x, *rest[:2]]
+    )
+    A, B, s = (t.detach().float().requires_grad_(t.requires_grad) for t in rest[:3])
+    half = x.detach().bfloat16().requires_grad_()
+    y = GroupedLoRA.apply(half, A, B, s, None, EVEN.of(len(x)), *(t.bfloat16() for t in rest[3:]), "default")
+    found = torch.autograd.grad(y.sum(), [half, A, B])
+    assert [t.dtype for t in (y, *found)] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+    for one, other in zip(found, exact, strict=True):
+        assert (one - other).norm() < 0.02 * other.norm()
+
+
 @pytest.mark.parametrize("count", [7, 0, 3])
 def test_rows_that_cannot_be_told_apart_are_refused(count):
     with pytest.raises(ValueError, match=f"a layer sees {count} rows of 6 sequences: the model mixes or drops rows"):

@@ -162,6 +162,27 @@ def test_a_half_precision_base_trains_a_float32_adapter(linear):
     assert {t.dtype for t in tree.parameters(adapted.live()).values()} == {torch.float32}
 
 
+def test_a_head_trains_in_float32_on_a_half_precision_base(linear, randomised, logits, ids):
+    model = linear.model().to(torch.bfloat16)
+    adapted = PeftAdaptedModel(model, linear.lora())
+    template = adapted.initial(linear.peer(2))
+    assert {t.dtype for t in template.dense.values()} == {torch.float32}
+    assert logits(adapted.module, ids).dtype == torch.float32
+    adapted.load(randomised(template))
+    found = logits(adapted.module, ids)
+    whole = linear.adapted()
+    whole.load(randomised(whole.initial(linear.peer(2))))
+    assert (found - logits(whole.module, ids)).norm() < 0.02 * found.norm()
+    adapted.unload()
+    assert logits(model, ids).dtype == torch.bfloat16
+
+
+def test_a_module_inside_a_half_precision_body_goes_on_in_its_dtype(llama, logits, ids):
+    adapted = PeftAdaptedModel(llama.model().to(torch.bfloat16), llama.lora(modules_to_save=["norm"]))
+    assert {t.dtype for t in tree.parameters(adapted.live()).values()} == {torch.float32}
+    assert logits(adapted.module, ids).dtype == torch.bfloat16
+
+
 def test_a_layout_in_memory_does_not_change_the_bits(linear, randomised, logits, ids):
     """Slices of a template, transposes out of a factorisation and tensors off the wire are the same numbers."""
     adapted = linear.adapted()

@@ -43,10 +43,11 @@ class CohortLayer:
     def __call__(self, x: Tensor) -> Tensor:
         A, B, scales = self.clients.adapted(self.name)
         rows, backend, packing = self.clients.rows, self.clients.backend, packing_of(x)
-        flat = x.reshape(-1, x.shape[-1]).to(A.dtype)
+        fused = fuses(self.base, x.dtype)
+        flat = x.reshape(-1, x.shape[-1]).to(x.dtype if fused else A.dtype)
         counts = packing.counts(rows.counts) if packing else rows.of(len(flat))
         keep = self._keep(flat, packing) if self.p else None
-        if x.dtype == A.dtype and fuses(self.base, A.dtype):
+        if fused:
             y = GroupedLoRA.apply(flat, A, B, scales, keep, counts, as_rows(self.base), self.base.bias, backend)
             return cast("Tensor", y).view(*x.shape[:-1], -1)
         y = self.base(x)

@@ -106,7 +106,8 @@ class GroupedLoRA(torch.autograd.Function):
         y  = x W^T + b + s z B^T
         dz = s g B     dB = s g^T z     dA = dz^T (D x)     dx = g W + D (dz A)
 
-    Only x (or D x), z and D are kept for the way back. Without W the frozen part is left out.
+    Only x (or D x), z and D are kept for the way back. Without W the frozen part is left out. All products are formed in the
+    dtype of x: factors that train in float32 are rounded to it on their way in, and their gradients are float32.
 
     Args:
         x: (N, i), client by client.
@@ -132,8 +133,8 @@ class GroupedLoRA(torch.autograd.Function):
         backend: Backend,
     ) -> Tensor:
         kept = x if keep is None else x * keep
-        scaled = (B * scales[:, None, None]).mT
-        z = times(kept, A.mT, counts)
+        scaled = (B * scales[:, None, None]).to(x.dtype).mT
+        z = times(kept, A.to(x.dtype).mT, counts)
         ctx.save_for_backward(kept, z, A, B, scales, keep, weight)
         ctx.counts, ctx.backend = counts, backend
         if weight is None:
@@ -145,10 +146,10 @@ class GroupedLoRA(torch.autograd.Function):
         kept, z, A, B, scales, keep, weight = ctx.saved_tensors
         counts, g, s = ctx.counts, grads[0].contiguous(), scales[:, None, None]
         need_x, need_A, need_B = ctx.needs_input_grad[:3]
-        dz = times(g, B * s, counts) if need_x or need_A else None
+        dz = times(g, (B * s).to(g.dtype), counts) if need_x or need_A else None
         dB = outer(g, z, counts) * s if need_B else None
-        dA = outer(dz, kept, counts) if need_A and dz is not None else None
-        dx = _back(g, dz, A, keep, counts, weight, ctx.backend) if need_x and dz is not None else None
+        dA = outer(dz, kept, counts).to(A.dtype) if need_A and dz is not None else None
+        dx = _back(g, dz, A.to(g.dtype), keep, counts, weight, ctx.backend) if need_x and dz is not None else None
         return dx, dA, dB, None, None, None, None, None, None
 
 

@@ -30,6 +30,7 @@ from fedelta.models.dropout import SeededDropout
 from fedelta.models.fingerprint import fingerprint
 from fedelta.models.frozen_gemm import Backend, install, resolve, uninstall
 from fedelta.models.lora_options import check_training_options
+from fedelta.models.wide_heads import bridge
 from fedelta.tree import Adapter, BaseDelta
 
 SLOT = "default"
@@ -97,8 +98,11 @@ class PeftAdaptedModel:
         embeddings = frozenset(n for n, b in bases.items() if isinstance(b, nn.Embedding))
         saved = sorted(n for n, m in self.module.named_modules() if isinstance(m, ModulesToSaveWrapper))
         self.layout = Layout(_written(self._peft.peft_config[SLOT], lora_config, saved), embeddings)
+        for head in _trained_modules(self.module):
+            head.to(self.dtype)
         self._first_heads = {n: getattr(m, a).detach().cpu().clone() for n, (m, a) in self._heads.items()}
         self._live = self._read()
+        self._bridges = bridge(self.module, _trained_modules(self.module), self._base_dtype)
         install(self.module, self.gemm)
         self._compact = compacted(self.module) if compact and not base_dropout else None
 
@@ -109,8 +113,11 @@ class PeftAdaptedModel:
     @property
     def dtype(self) -> torch.dtype:
         """Of the trained tensors: float32, or float64 under a float64 base. Half precision loses small steps."""
-        floating = (p.dtype for p in self.module.parameters() if p.is_floating_point())
-        return wide(next(floating, torch.float32))
+        return wide(self._base_dtype)
+
+    @property
+    def _base_dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
 
     def load(self, adapter: Adapter, base: BaseDelta | None = None) -> None:
         """Takes over copies of the adapter's values, of any rank and scale, and brings the base to `base`.
@@ -182,6 +189,10 @@ class PeftAdaptedModel:
         uninstall(self.module)
         if self._compact is not None:
             self._compact.remove()
+        for handle in self._bridges:
+            handle.remove()
+        for head in _trained_modules(self.module):
+            head.to(self._base_dtype)
         self._peft.unload()
 
     def _initial_layer(self, name: str, peer: Peer, seed: int) -> LoRA:
@@ -228,6 +239,12 @@ def _heads(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
             for key, _ in trained.named_parameters():
                 holder, _, attribute = key.rpartition(".")
                 yield f"{name}.{key}", (trained.get_submodule(holder), attribute)
+
+
+def _trained_modules(module: nn.Module) -> list[nn.Module]:
+    """The modules_to_save that hold tensors."""
+    wrappers = (m for m in module.modules() if isinstance(m, ModulesToSaveWrapper))
+    return [w.modules_to_save[SLOT] for w in wrappers if any(True for _ in w.modules_to_save[SLOT].parameters())]
 
 
 def _seeded_dropout(layer: Any) -> Iterator[SeededDropout]:

@@ -1,0 +1,47 @@
+"""Modules that train in float32 inside a model of half precision: steps are small, and half precision would lose them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def bridge(model: nn.Module, heads: Iterable[nn.Module], dtype: torch.dtype) -> list[RemovableHandle]:
+    """Lets modules of a wider dtype than the model's work in it; where all are of one dtype nothing is changed.
+
+    A head takes its inputs in its own dtype. What it returns stays so, since logits are to keep their digits; inside the
+    model's body it goes on in the body's dtype.
+
+    Args:
+        model: what a task calls.
+        heads: modules whose tensors train.
+        dtype: of the model's frozen weights.
+
+    Returns:
+        Handles that take the hooks out again.
+    """
+    if dtype.itemsize >= torch.float32.itemsize:
+        return []
+    body: nn.Module = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    within = set(body.modules())
+    handles = list[RemovableHandle]()
+    for head in heads:
+        handles.append(head.register_forward_pre_hook(_widen, with_kwargs=True))
+        if head in within:
+            handles.append(head.register_forward_hook(lambda _, __, output: _cast(output, dtype)))
+    return handles
+
+
+def _widen(head: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Inputs:
+    dtype = next(head.parameters()).dtype
+    return tuple(_cast(x, dtype) for x in args), {name: _cast(x, dtype) for name, x in options.items()}
+
+
+def _cast(x: Any, dtype: torch.dtype) -> Any:
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
