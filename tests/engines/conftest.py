@@ -173,6 +173,11 @@ def family(request: pytest.FixtureRequest) -> Family:
     return FAMILIES[request.param]
 
 
+@pytest.fixture(scope="session")
+def families() -> Mapping[str, Family]:
+    return FAMILIES
+
+
 @pytest.fixture
 def bert() -> Family:
     return FAMILIES["bert"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedelta import tree
 from fedelta.client import Batch
+from fedelta.models.checkpointing import recompute
 from fedelta.models.cohort_layers import CohortHead, CohortLayer
 from fedelta.models.frozen_gemm import Backend
 from fedelta.models.grouped import Rows
@@ -78,9 +79,11 @@ class Cohort:
             layer.forward = CohortLayer(self, name, layer)
         for holder, names in self.model.head_tensors():
             holder.forward = CohortHead(self, holder, names)
+        recompute(self.model.module, lambda: self.generators)
         return self
 
     def __exit__(self, *error: object) -> None:
+        recompute(self.model.module, None)
         for layer in self.model.adapted_layers.values():
             del layer.forward
         for holder, _ in self.model.head_tensors():

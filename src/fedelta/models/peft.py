@@ -25,6 +25,7 @@ from fedelta.method import Peer
 from fedelta.models.adapter_files import Layout
 from fedelta.models.aliases import portable_name
 from fedelta.models.base_store import BaseStore, delta_shape
+from fedelta.models.checkpointing import recompute
 from fedelta.models.compact import compacted
 from fedelta.models.dropout import SeededDropout
 from fedelta.models.fingerprint import fingerprint
@@ -148,6 +149,7 @@ class PeftAdaptedModel:
         source = None if dropout is None else self.source(dropout)
         for module in self._dropouts:
             module.generator = source
+        recompute(self.module, None if source is None else lambda: [source])
 
     def source(self, dropout: torch.Generator) -> torch.Generator:
         """The generator on this model's device that stands for one on the CPU."""

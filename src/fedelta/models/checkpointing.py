@@ -1,0 +1,80 @@
+"""Gradient checkpointing: layers that keep nothing for the way back, and run again there.
+
+Whether a model does so is its own setting (`model.gradient_checkpointing_enable()`). But transformers obeys it in training mode
+only, where the base's dropout would draw, and its second run would draw other adapter dropout than its first: the generators
+are not torch's global one. Layers run by `Recomputed` stay in the mode that the base is in, and draw alike both times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+Sources: TypeAlias = Callable[[], Sequence[torch.Generator]]
+"""What adapter dropout is drawn from in the step that runs."""
+
+
+def recompute(module: nn.Module, sources: Sources | None) -> None:
+    """Runs the layers that are to be checkpointed so in training; for None, in evaluation, they run once.
+
+    Models whose layers are not transformers' `GradientCheckpointingLayer` are left alone: they run once.
+    """
+    for layer in module.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+            layer.training = module.training
+            if sources is not None:
+                layer._gradient_checkpointing_func = Recomputed(layer, sources)
+                layer.training = True
+
+
+class Recomputed:
+    """What transformers calls to run a layer that is checkpointed.
+
+    Args:
+        layer: in the mode, training or evaluation, that it is to run in.
+        sources: of the adapter dropout inside it.
+    """
+
+    def __init__(self, layer: nn.Module, sources: Sources) -> None:
+        self.layer, self.sources, self.training = layer, sources, layer.training
+
+    def __call__(self, forward: Callable[..., Any], *args: Any) -> Any:
+        args = tuple(None if isinstance(x, Cache) else x for x in args)  # a second run would add its keys a second time
+        # the reentrant kind, which a model may ask for, cannot serve torch.autograd.grad
+        return checkpoint(
+            self._run, forward, *args, use_reentrant=False, preserve_rng_state=self.training, context_fn=self._contexts
+        )
+
+    def _run(self, forward: Callable[..., Any], *args: Any) -> Any:
+        self.layer.training = self.training
+        try:
+            return forward(*args)
+        finally:
+            self.layer.training = True  # only so does transformers call this
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        generators = self.sources()
+        return nullcontext(), _drawing_again(generators, [g.get_state() for g in generators])
+
+
+@contextmanager
+def _drawing_again(generators: Sequence[torch.Generator], states: Sequence[torch.Tensor]) -> Generator[None]:
+    """Generators that draw what they drew from these states, and then go on from where they are now."""
+    now = [g.get_state() for g in generators]
+    _set(generators, states)
+    try:
+        yield
+    finally:
+        _set(generators, now)
+
+
+def _set(generators: Sequence[torch.Generator], states: Sequence[torch.Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
