@@ -26,8 +26,9 @@ def recompute(module: nn.Module, sources: Sources | None) -> None:
 
     Models whose layers are not transformers' `GradientCheckpointingLayer` are left alone: they run once.
     """
-    for layer in module.modules():
-        if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+    layers: list[Any] = [m for m in module.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        if layer.gradient_checkpointing:
             layer.training = module.training
             if sources is not None:
                 layer._gradient_checkpointing_func = Recomputed(layer, sources)
