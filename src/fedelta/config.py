@@ -58,7 +58,7 @@ class Model(Section):
         default="auto", description="products with frozen weights on a CPU; bf16 has a relative error of about 3e-3"
     )
     compact: bool = Field(
-        True,
+        default=True,
         description="computes no padding, and in the last layer only what the head reads; the same answers but for rounding",
     )
 
