@@ -37,6 +37,7 @@ class CohortLayer:
     def __init__(self, clients: Clients, name: str, layer: Any) -> None:
         self.clients, self.name = clients, name
         self.base: Any = layer.get_base_layer()
+        self.fuses = fuses(self.base, clients.adapted(name)[0].dtype)
         dropout = layer.lora_dropout[SLOT]
         self.p = dropout.p if isinstance(dropout, SeededDropout) else 0.0
 
@@ -46,7 +47,7 @@ class CohortLayer:
         flat = x.reshape(-1, x.shape[-1]).to(A.dtype)
         counts = packing.counts(rows.counts) if packing else rows.of(len(flat))
         keep = self._keep(flat, packing) if self.p else None
-        if x.dtype == A.dtype and fuses(self.base, A.dtype):
+        if x.dtype == A.dtype and self.fuses:
             y = GroupedLoRA.apply(flat, A, B, scales, keep, counts, as_rows(self.base), self.base.bias, backend)
             return cast("Tensor", y).view(*x.shape[:-1], -1)
         y = self.base(x)
