@@ -45,6 +45,11 @@ def walls(seconds: Sequence[Seconds]) -> list[float]:
     return [s.wall for s in seconds]
 
 
+def cpus(seconds: Sequence[Seconds]) -> list[float]:
+    """Of the processor."""
+    return [s.cpu for s in seconds]
+
+
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     """Of the pairs of each repeat."""
     return [a / b for a, b in zip(over, under, strict=True)]

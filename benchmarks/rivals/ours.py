@@ -23,6 +23,7 @@ from fedelta import federate, get_method, save_adapter
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--name", required=True, help="of what it leaves in the folder")
     parser.add_argument("--settings", type=json.loads, required=True)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--gemm", default="auto")
@@ -36,9 +37,9 @@ def main() -> None:
     for done in federate(get_method("fedavg"), clients, rounds=given["rounds"], engine=args.engine):
         stamps.append(time.perf_counter())
         trained = done.state["adapter"]
-    save_adapter(trained, args.folder / "fedelta", like=adapted.layout)
-    (args.folder / "fedelta" / "adapter_model.safetensors").replace(args.folder / "fedelta.safetensors")
-    (args.folder / "fedelta.json").write_text(json.dumps({"stamps": stamps}), encoding="utf-8")
+    save_adapter(trained, args.folder / args.name, like=adapted.layout)
+    (args.folder / args.name / "adapter_model.safetensors").replace(args.folder / f"{args.name}.safetensors")
+    (args.folder / f"{args.name}.json").write_text(json.dumps({"stamps": stamps}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -62,8 +62,18 @@ class Program:
 @contextmanager
 def fedelta(environment: Path, folder: Path, settings: Settings, cores: int) -> Generator[Program]:
     """One process with a thread for each core; `environment` is this one."""
-    command = [sys.executable, HERE / "ours.py", folder, "--settings", json.dumps(asdict(settings)), "--threads", str(cores)]
-    yield Program(command, {**OFFLINE, "OMP_NUM_THREADS": str(cores)})
+    yield _ours(folder, settings, cores, "fedelta")
+
+
+@contextmanager
+def fedelta_on_one_core(environment: Path, folder: Path, settings: Settings, cores: int) -> Generator[Program]:
+    """One thread, for comparison."""
+    yield _ours(folder, settings, 1, "fedelta_on_one_core")
+
+
+def _ours(folder: Path, settings: Settings, threads: int, name: str) -> Program:
+    work = ["--name", name, "--settings", json.dumps(asdict(settings)), "--threads", str(threads)]
+    return Program([sys.executable, HERE / "ours.py", folder, *work], {**OFFLINE, "OMP_NUM_THREADS": str(threads)})
 
 
 def in_environment(environment: Path) -> dict[str, str]:
@@ -103,7 +113,8 @@ def flower(environment: Path, folder: Path, settings: Settings, cores: int) -> G
             superlink.wait()
 
 
-PROGRAMS = {"fedelta": fedelta, "flower": flower, "pfl": pfl}
+OURS = {"fedelta": fedelta, "fedelta_on_one_core": fedelta_on_one_core}
+RIVALS = {"flower": flower, "pfl": pfl}
 
 
 def free_port() -> int:

@@ -24,7 +24,7 @@ from typing import Any
 from common.timing import ratios, summary
 from common.workloads import Shape, adapted_model, make_clients, work_of, write_start
 from rivals import bare
-from rivals.programs import PROGRAMS, Settings
+from rivals.programs import OURS, RIVALS, Settings
 from safetensors.torch import load_file
 
 CLIENTS = 10
@@ -33,7 +33,7 @@ TOLERANCE = 1e-3
 
 
 def compete(settings: Settings, rivals: Mapping[str, Path], cores: int, repeats: int) -> dict[str, Any]:
-    """A row of the table: seconds, and the ratios of each rival's to fedelta's.
+    """A row of the table: seconds, and the ratios of each other program's to fedelta's.
 
     Args:
         settings: the work.
@@ -42,27 +42,28 @@ def compete(settings: Settings, rivals: Mapping[str, Path], cores: int, repeats:
         repeats: of all programs.
 
     Raises:
-        ValueError: if a rival did other work.
+        ValueError: if a program did other work.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder, settings)
-        environments = {"fedelta": Path(sys.prefix), **rivals}
+        environments, programs = {**dict.fromkeys(OURS, Path(sys.prefix)), **rivals}, OURS | RIVALS
         runs: dict[str, list[float]] = {name: [] for name in environments}
         rounds: dict[str, list[float]] = {name: [] for name in environments}
         for name in in_turns(list(environments), repeats):
-            with PROGRAMS[name](environments[name], folder, settings, cores) as program:
+            with programs[name](environments[name], folder, settings, cores) as program:
                 runs[name].append(program.run())
             rounds[name].append(seconds_of_a_round(folder / f"{name}.json"))
+        others = [name for name in environments if name != "fedelta"]
         return {
             **asdict(settings),
             "cores": cores,
             "repeats": repeats,
             "seconds_round": {name: statistics.median(values) for name, values in rounds.items()},
             "seconds_run": {name: statistics.median(values) for name, values in runs.items()},
-            "ratio_round": {name: summary(ratios(rounds[name], rounds["fedelta"])) for name in rivals},
-            "ratio_run": {name: summary(ratios(runs[name], runs["fedelta"])) for name in rivals},
-            "disagreement": {name: checked(folder, name) for name in rivals},
+            "ratio_round": {name: summary(ratios(rounds[name], rounds["fedelta"])) for name in others},
+            "ratio_run": {name: summary(ratios(runs[name], runs["fedelta"])) for name in others},
+            "disagreement": {name: checked(folder, name) for name in others},
         }
 
 
@@ -88,7 +89,7 @@ def seconds_of_a_round(path: Path) -> float:
 
 
 def checked(folder: Path, name: str) -> float:
-    """How far a rival ended from fedelta."""
+    """How far a program ended from fedelta."""
     start = bare.state_of(bare.load_model(folder))
     apart = bare.disagreement(load_file(folder / f"{name}.safetensors"), load_file(folder / "fedelta.safetensors"), start)
     if not apart <= TOLERANCE:
@@ -104,11 +105,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rivals",
         nargs="+",
-        choices=[name for name in PROGRAMS if name != "fedelta"],
+        choices=list(RIVALS),
         help="race against these in place of the table",
     )
     parser.add_argument("--environments", type=Path, default=Path(".rivals"), help="where rivals/make_envs.py put theirs")
-    parser.add_argument("--rounds", type=int, default=8, help="of a race")
+    parser.add_argument("--rounds", type=int, default=8, help="of a race; two or more")
 
 
 def run(args: argparse.Namespace, steps: Mapping[str, int], say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -136,9 +137,9 @@ def table(row: Mapping[str, Any]) -> str:
     head = (
         f"{row['model']} {row['batch']}x{row['length']}, {row['clients']} clients, {row['steps']} steps, {row['cores']} cores"
     )
-    lines = [f"{head}\n{'':<10}{'s/round':>9}{'ratio':>8}{'quartiles':>16}{'s/run':>9}{'ratio':>8}{'disagree':>10}"]
+    lines = [f"{head}\n{'':<20}{'s/round':>9}{'ratio':>8}{'quartiles':>16}{'s/run':>9}{'ratio':>8}{'disagree':>10}"]
     for name in row["seconds_round"]:
-        text = f"{name:<10}{row['seconds_round'][name]:>9.3f}"
+        text = f"{name:<20}{row['seconds_round'][name]:>9.3f}"
         if name in row["ratio_round"]:
             ratio, low, high = row["ratio_round"][name]["median"], *row["ratio_round"][name]["quartiles"]
             text += f"{ratio:>8.2f}{f'{low:.2f} - {high:.2f}':>16}{row['seconds_run'][name]:>9.2f}"
