@@ -30,7 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import transformers
-from common.timing import interleaved, ratios, summary, walls
+from common.timing import cpus, interleaved, ratios, summary, walls
 from common.workloads import MODELS, Gemm, Shape, adapted_model, hush, make_clients, work_of, write_start
 from rivals import bare, race
 from safetensors.torch import load_file
@@ -60,7 +60,7 @@ OPTIONS: dict[str, Option] = {
 }
 STEPS = {"tiny": 10, "minilm": 3}
 SHAPES = {model: ["4x16", "4x64", "16x64", "4xragged", "16xragged"] for model in MODELS}
-QUICK_STEPS = {"tiny": 5, "minilm": 1}
+QUICK_STEPS = {"tiny": 3, "minilm": 1}
 QUICK_SHAPES = {"tiny": ["4x16", "4xragged"], "minilm": ["4x16"]}
 WANTED = {("minilm", "4x64"): 1.9, ("minilm", "4x16"): 2.3, ("tiny", "4x16"): 2.8}
 """Of "auto" over the bare loop, with ten clients and one thread; nowhere is it to be below `FLOOR`."""
@@ -86,7 +86,8 @@ class Bench:
         runs: dict[str, Callable[[], Any]] = {"bare": partial(bare.one_round, self.bare, work, self.start)}
         runs |= {name: partial(one_round, cohorts[option.gemm], option.engine) for name, option in OPTIONS.items()}
         found, passes = first_runs({"bare": self.bare} | {n: self.adapted[o.gemm].module for n, o in OPTIONS.items()}, runs)
-        seconds = {name: walls(taken) for name, taken in interleaved(runs, repeats).items()}
+        taken = interleaved(runs, repeats)
+        seconds, cpu = {n: walls(s) for n, s in taken.items()}, {n: cpus(s) for n, s in taken.items()}
         return {
             "threads": torch.get_num_threads(),
             "model": self.name,
@@ -94,8 +95,9 @@ class Bench:
             "clients": clients,
             "steps": steps,
             "repeats": repeats,
-            "seconds": {name: statistics.median(taken) for name, taken in seconds.items()},
+            "seconds": {name: statistics.median(values) for name, values in seconds.items()},
             "ratio": {name: summary(ratios(seconds["bare"], seconds[name])) for name in OPTIONS},
+            "ratio_of_cpu_time": {name: statistics.median(ratios(cpu["bare"], cpu[name])) for name in OPTIONS},
             "gain_of_batching": summary(ratios(seconds["sequential"], seconds["batched"])),
             "gain_of_gemm": summary(ratios(seconds["sequential"], seconds["gemm"])),
             "passes": {name: len(tokens) for name, tokens in passes.items()},

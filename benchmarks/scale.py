@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -44,11 +45,13 @@ def measure_here(population: int, rounds: int, method: str) -> dict[str, float]:
     clients = make_clients(adapted, population, batch=BATCH, length=LENGTH, steps=STEPS)
     made = time.perf_counter()
     forget_peak()
-    loaded, seconds = peak_mib(), list[float]()
+    loaded, seconds, cpu = peak_mib(), list[float](), list[float]()
     for done in federate(get_method(method), clients, rounds=rounds + 1, cohort=sampling.uniform(COHORT), engine="auto"):
         seconds.append(done.seconds)
+        cpu.append(time.process_time())  # hardly feels what else the machine does
     return {
         "seconds_round": statistics.median(seconds[1:]),
+        "cpu_seconds_round": statistics.median(after - before for before, after in pairwise(cpu)),
         "mib_added_by_rounds": peak_mib() - loaded,
         "seconds_making_clients": made - began,
         "mib_of_clients": loaded - empty,
@@ -74,6 +77,7 @@ def verdict(rows: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     added, before = large["mib_added_by_rounds"], small["mib_added_by_rounds"]
     return {
         "seconds_ratio": seconds,
+        "cpu_seconds_ratio": large["cpu_seconds_round"] / small["cpu_seconds_round"],
         f"seconds_within_{FLAT}": seconds <= FLAT,
         "memory_flat": added <= max(FLAT * before, before + SLACK_MIB),
     }
@@ -81,10 +85,10 @@ def verdict(rows: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
 
 def report(rows: Mapping[int, Mapping[str, float]]) -> str:
     """The table as text."""
-    lines = [f"{'clients':>8}{'s/round':>10}{'MiB added':>11}{'s to make':>11}{'MiB made':>10}"]
+    lines = [f"{'clients':>8}{'s/round':>10}{'cpu':>10}{'MiB added':>11}{'s to make':>11}{'MiB made':>10}"]
     for population, row in rows.items():
         lines.append(
-            f"{population:>8}{row['seconds_round']:>10.4f}{row['mib_added_by_rounds']:>11.1f}"
+            f"{population:>8}{row['seconds_round']:>10.4f}{row['cpu_seconds_round']:>10.4f}{row['mib_added_by_rounds']:>11.1f}"
             f"{row['seconds_making_clients']:>11.2f}{row['mib_of_clients']:>10.1f}"
         )
     return "\n".join([*lines, *(f"{name:24} {value}" for name, value in verdict(rows).items())])
@@ -96,11 +100,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--populations", nargs="+", type=int, help="of clients")
     parser.add_argument("--method", default="fedavg")
-    parser.add_argument("--rounds", type=int, default=20, help="timed")
+    parser.add_argument("--rounds", type=int, help="timed; 10 with --quick, else 20")
     parser.add_argument("--repeats", type=int, help="processes of each population; 1 with --quick, else 3")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--population", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.rounds = args.rounds or (10 if args.quick else 20)
     hush()
     torch.set_num_threads(args.threads)
     if args.population:
