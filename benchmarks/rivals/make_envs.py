@@ -30,9 +30,11 @@ def make(folder: Path, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*REQUIREMENTS, []], help="all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(REQUIREMENTS)}; all by default")
     parser.add_argument("--folder", type=Path, default=Path(".rivals"), help="where the environments go")
     args = parser.parse_args()
+    if unknown := set(args.names) - set(REQUIREMENTS):
+        parser.error(f"no rival is called {', '.join(sorted(unknown))}; there are {', '.join(REQUIREMENTS)}")
     for name in args.names or REQUIREMENTS:
         print(f"{args.folder / name}: {', '.join(REQUIREMENTS[name])}", file=sys.stderr, flush=True)
         make(args.folder, name)
