@@ -4,10 +4,10 @@ Federated averaging of a LoRA adapter, rank 8 on query and value, on random toke
 loop, and `fedelta.federate` with each of `OPTIONS`; all train on the same batches, and the adapters that come out are compared.
 Ratios are those of the seconds of one repeat, bare loop over fedelta; given are median and quartiles over the repeats. Apart:
 
-    batching   sequential / batched, both with torch's own products
+    batching   sequential / batched, both with full passes and torch's own products
     gemm       the sequential engine with torch's own products / with those that `gemm="auto"` picks
-    padding    tokens that the model sees in the bare loop / with fedelta, where rows are ragged (lengths like TREC's questions;
-               the bare loop pads each batch to its longest row, as a data collator does)
+    compact    full / compact passes of the sequential engine: no padding (rows of "ragged" shapes are as long as TREC's;
+               the bare loop pads each batch to its longest row, as a data collator does), and less of the last layer
 
     python benchmarks/cohort.py [--quick] [--json] [--models tiny minilm] [--shapes 4x16 4xragged] [--clients 1 10]
     python benchmarks/cohort.py --rivals flower pfl      # see benchmarks/rivals/make_envs.py
@@ -49,14 +49,21 @@ class Option:
 
     engine: Engine
     gemm: Gemm = "default"
+    compact: bool = False
+
+    @property
+    def kind(self) -> tuple[Gemm, bool]:
+        """What the model is prepared for."""
+        return self.gemm, self.compact
 
 
 OPTIONS: dict[str, Option] = {
     "sequential": Option("sequential"),
     "batched": Option("batched"),
     "gemm": Option("sequential", "auto"),
-    "auto": Option("auto", "auto"),
-    "bf16": Option("auto", "bf16"),
+    "compact": Option("sequential", "default", compact=True),
+    "auto": Option("auto", "auto", compact=True),
+    "bf16": Option("auto", "bf16", compact=True),
 }
 STEPS = {"tiny": 10, "minilm": 3}
 SHAPES = {model: ["4x16", "4x64", "16x64", "4xragged", "16xragged"] for model in MODELS}
@@ -72,20 +79,20 @@ class Bench:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        gemms: list[Gemm] = [option.gemm for option in OPTIONS.values()]
-        self.adapted = {gemm: adapted_model(name, gemm) for gemm in dict.fromkeys(gemms)}
+        self.adapted = {kind: adapted_model(name, *kind) for kind in dict.fromkeys(o.kind for o in OPTIONS.values())}
+        self.plain = self.adapted["default", False]
         with tempfile.TemporaryDirectory() as folder:
-            write_start(Path(folder), name, self._clients(self.adapted["default"], 1, Shape(1, 4), 1))
+            write_start(Path(folder), name, self._clients(self.plain, 1, Shape(1, 4), 1))
             self.bare = bare.load_model(Path(folder))
         self.start = bare.state_of(self.bare)
 
     def measure(self, shape: Shape, clients: int, steps: int, repeats: int) -> dict[str, Any]:
         """A row of the table."""
-        cohorts = {gemm: self._clients(adapted, clients, shape, steps) for gemm, adapted in self.adapted.items()}
-        work = work_of(cohorts["default"], shape.length)
+        cohorts = {kind: self._clients(adapted, clients, shape, steps) for kind, adapted in self.adapted.items()}
+        work = work_of(cohorts["default", False], shape.length)
         runs: dict[str, Callable[[], Any]] = {"bare": partial(bare.one_round, self.bare, work, self.start)}
-        runs |= {name: partial(one_round, cohorts[option.gemm], option.engine) for name, option in OPTIONS.items()}
-        found, passes = first_runs({"bare": self.bare} | {n: self.adapted[o.gemm].module for n, o in OPTIONS.items()}, runs)
+        runs |= {name: partial(one_round, cohorts[option.kind], option.engine) for name, option in OPTIONS.items()}
+        found, passes = first_runs({"bare": self.bare} | {n: self.adapted[o.kind].module for n, o in OPTIONS.items()}, runs)
         taken = interleaved(runs, repeats)
         seconds, cpu = {n: walls(s) for n, s in taken.items()}, {n: cpus(s) for n, s in taken.items()}
         return {
@@ -102,7 +109,7 @@ class Bench:
             "gain_of_gemm": summary(ratios(seconds["sequential"], seconds["gemm"])),
             "passes": {name: len(tokens) for name, tokens in passes.items()},
             "tokens_seen": {name: sum(tokens) / int(work.lengths.sum()) for name, tokens in passes.items()},
-            "gain_of_padding": sum(passes["bare"]) / sum(passes["auto"]),
+            "gain_of_compact": summary(ratios(seconds["sequential"], seconds["compact"])),
             "disagreement": {name: self._disagreement(found[name], found["bare"]) for name in OPTIONS},
         }
 
@@ -112,7 +119,7 @@ class Bench:
     def _disagreement(self, ours: Any, by_hand: bare.State) -> float:
         """The distance from the bare loop's result, by how far that one moved."""
         with tempfile.TemporaryDirectory() as folder:
-            save_adapter(ours, Path(folder) / "adapter", like=self.adapted["default"].layout)
+            save_adapter(ours, Path(folder) / "adapter", like=self.plain.layout)
             return bare.disagreement(load_file(Path(folder) / "adapter" / "adapter_model.safetensors"), by_hand, self.start)
 
 
@@ -144,7 +151,7 @@ def _count(tokens: list[int], module: Any, args: Sequence[Any]) -> None:
 HEAD = (
     f"{'thr':>3} {'model':<7}{'shape':<10}{'K':>3}{'ms/step':>9}"
     + "".join(f"{name:>11}" for name in OPTIONS)
-    + f"{'quartiles':>13}{'batching':>10}{'gemm':>6}{'padding':>9}{'passes':>10}{'disagree':>10}"
+    + f"{'quartiles':>13}{'batching':>10}{'gemm':>6}{'compact':>9}{'passes':>10}{'disagree':>10}"
 )
 
 
@@ -157,7 +164,7 @@ def line(row: Mapping[str, Any]) -> str:
         f"{row['threads']:>3} {row['model']:<7}{row['shape']:<10}{row['clients']:>3}{step:>9.2f}"
         + "".join(f"{row['ratio'][name]['median']:>11.2f}" for name in OPTIONS)
         + f"{quartiles:>13}{row['gain_of_batching']['median']:>10.2f}{row['gain_of_gemm']['median']:>6.2f}"
-        + f"{row['gain_of_padding']:>9.2f}{passes:>10}{row['disagreement']['auto']:>10.0e}"
+        + f"{row['gain_of_compact']['median']:>9.2f}{passes:>10}{row['disagreement']['auto']:>10.0e}"
     )
 
 

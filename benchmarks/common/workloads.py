@@ -81,10 +81,10 @@ def base_model(name: str) -> Any:
     return RobertaForSequenceClassification(config)
 
 
-def adapted_model(name: str, gemm: Gemm = "default") -> PeftAdaptedModel:
+def adapted_model(name: str, gemm: Gemm = "default", compact: bool = True) -> PeftAdaptedModel:
     """The model with a place for adapters. "auto" is for the number of threads that torch has now."""
     model = base_model(name)
-    return PeftAdaptedModel(model, config_for(TASK, LORA, model), gemm=gemm)
+    return PeftAdaptedModel(model, config_for(TASK, LORA, model), gemm=gemm, compact=compact)
 
 
 def random_rows(rows: int, length: Length, seed: int) -> tuple[Tensor, Tensor, Tensor]:
