@@ -1,18 +1,18 @@
 """What fedelta costs on top of PEFT: the time of a round, and the memory of ten clients; and how far a round is from the floor.
 
 Time: a sequential FedAvg round of ten clients through `federate`, against the same steps on the same batches in a loop written
-by hand with PEFT and torch.optim: load the adapter's state dict, train, take the state dict, average. Passes are full and products
-torch's own, as in the loop. At most 1.05 is wanted.
+by hand with PEFT and torch.optim: load the adapter's state dict, train, take the state dict, average. Passes are full and
+products torch's own, as in the loop. At most 1.05 is wanted.
 
 Floor: the same rows through one plain LoRA training without a federation, with the fastest of a few batch sizes. A round of the
-engine, products and passes that a user gets without asking is given as a multiple of it; at most 1.3 is wanted. The floor is taken
-twice: with torch's own products, as a plain training has them, and with those of `gemm="auto"`; its passes are full.
+engine, products and passes that a user gets without asking is given as a multiple of it; at most 1.3 is wanted. The floor is
+taken twice: with torch's own products, as a plain training has them, and with those of `gemm="auto"`; its passes are full.
 
 All run in one process, in turns; ratios are medians over the repeats.
 
-Memory: the peak resident size, during a round, of a process with ten clients against one with a single client, one after another
-(within 5 % is wanted), and of 32 clients in joint passes against the same one after another (below 2 is wanted). What the
-round adds to the loaded model is given as well, since most of a process is libraries.
+Memory: the peak resident size, during a round, of a process with ten clients against one with a single client, one after
+another (within 5 % is wanted), and of 32 clients in joint passes against the same one after another (below 2 is wanted). What
+the round adds to the loaded model is given as well, since most of a process is libraries.
 
     python benchmarks/overhead.py [--quick] [--json]
 """
