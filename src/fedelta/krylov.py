@@ -20,8 +20,8 @@ OVERSAMPLING = 8
 TOLERANCE = 1e-6
 """The excess error at which the iteration stops."""
 
-SHARE = 4
-"""The basis grows to one part in so many of the full rank; with more an exact factorisation is as cheap."""
+SHARE = 2
+"""The basis grows to one part in so many of the full rank; up to there it costs less than an exact factorisation."""
 
 NEGLIGIBLE = 1e-20
 """A loss of energy below this share of the energy that was found is round-off."""
