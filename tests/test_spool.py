@@ -68,7 +68,7 @@ def test_a_message_comes_back_as_it_was(content) -> None:
     assert (kept.sender, kept.weight, kept.metrics) == (Peer(3, 2), 0.5, {"loss": 1.0})
     assert wire.encode(kept.content) == wire.encode(content)
     for _, x in tree.named_tensors(kept.content):
-        assert x.data_ptr() % spooling.ALIGNMENT == 0
+        assert x.data_ptr() % 64 == 0  # as torch's own, or a product of matrices may round otherwise
 
 
 def test_an_item_is_read_when_asked_for_and_not_kept() -> None:

@@ -284,6 +284,8 @@ class Method(ABC):
 
 def demand_equal_ranks(name: str, template: Adapter, peers: Sequence[Peer]) -> None:
     """Raises ValueError, naming methods that can, if two peers hold different ranks or scales at a layer."""
+    if len(with_distinct_ranks(peers)) == 1:
+        return
     for layer in template.layers:
         ranks = {p.id: p.rank_of(layer) for p in peers}
         if len(set(ranks.values())) > 1:
@@ -438,9 +440,14 @@ def truncate_for(adapter: Adapter, to: Peer, *, sigma_on: lr.SigmaOn = "B") -> A
 
 def largest(template: Adapter, peers: Sequence[Peer]) -> Peer:
     """A peer of id -1 that can hold what any of the peers can: whose ranks the server's own copy has."""
-    top = max(peers, key=lambda p: p.rank)
-    ranks = {n: max(p.rank_of(n) for p in peers) for n in template.layers}
+    top, distinct = max(peers, key=lambda p: p.rank), with_distinct_ranks(peers)
+    ranks = {n: max(p.rank_of(n) for p in distinct) for n in template.layers}
     return replace(with_ranks(top, ranks), id=SERVER, base_version=0)
+
+
+def with_distinct_ranks(peers: Sequence[Peer]) -> list[Peer]:
+    """One peer of each kind of ranks: few, however many peers there are."""
+    return list({(p.rank, *sorted(p.rank_pattern.items())): p for p in peers}.values())
 
 
 def at_largest(template: Adapter, peers: Sequence[Peer]) -> Adapter:

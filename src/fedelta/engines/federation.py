@@ -92,7 +92,8 @@ class Federation:
 
     def peer(self, k: int) -> Peer:
         """One peer, with the base version that it holds."""
-        return replace(self.clients[k].peer, base_version=self.base_versions.get(k, 0))
+        peer, held = self.clients[k].peer, self.base_versions.get(k, 0)
+        return peer if peer.base_version == held else replace(peer, base_version=held)  # a copy of all would cost each round
 
     def cohort(self, t: int, rule: sampling.CohortRule) -> list[int]:
         """The ids that take part in round t, ascending. Raises ValueError for a rule that names nobody or a stranger."""
