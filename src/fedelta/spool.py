@@ -32,6 +32,11 @@ ALIGNMENT = 64
 """Bytes; what torch aligns its own tensors to."""
 
 
+def held(when: Spooling, size: int) -> int:
+    """The bytes that stay in memory of `size` bytes of updates."""
+    return min(size, {True: 0, "auto": IN_MEMORY}.get(when, size))
+
+
 class _Place(NamedTuple):
     """Where a tensor lies, from the beginning of its update, and what it was."""
 
@@ -87,7 +92,7 @@ class Spool:
             OSError: for a disk that is full or cannot be written.
         """
         self._held += sum(x.nbytes for _, x in tree.named_tensors(update.content))
-        if self.when is False or (self.when == "auto" and self._held <= IN_MEMORY):
+        if held(self.when, self._held) == self._held:
             return update
         try:
             return replace(update, content=self._write(update.content))
