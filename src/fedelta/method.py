@@ -354,8 +354,9 @@ def merge(rule: Rule, updates: Sequence[ClientUpdate], into: Adapter, *, adapter
         tree.check_weights(weights, len(adapters))
     base = next((a.base for a in (into, *adapters) if a.base is not None), None)
     into = replace(into, base=base)  # an unknown base would match two that differ
-    for u, adapter in zip(in_order(updates), adapters, strict=True):
-        check_update(adapter, into, f"client {u.sender.id}")
+    with threads.one_thread():  # thousands of passes over small tensors, each of which would end at a barrier
+        for u, adapter in zip(in_order(updates), adapters, strict=True):
+            check_update(adapter, into, f"client {u.sender.id}")
 
     def at(layer: str) -> LoRA:
         return _at(layer, rule, weights, [a.layers[layer] for a in adapters], into.layers[layer])
