@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedelta import lowrank, methods, topology, tree
+    from fedelta import lowrank, methods, mixing, topology, tree
     from fedelta.aggregation import aggregate
     from fedelta.client import LocalClient, Training
     from fedelta.diagnostics import diagnose
@@ -49,7 +49,7 @@ _HOME = {
     "run": "fedelta.runner",
     "save_adapter": "fedelta.models.adapter_files",
 }
-_MODULES = ("lowrank", "methods", "topology", "tree")
+_MODULES = ("lowrank", "methods", "mixing", "topology", "tree")
 
 __all__ = [
     "Adapter",
@@ -73,6 +73,7 @@ __all__ = [
     "load_adapter",
     "lowrank",
     "methods",
+    "mixing",
     "run",
     "save_adapter",
     "topology",

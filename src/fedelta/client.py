@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol, cast
 
 import torch
@@ -128,6 +128,7 @@ class LocalClient:
             raise ValueError(f"client {peer.id} is said to have {peer.num_examples} examples but has {len(examples)}")
         self.peer, self.template, self.model, self.examples = peer, template, model, examples
         self.collate, self.loss, self.training, self.seed = collate, loss, training, seed
+        self._ahead: tuple[tuple[int, str], Iterator[Batch]] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -188,6 +189,17 @@ class LocalClient:
 
     def batches(self, t: int, purpose: str = "batches") -> Iterator[Batch]:
         """Endless batches of a round: epochs of a fresh order each, drawn for this client and round alone."""
+        ahead, self._ahead = self._ahead, None
+        return ahead[1] if ahead is not None and ahead[0] == (t, purpose) else self._drawn(t, purpose)
+
+    def first_batch(self, t: int) -> Batch:
+        """The first of a round's `batches`, for who plans a pass; a call of `batches` right after it does not make it again."""
+        drawn = self._drawn(t, "batches")
+        first = next(drawn)
+        self._ahead = (t, "batches"), chain([first], drawn)
+        return first
+
+    def _drawn(self, t: int, purpose: str) -> Iterator[Batch]:
         generator = seeding.generator(self.seed, t, self.peer.id, purpose)
         while True:
             order: list[int] = torch.randperm(len(self.examples), generator=generator).tolist()

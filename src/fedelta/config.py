@@ -55,7 +55,11 @@ class Model(Section):
     trust_remote_code: bool = False
     base_dropout: bool = Field(default=False, description="leave the base model's own dropout on while training")
     gemm: Literal["auto", "default", "onednn", "bf16"] = Field(
-        default="default", description="products with frozen weights on a CPU; bf16 has a relative error of about 3e-3"
+        default="auto", description="products with frozen weights on a CPU; bf16 has a relative error of about 3e-3"
+    )
+    compact: bool = Field(
+        default=True,
+        description="computes no padding, and in the last layer only what the head reads; the same answers but for rounding",
     )
 
 
@@ -184,7 +188,7 @@ class Federation(Section):
         default=0.5, description="updates a round needs: a number, or a share of the cohort (1.0 is all)"
     )
     engine: Literal["auto", "sequential", "batched"] = Field(
-        default="sequential", description="clients one after another, or many in one pass of the model"
+        default="auto", description="clients one after another, or many in one pass of the model"
     )
     token_budget: int | None = Field(default=None, ge=1, description="tokens in a pass of the batched engine")
     spool: bool | Literal["auto"] = Field(

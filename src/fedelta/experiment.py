@@ -204,7 +204,11 @@ def load_adapted(config: RunConfig, task: Task) -> tuple[PeftAdaptedModel, Any]:
         seed=config.seed,
     )
     lora = config_for(task, peft_config(config), base)
-    return PeftAdaptedModel(base, lora, tokenizer, base_dropout=config.model.base_dropout, gemm=config.model.gemm), tokenizer
+    chosen = config.model
+    adapted = PeftAdaptedModel(
+        base, lora, tokenizer, base_dropout=chosen.base_dropout, gemm=chosen.gemm, compact=chosen.compact
+    )
+    return adapted, tokenizer
 
 
 def resolved(experiment: Experiment) -> RunConfig:

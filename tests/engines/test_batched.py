@@ -2,9 +2,14 @@
 
 import threading
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import fedelta
 from fedelta import topology, tree
@@ -16,7 +21,10 @@ from fedelta.engines.local import federate, gossip
 from fedelta.methods import get_method, method_class
 from fedelta.models.toy import toy_federation
 from fedelta.optim import SGD, AdamW
+from fedelta.tasks import ChoiceByLikelihood, Instruction
+from fedelta.tasks.task import IGNORED
 
+SMALL_BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 HYPER = {"replication": {"low_rank": 1}}
 EXACT = 1e-9
 
@@ -179,6 +187,130 @@ def test_each_clipped_scales_only_what_is_too_large():
     torch.testing.assert_close(found["b"], torch.tensor([[[0.8]], [[0.4]]]))
 
 
+# --- logits of answers only ------------------------------------------------------------------------------------------
+
+
+INSTRUCTION = Instruction()
+
+
+@pytest.fixture
+def answering(setting):
+    """Clients that train on the last tokens of each text, from one token of each to all but one."""
+
+    def build(family, loss=INSTRUCTION.loss, **options):
+        clients = setting(replace(family, loss=loss), **options).clients()
+        for c in clients:
+            c.examples = [_labelled(example, 1 + i + c.peer.id) for i, example in enumerate(c.examples)]
+        return SimpleNamespace(clients=lambda: clients)
+
+    return build
+
+
+def _labelled(example, answer):
+    ids = example["input_ids"]
+    prompt = max(len(ids) - answer, 1)
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "token_labels": [IGNORED] * prompt + ids[prompt:]}
+
+
+def from_all_logits(module, batch):
+    """The loss of `Instruction`, with the logits of every position."""
+    logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["token_labels"][:, 1:].flatten(), ignore_index=IGNORED)
+
+
+class NormedHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.decoder = nn.LayerNorm(16), nn.Linear(16, 40)
+
+    def forward(self, hidden):
+        return self.decoder(self.norm(hidden))
+
+
+class ScaledHead(nn.Module):
+    """A head with a tensor of its own around a module with others."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.decoder = nn.Parameter(torch.ones(16)), nn.Linear(16, 3)
+
+    def forward(self, hidden):
+        return self.decoder(hidden * self.scale)
+
+
+class BertWithScaledHead(BertForSequenceClassification):
+    def __init__(self, config):
+        super().__init__(config)
+        self.classifier = ScaledHead()
+
+
+class LlamaWithNormedHead(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.lm_head = NormedHead()
+
+    def get_output_embeddings(self):
+        return self.lm_head.decoder
+
+
+def like_llama(kind):
+    return kind(LlamaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24))
+
+
+HEADS = {
+    "frozen": {},
+    "adapted": {"targets": ["q_proj", "lm_head"]},
+    "trained": {"heads": ["lm_head"]},
+    "trained inside another module": {"build": partial(like_llama, LlamaWithNormedHead), "heads": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_answers_train_as_they_do_alone_and_from_all_logits(head, llama, answering, passes, caplog):
+    family = replace(llama, **HEADS[head])
+    together = run(answering(family), "batched", rounds=2)
+    assert_same(together, run(answering(family), "sequential", rounds=2))
+    assert [sorted(ids) for ids in passes] == [[0, 1, 2, 3]] * 2
+    assert "one after another" not in caplog.text
+    assert_same(together, run(answering(family, from_all_logits), "sequential", rounds=2))
+
+
+def test_endings_train_as_they_do_alone(llama, answering, passes):
+    task, found = ChoiceByLikelihood(), {}
+    for engine in ("batched", "sequential"):
+        clients = answering(llama, task.loss)
+        for c in clients.clients():
+            c.examples = [_of_two(example, c.examples[0]) for example in c.examples]
+            c.collate = partial(task.collate, pad_token_id=1)
+        found[engine] = run(clients, engine, rounds=2)
+    assert_same(found["batched"], found["sequential"])
+    assert len(passes) == 2
+
+
+def _of_two(*endings):
+    return {name: [ending[name] for ending in endings] for name in endings[0]} | {"label": 0}
+
+
+def test_a_joint_pass_computes_the_logits_of_answers_only(llama, answering):
+    clients = answering(llama).clients()
+    rows = []
+    handle = clients[0].model.module.lm_head.register_forward_hook(lambda _, args, output: rows.append(output[..., 0].numel()))
+    train_together(clients, [Request(0, c.template, num_steps=1) for c in clients])
+    handle.remove()
+    assert rows == [sum(int((next(c.batches(0))["token_labels"] != IGNORED).sum()) for c in clients)]
+
+
+def test_a_client_without_answers_hurts_no_other(llama, answering):
+    found = {}
+    for engine in ("batched", "sequential"):
+        clients = answering(llama)
+        silent = clients.clients()[1]
+        silent.examples = [_labelled(e, 0) for e in silent.examples]
+        found[engine] = run(clients, engine, debug=False)
+    assert_same(found["batched"], found["sequential"])
+    assert [list(round.dropped) for round in found["batched"]] == [[1]] * 3
+
+
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +362,14 @@ def test_what_cannot_share_a_pass_trains_alone_and_is_said_once(caplog):
     ]
 
 
+def test_a_trained_module_inside_another_trains_alone(bert, setting, passes, caplog):
+    build = lambda: BertWithScaledHead(BertConfig(**SMALL_BERT))  # noqa: E731
+    nested = setting(replace(bert, build=build), sizes=(4, 4, 4, 4), training=Training(batch_size=4, learning_rate=0.005))
+    assert_same(run(nested, "batched", rounds=1), run(nested, "sequential", rounds=1), 0)
+    assert "a trained module with tensors of its own holds another" in caplog.text
+    assert not passes
+
+
 def test_inputs_that_do_not_join_train_alone(bert, setting, caplog):
     def loss(module, batch):
         return bert.loss(module, {n: v for n, v in batch.items() if n != "attention_mask"})
@@ -259,6 +399,20 @@ def test_a_method_may_ask_for_gradients_and_train_twice(bert, setting, passes):
 )
 def test_groups_stay_within_the_budget(sizes, groups):
     assert packed(sizes, 30) == groups
+
+
+def test_no_batch_is_made_twice(bert, setting):
+    def noted(collate, seen, examples):
+        seen.append([e["input_ids"] for e in examples])
+        return collate(examples)
+
+    made = {"batched": [], "sequential": []}
+    for engine, seen in made.items():
+        clients = setting(bert).clients()
+        for c in clients:
+            c.collate = partial(noted, c.collate, seen)
+        list(federate(get_method("flexlora"), clients, rounds=2, engine=engine, token_budget=30))
+    assert sorted(made["batched"]) == sorted(made["sequential"])
 
 
 def test_clients_of_like_length_share_a_pass(bert, setting):

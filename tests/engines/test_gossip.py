@@ -1,20 +1,22 @@
 """`gossip`: on the complete graph a server; on others nodes that come together; faults and bytes by neighbour."""
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
 from fedelta import topology, wire
+from fedelta.client import LocalClient
+from fedelta.engines import guards
 from fedelta.engines.local import Round, federate, gossip
 from fedelta.engines.rounds import QuorumError
-from fedelta.lowrank import dist2
-from fedelta.method import ClientUpdate
+from fedelta.lowrank import LoRA, dist2
+from fedelta.method import ClientUpdate, Peer
 from fedelta.methods import get_method
-from fedelta.models.toy import toy_federation
-from fedelta.tree import Adapter
+from fedelta.models.toy import toy_federation, toy_template
+from fedelta.tree import Adapter, factors, with_factors
 
 
 def play(
@@ -192,3 +194,64 @@ def test_what_cannot_gossip_is_refused_or_named(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING, "fedelta"):
         play(topology.ring(4), "local_only", rounds=1)
     assert "LocalOnly is not made for gossip" in caplog.text
+
+
+def unlike(client: LocalClient, layer: str = "output") -> Adapter:
+    """The client's template with one number of one A moved by the last bit."""
+    A = {n: x.clone() for n, x in factors(client.template, "A").items()}
+    A[layer][-1, -1] = torch.nextafter(A[layer][-1, -1], torch.tensor(9.0, dtype=torch.float64))
+    return with_factors(client.template, "A", A)
+
+
+@pytest.mark.parametrize("name", ["ffa_lora", "rolora", "tad_lora", "fedavg", "decaf"])
+def test_nodes_that_begin_from_another_A_are_refused_before_any_work_dec_22(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = toy_federation((2, 2, 2, 2))
+    clients[2].template = unlike(clients[2])
+    monkeypatch.setattr(LocalClient, "train", lambda *_, **__: pytest.fail("a client has trained"))
+    with pytest.raises(ValueError, match=r"layer 'output': client 2 begins from another A"):
+        gossip(get_method(name), clients, rounds=1, mixing=topology.ring(4))
+    with pytest.raises(ValueError, match=r"layer 'output': client 2 begins from another A"):
+        federate(get_method(name), clients, rounds=1)
+
+
+def test_unequal_ranks_begin_from_the_leading_rows_of_one_A_dec_22() -> None:
+    assert play(topology.ring(4), "ffa_lora", (1, 3, 2, 2), rounds=1)[0].dropped == {}
+    clients = toy_federation((1, 3, 2, 2))
+    own = clients[3].template
+    copied = {n: x.clone() for n, x in factors(own, "A").items()}
+    clients[3].template = with_factors(own, "A", copied)
+    next(iter(gossip(get_method("ffa_lora"), clients, rounds=1, mixing=topology.ring(4))))  # equal rows, not the same memory
+    clients[3].template = with_factors(own, "A", {n: x.flip(0) for n, x in copied.items()})
+    with pytest.raises(ValueError, match=r"layer 'hidden': client 3 begins from another A \(2, 5\) than .* \(3, 5\)"):
+        gossip(get_method("ffa_lora"), clients, rounds=1, mixing=topology.ring(4))
+    with pytest.raises(ValueError, match="client 1 begins from another A"):
+        gossip(get_method("ffa_lora"), toy_federation((1, 3, 2, 2)), toy_template(2), rounds=1, mixing=topology.ring(4))
+
+
+def test_a_template_that_many_share_is_looked_at_once_dec_22(monkeypatch: pytest.MonkeyPatch) -> None:
+    template, compared = toy_template(2), []
+    monkeypatch.setattr(guards, "_leads", lambda *given: compared.append(given) or True)
+    guards.check_templates([Participant(Peer(k, 2), template) for k in range(10_000)], template)
+    assert len(compared) == len(template.layers)
+
+
+@dataclass(frozen=True)
+class Participant:
+    """What a check before the first round sees of a client."""
+
+    peer: Peer
+    template: Adapter
+
+
+def test_independent_A_average_to_a_smaller_one_dec_22() -> None:
+    m, weights = 10, (0.1,) * 10
+    drawn = [
+        Adapter({"w": LoRA(torch.zeros(3, 64), torch.randn(64, 128, generator=torch.Generator().manual_seed(seed)))})
+        for seed in range(m)
+    ]
+    peers = [Peer(k, 64) for k in range(m)]
+    method = get_method("fedavg")
+    updates = [ClientUpdate(p, w, {"adapter": a}) for p, w, a in zip(peers, weights, drawn, strict=True)]
+    after = method.aggregate(0, method.init(drawn[0], peers), updates)["adapter"]
+    own = float(torch.stack([a.layers["w"].A for a in drawn]).std())
+    assert float(after.layers["w"].A.std()) / own == pytest.approx(m**-0.5, rel=0.02)

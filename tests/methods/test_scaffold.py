@@ -128,8 +128,8 @@ def test_unequal_ranks_and_scales_are_refused() -> None:
 )
 def test_a_client_with_a_broken_variate_is_left_out_by_name(spoil: Any, reason: str) -> None:
     class Broken(Scaffold):
-        def leave(self, sent: Any, own: Any, hook: Any) -> Any:
-            up, kept = super().leave(sent, own, hook)
+        def leave(self, sent: Any, own: Any, hook: Any, moved: Any) -> Any:
+            up, kept = super().leave(sent, own, hook, moved)
             if hook.mean()["bias"].abs().sum() != worst:
                 return up, kept
             return ({"dc": {**up["dc"], "bias": spoil(up["dc"]["bias"])}} if spoil else {}), kept

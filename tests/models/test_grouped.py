@@ -21,13 +21,13 @@ def case(rows, rank=2):
 
 @pytest.mark.parametrize("rows", [EVEN, UNEVEN])
 def test_products_are_each_clients_own(rows):
-    x, A, *_ = case(rows)
+    x, A = (t.detach() for t in case(rows)[:2])
     parts = rows.split(x)
     expected = torch.cat([part @ a.T for part, a in zip(parts, A, strict=True)])
-    torch.testing.assert_close(times(x, A.mT, rows), expected)
+    torch.testing.assert_close(times(x, A.mT, rows.of(len(x))), expected)
     y = torch.ones(len(x), 2, dtype=torch.float64)
-    torch.testing.assert_close(add_times_(y, x.detach(), A.detach().mT, rows), 1 + expected)
-    torch.testing.assert_close(outer(x, x, rows), torch.stack([p.T @ p for p in parts]))
+    torch.testing.assert_close(add_times_(y, x, A.mT, rows.of(len(x))), 1 + expected)
+    torch.testing.assert_close(outer(x, x, rows.of(len(x))), torch.stack([p.T @ p for p in parts]))
 
 
 @pytest.mark.parametrize("dropped", [False, True])
@@ -39,7 +39,7 @@ def test_the_node_is_the_formula_and_its_gradient(rows, frozen, dropped):
     base = (weight, bias) if frozen else (None, None)
 
     def node(x, A, B):
-        return GroupedLoRA.apply(x, A, B, s, keep, rows, *base, "default")
+        return GroupedLoRA.apply(x, A, B, s, keep, rows.of(len(x)), *base, "default")
 
     kept = x if keep is None else x * keep
     parts = zip(rows.split(kept), A, B, s, strict=True)
@@ -53,7 +53,7 @@ def test_what_needs_no_gradient_gets_none(frozen):
     x, A, B, s, weight, bias = case(EVEN)
     given = {"x": x, "A": A, "B": B}
     given[frozen].requires_grad_(False)
-    GroupedLoRA.apply(x, A, B, s, None, EVEN, weight, bias, "default").sum().backward()
+    GroupedLoRA.apply(x, A, B, s, None, EVEN.of(len(x)), weight, bias, "default").sum().backward()
     assert [n for n, t in given.items() if t.grad is None] == [frozen]
 
 
@@ -61,7 +61,7 @@ def test_padded_components_have_gradients_of_exactly_zero():
     x, A, B, s, weight, bias = case(UNEVEN)
     with torch.no_grad():
         A[1, 1:], B[1, :, 1:] = 0, 0
-    GroupedLoRA.apply(x, A, B, s, None, UNEVEN, weight, bias, "default").square().sum().backward()
+    GroupedLoRA.apply(x, A, B, s, None, UNEVEN.of(len(x)), weight, bias, "default").square().sum().backward()
     assert not A.grad[1, 1:].any()
     assert not B.grad[1, :, 1:].any()
     assert A.grad[1, :1].all()
@@ -71,7 +71,7 @@ def test_it_works_under_gradient_checkpointing():
     x, A, B, s, weight, bias = case(EVEN)
 
     def loss(x):
-        return torch.tanh(GroupedLoRA.apply(x, A, B, s, None, EVEN, weight, bias, "default")).sum()
+        return torch.tanh(GroupedLoRA.apply(x, A, B, s, None, EVEN.of(len(x)), weight, bias, "default")).sum()
 
     expected = torch.autograd.grad(loss(x), (x, A, B))
     for found, right in zip(torch.autograd.grad(checkpoint(loss, x, use_reentrant=False), (x, A, B)), expected, strict=True):

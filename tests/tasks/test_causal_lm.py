@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from peft import LoraConfig
+from torch.nn import functional as F
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tasks import Instruction, predict_all
 from fedelta.tasks.causal_lm import continued
+from fedelta.tasks.logits import logits_at
 from fedelta.tasks.task import IGNORED
 
 TASK = Instruction(prompt="Question: {instruction} Answer: ")
@@ -68,6 +73,114 @@ def test_no_logit_of_the_prompt_is_trained(bytes_, language_model):
     TASK.loss(model, batch).backward()
     trained = kept["out"].logits.grad.abs().sum(dim=-1)[:, :-1] > 0
     assert torch.equal(trained, batch["token_labels"][:, 1:] != IGNORED)
+
+
+def full_loss(model, batch):
+    """The loss from the logits of all positions."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = model(**inputs).logits[:, :-1].flatten(0, 1)
+    return F.cross_entropy(logits, batch["token_labels"][:, 1:].flatten(), ignore_index=IGNORED)
+
+
+def gradients(loss, model):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.autograd.grad(loss, trained)
+
+
+@pytest.fixture
+def capped(bytes_):
+    """A model that bends its logits after the head."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(bytes_),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=24,
+        final_logit_softcapping=0.05,
+    )
+    return Gemma2ForCausalLM(config).double().eval()
+
+
+def without_labels_in_a_row(batch):
+    batch["token_labels"][0] = IGNORED
+    return batch
+
+
+def padded_on_the_left(batch):
+    shift = int((batch["attention_mask"][0] == 0).sum())
+    assert shift
+    return {name: torch.stack([values[0].roll(shift), values[1]]) for name, values in batch.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("language_model", dict),
+        ("language_model", without_labels_in_a_row),
+        ("language_model", padded_on_the_left),
+        ("capped", dict),
+    ],
+)
+def test_loss_and_gradients_are_those_of_all_logits(kind, change, bytes_, request):
+    model = request.getfixturevalue(kind)
+    batch = change(TASK.collate(TASK.encode(ROWS, bytes_), 0))
+    found, expected = TASK.loss(model, batch), full_loss(model, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients(found, model), gradients(expected, model), rtol=1e-10, atol=1e-12)
+
+
+def rows_of_the_head(model, call):
+    """What `call` has the output head compute."""
+    seen = []
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: seen.append(output[..., 0].numel())
+    )
+    call()
+    handle.remove()
+    return seen
+
+
+def test_the_head_computes_answers_only_in_training_and_evaluation(bytes_, language_model):
+    examples = TASK.encode(ROWS, bytes_)
+    batch = TASK.collate(examples, 0)
+    answers = int((batch["token_labels"] != IGNORED).sum())
+    assert answers < batch["input_ids"].numel() / 2
+    assert rows_of_the_head(language_model, lambda: TASK.loss(language_model, batch)) == [answers]
+    assert rows_of_the_head(language_model, lambda: predict_all(TASK, language_model, examples)) == [answers]
+    everywhere = batch["input_ids"].numel()
+    assert rows_of_the_head(language_model, lambda: language_model(input_ids=batch["input_ids"])) == [everywhere]
+
+
+@pytest.mark.parametrize("settings", [{"target_modules": ["c_attn", "lm_head"]}, {"modules_to_save": ["lm_head"]}])
+def test_a_head_that_is_adapted_or_trained_gives_the_same(settings, bytes_, language_model):
+    language_model.config.tie_word_embeddings = False
+    language_model.lm_head.weight = torch.nn.Parameter(language_model.lm_head.weight.detach().clone())
+    adapted = PeftAdaptedModel(language_model, LoraConfig(**{"target_modules": ["c_attn"], **settings}))
+    batch = TASK.collate(TASK.encode(ROWS, bytes_), 0)
+    found, expected = TASK.loss(adapted.module, batch), full_loss(adapted.module, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients(found, adapted.module), gradients(expected, adapted.module), rtol=1e-10, atol=1e-12)
+
+
+def test_logits_of_another_shape_are_refused(bytes_, language_model):
+    ids = torch.tensor([[5, 6, 7]])
+    with pytest.raises(ValueError, match=r"logits have shape \(1, 2, \d+\), but 1 of \(1, 3\) positions are wanted"):
+        logits_at(lambda **inputs: language_model(**inputs, logits_to_keep=2), {"input_ids": ids}, ids == 6)
+
+
+def test_the_head_is_left_alone_after_a_fault(language_model):
+    ids = torch.tensor([[5, 6, 7]])
+    with pytest.raises(ValueError, match="specify either input_ids"):
+        logits_at(language_model, {}, ids == 6)
+    assert language_model(input_ids=ids).logits.shape[:2] == (1, 3)
+
+
+def test_no_positions_have_no_logits(language_model):
+    ids = torch.tensor([[5, 6, 7]])
+    assert logits_at(language_model, {"input_ids": ids}, ids < 0).shape == (0, language_model.config.vocab_size)
 
 
 def test_a_long_prompt_loses_its_start_and_the_answer_stays(bytes_):

@@ -45,7 +45,7 @@ class Choice:
 
     Attributes:
         engine: "sequential" or "batched".
-        token_budget: tokens in a pass of the batched engine, padding included.
+        token_budget: tokens in a pass of the batched engine.
     """
 
     engine: Literal["sequential", "batched"]
@@ -73,7 +73,7 @@ def choose(engine: Engine, clients: Iterable[Client], token_budget: int | None =
     able = not any(map(_refusal, clients))
     budget = token_budget or (pass_tokens(first.model) if able else CPU_TOKENS)
     if engine == "auto":
-        wins = able and len(clients) > 1 and 2 * tokens(next(first.batches(0))) <= budget
+        wins = able and len(clients) > 1 and 2 * tokens(next(first.batches(0)), first.model) <= budget
         engine = "batched" if wins else "sequential"
     return Choice(engine, budget)
 
@@ -98,7 +98,7 @@ class Batched:
     """The batched engine.
 
     Args:
-        token_budget: tokens in a pass, padding included; a client whose batch is larger trains alone.
+        token_budget: tokens in a pass; a client whose batch is larger trains alone.
     """
 
     token_budget: int = CPU_TOKENS
@@ -134,14 +134,14 @@ class Batched:
 
     def _groups(self, asked: Sequence[Asked]) -> list[list[int]]:
         """Positions of requests that train together: of one model and base, of like length, within the budget."""
-        alone, shared = list[list[int]](), dict[Any, list[tuple[float, int, int]]]()
+        alone, shared = list[list[int]](), dict[Any, list[tuple[int, int, int]]]()
         for k, (client, request) in enumerate(asked):
             reason = _refusal(client) or _refusal_of(request)
             if reason is None:
                 assert isinstance(client, LocalClient)  # as `_refusal` says
-                first = next(client.batches(request.t))
+                first = client.first_batch(request.t)
                 key = (id(client.model), 0 if request.base is None else request.base.version)
-                shared.setdefault(key, []).append((length(first), k, tokens(first)))
+                shared.setdefault(key, []).append((length(first), k, tokens(first, client.model)))
             else:
                 self._say(reason)
                 alone.append([k])
@@ -164,7 +164,7 @@ class Batched:
             logger.warning("some clients train one after another: %s", reason)
 
 
-def packed(sizes: Iterable[tuple[float, int, int]], budget: int) -> list[list[int]]:
+def packed(sizes: Iterable[tuple[int, int, int]], budget: int) -> list[list[int]]:
     """Groups of neighbours in which the largest batch times the count stays within the budget.
 
     Args:
@@ -182,15 +182,17 @@ def packed(sizes: Iterable[tuple[float, int, int]], budget: int) -> list[list[in
     return groups
 
 
-def tokens(batch: Batch) -> int:
-    """The tokens of a batch, padding included."""
-    main = batch.get("input_ids")
-    return main.numel() if main is not None else IMAGE_TOKENS * len(next(iter(batch.values())))
+def tokens(batch: Batch, model: Any) -> int:
+    """The tokens of a batch that a model computes; padding counts, unless the model leaves it out."""
+    main, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if main is None:
+        return IMAGE_TOKENS * len(next(iter(batch.values())))
+    return int(mask.sum()) if mask is not None and model.skips_padding else main.numel()
 
 
-def length(batch: Batch) -> float:
-    """The tokens of a batch by example."""
-    return tokens(batch) / len(next(iter(batch.values())))
+def length(batch: Batch) -> int:
+    """The longest sequence of a batch, in tokens."""
+    return batch["input_ids"].shape[-1] if "input_ids" in batch else IMAGE_TOKENS
 
 
 def _visitor(run: Federation, t: int, state: State, k: int) -> Visitor:

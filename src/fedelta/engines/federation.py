@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 from torch import Tensor
 
 from fedelta import sampling, tree, wire
-from fedelta.engines.guards import check_population, check_upload, find
+from fedelta.engines.guards import check_population, check_templates, check_upload, find
 from fedelta.engines.rounds import QuorumError, Snapshot
 from fedelta.lowrank import LoRA
 from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, TrainResult
@@ -81,6 +81,7 @@ class Federation:
         clients = method.population(sorted(clients, key=lambda c: c.peer.id))
         template = template or largest_template(clients)
         method.check(template, [c.peer for c in clients])
+        check_templates(clients, template)
         if method.needs_validation and score is None:
             raise ValueError(f"{type(method).__name__} weighs updates by their validation scores: give `score`")
         return cls(method, {c.peer.id: c for c in clients}, template, seed, score, debug, Spool(spool))
@@ -93,7 +94,7 @@ class Federation:
     def peer(self, k: int) -> Peer:
         """One peer, with the base version that it holds."""
         peer, held = self.clients[k].peer, self.base_versions.get(k, 0)
-        return peer if peer.base_version == held else replace(peer, base_version=held)  # a copy of all would cost each round
+        return peer if peer.base_version == held else replace(peer, base_version=held)  # a copy of all in every round is slow
 
     def cohort(self, t: int, rule: sampling.CohortRule) -> list[int]:
         """The ids that take part in round t, ascending. Raises ValueError for a rule that names nobody or a stranger."""

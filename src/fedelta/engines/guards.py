@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from fedelta import tree
-from fedelta.method import ClientUpdate, Method, Peer, State
+from fedelta.method import Client, ClientUpdate, Method, Peer, State
 from fedelta.tree import Adapter
 
 T = TypeVar("T")
@@ -63,6 +66,37 @@ def check_population(peers: Sequence[Peer]) -> None:
     empty = [p.id for p in peers if p.num_examples < 1]
     if empty:
         raise ValueError(f"clients {empty} have no training examples: leave them out, or give them a share of the data")
+
+
+def check_templates(clients: Sequence[Client], template: Adapter) -> None:
+    """Raises ValueError, naming client and layer, unless every client begins from the leading rows of the template's A.
+
+    Bit by bit: a method that freezes A, or never sends it, takes the A of a client for that of all others. Independent draws
+    would moreover average to one that is smaller by the root of their number.
+    """
+    known: Adapter | None = None  # a template that clients share is looked at once
+    for client in clients:
+        if (own := client.template) is not known:
+            _check_begins(own, template, client.peer.id)
+        known = own
+
+
+def _check_begins(own: Adapter, template: Adapter, k: int) -> None:
+    tree.check_names(own.layers, template.layers, f"client {k}", "the template", "layers")
+    for layer, x in own.layers.items():
+        common = template.layers[layer].A
+        if not _leads(x.A, common):
+            raise ValueError(
+                f"layer {layer!r}: client {k} begins from another A {tuple(x.A.shape)} than the leading rows of the common "
+                f"{tuple(common.shape)}; give it `template_for(peer, template)`, with the same template for all"
+            )
+
+
+def _leads(rows: Tensor, common: Tensor) -> bool:
+    """Whether `rows` (r, i) are the first of `common`; at once where they are the same memory."""
+    if rows.data_ptr() == common.data_ptr() and rows.stride() == common.stride():
+        return len(rows) <= len(common)
+    return torch.equal(rows, common[: len(rows)].to(rows))
 
 
 def _check_adapter(adapter: Adapter, template: Adapter, sender: Peer, who: str) -> None:

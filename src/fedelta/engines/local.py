@@ -37,7 +37,7 @@ def federate(
     score: Score | None = None,
     start: Snapshot | None = None,
     debug: bool = False,
-    engine: Engine = "sequential",
+    engine: Engine = "auto",
     token_budget: int | None = None,
     spool: Spooling = "auto",
 ) -> Iterator[Round]:
@@ -49,7 +49,7 @@ def federate(
         method: what to run.
         clients: with different ids.
         template: the adapter to start from, at the largest ranks; by default what the clients hold. To continue from a
-            trained adapter give it here, and its parts to the clients.
+            trained adapter give it here, and its parts to the clients: their A must be its leading rows, to the last bit.
         rounds: of the whole run, those before `start` included.
         cohort: who takes part in which round.
         seed: of the run: cohorts and the method's own draws.
@@ -98,7 +98,7 @@ def gossip(
     score: Score | None = None,
     start: Snapshot | None = None,
     debug: bool = False,
-    engine: Engine = "sequential",
+    engine: Engine = "auto",
     token_budget: int | None = None,
     spool: Spooling = "auto",
 ) -> Iterator[Round]:

@@ -139,7 +139,7 @@ class Composite(Method):
         """The server's adapter, moved by what the parts make of the round's displacement, and the parts' memories."""
         old, new = tree.parameters(state["adapter"]), tree.parameters(after)
         # What nobody trained, such as the frozen factor of a round, keeps its value, and its memories too.
-        moved = {n: _wide(new[n]) - _wide(x) for n, x in old.items() if not torch.equal(new[n], x)}
+        moved = displacement(old, new)
         step: Tensors = moved
         memories: dict[str, State] = {}
         for part in self.parts.at_server:
@@ -226,8 +226,12 @@ class LocalRule(_Part):
         """What changes the gradients of one request to train from `start`; called anew for each request."""
         return None
 
-    def leave(self, sent: Message, own: ClientState, hook: GradientHook | None) -> tuple[Message, ClientState]:
-        """What goes up, and the next memory at the client; `hook` is that of the last request, None if there was none."""
+    def leave(self, sent: Message, own: ClientState, hook: GradientHook | None, moved: Tensors) -> tuple[Message, ClientState]:
+        """What goes up, and the next memory at the client.
+
+        `hook` is that of the last request to train, None if there was none; `moved` the displacement by flat name, at least
+        float32, of the tensors that it trained.
+        """
         return {}, own
 
     def adds(self, t: int, up: int) -> tuple[int, int]:
@@ -292,6 +296,7 @@ class _RuledClient:
         self._client = client
         self._known = {rule.name: (rule, _of(down, rule), _of(memory, rule)) for rule in rules}
         self._hooks: dict[str, GradientHook | None] = dict.fromkeys(self._known)
+        self._moved: Tensors = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -299,11 +304,13 @@ class _RuledClient:
     def train(self, t: int, start: Adapter, *, gradient: GradientHook | None = None, **request: Any) -> TrainResult:
         self._hooks = {n: rule.hook(sent, own, start) for n, (rule, sent, own) in self._known.items()}
         hooks = [hook for hook in (*self._hooks.values(), gradient) if hook is not None]
-        return self._client.train(t, start, gradient=_one_after_the_other(hooks), **request)
+        result = self._client.train(t, start, gradient=_one_after_the_other(hooks), **request)
+        self._moved = displacement(tree.parameters(start), tree.parameters(result.adapter))
+        return result
 
     def leave(self) -> dict[str, tuple[Message, ClientState]]:
         """By rule, what goes up and what the client remembers."""
-        return {n: rule.leave(sent, own, self._hooks[n]) for n, (rule, sent, own) in self._known.items()}
+        return {n: rule.leave(sent, own, self._hooks[n], self._moved) for n, (rule, sent, own) in self._known.items()}
 
 
 def _one_after_the_other(hooks: Sequence[GradientHook]) -> GradientHook | None:
@@ -332,6 +339,34 @@ def _bare(content: Mapping[str, Any]) -> Mapping[str, Any]:
 def _of(content: Mapping[str, Any], part: _Part) -> Mapping[str, Any]:
     """What one part knows of a message or memory."""
     return content.get(PARTS, {}).get(part.name, {})
+
+
+def displacement(old: Tensors, new: Tensors) -> dict[str, Tensor]:
+    """new - old, at least float32, of the tensors that differ."""
+    return {n: _wide(new[n]) - _wide(x).to(new[n].device) for n, x in old.items() if not torch.equal(new[n], x.to(new[n]))}
+
+
+def demand_one_scale(name: str, template: Adapter, peers: Sequence[Peer]) -> None:
+    """Raises ValueError if two peers apply a layer with different scales."""
+    for layer, x in template.layers.items():
+        scales = {p.id: p.scale_of(layer, p.rank_of(layer)) for p in peers}
+        if len(set(scales.values())) > 1:
+            raise ValueError(
+                f"{name} needs one scale, but layer {layer!r} of rank {x.rank} has scales {scales} by client, and a "
+                "gradient of factors changes with theirs: give all clients one lora_alpha"
+            )
+
+
+class Pull:
+    """A hook that adds strength (x - anchor) to the gradients."""
+
+    def __init__(self, strength: float, anchor: Tensors) -> None:
+        self.strength, self.anchor = strength, anchor
+
+    def __call__(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors:
+        if step == 0:  # once for all steps: the anchor comes from the server, the parameters may live on a GPU
+            self.anchor = {n: self.anchor[n].to(x) for n, x in parameters.items()}
+        return {n: g + self.strength * (parameters[n].detach() - self.anchor[n]) for n, g in gradients.items()}
 
 
 def _wide(x: Tensor) -> Tensor:

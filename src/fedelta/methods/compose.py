@@ -28,11 +28,11 @@ class Compose(Composite):
         travels         what each part sends, under its own name
         scale           that of `server`
 
-    Parts that add up, or keep, vectors in the coordinates of the factors (Scaffold, FedNova, and all optimisers) need a server
-    that averages factors; over one that factorises the product anew, or moves the base, they are refused.
+    Parts that add up, or keep, vectors in the coordinates of the factors (Scaffold, FedDyn, FedNova, and all optimisers) need a
+    server that averages factors; over one that factorises the product anew, or moves the base, they are refused.
 
     Args:
-        local: rules of clients: fedprox, scaffold, fednova; one, or several.
+        local: rules of clients: fedprox, scaffold, feddyn, fednova, fedzmg; one, or several.
         server: the method in the middle.
         optimizer: of the server: fedavgm, fedadam, fedyogi, fedadagrad.
     """

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from fedelta import tree
 from fedelta.method import ClientState, GradientHook
-from fedelta.methods._composition import LocalRule
-from fedelta.tree import Adapter, Message, Tensors
+from fedelta.methods._composition import LocalRule, Pull
+from fedelta.tree import Adapter, Message
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,4 @@ class FedProx(LocalRule):
             raise ValueError(f"FedProx needs mu of at least 0, got {self.mu}")
 
     def hook(self, sent: Message, own: ClientState, start: Adapter) -> GradientHook | None:
-        return _Pull(self.mu, tree.parameters(start)) if self.mu else None
-
-
-class _Pull:
-    """Adds mu (x - anchor) to the gradients."""
-
-    def __init__(self, mu: float, anchor: Tensors) -> None:
-        self.mu, self.anchor = mu, anchor
-
-    def __call__(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors:
-        if step == 0:  # once for all steps: the anchor comes from the server, the parameters may live on a GPU
-            self.anchor = {n: self.anchor[n].to(x) for n, x in parameters.items()}
-        return {n: g + self.mu * (parameters[n].detach() - self.anchor[n]) for n, g in gradients.items()}
+        return Pull(self.mu, tree.parameters(start)) if self.mu else None

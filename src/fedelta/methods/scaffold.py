@@ -11,7 +11,7 @@ from torch import Tensor
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.method import ClientState, ClientUpdate, GradientHook, Peer, State
-from fedelta.methods._composition import LocalRule
+from fedelta.methods._composition import LocalRule, demand_one_scale
 from fedelta.tree import Adapter, Message, Tensors
 
 
@@ -51,13 +51,7 @@ class Scaffold(LocalRule):
 
     def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
         super().check_peers(template, peers)
-        for layer, x in template.layers.items():
-            scales = {p.id: p.scale_of(layer, p.rank_of(layer)) for p in peers}
-            if len(set(scales.values())) > 1:
-                raise ValueError(
-                    f"Scaffold needs one scale, but layer {layer!r} of rank {x.rank} has scales {scales} by client, and a "
-                    "gradient of factors changes with theirs: give all clients one lora_alpha"
-                )
+        demand_one_scale(self.name, template, peers)
 
     def open(self, peers: Sequence[Peer]) -> State:
         return {"c": {}, "clients": len(peers)}
@@ -71,7 +65,7 @@ class Scaffold(LocalRule):
     def hook(self, sent: Message, own: ClientState, start: Adapter) -> GradientHook | None:
         return _Correction(sent.get("c", {}), own.get("c", {}))
 
-    def leave(self, sent: Message, own: ClientState, hook: GradientHook | None) -> tuple[Message, ClientState]:
+    def leave(self, sent: Message, own: ClientState, hook: GradientHook | None, moved: Tensors) -> tuple[Message, ClientState]:
         if not isinstance(hook, _Correction):
             return {}, own
         old, mean = own.get("c", {}), hook.mean()

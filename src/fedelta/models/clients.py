@@ -36,7 +36,8 @@ def hf_clients(
     seed: int = 0,
     device: str | torch.device = "auto",
     base_dropout: bool = False,
-    gemm: Backend | Literal["auto"] = "default",
+    gemm: Backend | Literal["auto"] = "auto",
+    compact: bool = True,
     **training: Any,
 ) -> list[LocalClient]:
     """Clients that share one model in memory and one common initial adapter.
@@ -52,6 +53,7 @@ def hf_clients(
         device: where the model is to be.
         base_dropout: leaves the base model's own dropout on in training.
         gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.frozen_gemm`.
+        compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.compact`.
         training: settings of `fedelta.client.Training`: batch_size, learning_rate, local_steps, ...
 
     Returns:
@@ -74,7 +76,8 @@ def hf_clients(
         check_outputs(model, task)
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
     set_padding(model, tokenizer)
-    adapted = PeftAdaptedModel(model, config_for(task, lora_config, model), tokenizer, base_dropout=base_dropout, gemm=gemm)
+    lora = config_for(task, lora_config, model)
+    adapted = PeftAdaptedModel(model, lora, tokenizer, base_dropout=base_dropout, gemm=gemm, compact=compact)
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
     return clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed)
 

@@ -13,7 +13,7 @@ from fedelta.client import Batch
 from fedelta.models.cohort_layers import CohortHead, CohortLayer
 from fedelta.models.frozen_gemm import Backend
 from fedelta.models.grouped import Rows
-from fedelta.models.joint_batch import Loss, answered, asked, join, parts_of
+from fedelta.models.joint_batch import Loss, answered, asked, join, parts_of, reply, rows_of_answer
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tree import Adapter, BaseDelta
 
@@ -26,7 +26,10 @@ def refusal(model: Any) -> str | None:
         return "the base model's own dropout draws from one generator for all clients"
     if model.layout.embeddings:
         return f"the adapted layer {min(model.layout.embeddings)!r} is an Embedding"
-    taken = (*model.adapted_layers.values(), *(holder for holder, _ in model.head_tensors()))
+    heads = [holder for holder, _ in model.head_tensors()]
+    if any(inner in heads for outer in heads for inner in outer.modules() if inner is not outer):
+        return "a trained module with tensors of its own holds another"
+    taken = (*model.adapted_layers.values(), *heads)
     if any("forward" in vars(layer) for layer in taken):
         return "another library runs the adapted layers"
     return None
@@ -120,8 +123,8 @@ class Cohort:
         pairs = list(zip(losses, batches, strict=True))
         questions = [asked(loss, module, batch) for loss, batch in pairs]
         joint, self.rows = join(questions, getattr(module.config, "pad_token_id", None) or 0)
-        examples = [len(next(v for v in question.values() if isinstance(v, Tensor))) for question in questions]
-        answers = parts_of(module(**joint), examples, self.rows)
+        outputs = reply(module, joint, by_sequence=[holder for holder, _ in self.model.head_tensors()])
+        answers = parts_of(outputs, [rows_of_answer(question) for question in questions], self.rows)
         return [answered(loss, module, batch, answer) for (loss, batch), answer in zip(pairs, answers, strict=True)]
 
     def gradients(self, objective: Tensor) -> dict[str, Tensor]:

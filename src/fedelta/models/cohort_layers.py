@@ -13,7 +13,8 @@ from torch.func import functional_call
 from fedelta.models.base_store import is_plain
 from fedelta.models.dropout import SeededDropout
 from fedelta.models.frozen_gemm import Backend, as_rows, is_frozen
-from fedelta.models.grouped import GroupedLoRA, Rows
+from fedelta.models.grouped import Counts, GroupedLoRA, Rows
+from fedelta.models.packing import Packing, packing_of
 from fedelta.models.peft import SLOT
 
 
@@ -36,20 +37,30 @@ class CohortLayer:
     def __init__(self, clients: Clients, name: str, layer: Any) -> None:
         self.clients, self.name = clients, name
         self.base: Any = layer.get_base_layer()
+        self.fuses = fuses(self.base, clients.adapted(name)[0].dtype)
         dropout = layer.lora_dropout[SLOT]
         self.p = dropout.p if isinstance(dropout, SeededDropout) else 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
         A, B, scales = self.clients.adapted(self.name)
-        rows, backend = self.clients.rows, self.clients.backend
+        rows, backend, packing = self.clients.rows, self.clients.backend, packing_of(x)
         flat = x.reshape(-1, x.shape[-1]).to(A.dtype)
-        keep = keep_mask(flat, self.p, rows, self.clients.generators) if self.p else None
-        if x.dtype == A.dtype and fuses(self.base, A.dtype):
-            y = GroupedLoRA.apply(flat, A, B, scales, keep, rows, as_rows(self.base), self.base.bias, backend)
+        counts = packing.counts(rows.counts) if packing else rows.of(len(flat))
+        keep = self._keep(flat, packing) if self.p else None
+        if x.dtype == A.dtype and self.fuses:
+            y = GroupedLoRA.apply(flat, A, B, scales, keep, counts, as_rows(self.base), self.base.bias, backend)
             return cast("Tensor", y).view(*x.shape[:-1], -1)
         y = self.base(x)
-        low = cast("Tensor", GroupedLoRA.apply(flat, A, B, scales, keep, rows, None, None, backend))
+        low = cast("Tensor", GroupedLoRA.apply(flat, A, B, scales, keep, counts, None, None, backend))
         return (y + low.view_as(y)).to(y.dtype)
+
+    def _keep(self, x: Tensor, packing: Packing | None) -> Tensor:
+        """What dropout multiplies x (N, i) by."""
+        rows, generators = self.clients.rows, self.clients.generators
+        if packing is None:
+            return keep_mask(x, self.p, rows, generators)
+        grid = keep_mask(x.new_empty(packing.mask.numel(), x.shape[-1]), self.p, rows, generators)
+        return packing.pack(grid.view(*packing.mask.shape, -1))[0]
 
 
 def fuses(base: nn.Module, dtype: torch.dtype) -> bool:
@@ -84,12 +95,20 @@ class CohortHead:
         self.alone = copy.copy(holder)  # still with the forward pass that this one is to replace
 
     def __call__(self, x: Tensor) -> Tensor:
+        if (packing := packing_of(x)) is not None:
+            return self._each(x[0], packing.counts(self.clients.rows.counts))[None]
         rows = self.clients.rows
-        tensors = {attribute: self.clients.stacked[name] for attribute, name in self.names.items()}
         if rows.even and type(self.alone) is nn.Linear:
+            tensors = {attribute: self.clients.stacked[name] for attribute, name in self.names.items()}
             return _linear(x, tensors["weight"], tensors.get("bias"))
-        parts = zip(rows.split(x), *(t.unbind() for t in tensors.values()), strict=True)
-        return torch.cat([functional_call(self.alone, dict(zip(tensors, own, strict=True)), part) for part, *own in parts])
+        return self._each(x, rows.of(len(x)))
+
+    def _each(self, x: Tensor, counts: Counts) -> Tensor:
+        """Client by client, each with its own tensors."""
+        own = zip(x.split(counts), *(self.clients.stacked[name].unbind() for name in self.names.values()), strict=True)
+        return torch.cat(
+            [functional_call(self.alone, dict(zip(self.names, tensors, strict=True)), part) for part, *tensors in own]
+        )
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fedelta.models.packing import packing_of
+
 
 class SeededDropout(nn.Module):
     """Inverted dropout with an explicit source of randomness.
@@ -29,8 +31,10 @@ class SeededDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.generator is None or self.p == 0:
             return x
-        keep = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.p
-        return x * keep / (1 - self.p)
+        packing = packing_of(x)
+        shape = x.shape if packing is None else (*packing.mask.shape, x.shape[-1])  # what is drawn does not depend on packing
+        keep = torch.rand(shape, generator=self.generator, device=x.device) >= self.p
+        return x * (keep if packing is None else packing.pack(keep)) / (1 - self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

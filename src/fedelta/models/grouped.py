@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedelta.models.frozen_gemm import Backend, product
+
+Counts: TypeAlias = tuple[int, ...]
+"""The rows of each client, in their order."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Rows:
         length: what they measure here, where all are padded to the longest.
     """
 
-    counts: tuple[int, ...]
+    counts: Counts
     lengths: tuple[int, ...]
     length: int
 
@@ -38,7 +41,7 @@ class Rows:
     @cached_property
     def even(self) -> bool:
         """Whether all clients have equally many."""
-        return len(set(self.counts)) == 1
+        return even(self.counts)
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
         """Each client's part of (N, ...), where N is the total or a multiple of it.
@@ -46,42 +49,53 @@ class Rows:
         Raises:
             ValueError: for another N: the model mixes or drops rows.
         """
-        each, rest = divmod(len(x), self.total)
+        return x.split(self.of(len(x)))
+
+    def of(self, n: int) -> Counts:
+        """How many of n rows are each client's.
+
+        Raises:
+            ValueError: unless n is the total or a multiple of it: the model mixes or drops rows.
+        """
+        each, rest = divmod(n, self.total)
         if rest or not each:
-            raise ValueError(f"a layer sees {len(x)} rows of {self.total} sequences: the model mixes or drops rows")
-        return x.split([count * each for count in self.counts])
+            raise ValueError(f"a layer sees {n} rows of {self.total} sequences: the model mixes or drops rows")
+        return tuple(count * each for count in self.counts)
 
 
-def times(x: Tensor, matrices: Tensor, rows: Rows) -> Tensor:
+def times(x: Tensor, matrices: Tensor, counts: Counts) -> Tensor:
     """Each client's rows of x (N, i) times its own of the matrices (K, i, o)."""
-    if rows.even:
-        return torch.bmm(x.view(rows_by_client(x, rows), -1, x.shape[-1]), matrices).view(len(x), -1)
-    return torch.cat([part @ matrix for part, matrix in zip(rows.split(x), matrices.unbind(), strict=True)])
+    if even(counts):
+        return torch.bmm(x.view(len(counts), -1, x.shape[-1]), matrices).view(len(x), -1)
+    y = x.new_empty(len(x), matrices.shape[-1])
+    for into, part, matrix in zip(y.split(counts), x.split(counts), matrices.unbind(), strict=True):
+        torch.mm(part, matrix, out=into)
+    return y
 
 
-def add_times_(y: Tensor, x: Tensor, matrices: Tensor, rows: Rows) -> Tensor:
+def add_times_(y: Tensor, x: Tensor, matrices: Tensor, counts: Counts) -> Tensor:
     """y (N, o) plus `times`, in place."""
-    if rows.even:
-        count = rows_by_client(x, rows)
-        y.view(count, -1, y.shape[-1]).baddbmm_(x.view(count, -1, x.shape[-1]), matrices)
+    if even(counts):
+        y.view(len(counts), -1, y.shape[-1]).baddbmm_(x.view(len(counts), -1, x.shape[-1]), matrices)
     else:
-        for into, part, matrix in zip(rows.split(y), rows.split(x), matrices.unbind(), strict=True):
+        for into, part, matrix in zip(y.split(counts), x.split(counts), matrices.unbind(), strict=True):
             into.addmm_(part, matrix)
     return y
 
 
-def outer(x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+def outer(x: Tensor, y: Tensor, counts: Counts) -> Tensor:
     """x_k^T y_k (K, i, o) of each client's rows of x (N, i) and y (N, o)."""
-    if rows.even:
-        count = rows_by_client(x, rows)
-        return torch.bmm(x.view(count, -1, x.shape[-1]).mT, y.view(count, -1, y.shape[-1]))
-    return torch.stack([p.mT @ q for p, q in zip(rows.split(x), rows.split(y), strict=True)])
+    if even(counts):
+        return torch.bmm(x.view(len(counts), -1, x.shape[-1]).mT, y.view(len(counts), -1, y.shape[-1]))
+    result = x.new_empty(len(counts), x.shape[-1], y.shape[-1])
+    for into, p, q in zip(result.unbind(), x.split(counts), y.split(counts), strict=True):
+        torch.mm(p.mT, q, out=into)
+    return result
 
 
-def rows_by_client(x: Tensor, rows: Rows) -> int:
-    """The number of clients, once it is known that x can be split among them."""
-    rows.split(x)
-    return len(rows.counts)
+def even(counts: Counts) -> bool:
+    """Whether all clients have equally many rows."""
+    return len(set(counts)) == 1
 
 
 class GroupedLoRA(torch.autograd.Function):
@@ -99,7 +113,7 @@ class GroupedLoRA(torch.autograd.Function):
         A, B: (K, r, i) and (K, o, r). Smaller ranks are padded with zeros; where both factors are zero all gradients are.
         scales: (K,).
         keep: D (N, i), or None.
-        rows: whose the rows are.
+        counts: how many of the rows are each client's.
         weight, bias: (o, i) and (o,), or None.
         backend: of the frozen products.
     """
@@ -112,36 +126,38 @@ class GroupedLoRA(torch.autograd.Function):
         B: Tensor,
         scales: Tensor,
         keep: Tensor | None,
-        rows: Rows,
+        counts: Counts,
         weight: Tensor | None,
         bias: Tensor | None,
         backend: Backend,
     ) -> Tensor:
         kept = x if keep is None else x * keep
         scaled = (B * scales[:, None, None]).mT
-        z = times(kept, A.mT, rows)
+        z = times(kept, A.mT, counts)
         ctx.save_for_backward(kept, z, A, B, scales, keep, weight)
-        ctx.rows, ctx.backend = rows, backend
+        ctx.counts, ctx.backend = counts, backend
         if weight is None:
-            return times(z, scaled, rows)
-        return add_times_(product(x, weight, bias, backend), z, scaled, rows)
+            return times(z, scaled, counts)
+        return add_times_(product(x, weight, bias, backend), z, scaled, counts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         kept, z, A, B, scales, keep, weight = ctx.saved_tensors
-        rows, g, s = ctx.rows, grads[0].contiguous(), scales[:, None, None]
+        counts, g, s = ctx.counts, grads[0].contiguous(), scales[:, None, None]
         need_x, need_A, need_B = ctx.needs_input_grad[:3]
-        dz = times(g, B * s, rows) if need_x or need_A else None
-        dB = outer(g, z, rows) * s if need_B else None
-        dA = outer(dz, kept, rows) if need_A and dz is not None else None
-        dx = _back(g, dz, A, keep, rows, weight, ctx.backend) if need_x and dz is not None else None
+        dz = times(g, B * s, counts) if need_x or need_A else None
+        dB = outer(g, z, counts) * s if need_B else None
+        dA = outer(dz, kept, counts) if need_A and dz is not None else None
+        dx = _back(g, dz, A, keep, counts, weight, ctx.backend) if need_x and dz is not None else None
         return dx, dA, dB, None, None, None, None, None, None
 
 
-def _back(g: Tensor, dz: Tensor, A: Tensor, keep: Tensor | None, rows: Rows, weight: Tensor | None, backend: Backend) -> Tensor:
+def _back(
+    g: Tensor, dz: Tensor, A: Tensor, keep: Tensor | None, counts: Counts, weight: Tensor | None, backend: Backend
+) -> Tensor:
     """dx = g W + D (dz A)."""
     if weight is None or keep is not None:
-        low = times(dz, A, rows)
+        low = times(dz, A, counts)
         low = low if keep is None else low * keep
         return low if weight is None else low.add_(product(g, weight.mT, None, backend))
-    return add_times_(product(g, weight.mT, None, backend), dz, A, rows)
+    return add_times_(product(g, weight.mT, None, backend), dz, A, counts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeAlias, cast
 
@@ -12,9 +12,14 @@ from torch.nn import functional as F
 
 from fedelta.client import Batch
 from fedelta.models.grouped import Rows
+from fedelta.tasks.logits import logits_at
 
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 Inputs: TypeAlias = Mapping[str, Any]
+
+
+WANTED = "wanted"
+"""What the positions of which a loss asks logits are called among the inputs; see `fedelta.tasks.logits.logits_at`."""
 
 
 def asked(loss: Loss, module: nn.Module, batch: Batch) -> Inputs:
@@ -55,6 +60,9 @@ class _Question:
     def __call__(self, **inputs: Any) -> Any:
         raise _Asked(inputs)
 
+    def logits_at(self, inputs: Inputs, wanted: Tensor) -> Any:
+        raise _Asked({**inputs, WANTED: wanted})
+
 
 class _Answer(_Question):
     """Stands for the model when its answer is known; a loss that asks twice cannot be served by one pass."""
@@ -67,6 +75,9 @@ class _Answer(_Question):
         if not self._answers:
             raise ValueError("the loss calls its model more than once")
         return self._answers.pop()
+
+    def logits_at(self, inputs: Inputs, wanted: Tensor) -> Any:
+        return self().logits
 
 
 def join(parts: Sequence[Inputs], pad_token_id: int = 0) -> tuple[dict[str, Any], Rows]:
@@ -117,12 +128,31 @@ def _joined(name: str, values: Sequence[Any], fill: int) -> Any:
     return torch.cat(list(values))
 
 
-def parts_of(outputs: Any, examples: Sequence[int], rows: Rows) -> list[SimpleNamespace]:
+def reply(module: nn.Module, joint: Inputs, by_sequence: Collection[nn.Module]) -> Any:
+    """What a model returns for joint inputs, or the logits that are wanted of it.
+
+    Args:
+        by_sequence: modules that work for all clients by their sequences, and so must see every position.
+    """
+    if WANTED not in joint:
+        return module(**joint)
+    inputs = {name: value for name, value in joint.items() if name != WANTED}
+    return {"logits": logits_at(module, inputs, joint[WANTED], by_sequence=by_sequence)}
+
+
+def rows_of_answer(question: Inputs) -> int:
+    """The first dimension of a client's part of the answer: its wanted positions, or its examples."""
+    if WANTED in question:
+        return int(question[WANTED].sum())
+    return len(next(value for value in question.values() if isinstance(value, Tensor)))
+
+
+def parts_of(outputs: Any, counts: Sequence[int], rows: Rows) -> list[SimpleNamespace]:
     """Each client's part of what a model returned: its own rows, without the padding.
 
     Args:
-        outputs: by name, tensors of which the first dimension is that of the joint batch; what else there is, is left out.
-        examples: of each client.
+        outputs: by name, tensors of which the first dimension is that of all clients; what else there is, is left out.
+        counts: each client's part of that dimension.
         rows: whose the sequences are.
 
     Raises:
@@ -130,8 +160,8 @@ def parts_of(outputs: Any, examples: Sequence[int], rows: Rows) -> list[SimpleNa
     """
     if not isinstance(outputs, Mapping):
         raise ValueError(f"the model returns a {type(outputs).__name__}, not tensors by name")
-    total = sum(examples)
-    split = {n: v.split(list(examples)) for n, v in outputs.items() if isinstance(v, Tensor) and v.ndim and len(v) == total}
+    total = sum(counts)
+    split = {n: v.split(list(counts)) for n, v in outputs.items() if isinstance(v, Tensor) and v.ndim and len(v) == total}
     lengths = enumerate(rows.lengths)
     return [SimpleNamespace(**{n: _trimmed(v[k], length, rows.length) for n, v in split.items()}) for k, length in lengths]
 

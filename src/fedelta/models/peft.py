@@ -25,6 +25,7 @@ from fedelta.method import Peer
 from fedelta.models.adapter_files import Layout
 from fedelta.models.aliases import portable_name
 from fedelta.models.base_store import BaseStore, delta_shape
+from fedelta.models.compact import compacted
 from fedelta.models.dropout import SeededDropout
 from fedelta.models.fingerprint import fingerprint
 from fedelta.models.frozen_gemm import Backend, install, resolve, uninstall
@@ -53,6 +54,7 @@ class PeftAdaptedModel:
         base_dropout: leaves the base model's own dropout on in training. It draws from torch's global generator, which is
             then seeded at every call of training.
         gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.frozen_gemm`.
+        compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.compact`.
 
     Attributes:
         module: what a task calls.
@@ -73,7 +75,8 @@ class PeftAdaptedModel:
         *,
         base_delta: Literal["auto", "weight", "hook"] = "auto",
         base_dropout: bool = False,
-        gemm: Backend | Literal["auto"] = "default",
+        gemm: Backend | Literal["auto"] = "auto",
+        compact: bool = True,
     ) -> None:
         self.gemm: Backend = resolve(gemm)
         self._peft = _inject(model, lora_config)
@@ -96,11 +99,13 @@ class PeftAdaptedModel:
         self.layout = Layout(_written(self._peft.peft_config[SLOT], lora_config, saved), embeddings)
         self._first_heads = {n: getattr(m, a).detach().cpu().clone() for n, (m, a) in self._heads.items()}
         self._live = self._read()
+        self._anchor = next(self.module.parameters())  # to look it up costs more than a small layer
         install(self.module, self.gemm)
+        self._compact = compacted(self.module) if compact and not base_dropout else None
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        return self._anchor.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -145,6 +150,11 @@ class PeftAdaptedModel:
         return torch.Generator(self.device).manual_seed(_draw_seed(dropout))
 
     @property
+    def skips_padding(self) -> bool:
+        """Whether padding is left out of the layers."""
+        return self._compact is not None and self._compact.padding
+
+    @property
     def adapted_layers(self) -> Mapping[str, nn.Module]:
         """PEFT's layers by name."""
         return self._layers
@@ -171,6 +181,8 @@ class PeftAdaptedModel:
         """Gives the model back as it was: pristine weights, PEFT's layers taken out. Heads keep the values last loaded."""
         self.base_store.apply(None)
         uninstall(self.module)
+        if self._compact is not None:
+            self._compact.remove()
         self._peft.unload()
 
     def _initial_layer(self, name: str, peer: Peer, seed: int) -> LoRA:

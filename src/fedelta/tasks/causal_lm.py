@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
+from torch.nn import functional as F
 
+from fedelta.tasks.logits import logits_at
 from fedelta.tasks.metrics import Metric
 from fedelta.tasks.rows import Row, require_rows, text_of, value_of
 from fedelta.tasks.task import IGNORED, Batch, Decisions, Example, Task, model_inputs, pad_examples
@@ -79,10 +81,7 @@ class Instruction(Task):
 
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
         """One decision among the vocabulary per answer token; the loss is their mean over the batch."""
-        logits = model(**model_inputs(batch)).logits[:, :-1]
-        target = batch["token_labels"][:, 1:]
-        answer = target != IGNORED
-        return Decisions(logits[answer], target[answer], owner=answer.nonzero()[:, 0])
+        return token_decisions(model, batch)
 
     def label_of(self, row: Row) -> Hashable:
         """The row's category, or None if no field was named for it."""
@@ -92,6 +91,19 @@ class Instruction(Task):
         if not answer:
             raise ValueError(f"row {index}: field {self.answer!r} has no tokens and the tokenizer no EOS: leave it out")
         return continued(prompt, answer, self.max_length, tokenizer, f"row {index}")
+
+
+def token_decisions(model: nn.Module, batch: Batch) -> Decisions:
+    """One decision among the vocabulary for each labelled token, sequence by sequence; no other logits are computed.
+
+    Args:
+        batch: inputs and `token_labels`, all (n, length). A sequence's first token is never predicted.
+    """
+    target = batch["token_labels"][:, 1:]
+    answer = target != IGNORED
+    predicting = F.pad(answer, (0, 1))  # each token is predicted at the position before it
+    scores = logits_at(model, model_inputs(batch), predicting)
+    return Decisions(scores, target[answer], owner=answer.nonzero()[:, 0])
 
 
 def encode_prefixes(texts: Sequence[str], tokenizer: Any) -> list[Tokens]:

@@ -12,9 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedelta.tasks.causal_lm import continued, encode_continuations, encode_prefixes
+from fedelta.tasks.causal_lm import continued, encode_continuations, encode_prefixes, token_decisions
 from fedelta.tasks.rows import Row, require_rows, text_of, value_of
-from fedelta.tasks.task import IGNORED, INPUTS, Batch, Decisions, Example, Task, model_inputs, pad_examples, tokenized
+from fedelta.tasks.task import (
+    IGNORED,
+    INPUTS,
+    Batch,
+    Decisions,
+    Example,
+    Task,
+    at_least_float32,
+    model_inputs,
+    pad_examples,
+    tokenized,
+)
 
 NO_SCORE = float("-inf")
 
@@ -153,7 +164,7 @@ class ChoiceByLikelihood(_Choices):
         """One decision per example among its endings' mean log-probabilities (n, k); only real endings are computed."""
         exists = batch["choice_mask"]
         real = {name: batch[name][exists] for name in (*INPUTS, "token_labels") if name in batch}
-        found = mean_log_probability(model(**model_inputs(real)).logits, real["token_labels"])
+        found = mean_log_probability(token_decisions(model, real), real["token_labels"])
         scores = found.new_full(exists.shape, NO_SCORE).masked_scatter(exists, found)
         return Decisions(scores, batch["labels"])
 
@@ -163,21 +174,19 @@ class ChoiceByLikelihood(_Choices):
         return continued(prefix, ending, self.max_length, tokenizer, f"row {index}")
 
 
-def mean_log_probability(logits: Tensor, token_labels: Tensor) -> Tensor:
+def mean_log_probability(tokens: Decisions, token_labels: Tensor) -> Tensor:
     """Each sequence's mean log-probability over its labelled tokens, in nats.
 
     Args:
-        logits: (m, length, vocabulary), the scores for the next token at each position.
+        tokens: the decision of each labelled token, sequence by sequence.
         token_labels: (m, length), the tokens themselves, `IGNORED` where they do not count.
 
     Returns:
-        (m,) in float32, or float64 for float64 logits.
+        (m,) in float32, or float64 for float64 scores.
     """
-    target = token_labels[:, 1:]
-    logits = logits[:, :-1].transpose(1, 2)
-    wide = logits.float() if logits.dtype.itemsize < 4 else logits
-    losses = F.cross_entropy(wide, target, reduction="none")
-    return -losses.sum(dim=1) / (target != IGNORED).sum(dim=1)
+    counted = token_labels[:, 1:] != IGNORED
+    losses = F.cross_entropy(at_least_float32(tokens.scores), tokens.target, reduction="none")
+    return -losses.new_zeros(counted.shape).masked_scatter(counted, losses).sum(dim=1) / counted.sum(dim=1)
 
 
 def _stacked(choices: Sequence[Example]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Task(ABC):
 
     @abstractmethod
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
-        """The model's scores for what it has to decide, with gradients; calls `model(**inputs).logits` once."""
+        """The model's scores for what it has to decide, with gradients; asks once, for `.logits` or by `logits_at`."""
 
     @abstractmethod
     def label_of(self, row: Row) -> Hashable:
@@ -107,13 +107,13 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean negative log-likelihood over the batch's decisions: a scalar in nats, with gradients."""
         made = self.decisions(model, batch)
-        return F.cross_entropy(_at_least_float32(made.scores), made.target)
+        return F.cross_entropy(at_least_float32(made.scores), made.target)
 
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """What the model says about each example of a batch; no gradients. The model's mode is the caller's to set."""
         with torch.inference_mode():
             made = self.decisions(model, batch)
-            losses = F.cross_entropy(_at_least_float32(made.scores), made.target, reduction="none")
+            losses = F.cross_entropy(at_least_float32(made.scores), made.target, reduction="none")
             return _by_example(made, losses, guess=made.scores.argmax(dim=-1), examples=len(batch["input_ids"]))
 
     def score(self, predictions: Predictions) -> dict[str, float]:
@@ -121,7 +121,7 @@ class Task(ABC):
         return score(predictions, self.metrics)
 
 
-def _at_least_float32(scores: Tensor) -> Tensor:
+def at_least_float32(scores: Tensor) -> Tensor:
     """Half-precision logits lose the small differences that a loss is made of; float64 stays as it is."""
     return scores.float() if scores.dtype.itemsize < 4 else scores
 
