@@ -19,17 +19,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from common.memory import forget_peak, peak_mib
 
 from fedelta import tree
 from fedelta.lowrank import LoRA
@@ -198,21 +196,6 @@ def peak_of(clients: int, d: int, layers: int, spool: bool) -> float:
     sent = (ClientUpdate(p, 1 / clients, {"adapter": adapter(p.id, shapes, 16, alike=True)}) for p in peers)
     method.aggregate(0, state, [disk.keep(u) for u in sent])
     return peak_mib() - before
-
-
-def forget_peak() -> None:
-    """Starts the record of the peak anew where the system can."""
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_mib() -> float:
-    """The largest resident size of this process on record; pages of mapped files count."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024  # pyright: ignore[reportOptionalSubscript]
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def memory(clients: int, d: int, layers: int) -> dict[str, Any]:

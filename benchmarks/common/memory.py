@@ -15,7 +15,7 @@ def forget_peak() -> None:
 
 
 def peak_mib() -> float:
-    """The largest resident size of this process on record."""
+    """The largest resident size of this process on record; pages of mapped files count."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024  # pyright: ignore[reportOptionalSubscript]
