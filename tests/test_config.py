@@ -149,6 +149,7 @@ def test_every_key_is_written_out():
         "link_drop",
         "engine",
         "token_budget",
+        "spool",
     }
 
 

@@ -28,7 +28,7 @@ from fedelta.topology import Topology, get_topology
 BUILT_IN = ("quickstart",)
 """Configs that come with the package, by name."""
 
-EXTENDABLE = ("federation.rounds", "federation.quorum", "evaluation", "output", "name")
+EXTENDABLE = ("federation.rounds", "federation.quorum", "federation.spool", "evaluation", "output", "name")
 """What a resumed run may change without becoming another run."""
 
 
@@ -58,7 +58,7 @@ class Model(Section):
         default="auto", description="products with frozen weights on a CPU; bf16 has a relative error of about 3e-3"
     )
     compact: bool = Field(
-        True,
+        default=True,
         description="computes no padding, and in the last layer only what the head reads; the same answers but for rounding",
     )
 
@@ -191,6 +191,9 @@ class Federation(Section):
         default="auto", description="clients one after another, or many in one pass of the model"
     )
     token_budget: int | None = Field(default=None, ge=1, description="tokens in a pass of the batched engine")
+    spool: bool | Literal["auto"] = Field(
+        default="auto", description="updates wait for their aggregation on disk: all, none, or beyond the first GiB of a round"
+    )
     topology: Named | None = Field(
         default=None, description="who hears whom, in place of a server; see `fedelta.topology.get_topology`"
     )

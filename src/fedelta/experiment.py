@@ -185,6 +185,7 @@ def play(
         "debug": debug,
         "engine": federation.engine,
         "token_budget": federation.token_budget,
+        "spool": federation.spool,
     }
     if experiment.mixing is not None:
         return gossip(*given, mixing=experiment.mixing, link_drop=federation.link_drop, **options)

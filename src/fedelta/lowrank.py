@@ -10,20 +10,38 @@ exceeds min(o, i), where dW is the smaller of the two.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+
+from fedelta import krylov
+from fedelta.threads import one_thread
+
+logger = logging.getLogger(__name__)
 
 SigmaOn: TypeAlias = Literal["A", "B", "both"]
 """Which factor carries the singular values after a truncation."""
 
 Weight: TypeAlias = float | Tensor
 """A client's weight, or one weight for each of its components, shape (r,)."""
+
+SvdKind: TypeAlias = Literal["auto", "exact", "randomised"]
+"""How the leading components are found.
+
+"exact" factorises the stacked factors. "randomised" is `krylov.leading`: a few products with them, within an estimated 1e-6 of
+the error of the best approximation, or else a warning. "auto" is exact up to a stacked rank of `LARGE`, and beyond it
+randomised where the estimate keeps to 1e-6, and exact where not.
+"""
+
+LARGE = 512
+"""The rank up to which "auto" is exact: an exact factorisation then takes well under a second."""
 
 TIE = 1e-9
 """Entries within this relative distance of the largest count as tied when signs are fixed."""
@@ -135,6 +153,11 @@ def _weighted(weight: Weight, x: LoRA) -> Tensor:
     return x.B.to(torch.float64) * (factor * x.scale)
 
 
+def is_finite(x: Tensor) -> bool:
+    """Whether no entry is NaN or Inf. The extremes say it in one pass, where `isfinite` writes out a mask."""
+    return not x.numel() or all(math.isfinite(v) for v in torch.stack(torch.aminmax(x)).tolist())
+
+
 def _demand_same(xs: Sequence[LoRA], what: Literal["rank", "scale"]) -> None:
     values = [getattr(x, what) for x in xs]
     if any(v != values[0] for v in values):
@@ -220,20 +243,58 @@ def svd(x: LoRA) -> tuple[Tensor, Tensor, Tensor]:
         U (o, q), S (q,) descending, Vh (q, i) with q = min(r, o, i). The largest |entry| of each column of U is
         positive, the first of those that tie.
     """
-    return _leading(x, min(x.rank, *x.shape))
+    return _with_signs(*_exact(x, min(x.rank, *x.shape)))
 
 
-def _leading(x: LoRA, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _leading(x: LoRA, count: int, kind: SvdKind) -> tuple[Tensor, Tensor, Tensor]:
+    """The first `count` columns of U and rows of Vh, and at least as many singular values; fewer if q is smaller."""
+    full, block = min(x.rank, *x.shape), krylov.width(count)
+    if kind == "exact" or full < 2 * block or (kind == "auto" and full < max(LARGE, 16 * block)):
+        return _with_signs(*_exact(x, count))
+    found = krylov.leading(x.B.to(torch.float64), x.A.to(torch.float64), count)
+    if found.excess > krylov.TOLERANCE:
+        if kind == "auto":
+            return _with_signs(*_exact(x, count))
+        logger.warning(
+            "a randomised SVD may err by %.1e more than the best of rank %d; ask for svd='exact'", found.excess, count
+        )
+    return _with_signs(found.U * math.copysign(1, x.scale), found.S * abs(x.scale), found.Vh)
+
+
+def _exact(x: LoRA, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The thin SVD with all singular values but the first `count` vectors only: the others would cost memory for nothing."""
     B, A = x.B.to(torch.float64), x.A.to(torch.float64)
     if x.rank > min(x.shape):
         U, S, Vh = torch.linalg.svd(x.scale * (B @ A), full_matrices=False)
-        U, Vh = U[:, :count], Vh[:count]
-    else:
-        Q_b, R_b = torch.linalg.qr(B)
-        Q_a, R_a = torch.linalg.qr(A.mT)
-        U, S, Vh = torch.linalg.svd(x.scale * (R_b @ R_a.mT), full_matrices=False)
-        U, Vh = Q_b @ U[:, :count], Vh[:count] @ Q_a.mT
+        return U[:, :count], S, Vh[:count]
+    with one_thread() if x.rank <= LARGE else nullcontext():
+        left, right = _Orthogonal.of(B), _Orthogonal.of(A.mT)
+        U, S, Vh = torch.linalg.svd(x.scale * (left.R @ right.R.mT), full_matrices=False)
+        return left.times(U[:, :count]), S, right.times(Vh[:count].mT).mT
+
+
+@dataclass(frozen=True)
+class _Orthogonal:
+    """A thin QR whose Q (n, r) stays a product of reflections: a few columns of Q X cost a fraction of forming Q."""
+
+    reflections: Tensor
+    tau: Tensor
+
+    @classmethod
+    def of(cls, X: Tensor) -> _Orthogonal:
+        return cls(*torch.geqrf(X))
+
+    @property
+    def R(self) -> Tensor:
+        return self.reflections[: self.reflections.shape[1]].triu()
+
+    def times(self, X: Tensor) -> Tensor:
+        """Q X, for X (r, c)."""
+        n, r = self.reflections.shape
+        return torch.ormqr(self.reflections, self.tau, torch.cat([X, X.new_zeros(n - r, X.shape[1])]))
+
+
+def _with_signs(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sign = _signs(U)
     return U * sign, S, Vh * sign.mT
 
@@ -255,6 +316,7 @@ def truncate(
     sigma_on: SigmaOn = "B",
     dtype: torch.dtype | None = None,
     fill: Tensor | None = None,
+    svd: SvdKind = "auto",
 ) -> LoRA:
     """The best rank-`rank` approximation of dW in Frobenius norm (Eckart-Young), written with `scale`.
 
@@ -268,14 +330,15 @@ def truncate(
             in B, "both" puts the square root on each.
         dtype: of the result, by default that of `x`.
         fill: the rows of A for a zero dW, shape (>= rank, i), in place of those of `x`: a stack repeats the common rows.
+        svd: how; "auto" differs from "exact" only for a large stacked rank.
 
     Raises:
-        ValueError: for a rank below 1, a scale of zero, an unknown `sigma_on`, factors with NaN or Inf, or a result too large
-            for its dtype.
+        ValueError: for a rank below 1, a scale of zero, an unknown `sigma_on` or `svd`, factors with NaN or Inf, or a result
+            too large for its dtype.
     """
-    _check_truncation(x, rank, scale, sigma_on)
+    _check_truncation(x, rank, scale, sigma_on, svd)
     dtype = dtype or x.dtype
-    U, S, Vh = _leading(x, rank)
+    U, S, Vh = _leading(x, rank, svd)
     alive = S > S[:1].clamp(min=0) * torch.finfo(torch.float64).eps * max(x.shape)
     if not bool(alive.any()):
         rows = _without_dead((x.A if fill is None else fill)[:rank].to(dtype))
@@ -285,7 +348,7 @@ def truncate(
     idle = Vh[count:rank]  # orthonormal to the rest: what a component without a singular value gets as its live row
     B = torch.cat([B, B.new_zeros(B.shape[0], idle.shape[0])], dim=1)
     B, A = B.to(dtype), torch.cat([A, idle]).to(dtype)
-    if not bool(torch.isfinite(B).all() and torch.isfinite(A).all()):
+    if not (is_finite(B) and is_finite(A)):
         raise ValueError(f"a delta of norm {float(S.norm()):.3g} overflows {dtype} at scale {scale}; lower the learning rate")
     return pad(LoRA(B, A, scale), rank)
 
@@ -307,14 +370,16 @@ def _place(U: Tensor, S: Tensor, Vh: Tensor, sigma_on: SigmaOn) -> tuple[Tensor,
     return U * root, (S.sign() * root)[:, None] * Vh
 
 
-def _check_truncation(x: LoRA, rank: int, scale: float, sigma_on: str) -> None:
+def _check_truncation(x: LoRA, rank: int, scale: float, sigma_on: str, svd: str) -> None:
     if rank < 1:
         raise ValueError(f"cannot truncate to rank {rank}: a rank is at least 1")
     if scale == 0 or not math.isfinite(scale):
         raise ValueError(f"a delta cannot be written with scale {scale}; check lora_alpha")
     if sigma_on not in ("A", "B", "both"):
         raise ValueError(f"sigma_on must be 'A', 'B' or 'both', got {sigma_on!r}")
-    if not bool(torch.isfinite(x.B).all() and torch.isfinite(x.A).all()):
+    if svd not in get_args(SvdKind):
+        raise ValueError(f"svd must be one of {get_args(SvdKind)}, got {svd!r}")
+    if not (is_finite(x.B) and is_finite(x.A)):
         raise ValueError(f"cannot factorise a delta of shape {x.shape}: its factors hold NaN or Inf")
 
 

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args, get_or
 from torch import Tensor
 
 from fedelta import lowrank as lr
-from fedelta import tree
+from fedelta import threads, tree
 from fedelta.lowrank import LoRA
 from fedelta.seeding import SERVER
 from fedelta.tree import Adapter, BaseDelta, Message, Tensors
@@ -284,6 +284,8 @@ class Method(ABC):
 
 def demand_equal_ranks(name: str, template: Adapter, peers: Sequence[Peer]) -> None:
     """Raises ValueError, naming methods that can, if two peers hold different ranks or scales at a layer."""
+    if len(with_distinct_ranks(peers)) == 1:
+        return
     for layer in template.layers:
         ranks = {p.id: p.rank_of(layer) for p in peers}
         if len(set(ranks.values())) > 1:
@@ -326,12 +328,18 @@ def in_order(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
 Rule: TypeAlias = Callable[[Sequence[float], Sequence[LoRA], LoRA], LoRA]
 """(weights, the clients' deltas of one layer, the server's delta of that layer) -> the next delta of that layer."""
 
+MANY = 64
+"""Clients above which the layers of a merge take turns, so that there is never more than one large stack."""
+
+FEW = 10**6
+"""Numbers below which a merge is not worth a thread."""
+
 
 def merge(rule: Rule, updates: Sequence[ClientUpdate], into: Adapter, *, adapters: Sequence[Adapter] | None = None) -> Adapter:
-    """`rule` at every layer, one layer after the other, and the weighted mean at every dense tensor.
+    """`rule` at every layer, and the weighted mean at every dense tensor.
 
     Args:
-        rule: makes the next delta of a layer.
+        rule: makes the next delta of a layer; a pure function, since several threads may call it.
         updates: of the round; their "adapter" entries are merged.
         into: the server's adapter, which says what layers, shapes and largest ranks an update may have.
         adapters: what is merged in place of the "adapter" entries, in the order of the senders' ids.
@@ -346,10 +354,21 @@ def merge(rule: Rule, updates: Sequence[ClientUpdate], into: Adapter, *, adapter
         tree.check_weights(weights, len(adapters))
     base = next((a.base for a in (into, *adapters) if a.base is not None), None)
     into = replace(into, base=base)  # an unknown base would match two that differ
-    for u, adapter in zip(in_order(updates), adapters, strict=True):
-        check_update(adapter, into, f"client {u.sender.id}")
-    layers = {n: _at(n, rule, weights, [a.layers[n] for a in adapters], old) for n, old in into.layers.items()}
+    with threads.one_thread():  # thousands of passes over small tensors, each of which would end at a barrier
+        for u, adapter in zip(in_order(updates), adapters, strict=True):
+            check_update(adapter, into, f"client {u.sender.id}")
+
+    def at(layer: str) -> LoRA:
+        return _at(layer, rule, weights, [a.layers[layer] for a in adapters], into.layers[layer])
+
+    layers = threads.ordered(at, list(into.layers), 1 if _in_turn(into, len(adapters)) else None)
     return Adapter(layers, tree.mean(weights, [a.dense for a in adapters]), base)
+
+
+def _in_turn(into: Adapter, count: int) -> bool:
+    """Whether a merge goes layer by layer: threads would be idle, their stacks too large together, or the work elsewhere."""
+    entries = sum(x.rank * sum(x.shape) for x in into.layers.values())
+    return count > MANY or count * entries < FEW or any(x.B.device.type != "cpu" for x in into.layers.values())
 
 
 def _at(layer: str, rule: Rule, weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
@@ -416,14 +435,20 @@ def truncate_for(adapter: Adapter, to: Peer, *, sigma_on: lr.SigmaOn = "B") -> A
         rank = to.rank_of(layer)
         return lr.truncate(x, rank, scale=to.scale_of(layer, rank), sigma_on=sigma_on)
 
-    return tree.map_named(fit, adapter)
+    with threads.one_thread():
+        return tree.map_named(fit, adapter)
 
 
 def largest(template: Adapter, peers: Sequence[Peer]) -> Peer:
     """A peer of id -1 that can hold what any of the peers can: whose ranks the server's own copy has."""
-    top = max(peers, key=lambda p: p.rank)
-    ranks = {n: max(p.rank_of(n) for p in peers) for n in template.layers}
+    top, distinct = max(peers, key=lambda p: p.rank), with_distinct_ranks(peers)
+    ranks = {n: max(p.rank_of(n) for p in distinct) for n in template.layers}
     return replace(with_ranks(top, ranks), id=SERVER, base_version=0)
+
+
+def with_distinct_ranks(peers: Sequence[Peer]) -> list[Peer]:
+    """One peer of each kind of ranks: few, however many peers there are."""
+    return list({(p.rank, *sorted(p.rank_pattern.items())): p for p in peers}.values())
 
 
 def at_largest(template: Adapter, peers: Sequence[Peer]) -> Adapter:

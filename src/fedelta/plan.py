@@ -20,6 +20,7 @@ from fedelta.engines.local import Round
 from fedelta.experiment import Experiment, play
 from fedelta.method import TrainResult
 from fedelta.optim import OptimizerState
+from fedelta.spool import held
 from fedelta.tree import Adapter, BaseDelta
 
 
@@ -34,7 +35,7 @@ class Plan:
         trained: numbers that the largest client trains.
         bytes: by "first round" and "later round", the bytes "down" and "up"; and their "total" over the run.
         memory: bytes by what they are for: the frozen base, and the largest client's adapter, gradients and optimiser state;
-            the server's state. Activations are not among them.
+            the server's state; a round's updates that are not spooled. Activations are not among them.
     """
 
     clients: int
@@ -142,12 +143,14 @@ def _memory(experiment: Experiment, last: Round) -> dict[str, int]:
     frozen = [x for x in (*module.parameters(), *module.buffers()) if id(x) not in own]
     adapter = dict(tree.parameters(experiment.template))
     optimizer = experiment.config.training.build().optimizer.init(adapter)
+    updates = _size(x for u in last.updates for _, x in tree.named_tensors(u.content))
     return {
         "frozen base": _size(frozen),
         "adapter": _size(adapter.values()),
         "gradients": _size(adapter.values()),
         "optimizer state": sum(_size(slot.values()) for slot in optimizer.values()),
         "server state": _size(x for _, x in tree.named_tensors(last.state)),
+        "updates of a round": held(experiment.config.federation.spool, updates),
     }
 
 

@@ -58,6 +58,10 @@ class BaseDelta:
     since: int = 0
 
 
+class Checked(Mapping[str, Any]):
+    """A mapping whose tensors were found finite when they arrived; `check_finite` does not look at them again."""
+
+
 # --- maps and merges -------------------------------------------------------------------------------------------------
 
 
@@ -268,14 +272,20 @@ def check_names(mine: Mapping[str, Any], others: Mapping[str, Any], who: str, ot
 
 
 def check_finite(tree: Any, who: str) -> None:
-    """Raises ValueError naming `who` and the tensor if any tensor of the tree holds NaN or Inf."""
-    for name, tensor in named_tensors(tree):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    """Raises ValueError naming `who` and the tensor if any tensor of the tree, `Checked` mappings aside, holds NaN or Inf."""
+    for name, tensor in named_tensors(_unchecked(tree)):
+        if tensor.is_floating_point() and not lr.is_finite(tensor):
             count = int((~torch.isfinite(tensor)).sum())
             raise ValueError(
                 f"{who}: {name} holds {count} NaN or Inf of {tensor.numel()} values; lower the learning rate or clip "
                 "gradients, or leave the client out"
             )
+
+
+def _unchecked(tree: Any) -> Any:
+    if isinstance(tree, Checked):
+        return {}
+    return replace(tree, layers=_unchecked(tree.layers), dense=_unchecked(tree.dense)) if isinstance(tree, Adapter) else tree
 
 
 def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -285,7 +295,8 @@ def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(tree, LoRA):
         yield from named_tensors({"B": tree.B, "A": tree.A}, prefix)
     elif isinstance(tree, Adapter):
-        yield from named_tensors({**tree.layers, **tree.dense}, prefix)
+        yield from named_tensors(tree.layers, prefix)
+        yield from named_tensors(tree.dense, prefix)
     elif isinstance(tree, BaseDelta):
         yield from named_tensors(tree.terms, prefix)
     elif isinstance(tree, Mapping):

@@ -57,7 +57,7 @@ def encode(message: Message) -> bytes:
         ValueError: for a plain number that is NaN or Inf, which JSON cannot hold; send it as a tensor.
     """
     header, tensors = _header(message)
-    return b"".join([header, *(_raw(x) for x in tensors)])
+    return b"".join([header, *(raw(x) for x in tensors)])
 
 
 def size(message: Message) -> int:
@@ -109,7 +109,8 @@ def _dtype(x: Tensor) -> str:
     return DTYPES[x.dtype]
 
 
-def _raw(x: Tensor) -> memoryview:
+def raw(x: Tensor) -> memoryview:
+    """The bytes of a tensor of any layout and device, row after row; its own memory where it is such on the CPU."""
     x = x.detach().cpu().resolve_neg().contiguous()
     x = x.as_strided((x.numel(),), (1,))  # a contiguous tensor of one entry may have any stride, which `view` refuses
     return x.view(torch.uint8).numpy().data

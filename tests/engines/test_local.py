@@ -10,7 +10,7 @@ import torch
 
 from fedelta import sampling, tree, wire
 from fedelta.engines.local import Round, federate
-from fedelta.method import Client, ClientState, ClientUpdate, State, template_for
+from fedelta.method import Client, ClientState, ClientUpdate, Peer, State, template_for, with_distinct_ranks
 from fedelta.methods import get_method
 from fedelta.methods.fedavg import FedAvg
 from fedelta.methods.flexlora import FlexLoRA
@@ -242,3 +242,18 @@ def test_leaving_the_loop_ends_the_run() -> None:
     next(iter(engine))
     engine.close()  # type: ignore[attr-defined]
     assert list(engine) == []
+
+
+def test_a_round_copies_only_the_peers_that_hold_a_base() -> None:
+    clients = [with_peer(toy_federation((2,))[0], id=k) for k in range(6)]
+    peers = play(get_method("flora"), clients, 2, cohort=sampling.uniform(3))[-1].peers
+    assert {p.base_version > 0 for p in peers} == {True, False}
+    assert all((p is clients[p.id].peer) == (p.base_version == 0) for p in peers)
+
+
+def test_peers_of_the_same_ranks_are_asked_once() -> None:
+    peers = [Peer(k, 2 + k % 3, rank_pattern={"hidden": 4} if k % 2 else {}) for k in range(60)]
+    distinct = with_distinct_ranks(peers)
+    assert len(distinct) == 6
+    for layer in ("hidden", "output"):
+        assert {p.rank_of(layer) for p in distinct} == {p.rank_of(layer) for p in peers}

@@ -14,7 +14,7 @@ from fedelta import tree
 from fedelta.diagnostics.layers import Layer, cumulative, increments
 from fedelta.engines.rounds import Round
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, template_for
+from fedelta.method import ClientUpdate, template_for, with_distinct_ranks
 from fedelta.tree import Adapter
 
 
@@ -63,7 +63,8 @@ class Facts:
     @cached_property
     def ranks(self) -> Mapping[str, list[int]]:
         """The configured ranks of each layer that differ, ascending."""
-        return {n: sorted({p.rank_of(n) for p in self.round.peers}) for n in self.names}
+        distinct = with_distinct_ranks(self.round.peers)
+        return {n: sorted({p.rank_of(n) for p in distinct}) for n in self.names}
 
     @property
     def names(self) -> list[str]:

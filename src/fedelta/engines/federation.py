@@ -15,6 +15,7 @@ from fedelta.engines.guards import check_population, check_templates, check_uplo
 from fedelta.engines.rounds import QuorumError, Snapshot
 from fedelta.lowrank import LoRA
 from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, TrainResult
+from fedelta.spool import Spool, Spooling
 from fedelta.tree import Adapter, BaseDelta
 
 logger = logging.getLogger("fedelta.engines")
@@ -59,6 +60,7 @@ class Federation:
     seed: int
     score: Score | None = None
     debug: bool = False
+    spool: Spool = field(default_factory=Spool)
     client_states: dict[int, ClientState] = field(default_factory=dict[int, ClientState])
     client_rounds: dict[int, int] = field(default_factory=dict[int, int])
     base_versions: dict[int, int] = field(default_factory=dict[int, int])
@@ -72,6 +74,7 @@ class Federation:
         seed: int,
         score: Score | None = None,
         debug: bool = False,
+        spool: Spooling = "auto",
     ) -> Federation:
         """A federation that the method can serve, or ValueError that says why it cannot."""
         check_population([c.peer for c in clients])
@@ -81,7 +84,7 @@ class Federation:
         check_templates(clients, template)
         if method.needs_validation and score is None:
             raise ValueError(f"{type(method).__name__} weighs updates by their validation scores: give `score`")
-        return cls(method, {c.peer.id: c for c in clients}, template, seed, score, debug)
+        return cls(method, {c.peer.id: c for c in clients}, template, seed, score, debug, Spool(spool))
 
     @property
     def peers(self) -> list[Peer]:
@@ -90,7 +93,8 @@ class Federation:
 
     def peer(self, k: int) -> Peer:
         """One peer, with the base version that it holds."""
-        return replace(self.clients[k].peer, base_version=self.base_versions.get(k, 0))
+        peer, held = self.clients[k].peer, self.base_versions.get(k, 0)
+        return peer if peer.base_version == held else replace(peer, base_version=held)  # a copy of all in every round is slow
 
     def cohort(self, t: int, rule: sampling.CohortRule) -> list[int]:
         """The ids that take part in round t, ascending. Raises ValueError for a rule that names nobody or a stranger."""
@@ -121,7 +125,8 @@ class Federation:
                 raise
             return replace(visit, reason=_left_out(k, t, stage, error))
         version = max((b.version for b in find(down, BaseDelta)), default=0)  # without a base delta it trained the bare base
-        return replace(visit, update=self._rated(t, state, update), client_state=client_state, base_version=version)
+        update = self.spool.keep(self._rated(t, state, update))
+        return replace(visit, update=update, client_state=client_state, base_version=version)
 
     def _rated(self, t: int, state: State, update: ClientUpdate) -> ClientUpdate:
         if self.score is None or not self.method.needs_validation:

@@ -18,6 +18,7 @@ from fedelta.engines.federation import Federation, Score, Visit, demand_quorum, 
 from fedelta.engines.links import LinkDrop, hear, loss_rule
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.method import Client, ClientUpdate, Method, State
+from fedelta.spool import Spooling
 from fedelta.topology import Mixing
 from fedelta.tree import Adapter
 from fedelta.wire import Ledger
@@ -38,6 +39,7 @@ def federate(
     debug: bool = False,
     engine: Engine = "auto",
     token_budget: int | None = None,
+    spool: Spooling = "auto",
 ) -> Iterator[Round]:
     """Runs a method with a server; yields each round as it ends.
 
@@ -58,13 +60,15 @@ def federate(
         debug: a client's error is raised, with a note of client, round and stage, rather than turned into a warning.
         engine: "sequential", one client after another; "batched", many in one pass of the model; "auto" takes the faster.
         token_budget: tokens in a pass of the batched engine; chosen for the device if not given.
+        spool: whether updates wait for their aggregation on disk: True, False, or "auto" for those beyond the first GiB of a
+            round. The numbers are the same to the bit.
 
     Raises:
         ValueError: before the first round, for a federation that cannot run, saying why.
         QuorumError: in a round with too few usable updates.
     """
     method = method.for_topology(rounds, lambda: 0.0)
-    run = Federation.prepare(method, clients, template, seed, score, debug)
+    run = Federation.prepare(method, clients, template, seed, score, debug, spool)
     visit_all = choose(engine, run.clients.values(), token_budget).visits()
     sizes = _sizes(run, weights)
 
@@ -96,6 +100,7 @@ def gossip(
     debug: bool = False,
     engine: Engine = "auto",
     token_budget: int | None = None,
+    spool: Spooling = "auto",
 ) -> Iterator[Round]:
     """Runs a method without a server: each node trains, sends to its neighbours, and aggregates with its row of W.
 
@@ -109,7 +114,7 @@ def gossip(
         weights: "examples" leads to the mean weighted by the nodes' examples (`topology.for_sizes`).
         link_drop: the probability that a message gets lost, each direction on its own, or (t, sender, receiver) -> whether
             it did. `Round.lost_links` has the links that did not count for it. Needs a symmetric W.
-        method, clients, template, rounds, seed, quorum, score, start, debug, engine, token_budget: as in `federate`.
+        method, clients, template, rounds, seed, quorum, score, start, debug, engine, token_budget, spool: as in `federate`.
 
     Raises:
         ValueError: before the first round, for a federation that cannot run; in a round, for a W that does not mix.
@@ -121,7 +126,7 @@ def gossip(
         logger.warning("%s is not made for gossip: its nodes may drift apart", type(method).__name__)
     is_lost = loss_rule(link_drop, seed)
     method = method.for_topology(rounds, lambda: topology.expected_rho_sq(mixing))
-    run = Federation.prepare(method, clients, template, seed, score, debug)
+    run = Federation.prepare(method, clients, template, seed, score, debug, spool)
     visit_all = choose(engine, run.clients.values(), token_budget).visits()
     ids, sizes = list(run.clients), [*_sizes(run, weights).values()]
     needed = sampling.share(quorum, len(ids), "quorum", up=True)
@@ -174,15 +179,17 @@ def _rounds(
     def generate(state: State) -> Iterator[Round]:
         for t in range(start.t if start is not None else 0, count):
             began = time.perf_counter()
-            played = play(t, state)
-            run.remember(t, played.visits)
-            yield _round(run, t, state, played, time.perf_counter() - began, gossip)
-            state = played.state
+            run.spool.begin()
+            done = _round(run, t, state, play(t, state), began, gossip)
+            state = done.state
+            yield done
+            del done  # or its updates would stay until the next ones are there
 
     return generate(state)
 
 
-def _round(run: Federation, t: int, before: State, played: _Played, seconds: float, gossip: bool) -> Round:
+def _round(run: Federation, t: int, before: State, played: _Played, began: float, gossip: bool) -> Round:
+    run.remember(t, played.visits)
     return Round(
         t=t,
         before=before,
@@ -190,7 +197,7 @@ def _round(run: Federation, t: int, before: State, played: _Played, seconds: flo
         state=played.state,
         dropped={v.peer.id: v.reason for v in played.visits if v.reason is not None},
         bytes=played.ledger,
-        seconds=seconds,
+        seconds=time.perf_counter() - began,
         method=run.method,
         template=run.template,
         peers=run.peers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ class FlexLoRA(Method):
     Args:
         sigma_on: the factor that carries the singular values: "B" as in the authors' code, "A", or "both" for square roots.
             The deltas are the same; gradients, weight decay and Adam's steps are not.
+        svd: "exact", "randomised", or "auto", which differs from exact for large cohorts only (`lowrank.SvdKind`).
 
     The SVD is that of the stacked factors (thin QR and a small core, in float64), not of a dense matrix; it is made once at
     the largest configured rank, and smaller ranks are its leading components. What is beyond that rank is lost, as in the
@@ -41,6 +43,7 @@ class FlexLoRA(Method):
     """
 
     sigma_on: lr.SigmaOn = "B"
+    svd: lr.SvdKind = "auto"
 
     paper = "Bai et al. 2024, FlexLoRA, arXiv 2402.11505"
     reported = (
@@ -61,6 +64,7 @@ class FlexLoRA(Method):
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         def best(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
             exact = lr.stack(weights, xs, dtype=torch.float64)
-            return lr.truncate(exact, old.rank, scale=old.scale, sigma_on=self.sigma_on, dtype=old.dtype, fill=old.A)
+            like: dict[str, Any] = {"scale": old.scale, "dtype": old.dtype, "fill": old.A}
+            return lr.truncate(exact, old.rank, sigma_on=self.sigma_on, svd=self.svd, **like)
 
         return {"adapter": merge(best, updates, state["adapter"])}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class RaFLoRA(Method):
         shrink: eta in [0, 1], ours: the weights are n_k / (owners' examples^eta * all examples^(1 - eta)). 1 is raFLoRA, 0 is
             FlexLoRA but for what `empty_partition` keeps.
         sigma_on: the factor that carries the singular values; the deltas are the same.
+        svd: "exact", "randomised", or "auto", which differs from exact for large cohorts only (`lowrank.SvdKind`).
 
     `rb_lora` is another name: RB-LoRA (Findings of EACL 2026) balances rank-one terms by coverage, with the same weights, and
     puts the singular values on B; say sigma_on="B" for its factors. Its published code does not use these weights.
@@ -57,6 +58,7 @@ class RaFLoRA(Method):
     empty_partition: Literal["keep", "zero"] = "keep"
     shrink: float = 1.0
     sigma_on: lr.SigmaOn = "both"
+    svd: lr.SvdKind = "auto"
 
     paper = "Wu et al. 2026, raFLoRA, arXiv 2602.13486"
     reported = (
@@ -82,7 +84,8 @@ class RaFLoRA(Method):
         def best(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
             shares = component_weights(weights, [x.rank for x in xs], self.shrink)
             exact = lr.stack([*shares, 1.0], [*xs, self._kept(weights, xs, old)], dtype=torch.float64)
-            return lr.truncate(exact, old.rank, scale=old.scale, sigma_on=self.sigma_on, dtype=old.dtype, fill=old.A)
+            like: dict[str, Any] = {"scale": old.scale, "dtype": old.dtype, "fill": old.A}
+            return lr.truncate(exact, old.rank, sigma_on=self.sigma_on, svd=self.svd, **like)
 
         return {"adapter": merge(best, updates, state["adapter"])}
 

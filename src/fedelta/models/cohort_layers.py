@@ -37,13 +37,14 @@ class CohortLayer:
     def __init__(self, clients: Clients, name: str, layer: Any) -> None:
         self.clients, self.name = clients, name
         self.base: Any = layer.get_base_layer()
+        self.fused_in = self.base.weight.dtype if is_product(self.base) else None
         dropout = layer.lora_dropout[SLOT]
         self.p = dropout.p if isinstance(dropout, SeededDropout) else 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
         A, B, scales = self.clients.adapted(self.name)
         rows, backend, packing = self.clients.rows, self.clients.backend, packing_of(x)
-        fused = fuses(self.base, x.dtype)
+        fused = x.dtype == self.fused_in
         flat = x.reshape(-1, x.shape[-1]).to(x.dtype if fused else A.dtype)
         counts = packing.counts(rows.counts) if packing else rows.of(len(flat))
         keep = self._keep(flat, packing) if self.p else None
@@ -63,10 +64,9 @@ class CohortLayer:
         return packing.pack(grid.view(*packing.mask.shape, -1))[0]
 
 
-def fuses(base: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether a base layer is nothing but x W^T + b with a weight of this dtype: no hook, not quantised, not offloaded."""
-    weight: Any = getattr(base, "weight", None)
-    return is_frozen(base) and not vars(base)["_forward_hooks"] and is_plain(base) and weight.dtype == dtype
+def is_product(base: nn.Module) -> bool:
+    """Whether a base layer is nothing but x W^T + b: no hook, not quantised, not offloaded."""
+    return is_frozen(base) and not vars(base)["_forward_hooks"] and is_plain(base)
 
 
 def keep_mask(x: Tensor, p: float, rows: Rows, generators: Sequence[torch.Generator]) -> Tensor:

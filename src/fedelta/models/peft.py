@@ -104,12 +104,13 @@ class PeftAdaptedModel:
         self._first_heads = {n: getattr(m, a).detach().cpu().clone() for n, (m, a) in self._heads.items()}
         self._live = self._read()
         self._bridges = bridge(self.module, _trained_modules(self.module), self._base_dtype)
+        self._anchor = next(self.module.parameters())  # to look it up costs more than a small layer
         install(self.module, self.gemm)
         self._compact = compacted(self.module) if compact and not base_dropout else None
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        return self._anchor.device
 
     @property
     def dtype(self) -> torch.dtype:
