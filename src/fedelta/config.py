@@ -58,8 +58,14 @@ class Model(Section):
         default="auto", description="products with frozen weights on a CPU; bf16 has a relative error of about 3e-3"
     )
     compact: bool = Field(
-        True,
+        default=True,
         description="computes no padding, and in the last layer only what the head reads; the same answers but for rounding",
+    )
+    cache_activations: int = Field(
+        default=0,
+        ge=0,
+        strict=True,
+        description="MiB of memory to keep what the layers below all adapters compute, once for an example; 0 keeps nothing",
     )
 
 
