@@ -321,10 +321,10 @@ def test_rows_are_known_by_tokens_types_and_places():
     assert (
         Rows.of(longer).keys == keys == [k for r in (0, 1) for k in Rows.of({n: x[r : r + 1] for n, x in batch.items()}).keys]
     )
-    left = {n: x.flip(1) for n, x in longer.items()}
+    left = {n: x.roll(4, dims=1) for n, x in longer.items()}
     types = {**batch, "token_type_ids": torch.zeros(2, 5, dtype=torch.long)}
     positions = {**batch, "position_ids": torch.arange(5)[None]}
-    others = [left, types, {**types, "token_type_ids": types["token_type_ids"] + 1}, positions]
+    others = [left, types, positions, {**types, "token_type_ids": positions["position_ids"]}]
     found = [keys, *(Rows.of(other).keys for other in others)]
     assert len({k for ks in found for k in ks}) == 10
 
