@@ -61,6 +61,12 @@ class Model(Section):
         default=True,
         description="computes no padding, and in the last layer only what the head reads; the same answers but for rounding",
     )
+    cache_activations: int = Field(
+        default=0,
+        ge=0,
+        strict=True,
+        description="MiB of memory to keep what the layers below all adapters compute, once for an example; 0 keeps nothing",
+    )
 
 
 class RankChoice(Section):

@@ -206,7 +206,13 @@ def load_adapted(config: RunConfig, task: Task) -> tuple[PeftAdaptedModel, Any]:
     lora = config_for(task, peft_config(config), base)
     chosen = config.model
     adapted = PeftAdaptedModel(
-        base, lora, tokenizer, base_dropout=chosen.base_dropout, gemm=chosen.gemm, compact=chosen.compact
+        base,
+        lora,
+        tokenizer,
+        base_dropout=chosen.base_dropout,
+        gemm=chosen.gemm,
+        compact=chosen.compact,
+        cache_activations=chosen.cache_activations,
     )
     return adapted, tokenizer
 

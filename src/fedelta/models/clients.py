@@ -38,6 +38,7 @@ def hf_clients(
     base_dropout: bool = False,
     gemm: Backend | Literal["auto"] = "auto",
     compact: bool = True,
+    cache_activations: int = 0,
     **training: Any,
 ) -> list[LocalClient]:
     """Clients that share one model in memory and one common initial adapter.
@@ -54,6 +55,8 @@ def hf_clients(
         base_dropout: leaves the base model's own dropout on in training.
         gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.frozen_gemm`.
         compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.compact`.
+        cache_activations: MiB of memory in which to keep what the layers below all adapters compute, so that they run once
+            for an example; 0 keeps nothing. See `fedelta.models.activation_cache`.
         training: settings of `fedelta.client.Training`: batch_size, learning_rate, local_steps, ...
 
     Returns:
@@ -77,7 +80,15 @@ def hf_clients(
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
     set_padding(model, tokenizer)
     lora = config_for(task, lora_config, model)
-    adapted = PeftAdaptedModel(model, lora, tokenizer, base_dropout=base_dropout, gemm=gemm, compact=compact)
+    adapted = PeftAdaptedModel(
+        model,
+        lora,
+        tokenizer,
+        base_dropout=base_dropout,
+        gemm=gemm,
+        compact=compact,
+        cache_activations=cache_activations,
+    )
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
     return clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed)
 

@@ -7,7 +7,7 @@ architecture for which they are not (one that mixes tokens outside its attention
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import Token
 from typing import Any
 
@@ -55,7 +55,7 @@ class Compact:
             handle.remove()
 
     def _before(self, module: Any, args: Any, inputs: dict[str, Any]) -> None:
-        if module.training or any(layer.gradient_checkpointing for layer in self.layers) or _asks_for_more(module, inputs):
+        if not is_plain_pass(module, self.layers, inputs):
             return
         if self.first_token:
             self.layers[-1].forward = FirstToken(self.layers[-1])
@@ -77,15 +77,15 @@ def compacted(module: Any) -> Compact | None:
     if not _suits(module):
         return None
     try:
-        batch = _trial(module)
-        expected = _answers(module, batch)
+        batch = trial(module)
+        expected = answers(module, batch)
     except Exception as error:  # a model that needs other inputs
         logger.debug("%s is not made compact", type(module).__name__, exc_info=error)
         return None
     for padding, first_token in ((True, True), (True, False), (False, True)):
         compact = Compact(module)
         compact.padding, compact.first_token = padding, first_token and compact.first_token
-        if _agrees(module, batch, expected):
+        if agrees(module, batch, expected):
             return compact
         compact.remove()
     return None
@@ -106,12 +106,14 @@ def _suits(module: Any) -> bool:
     return plain and bool(transformer_layers(module)) and not hasattr(module, "hf_device_map")
 
 
-def _asks_for_more(module: Any, inputs: Mapping[str, Any]) -> bool:
+def is_plain_pass(module: Any, layers: Sequence[Any], inputs: Mapping[str, Any]) -> bool:
+    """Whether a pass runs in evaluation mode, without checkpointing, and is asked for no hidden states or attention weights."""
     asked = ("output_hidden_states", "output_attentions")
-    return any(inputs.get(name) or getattr(module.config, name, False) for name in asked)
+    more = any(inputs.get(name) or getattr(module.config, name, False) for name in asked)
+    return not (module.training or more or any(layer.gradient_checkpointing for layer in layers))
 
 
-def _trial(module: Any) -> dict[str, Tensor]:
+def trial(module: Any) -> dict[str, Tensor]:
     """Three sequences of 2, 5 and 8 tokens, padded."""
     table = module.get_input_embeddings().weight
     draw = torch.Generator().manual_seed(0)
@@ -121,7 +123,8 @@ def _trial(module: Any) -> dict[str, Tensor]:
     return {"input_ids": ids.where(mask, padding).to(table.device), "attention_mask": mask.long().to(table.device)}
 
 
-def _answers(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def answers(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """The logits of a batch in evaluation mode, in float64; by token, those of real tokens."""
     was_training = module.training
     module.eval()
     try:
@@ -133,11 +136,12 @@ def _answers(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
     return (logits[batch["attention_mask"].bool()] if by_token else logits).double()
 
 
-def _agrees(module: Any, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
+def agrees(module: Any, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
+    """Whether the logits of a batch are the expected ones but for rounding."""
     try:
-        found = _answers(module, batch)
+        found = answers(module, batch)
     except Exception as error:  # layers that cannot do without the grid
-        logger.debug("a compact pass of %s failed", type(module).__name__, exc_info=error)
+        logger.debug("a pass of %s that computes less failed", type(module).__name__, exc_info=error)
         return False
     tolerance = max(TOLERANCE, 10 * torch.finfo(next(module.parameters()).dtype).eps)
     return found.shape == expected.shape and bool((found - expected).norm() <= tolerance * expected.norm())

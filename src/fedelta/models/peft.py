@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from fedelta import seeding, tree
 from fedelta.lowrank import LoRA, wide
 from fedelta.method import Peer
+from fedelta.models.activation_cache import ActivationCache, caching
 from fedelta.models.adapter_files import Layout
 from fedelta.models.aliases import portable_name
 from fedelta.models.base_store import BaseStore, delta_shape
@@ -57,16 +58,20 @@ class PeftAdaptedModel:
             then seeded at every call of training.
         gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.frozen_gemm`.
         compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.compact`.
+        cache_activations: MiB of the device's memory in which to keep what enters the lowest layer that trains, so that the
+            layers below run once for an example; see `fedelta.models.activation_cache`.
 
     Attributes:
         module: what a task calls.
         gemm: as chosen.
+        activation_cache: None where there is none.
         fingerprint: of the base.
         layout: what a PEFT folder needs to know beside the adapter's values.
 
     Raises:
         ValueError: for a configuration that is not plain LoRA, targets that do not exist, tied weights, layers that are
-            neither Linear, Conv1D nor Embedding, or a model that carries an adapter already.
+            neither Linear, Conv1D nor Embedding, a model that carries an adapter already, or `cache_activations` under
+            `base_dropout`.
     """
 
     def __init__(
@@ -79,7 +84,10 @@ class PeftAdaptedModel:
         base_dropout: bool = False,
         gemm: Backend | Literal["auto"] = "auto",
         compact: bool = True,
+        cache_activations: int = 0,
     ) -> None:
+        if cache_activations and base_dropout:
+            raise ValueError("base_dropout draws anew in every pass, so nothing can be kept: set cache_activations to 0")
         self.gemm: Backend = resolve(gemm)
         self._peft = _inject(model, lora_config)
         self.module: nn.Module = self._peft.get_base_model()
@@ -107,6 +115,10 @@ class PeftAdaptedModel:
         self._anchor = next(self.module.parameters())  # to look it up costs more than a small layer
         install(self.module, self.gemm)
         self._compact = compacted(self.module) if compact and not base_dropout else None
+        self.activation_cache: ActivationCache | None = None
+        if cache_activations:
+            wrappers = [m for m in self.module.modules() if isinstance(m, ModulesToSaveWrapper)]
+            self.activation_cache = caching(self.module, [*self._layers.values(), *wrappers], cache_activations)
 
     @property
     def device(self) -> torch.device:
@@ -196,6 +208,8 @@ class PeftAdaptedModel:
             handle.remove()
         for head in _trained_modules(self.module):
             head.to(self._base_dtype)
+        if self.activation_cache is not None:
+            self.activation_cache.remove()
         self._peft.unload()
 
     def _initial_layer(self, name: str, peer: Peer, seed: int) -> LoRA:
