@@ -2,8 +2,8 @@
 
 Ten clients' adapters of Llama-7B's shapes, 32 blocks of seven layers, rank 16, float32 and random, through
 `fedelta.aggregate(..., ranks=[16])`: once with the adapters on the CPU and all its threads, once with them on the device.
-Layers are factorised one by one, not stacked. Copying the adapters there is timed apart. Results are compared: `disagree` is the
-largest relative distance of any layer's delta.
+Layers are factorised one by one, not stacked. Copying the adapters there is timed apart. Results are compared: `disagree` is
+the largest relative distance of any layer's delta.
 
     python benchmarks/gpu/aggregate_gpu.py [--quick] [--json] [--methods flexlora ...]
     python benchmarks/gpu/aggregate_gpu.py --device cpu --tiny       # the same code on toy sizes: its numbers mean nothing
