@@ -88,7 +88,7 @@ class PeftAdaptedModel:
     ) -> None:
         if cache_activations and base_dropout:
             raise ValueError("base_dropout draws anew in every pass, so nothing can be kept: set cache_activations to 0")
-        self.gemm: Backend = resolve(gemm)
+        self.gemm: Backend = resolve(gemm, model)
         self._peft = _inject(model, lora_config)
         self.module: nn.Module = self._peft.get_base_model()
         self._layers: dict[str, Any] = {n: m for n, m in self.module.named_modules() if isinstance(m, LoraLayer)}
