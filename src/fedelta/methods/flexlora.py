@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -64,7 +63,8 @@ class FlexLoRA(Method):
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         def best(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
             exact = lr.stack(weights, xs, dtype=torch.float64)
-            like: dict[str, Any] = {"scale": old.scale, "dtype": old.dtype, "fill": old.A}
-            return lr.truncate(exact, old.rank, sigma_on=self.sigma_on, svd=self.svd, **like)
+            return lr.truncate(
+                exact, old.rank, scale=old.scale, sigma_on=self.sigma_on, dtype=old.dtype, fill=old.A, svd=self.svd
+            )
 
         return {"adapter": merge(best, updates, state["adapter"])}

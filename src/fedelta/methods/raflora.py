@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -84,8 +84,9 @@ class RaFLoRA(Method):
         def best(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
             shares = component_weights(weights, [x.rank for x in xs], self.shrink)
             exact = lr.stack([*shares, 1.0], [*xs, self._kept(weights, xs, old)], dtype=torch.float64)
-            like: dict[str, Any] = {"scale": old.scale, "dtype": old.dtype, "fill": old.A}
-            return lr.truncate(exact, old.rank, sigma_on=self.sigma_on, svd=self.svd, **like)
+            return lr.truncate(
+                exact, old.rank, scale=old.scale, sigma_on=self.sigma_on, dtype=old.dtype, fill=old.A, svd=self.svd
+            )
 
         return {"adapter": merge(best, updates, state["adapter"])}
 

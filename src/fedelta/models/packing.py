@@ -62,12 +62,8 @@ class Packing:
     def counts(self, sequences: tuple[int, ...]) -> tuple[int, ...]:
         """The real tokens of each part of the batch, given the sequences of each."""
         if sequences not in self._counts:
-            by_sequence: list[int] = self.mask.sum(1).tolist()
-            parts, at = list[int](), 0
-            for count in sequences:
-                parts.append(sum(by_sequence[at : at + count]))
-                at += count
-            self._counts[sequences] = tuple(parts)
+            parts = self.mask.sum(1).split(list(sequences))
+            self._counts[sequences] = tuple(torch.stack([part.sum() for part in parts]).tolist())
         return self._counts[sequences]
 
     def pack(self, x: Tensor) -> Tensor:

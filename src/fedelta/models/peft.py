@@ -105,8 +105,8 @@ class PeftAdaptedModel:
         self.base_store = BaseStore(bases, hook={"auto": None, "weight": False, "hook": True}[base_delta])
         self.fingerprint = fingerprint(self.module, tokenizer, self._layers, self._heads)
         embeddings = frozenset(n for n, b in bases.items() if isinstance(b, nn.Embedding))
-        saved = sorted(n for n, m in self.module.named_modules() if isinstance(m, ModulesToSaveWrapper))
-        self.layout = Layout(_written(self._peft.peft_config[SLOT], lora_config, saved), embeddings)
+        saved = _saved(self.module)
+        self.layout = Layout(_written(self._peft.peft_config[SLOT], lora_config, sorted(saved)), embeddings)
         for head in _trained_modules(self.module):
             head.to(self.dtype)
         self._first_heads = {n: getattr(m, a).detach().cpu().clone() for n, (m, a) in self._heads.items()}
@@ -115,10 +115,10 @@ class PeftAdaptedModel:
         self._anchor = next(self.module.parameters())  # to look it up costs more than a small layer
         install(self.module, self.gemm)
         self._compact = compacted(self.module) if compact and not base_dropout else None
-        self.activation_cache: ActivationCache | None = None
-        if cache_activations:
-            wrappers = [m for m in self.module.modules() if isinstance(m, ModulesToSaveWrapper)]
-            self.activation_cache = caching(self.module, [*self._layers.values(), *wrappers], cache_activations)
+        trained = [*self._layers.values(), *saved.values()]
+        self.activation_cache: ActivationCache | None = (
+            caching(self.module, trained, cache_activations) if cache_activations else None
+        )
 
     @property
     def device(self) -> torch.device:
@@ -250,18 +250,22 @@ def _factors(layer: Any) -> tuple[Tensor, Tensor]:
 
 def _heads(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
     """The tensors of modules_to_save under their plain names, with the module and the attribute that hold them."""
-    for name, wrapper in module.named_modules():
-        if isinstance(wrapper, ModulesToSaveWrapper):
-            trained = wrapper.modules_to_save[SLOT]
-            for key, _ in trained.named_parameters():
-                holder, _, attribute = key.rpartition(".")
-                yield f"{name}.{key}", (trained.get_submodule(holder), attribute)
+    for name, wrapper in _saved(module).items():
+        trained = wrapper.modules_to_save[SLOT]
+        for key, _ in trained.named_parameters():
+            holder, _, attribute = key.rpartition(".")
+            yield f"{name}.{key}", (trained.get_submodule(holder), attribute)
 
 
 def _trained_modules(module: nn.Module) -> list[nn.Module]:
     """The modules_to_save that hold tensors."""
-    wrappers = (m for m in module.modules() if isinstance(m, ModulesToSaveWrapper))
-    return [w.modules_to_save[SLOT] for w in wrappers if any(True for _ in w.modules_to_save[SLOT].parameters())]
+    trained = (wrapper.modules_to_save[SLOT] for wrapper in _saved(module).values())
+    return [m for m in trained if any(True for _ in m.parameters())]
+
+
+def _saved(module: nn.Module) -> dict[str, ModulesToSaveWrapper]:
+    """PEFT's wrappers of modules_to_save by name."""
+    return {n: m for n, m in module.named_modules() if isinstance(m, ModulesToSaveWrapper)}
 
 
 def _seeded_dropout(layer: Any) -> Iterator[SeededDropout]:
