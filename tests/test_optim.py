@@ -83,8 +83,8 @@ def test_a_parameter_without_a_gradient_stays() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_adamw_is_torchs(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fused kernel, which CUDA gets, is there for a CPU too."""
-    monkeypatch.setattr(optim, "steps_fused", lambda param: fused)
+    if not fused:
+        monkeypatch.setattr(optim, "has_fused_step", lambda param: False)
     expected = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
     theirs = torch.optim.AdamW([expected], lr=0.1, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.3, foreach=True)
     ours, params = AdamW(betas=(0.8, 0.95), eps=1e-4, weight_decay=0.3), {"w": torch.zeros(4, 3, dtype=torch.float64)}
@@ -95,3 +95,17 @@ def test_adamw_is_torchs(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         ours.update(params, {"w": grad}, state, 0.1)
     torch.testing.assert_close(params["w"], expected.detach(), rtol=1e-13 if fused else 0, atol=0)
     assert float(state["step"]["w"]) == 5
+
+
+def test_adamw_writes_a_view_and_nothing_beside_it() -> None:
+    """Of smaller ranks among stacked factors; gradients come in any layout."""
+    whole, gaps = torch.zeros(2, 5, 3), torch.zeros(2, 5, 3)
+    alone, view = whole[:, :4].clone(), gaps[:, :4]
+    grad = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).mT
+    for params, given in (({"w": alone}, grad.contiguous()), ({"w": view}, grad)):
+        state = AdamW().init(params)
+        AdamW().update(params, {"w": given}, state, 0.1)
+        AdamW().update(params, {"w": 2 * given}, state, 0.1)
+    torch.testing.assert_close(view, alone)
+    assert float(alone.abs().min()) > 0
+    assert not gaps[:, 4:].any()

@@ -1,8 +1,8 @@
 """Local optimisers: pure hyper-parameters with `init` and `update`, in the manner of optax.
 
 `update` writes into the parameters and the state that it is given, which belong to one call of a client's training; it keeps
-nothing. The arithmetic is torch's own functional form, so a step costs what torch.optim's costs and gives the same bits.
-On CUDA AdamW is one fused kernel for all tensors, which agrees with the step on a CPU to rounding.
+nothing. The arithmetic is torch's own functional form: SGD gives torch.optim's bits, AdamW those of its fused kernel, which
+reads and writes each tensor once and agrees with the other forms to rounding.
 """
 
 from __future__ import annotations
@@ -57,16 +57,30 @@ class AdamW:
             "first_moment": {n: torch.zeros_like(p) for n, p in params.items()},
             "second_moment": {n: torch.zeros_like(p) for n, p in params.items()},
             "step": {
-                n: torch.zeros((), dtype=torch.float32, device=p.device if steps_fused(p) else "cpu") for n, p in params.items()
+                n: torch.zeros((), dtype=torch.float32, device=p.device if has_fused_step(p) else "cpu") for n, p in params.items()
             },
         }
 
     def update(self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float) -> None:
-        names = list(grads)
-        fused = any(steps_fused(params[n]) for n in names)  # all are on one device
+        fused = [n for n in grads if has_fused_step(params[n])]
+        self._update(fused, params, grads, state, learning_rate, fused=True)
+        self._update([n for n in grads if n not in fused], params, grads, state, learning_rate, fused=False)
+
+    def _update(
+        self,
+        names: list[str],
+        params: dict[str, Tensor],
+        grads: dict[str, Tensor],
+        state: OptimizerState,
+        learning_rate: float,
+        *,
+        fused: bool,
+    ) -> None:
+        if not names:
+            return
         adamw(
             [params[n] for n in names],
-            [grads[n] for n in names],
+            [grads[n].contiguous() for n in names],  # the fused kernel takes all tensors for contiguous ones
             [state["first_moment"][n] for n in names],
             [state["second_moment"][n] for n in names],
             [],
@@ -83,9 +97,12 @@ class AdamW:
         )
 
 
-def steps_fused(param: Tensor) -> bool:
-    """Whether AdamW's step of a tensor is a fused kernel, whose counter must lie beside the tensor."""
-    return param.is_cuda
+def has_fused_step(param: Tensor) -> bool:
+    """Whether AdamW's step of a tensor is torch's fused kernel, whose counter must lie beside the tensor.
+
+    The kernel takes the tensor for contiguous: on a CPU it would write what lies between the rows of a view, unasked.
+    """
+    return param.device.type in ("cpu", "cuda") and param.is_contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)
