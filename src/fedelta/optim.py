@@ -56,9 +56,7 @@ class AdamW:
         return {
             "first_moment": {n: torch.zeros_like(p) for n, p in params.items()},
             "second_moment": {n: torch.zeros_like(p) for n, p in params.items()},
-            "step": {
-                n: torch.zeros((), dtype=torch.float32, device=p.device if has_fused_step(p) else "cpu") for n, p in params.items()
-            },
+            "step": {n: _counter(p) for n, p in params.items()},
         }
 
     def update(self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float) -> None:
@@ -103,6 +101,10 @@ def has_fused_step(param: Tensor) -> bool:
     The kernel takes the tensor for contiguous: on a CPU it would write what lies between the rows of a view, unasked.
     """
     return param.device.type in ("cpu", "cuda") and param.is_contiguous()
+
+
+def _counter(param: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.float32, device=param.device if has_fused_step(param) else "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
