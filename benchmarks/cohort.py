@@ -189,7 +189,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         torch.set_num_threads(threads)
         for model in args.models:
             bench = Bench(model)
-            for shape in map(Shape.read, args.shapes or shapes[model]):
+            for shape in args.shapes or map(Shape.read, shapes[model]):
                 for clients in args.clients:
                     yield bench.measure(shape, clients, args.steps or steps[model], args.repeats)
 
@@ -199,7 +199,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="ten clients, batches of 4, few steps, one thread; under 50 s")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--shapes", nargs="+", metavar="BATCHxLENGTH", help="of a client's step; the length may be 'ragged'")
+    parser.add_argument(
+        "--shapes", nargs="+", type=Shape.read, metavar="BATCHxLENGTH", help="of a client's step; the length may be 'ragged'"
+    )
     parser.add_argument("--clients", nargs="+", type=int, metavar="K")
     parser.add_argument("--threads", nargs="+", type=int, help="of torch; 1 with --quick, else 1 and 2")
     parser.add_argument("--steps", type=int, help=f"local steps; {QUICK_STEPS} with --quick, else {STEPS}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -49,8 +50,14 @@ class Shape:
 
     @classmethod
     def read(cls, text: str) -> Shape:
-        """From "4x16" or "4xragged"."""
+        """From "4x16" or "4xragged".
+
+        Raises:
+            ArgumentTypeError: for another text.
+        """
         batch, _, length = text.partition("x")
+        if not batch.isdecimal() or not (length.isdecimal() or length == RAGGED):
+            raise ArgumentTypeError(f"a shape is like 4x16 or 4x{RAGGED}, not {text!r}")
         return cls(int(batch), RAGGED if length == RAGGED else int(length))
 
     def __str__(self) -> str:

@@ -125,7 +125,7 @@ def run(args: argparse.Namespace, steps: Mapping[str, int], say: Callable[[str],
         raise SystemExit(f"no environment {', '.join(missing)}: python benchmarks/rivals/make_envs.py {' '.join(rivals)}")
     rows: list[dict[str, Any]] = []
     for model in args.models:
-        for shape in map(Shape.read, args.shapes or ["4x16"]):
+        for shape in args.shapes or [Shape(4, 16)]:
             settings = Settings(model, shape.batch, shape.length, CLIENTS, args.steps or steps[model], args.rounds)
             rows.append(compete(settings, rivals, os.cpu_count() or 1, args.repeats))
             say(table(rows[-1]))

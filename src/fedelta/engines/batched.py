@@ -19,7 +19,7 @@ from fedelta.engines.federation import Federation, Visit
 from fedelta.engines.handover import Answer, Visitor
 from fedelta.engines.joint import train_together
 from fedelta.method import Client, State
-from fedelta.models.cohort import refusal
+from fedelta.models.sharing import refusal
 
 logger = logging.getLogger("fedelta.engines")
 

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedelta.models.compact import agrees, answers, is_plain_pass, transformer_layers, trial
+from fedelta.models.compact import is_plain_pass, transformer_layers
 from fedelta.models.packing import packing_of, scattered
+from fedelta.models.trial import agrees, answers, trial
 
 logger = logging.getLogger("fedelta.models")
 

@@ -19,30 +19,13 @@ from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tree import Adapter, BaseDelta
 
 
-def refusal(model: Any) -> str | None:
-    """Why a model's clients cannot train in one pass; None if they can."""
-    if not isinstance(model, PeftAdaptedModel):
-        return f"a {type(model).__name__} holds one adapter at a time"
-    if model.base_dropout:
-        return "the base model's own dropout draws from one generator for all clients"
-    if model.layout.embeddings:
-        return f"the adapted layer {min(model.layout.embeddings)!r} is an Embedding"
-    heads = [holder for holder, _ in model.head_tensors()]
-    if any(inner in heads for outer in heads for inner in outer.modules() if inner is not outer):
-        return "a trained module with tensors of its own holds another"
-    taken = (*model.adapted_layers.values(), *heads)
-    if any("forward" in vars(layer) for layer in taken):
-        return "another library runs the adapted layers"
-    return None
-
-
 class Cohort:
     """K adapters in the layers of one model, each tensor stacked to (K, ...); smaller ranks are padded with zeros.
 
     Inside a `with` block the adapted layers and the heads of the model work for all clients; after it the model is as it was.
 
     Args:
-        model: one that `refusal` does not refuse.
+        model: one that `fedelta.models.sharing.refusal` does not refuse.
         starts: the adapters, of any ranks and scales; copied.
         bases: the base delta of each, all of one version.
         generators: the source of each client's adapter dropout.

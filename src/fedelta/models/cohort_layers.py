@@ -46,7 +46,7 @@ class CohortLayer:
         rows, backend, packing = self.clients.rows, self.clients.backend, packing_of(x)
         fused = x.dtype == self.fused_in
         flat = x.reshape(-1, x.shape[-1]).to(x.dtype if fused else A.dtype)
-        counts = packing.counts(rows.counts) if packing else rows.of(len(flat))
+        counts = packing.counts(rows.counts) if packing else rows.of(*x.shape[:-1])
         keep = self._keep(flat, packing) if self.p else None
         if fused:
             y = GroupedLoRA.apply(flat, A, B, scales, keep, counts, as_rows(self.base), self.base.bias, backend)
@@ -96,7 +96,8 @@ class CohortHead:
 
     def __call__(self, x: Tensor) -> Tensor:
         if (packing := packing_of(x)) is not None:
-            return self._each(x[0], packing.counts(self.clients.rows.counts))[None]
+            y = self._each(x.reshape(packing.total, -1), packing.counts(self.clients.rows.counts))
+            return y.view(*x.shape[:-1], -1)
         rows = self.clients.rows
         if rows.even and type(self.alone) is nn.Linear:
             tensors = {attribute: self.clients.stacked[name] for attribute, name in self.names.items()}

@@ -11,17 +11,14 @@ from collections.abc import Mapping, Sequence
 from contextvars import Token
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedelta.models.first_token import FirstToken, fits
 from fedelta.models.packing import ATTENTION, Packing, current, packing_of
+from fedelta.models.trial import agrees, answers, trial
 
 logger = logging.getLogger("fedelta.models")
-
-TOLERANCE = 1e-4
-"""The largest relative difference, by norm, between a compact answer and a full one of float32 or better."""
 
 
 class Compact:
@@ -111,40 +108,6 @@ def is_plain_pass(module: Any, layers: Sequence[Any], inputs: Mapping[str, Any])
     asked = ("output_hidden_states", "output_attentions")
     more = any(inputs.get(name) or getattr(module.config, name, False) for name in asked)
     return not (module.training or more or any(layer.gradient_checkpointing for layer in layers))
-
-
-def trial(module: Any) -> dict[str, Tensor]:
-    """Three sequences of 2, 5 and 8 tokens, padded."""
-    table = module.get_input_embeddings().weight
-    draw = torch.Generator().manual_seed(0)
-    mask = torch.arange(8) < torch.tensor([[2], [5], [8]])
-    ids = torch.randint(min(3, len(table) - 1), len(table), mask.shape, generator=draw)
-    padding = getattr(module.config, "pad_token_id", None) or 0
-    return {"input_ids": ids.where(mask, padding).to(table.device), "attention_mask": mask.long().to(table.device)}
-
-
-def answers(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """The logits of a batch in evaluation mode, in float64; by token, those of real tokens."""
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            logits = module(**batch).logits
-    finally:
-        module.train(was_training)
-    by_token = logits.ndim > 2
-    return (logits[batch["attention_mask"].bool()] if by_token else logits).double()
-
-
-def agrees(module: Any, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
-    """Whether the logits of a batch are the expected ones but for rounding."""
-    try:
-        found = answers(module, batch)
-    except Exception as error:  # layers that cannot do without the grid
-        logger.debug("a pass of %s that computes less failed", type(module).__name__, exc_info=error)
-        return False
-    tolerance = max(TOLERANCE, 10 * torch.finfo(next(module.parameters()).dtype).eps)
-    return found.shape == expected.shape and bool((found - expected).norm() <= tolerance * expected.norm())
 
 
 def _pack(layer: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, ...] | None:

@@ -5,6 +5,7 @@ The rows of a joint batch lie client by client. Shapes: N rows of all K clients 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,16 +52,16 @@ class Rows:
         """
         return x.split(self.of(len(x)))
 
-    def of(self, n: int) -> Counts:
-        """How many of n rows are each client's.
+    def of(self, n: int, *inner: int) -> Counts:
+        """How many of n rows are each client's, or of n times `inner` rows.
 
         Raises:
-            ValueError: unless n is the total or a multiple of it: the model mixes or drops rows.
+            ValueError: unless n is the total or a multiple of it: the model mixes or drops rows, or these are nobody's.
         """
         each, rest = divmod(n, self.total)
         if rest or not each:
             raise ValueError(f"a layer sees {n} rows of {self.total} sequences: the model mixes or drops rows")
-        return tuple(count * each for count in self.counts)
+        return tuple(count * each * math.prod(inner) for count in self.counts)
 
 
 def times(x: Tensor, matrices: Tensor, counts: Counts) -> Tensor:

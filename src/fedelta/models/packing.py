@@ -56,8 +56,8 @@ class Packing:
         return len(self.index)
 
     def holds(self, x: Tensor) -> bool:
-        """Whether x is (1, N, ...)."""
-        return x.shape[:2] == (1, self.total)
+        """Whether x is (1, N, ...), or (N, d) as a layer may have it that flattens its sequences."""
+        return x.shape[:2] == (1, self.total) or (x.ndim == 2 and len(x) == self.total)
 
     def counts(self, sequences: tuple[int, ...]) -> tuple[int, ...]:
         """The real tokens of each part of the batch, given the sequences of each."""

@@ -1,0 +1,54 @@
+"""A small batch on which it is tried, when a model is prepared, what its answers depend on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("fedelta.models")
+
+TOLERANCE = 1e-4
+"""The largest relative difference, by norm, between answers of float32 or better that are alike."""
+
+
+def trial(module: Any) -> dict[str, Tensor]:
+    """Three sequences of 2, 5 and 8 tokens, padded."""
+    table = module.get_input_embeddings().weight
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.arange(8) < torch.tensor([[2], [5], [8]])
+    ids = torch.randint(min(3, len(table) - 1), len(table), mask.shape, generator=draw)
+    padding = getattr(module.config, "pad_token_id", None) or 0
+    return {"input_ids": ids.where(mask, padding).to(table.device), "attention_mask": mask.long().to(table.device)}
+
+
+def answers(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """The logits of a batch in evaluation mode, in float64; by token, those of real tokens."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            logits = module(**batch).logits
+    finally:
+        module.train(was_training)
+    by_token = logits.ndim > 2
+    return (logits[batch["attention_mask"].bool()] if by_token else logits).double()
+
+
+def agrees(module: Any, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
+    """Whether the logits of a batch are the expected ones but for rounding."""
+    try:
+        found = answers(module, batch)
+    except Exception as error:  # layers that cannot do without the grid
+        logger.debug("a trial of %s failed", type(module).__name__, exc_info=error)
+        return False
+    return near(found, expected, module)
+
+
+def near(found: Tensor, expected: Tensor, module: Any) -> bool:
+    """Whether answers are alike but for the rounding of a model."""
+    tolerance = max(TOLERANCE, 10 * torch.finfo(next(module.parameters()).dtype).eps)
+    return found.shape == expected.shape and bool((found - expected).norm() <= tolerance * expected.norm())
