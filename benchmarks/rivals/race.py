@@ -28,8 +28,9 @@ from rivals.programs import OURS, RIVALS, Settings
 from safetensors.torch import load_file
 
 CLIENTS = 10
-TOLERANCE = 1e-3
-"""How far two programs may end apart, by how far the training moved; rounding gives 1e-5 to 1e-4 in eight rounds."""
+TOLERANCE = 1e-2
+"""How far two programs may end apart, by how far the training moved. In eight rounds rounding gives 1e-5 on tiny and up to 4e-3
+on MiniLM, between one and two threads of the same program."""
 
 
 def compete(settings: Settings, rivals: Mapping[str, Path], cores: int, repeats: int) -> dict[str, Any]:

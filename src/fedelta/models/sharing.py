@@ -64,7 +64,7 @@ def rehearsed(model: PeftAdaptedModel) -> bool:
     try:
         with torch.no_grad(), Cohort(model, adapters, [None, None], [_draws(k) for k in range(2)]) as cohort:
             found = cohort.losses([_logits, _logits], batches)
-    except ValueError as error:
+    except Exception as error:  # whatever it is, a joint pass would meet it
         logger.debug("clients of a %s cannot share a pass", type(model.module).__name__, exc_info=error)
         return False
     return all(near(x, y, model.module) for x, y in zip(found, expected, strict=True))
