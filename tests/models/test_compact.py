@@ -16,6 +16,8 @@ from transformers import (
     DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
+    FalconConfig,
+    FalconForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -182,6 +184,13 @@ def test_models_of_other_kinds_are_left_alone():
     shared = AlbertForSequenceClassification(AlbertConfig(**SMALL, embedding_size=16))  # one layer, run several times
     eager = BertForSequenceClassification._from_config(BertConfig(**SMALL), attn_implementation="eager")
     assert compacted(shared) is compacted(eager) is compacted(nn.Linear(2, 2)) is None
+
+
+def test_a_model_of_which_nothing_can_be_left_out_is_left_alone():
+    """Falcon's layers ask for their whole grid, and it has no head that reads first tokens."""
+    model = build(lambda: FalconForCausalLM(FalconConfig(**SMALL)))
+    assert compacted(model) is None
+    assert not model._forward_pre_hooks
 
 
 def test_a_failure_leaves_nothing_behind():
