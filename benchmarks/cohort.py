@@ -41,6 +41,7 @@ from fedelta.engines.batched import Engine
 from fedelta.engines.local import federate
 from fedelta.methods import get_method
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.models.sharing import refusal
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Bench:
         }
 
     def _clients(self, adapted: PeftAdaptedModel, count: int, shape: Shape, steps: int) -> list[LocalClient]:
+        refusal(adapted)  # rehearses the model, whose passes are not to be counted among those of a round
         return make_clients(adapted, count, batch=shape.batch, length=shape.length, steps=steps)
 
     def _disagreement(self, ours: Any, by_hand: bare.State) -> float:
