@@ -60,9 +60,12 @@ class AdamW:
         }
 
     def update(self, params: dict[str, Tensor], grads: dict[str, Tensor], state: OptimizerState, learning_rate: float) -> None:
-        fused = [n for n in grads if has_fused_step(params[n])]
-        self._update(fused, params, grads, state, learning_rate, fused=True)
-        self._update([n for n in grads if n not in fused], params, grads, state, learning_rate, fused=False)
+        names: dict[bool, list[str]] = {True: [], False: []}
+        for name in grads:
+            names[has_fused_step(params[name])].append(name)
+        for fused, chosen in names.items():
+            if chosen:
+                self._update(chosen, params, grads, state, learning_rate, fused=fused)
 
     def _update(
         self,
@@ -74,8 +77,6 @@ class AdamW:
         *,
         fused: bool,
     ) -> None:
-        if not names:
-            return
         adamw(
             [params[n] for n in names],
             [grads[n].contiguous() for n in names],  # the fused kernel takes all tensors for contiguous ones

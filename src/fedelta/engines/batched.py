@@ -70,10 +70,10 @@ def choose(engine: Engine, clients: Iterable[Client], token_budget: int | None =
         return Choice(engine, token_budget or CPU_TOKENS)  # nobody needs to be asked whether a pass can be shared
     clients = list(clients)
     first: Any = clients[0]
-    able = not any(map(_refusal, clients))
+    able = (engine == "batched" or len(clients) > 1) and not any(map(_refusal, clients))
     budget = token_budget or (pass_tokens(first.model) if able else CPU_TOKENS)
     if engine == "auto":
-        wins = able and len(clients) > 1 and 2 * tokens(next(first.batches(0)), first.model) <= budget
+        wins = able and 2 * tokens(next(first.batches(0)), first.model) <= budget
         engine = "batched" if wins else "sequential"
     return Choice(engine, budget)
 

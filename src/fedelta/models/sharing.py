@@ -48,14 +48,12 @@ def rehearsed(model: PeftAdaptedModel) -> bool:
     that takes no tokens, or needs more inputs than the trial has: its sequences are not padded, or its layers count their rows.
     The model keeps its adapter; it shows the pristine base until the next `load`.
     """
-    before = tree.map_tensors(torch.clone, model.live())
+    before = model.live()
     adapters = [_moved(before, seed) for seed in (1, 2)]
     try:
         with torch.no_grad():
             batches = _apart(trial(model.module))
-            expected = [
-                _alone(model, adapter, batch, k) for k, (adapter, batch) in enumerate(zip(adapters, batches, strict=True))
-            ]
+            expected = [_alone(model, *case) for case in zip(adapters, batches, range(2), strict=True)]
     except Exception as error:
         logger.debug("%s is not rehearsed", type(model.module).__name__, exc_info=error)
         return True
