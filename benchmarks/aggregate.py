@@ -30,11 +30,13 @@ import torch
 from common.memory import forget_peak, peak_mib
 
 from fedelta import tree
+from fedelta.exchange.spool import Spool
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State
+from fedelta.merging import ClientUpdate
+from fedelta.method import Method, State
 from fedelta.methods import get_method
+from fedelta.peers import Peer
 from fedelta.seeding import derive
-from fedelta.spool import Spool
 from fedelta.tree import Adapter
 
 Shapes: TypeAlias = Mapping[str, tuple[int, int]]

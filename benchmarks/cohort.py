@@ -37,11 +37,11 @@ from safetensors.torch import load_file
 
 from fedelta import save_adapter
 from fedelta.client import LocalClient
-from fedelta.engines.batched import Engine
 from fedelta.engines.local import federate
+from fedelta.engines.runners.batched import Engine
 from fedelta.methods import get_method
+from fedelta.models.cohort.sharing import refusal
 from fedelta.models.peft import PeftAdaptedModel
-from fedelta.models.sharing import refusal
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,10 @@ from rivals import bare
 from rivals.work import Work
 
 from fedelta.client import LocalClient
-from fedelta.engines.batched import Engine
 from fedelta.engines.local import federate
+from fedelta.engines.runners.batched import Engine
 from fedelta.methods import get_method
-from fedelta.models.frozen_gemm import install, resolve
+from fedelta.models.fast.frozen_gemm import install, resolve
 
 MODEL, CLIENTS, BATCH, LENGTH = "minilm", 10, 4, 64
 MANY = 32

@@ -32,7 +32,7 @@ from fedelta import tree
 from fedelta.client import LocalClient, Training
 from fedelta.method import Penalty
 from fedelta.methods import SubspaceReg
-from fedelta.methods._subspace import Kind
+from fedelta.methods._shared.subspace import Kind
 from fedelta.models.clients import clients_on, config_for
 from fedelta.models.loading import load_model
 from fedelta.models.peft import PeftAdaptedModel

@@ -35,10 +35,10 @@ from typing import Any
 import yaml
 from scipy import stats
 
-from fedelta.config import load_config
-from fedelta.evaluation import is_better
-from fedelta.runfolder import RunFolder
-from fedelta.runner import rounds
+from fedelta.runs.config import load_config
+from fedelta.runs.evaluation import is_better
+from fedelta.runs.folder import RunFolder
+from fedelta.runs.runner import rounds
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, RobertaConfig
 
 from fedelta.client import LocalClient, Training
-from fedelta.engines.batched import Engine
 from fedelta.engines.local import federate
+from fedelta.engines.runners.batched import Engine
 from fedelta.methods import get_method
 from fedelta.models.clients import clients_on, config_for
 from fedelta.models.peft import PeftAdaptedModel

@@ -11,17 +11,20 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedelta import lowrank, methods, mixing, topology, tree
-    from fedelta.aggregation import aggregate
+    from fedelta import lowrank, methods, topology, tree
+    from fedelta.adapters.aggregation import aggregate
     from fedelta.client import LocalClient, Training
     from fedelta.diagnostics import diagnose
     from fedelta.engines.local import Round, federate, gossip
     from fedelta.lowrank import LoRA
-    from fedelta.method import Client, ClientUpdate, Method, Peer, TrainResult
+    from fedelta.merging import ClientUpdate
+    from fedelta.method import Client, Method, TrainResult
     from fedelta.methods import get_method, list_methods
     from fedelta.models.adapter_files import load_adapter, save_adapter
     from fedelta.models.clients import hf_clients
-    from fedelta.runner import run
+    from fedelta.peers import Peer
+    from fedelta.runs.runner import run
+    from fedelta.topology import mixing
     from fedelta.tree import Adapter, BaseDelta
 
 __version__ = version("fedelta")
@@ -38,7 +41,7 @@ _HOME = {
     "Round": "fedelta.engines.local",
     "TrainResult": "fedelta.method",
     "Training": "fedelta.client",
-    "aggregate": "fedelta.aggregation",
+    "aggregate": "fedelta.adapters.aggregation",
     "diagnose": "fedelta.diagnostics",
     "federate": "fedelta.engines.local",
     "get_method": "fedelta.methods",
@@ -46,7 +49,7 @@ _HOME = {
     "hf_clients": "fedelta.models.clients",
     "list_methods": "fedelta.methods",
     "load_adapter": "fedelta.models.adapter_files",
-    "run": "fedelta.runner",
+    "run": "fedelta.runs.runner",
     "save_adapter": "fedelta.models.adapter_files",
 }
 _MODULES = ("lowrank", "methods", "mixing", "topology", "tree")

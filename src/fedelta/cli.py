@@ -17,10 +17,10 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from fedelta.config import RunConfig
-    from fedelta.experiment import Deal
-    from fedelta.runfolder import RunFolder
-    from fedelta.terminal import Mode
+    from fedelta.report.terminal import Mode
+    from fedelta.runs.config import RunConfig
+    from fedelta.runs.experiment import Deal
+    from fedelta.runs.folder import RunFolder
 
 T = TypeVar("T", int, float)
 
@@ -127,9 +127,9 @@ def run(
 
     Ctrl-C ends after the round; --resume goes on with the same numbers as if it had not been stopped.
     """
-    from fedelta.config import ConfigError, load_config
-    from fedelta.runfolder import RunFolder
-    from fedelta.terminal import quieten_libraries, show_warnings
+    from fedelta.report.terminal import quieten_libraries, show_warnings
+    from fedelta.runs.config import ConfigError, load_config
+    from fedelta.runs.folder import RunFolder
 
     if (config is None) == (resume is None):
         raise ConfigError("give a config to run, or --resume with the folder of a run: one of them")
@@ -153,8 +153,8 @@ def _play(folder: RunFolder, config: RunConfig, resume: Path | None, mode: Mode)
     """Runs round by round; what a person reads is shown around it."""
     from contextlib import closing
 
-    from fedelta import runner
-    from fedelta.terminal import CtrlC, RunView, out
+    from fedelta.report.terminal import CtrlC, RunView, out
+    from fedelta.runs import runner
 
     if not resume:
         folder.demand_empty()
@@ -175,7 +175,7 @@ def _play(folder: RunFolder, config: RunConfig, resume: Path | None, mode: Mode)
 
 
 def _summary(folder: RunFolder, config: RunConfig, dealt: Deal) -> RenderableType:
-    from fedelta import report
+    from fedelta.report import tables as report
 
     records = folder.records()
     labels = [dealt.task.label_of(row) for row in dealt.splits.test]
@@ -188,10 +188,10 @@ def _summary(folder: RunFolder, config: RunConfig, dealt: Deal) -> RenderableTyp
 
 
 def _show_plan(config: RunConfig, as_json: bool) -> None:
-    from fedelta.experiment import build
-    from fedelta.plan import plan
-    from fedelta.report import plan_table
-    from fedelta.terminal import out, print_json
+    from fedelta.report.tables import plan_table
+    from fedelta.report.terminal import out, print_json
+    from fedelta.runs.experiment import build
+    from fedelta.runs.plan import plan
 
     found = asdict(plan(build(config)))
     print_json(found) if as_json else out.print(plan_table(found))
@@ -205,19 +205,19 @@ def partition(
     as_json: AsJson = False,
 ) -> None:
     """Show which client gets which data, without a model."""
-    from fedelta.config import load_config
-    from fedelta.terminal import out, print_json
+    from fedelta.report.terminal import out, print_json
+    from fedelta.runs.config import load_config
 
     dealt = _deal(load_config(config, overrides or []))
     print_json(_split_rows(dealt)) if as_json else out.print(_split_table(dealt))
     if plot:
-        from fedelta.tasks.split_view import plot_partition
+        from fedelta.split.view import plot_partition
 
         plot_partition(dealt.parts, _labels(dealt), plot)
 
 
 def _deal(config: RunConfig) -> Deal:
-    from fedelta.experiment import deal
+    from fedelta.runs.experiment import deal
 
     return deal(config)
 
@@ -227,14 +227,14 @@ def _labels(dealt: Deal) -> list[Any]:
 
 
 def _split_rows(dealt: Deal) -> list[dict[str, Any]]:
-    from fedelta.tasks.split_view import partition_table
+    from fedelta.split.view import partition_table
 
     rows = partition_table(dealt.parts, _labels(dealt))
     return [{**row, "rank": rank} for row, rank in zip(rows, dealt.ranks, strict=True)]
 
 
 def _split_table(dealt: Deal) -> RenderableType:
-    from fedelta.report import split_table
+    from fedelta.report.tables import split_table
 
     return split_table(_split_rows(dealt))
 
@@ -249,11 +249,11 @@ def methods(
 ) -> None:
     """List the methods: source, unequal ranks, what travels."""
     from fedelta.methods import list_methods, method_class
-    from fedelta.report import methods_table
-    from fedelta.terminal import out, print_json
+    from fedelta.report.tables import methods_table
+    from fedelta.report.terminal import out, print_json
 
     if markdown:
-        from fedelta import catalogue
+        from fedelta.report import catalogue
 
         typer.echo(catalogue.markdown(), nl=False)
         return
@@ -277,8 +277,8 @@ def check(
     A file's code runs. Laws and exemptions: docs/add-a-method.md.
     """
     from fedelta.methods import list_methods
-    from fedelta.report import laws_table, reports_table
-    from fedelta.terminal import out, print_json
+    from fedelta.report.tables import laws_table, reports_table
+    from fedelta.report.terminal import out, print_json
     from fedelta.testing import check_method, named
 
     if bool(targets) == everything:
@@ -307,10 +307,10 @@ def aggregate(
 
     One result is written to OUT itself, several to OUT/rank-R or, without --ranks, to OUT under the inputs' names.
     """
-    from fedelta.aggregation import aggregate
-    from fedelta.config import pairs
-    from fedelta.deployment import demand_unused
+    from fedelta.adapters.aggregation import aggregate
     from fedelta.models.adapter_files import save_adapter
+    from fedelta.runs.config import pairs
+    from fedelta.runs.export import demand_unused
 
     wanted = _numbers(ranks, "--ranks", int)
     places = _places(output, folders, wanted)
@@ -348,9 +348,10 @@ def inspect(folders: Folders, plot: Plot = None, as_json: AsJson = False) -> Non
     """Show the spectrum and ranks of adapters, layer by layer, and how much their subspaces overlap."""
     from itertools import combinations
 
-    from fedelta import inspection, report
+    from fedelta.adapters import inspection
     from fedelta.models.adapter_files import load_adapter
-    from fedelta.terminal import out, print_json
+    from fedelta.report import tables as report
+    from fedelta.report.terminal import out, print_json
 
     adapters = {str(folder): load_adapter(folder) for folder in folders}
     facts = {name: [asdict(x) for x in inspection.describe(adapter)] for name, adapter in adapters.items()}
@@ -384,9 +385,9 @@ def evaluate(
 
     A PEFT folder of no run needs the rest by --set, such as task.labels='[no, yes]'.
     """
-    from fedelta import deployment
-    from fedelta.report import scores_table
-    from fedelta.terminal import out, print_json, quieten_libraries, show_warnings
+    from fedelta.report.tables import scores_table
+    from fedelta.report.terminal import out, print_json, quieten_libraries, show_warnings
+    from fedelta.runs import export as deployment
 
     show_warnings("screen")
     quieten_libraries()
@@ -406,8 +407,8 @@ def export(
     overrides: Overrides = None,
 ) -> None:
     """Write an adapter of a run as a PEFT folder, or merged as a Hugging Face model."""
-    from fedelta import deployment
-    from fedelta.terminal import quieten_libraries, show_warnings
+    from fedelta.report.terminal import quieten_libraries, show_warnings
+    from fedelta.runs import export as deployment
 
     show_warnings("screen")
     quieten_libraries()

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fedelta import seeding, tree
-from fedelta.method import GradientHook, Peer, Penalty, Trainable, TrainResult
+from fedelta.method import GradientHook, Penalty, Trainable, TrainResult
 from fedelta.optim import AdamW, Optimizer, OptimizerState
+from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta, Tensors
 
 Example = Mapping[str, Any]

@@ -18,19 +18,16 @@ gossip node i. So one method object serves both.
 
 from __future__ import annotations
 
-import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from fedelta import lowrank as lr
-from fedelta import threads, tree
-from fedelta.lowrank import LoRA
-from fedelta.seeding import SERVER
+from fedelta import tree
+from fedelta.merging import ClientUpdate
+from fedelta.peers import Peer, demand_equal_ranks, template_for
 from fedelta.tree import Adapter, BaseDelta, Message, Tensors
 
 State: TypeAlias = Mapping[str, Any]
@@ -45,68 +42,6 @@ Penalty: TypeAlias = Callable[[Adapter], Tensor]
 
 GradientHook: TypeAlias = Callable[[Tensors, Tensors, int], Tensors]
 """(gradients, parameters, step) -> gradients, before clipping; names as in `tree.parameters`."""
-
-
-@dataclass(frozen=True)
-class Peer:
-    """What the federation knows of a participant: plain data.
-
-    Attributes:
-        id: unique, not negative.
-        rank: capacity of a layer that `rank_pattern` does not mention. The current rank is the shape of the factors in hand.
-        num_examples: n_k, its training examples.
-        base_version: of the base delta that it holds; 0 after a loss.
-        lora_alpha: numerator of the scale; None means a constant scale of 1.
-        rslora: scale lora_alpha / sqrt(r) in place of lora_alpha / r.
-        rank_pattern, alpha_pattern: exceptions by layer, with PEFT's meaning: a key is a regular expression that must
-            match the layer's whole name, or all of it after a dot. A layer's own name, escaped, goes before other keys.
-    """
-
-    id: int
-    rank: int
-    num_examples: int = 1
-    base_version: int = 0
-    lora_alpha: float | None = None
-    rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
-
-    def rank_of(self, layer: str) -> int:
-        """The rank that this peer can hold at a layer."""
-        return _lookup(self.rank_pattern, layer, self.rank)
-
-    def scale_of(self, layer: str, rank: int) -> float:
-        """The scale with which this peer applies a rank-`rank` delta at a layer; without components, that of rank 1."""
-        lora_alpha = _lookup(self.alpha_pattern, layer, self.lora_alpha)
-        if lora_alpha is None:
-            return 1.0
-        rank = max(rank, 1)
-        return lora_alpha / (math.sqrt(rank) if self.rslora else rank)
-
-
-def _lookup(pattern: Mapping[str, Any], layer: str, default: Any) -> Any:
-    exact = re.escape(layer)  # goes first: the pattern "b" also matches a layer "a.b"
-    if exact in pattern:
-        return pattern[exact]
-    return next((v for key, v in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
-
-
-@dataclass(frozen=True, eq=False)
-class ClientUpdate:
-    """What `aggregate` gets from one client. The weights of a round sum to one.
-
-    Attributes:
-        sender: who sent it.
-        weight: how much it counts.
-        content: the message, as `local_update` returned it.
-        metrics: what the engine measured on it: "loss" and "num_steps" of the training and, for a method that needs
-            validation, the scores of the upload, each as "validation_<name>".
-    """
-
-    sender: Peer
-    weight: float
-    content: Message
-    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,22 +214,6 @@ class Method(ABC):
         return tree.count(own), tree.count(self.upload(own))
 
 
-# --- what methods share by calling -----------------------------------------------------------------------------------
-
-
-def demand_equal_ranks(name: str, template: Adapter, peers: Sequence[Peer]) -> None:
-    """Raises ValueError, naming methods that can, if two peers hold different ranks or scales at a layer."""
-    if len(with_distinct_ranks(peers)) == 1:
-        return
-    for layer in template.layers:
-        ranks = {p.id: p.rank_of(layer) for p in peers}
-        if len(set(ranks.values())) > 1:
-            raise ValueError(
-                f"{name} needs equal ranks, but layer {layer!r} has ranks {ranks} by client; give all clients one rank, or "
-                "use a method for unequal ranks: zeropad (pads factors) or flexlora (averages deltas)"
-            )
-
-
 def check_choices(method: Method) -> None:
     """Raises ValueError if a hyper-parameter annotated with a Literal has another value."""
     hints = get_type_hints(type(method))
@@ -302,155 +221,3 @@ def check_choices(method: Method) -> None:
         allowed, value = get_args(hints[entry.name]), getattr(method, entry.name)
         if get_origin(hints[entry.name]) is Literal and value not in allowed:
             raise ValueError(f"{type(method).__name__}: {entry.name} must be one of {allowed}, got {value!r}")
-
-
-def unzip(updates: Sequence[ClientUpdate], key: str) -> tuple[list[float], list[Any]]:
-    """The weights of the updates, and the entry `key` of each content, in the order of the senders' ids.
-
-    Raises:
-        ValueError: for no updates, or weights that do not sum to one.
-        KeyError: naming the sender whose content lacks the entry.
-    """
-    updates = in_order(updates)
-    weights = [u.weight for u in updates]
-    tree.check_weights(weights, len(updates))
-    for u in updates:
-        if key not in u.content:
-            raise KeyError(f"the update of client {u.sender.id} has no {key!r}, only {sorted(u.content)}")
-    return weights, [u.content[key] for u in updates]
-
-
-def in_order(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
-    """The updates by the senders' ids, so that the order of arrival does not change a bit of the result."""
-    return sorted(updates, key=lambda u: u.sender.id)
-
-
-Rule: TypeAlias = Callable[[Sequence[float], Sequence[LoRA], LoRA], LoRA]
-"""(weights, the clients' deltas of one layer, the server's delta of that layer) -> the next delta of that layer."""
-
-MANY = 64
-"""Clients above which the layers of a merge take turns, so that there is never more than one large stack."""
-
-FEW = 10**6
-"""Numbers below which a merge is not worth a thread."""
-
-
-def merge(rule: Rule, updates: Sequence[ClientUpdate], into: Adapter, *, adapters: Sequence[Adapter] | None = None) -> Adapter:
-    """`rule` at every layer, and the weighted mean at every dense tensor.
-
-    Args:
-        rule: makes the next delta of a layer; a pure function, since several threads may call it.
-        updates: of the round; their "adapter" entries are merged.
-        into: the server's adapter, which says what layers, shapes and largest ranks an update may have.
-        adapters: what is merged in place of the "adapter" entries, in the order of the senders' ids.
-
-    Raises:
-        ValueError: naming the client, the layer and the remedy, for an update that does not fit or is not finite.
-    """
-    if adapters is None:
-        weights, adapters = unzip(updates, "adapter")
-    else:
-        weights = [u.weight for u in in_order(updates)]
-        tree.check_weights(weights, len(adapters))
-    base = next((a.base for a in (into, *adapters) if a.base is not None), None)
-    into = replace(into, base=base)  # an unknown base would match two that differ
-    with threads.one_thread():  # thousands of passes over small tensors, each of which would end at a barrier
-        for u, adapter in zip(in_order(updates), adapters, strict=True):
-            check_update(adapter, into, f"client {u.sender.id}")
-
-    def at(layer: str) -> LoRA:
-        return _at(layer, rule, weights, [a.layers[layer] for a in adapters], into.layers[layer])
-
-    layers = threads.ordered(at, list(into.layers), 1 if _in_turn(into, len(adapters)) else None)
-    return Adapter(layers, tree.mean(weights, [a.dense for a in adapters]), base)
-
-
-def _in_turn(into: Adapter, count: int) -> bool:
-    """Whether a merge goes layer by layer: threads would be idle, their stacks too large together, or the work elsewhere."""
-    entries = sum(x.rank * sum(x.shape) for x in into.layers.values())
-    return count > MANY or count * entries < FEW or any(x.B.device.type != "cpu" for x in into.layers.values())
-
-
-def _at(layer: str, rule: Rule, weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
-    try:
-        return rule(weights, xs, old)
-    except ValueError as error:
-        raise ValueError(f"layer {layer!r}: {error}") from error
-
-
-def check_update(adapter: Adapter, into: Adapter, who: str) -> None:
-    """Raises ValueError unless `adapter` is finite, fits the server's adapter and has no more components than it."""
-    tree.check_fits(adapter, into, who, "the server")
-    for name, x in adapter.layers.items():
-        if x.rank > into.layers[name].rank:
-            raise ValueError(
-                f"layer {name!r}: {who} sends rank {x.rank}, above the largest configured rank "
-                f"{into.layers[name].rank}; send no more components than the peer's rank"
-            )
-
-
-def with_ranks(peer: Peer, ranks: Mapping[str, int]) -> Peer:
-    """The peer with these ranks by layer, such as those that are left to it after pruning."""
-    return replace(peer, rank_pattern={re.escape(n): r for n, r in ranks.items()})
-
-
-def template_for(peer: Peer, template: Adapter) -> Adapter:
-    """The common initial adapter as a peer holds it: its leading components, under the peer's scales.
-
-    A change of scale goes to B, so that every peer has the same rows of A.
-
-    Raises:
-        ValueError: for a peer whose rank is above the template's.
-    """
-
-    def fit(layer: str, x: LoRA) -> LoRA:
-        rank = peer.rank_of(layer)
-        if rank > x.rank:
-            raise ValueError(f"layer {layer!r}: client {peer.id} has rank {rank}, the template only {x.rank}")
-        return lr.rescale(lr.components(x, 0, rank), peer.scale_of(layer, rank), on="B")
-
-    return tree.map_named(fit, template)
-
-
-def slice_for(adapter: Adapter, to: Peer, *, on: lr.SigmaOn = "both", fill: Adapter | None = None) -> Adapter:
-    """The leading components that a peer can hold, written with the peer's scales.
-
-    A layer with fewer components than the peer's rank is padded: live rows of A (those of `fill` where given), B zero.
-    `on` says which factor takes the change of scale.
-    """
-
-    def fit(layer: str, x: LoRA) -> LoRA:
-        rank = to.rank_of(layer)
-        rows = fill.layers[layer].A if fill is not None and fill.layers[layer].rank >= rank else None
-        x = lr.pad(lr.components(x, 0, min(rank, x.rank)), rank, fill=rows)
-        return lr.rescale(x, to.scale_of(layer, rank), on=on)
-
-    return tree.map_named(fit, adapter)
-
-
-def truncate_for(adapter: Adapter, to: Peer, *, sigma_on: lr.SigmaOn = "B") -> Adapter:
-    """The best approximation (truncated SVD) that a peer can hold, written with the peer's scales."""
-
-    def fit(layer: str, x: LoRA) -> LoRA:
-        rank = to.rank_of(layer)
-        return lr.truncate(x, rank, scale=to.scale_of(layer, rank), sigma_on=sigma_on)
-
-    with threads.one_thread():
-        return tree.map_named(fit, adapter)
-
-
-def largest(template: Adapter, peers: Sequence[Peer]) -> Peer:
-    """A peer of id -1 that can hold what any of the peers can: whose ranks the server's own copy has."""
-    top, distinct = max(peers, key=lambda p: p.rank), with_distinct_ranks(peers)
-    ranks = {n: max(p.rank_of(n) for p in distinct) for n in template.layers}
-    return replace(with_ranks(top, ranks), id=SERVER, base_version=0)
-
-
-def with_distinct_ranks(peers: Sequence[Peer]) -> list[Peer]:
-    """One peer of each kind of ranks: few, however many peers there are."""
-    return list({(p.rank, *sorted(p.rank_pattern.items())): p for p in peers}.values())
-
-
-def at_largest(template: Adapter, peers: Sequence[Peer]) -> Adapter:
-    """The template at the ranks and scales of `largest`: dW and the rows of A are the template's, B takes a change of scale."""
-    return slice_for(template, largest(template, peers), on="B")

@@ -11,12 +11,14 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, merge, slice_for
+from fedelta.merging import ClientUpdate, merge
+from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods import get_method
 from fedelta.methods.fedavg import FedAvg
 from fedelta.methods.fedsa_lora import FedSALoRA
 from fedelta.methods.flexlora import FlexLoRA
 from fedelta.methods.zeropad import ZeroPad
+from fedelta.peers import Peer, slice_for
 from fedelta.testing import LAWS, UNEQUAL_RANKS, ConformanceError, check_method, named
 from fedelta.tree import Adapter, BaseDelta, Message
 

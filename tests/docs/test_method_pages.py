@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedelta import catalogue
 from fedelta.methods import list_methods, method_class
+from fedelta.report import catalogue
 from fedelta.testing import LAWS, UNEQUAL_RANKS, check_method, method_from_file
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import fedelta
-from fedelta.config import load_config
+from fedelta.runs.config import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = REPOSITORY / "README.md"

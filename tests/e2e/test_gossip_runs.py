@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 import fedelta
-from fedelta import checkpoint
-from fedelta.config import ConfigError, load_config
-from fedelta.experiment import build
-from fedelta.plan import plan
-from fedelta.runfolder import RunFolder
-from fedelta.runner import rounds
+from fedelta.engines import checkpoint
+from fedelta.runs.config import ConfigError, load_config
+from fedelta.runs.experiment import build
+from fedelta.runs.folder import RunFolder
+from fedelta.runs.plan import plan
+from fedelta.runs.runner import rounds
 
 Config = dict[str, Any]
 ON_A_GRAPH: Config = {
@@ -110,7 +110,7 @@ def test_what_cannot_run_on_a_graph_is_refused_before_anything_is_loaded(changes
 
 
 def test_a_config_with_a_graph_reads_back_as_itself(tiny_config: Config, tmp_path: Path):
-    from fedelta.config import dump_config
+    from fedelta.runs.config import dump_config
 
     config = load_config(tiny_config, ON_A_GRAPH | {"federation.weights": "examples"})
     file = tmp_path / "config.yaml"

@@ -10,10 +10,10 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import fedelta
-from fedelta.config import ConfigError
 from fedelta.methods import method_class
-from fedelta.runfolder import RunFolder
-from fedelta.runner import rounds
+from fedelta.runs.config import ConfigError
+from fedelta.runs.folder import RunFolder
+from fedelta.runs.runner import rounds
 
 Config = dict[str, Any]
 EQUAL = {"lora.rank": 4}
@@ -66,7 +66,7 @@ def test_every_method_runs_and_leaves_adapters_that_peft_loads(
 @pytest.mark.parametrize("method", ["flexlora", "flora", "fedex_lora"])
 def test_the_saved_adapter_is_the_model_that_was_scored(method: str, tiny_config: Config, tiny_model: Path, tmp_path: Path):
     """PEFT's accuracy and loss with `adapters/last` on the pretrained base are those of the log: nothing is lost in a base."""
-    from fedelta.experiment import build
+    from fedelta.runs.experiment import build
 
     result = fedelta.run(tiny_config, overrides_for(method, tmp_path / "run") | {"training.learning_rate": 0.2})
     experiment = build(RunFolder(tmp_path / "run").config())

@@ -28,9 +28,9 @@ from transformers import (
 )
 
 from fedelta.client import LocalClient, Training
-from fedelta.method import template_for
 from fedelta.models.clients import peer_for
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.peers import template_for
 from fedelta.tasks.task import IGNORED, pad_examples
 from fedelta.tree import map_tensors, parameters, with_parameters
 

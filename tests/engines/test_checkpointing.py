@@ -5,9 +5,10 @@ import torch
 
 from fedelta import tree
 from fedelta.client import Request
-from fedelta.engines.joint import train_together
-from fedelta.models import cohort, peft
+from fedelta.engines.runners.joint import train_together
+from fedelta.models import peft
 from fedelta.models.checkpointing import recompute
+from fedelta.models.cohort import cohort
 
 LAYERS = {
     "bert": "bert.encoder.layer.1.output.dense",

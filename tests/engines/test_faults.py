@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from fedelta import lowrank as lr
-from fedelta import tree, wire
+from fedelta import tree
 from fedelta.client import LocalClient
 from fedelta.engines.local import Round, federate
 from fedelta.engines.rounds import QuorumError
+from fedelta.exchange import wire
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, State, TrainResult
+from fedelta.merging import ClientUpdate
+from fedelta.method import Client, ClientState, State, TrainResult
 from fedelta.methods import get_method
 from fedelta.methods.fedavg import FedAvg
 from fedelta.models.toy import random_adapter, toy_federation

@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from fedelta import topology, wire
+from fedelta import topology
 from fedelta.client import LocalClient
 from fedelta.engines import guards
 from fedelta.engines.local import Round, federate, gossip
 from fedelta.engines.rounds import QuorumError
+from fedelta.exchange import wire
 from fedelta.lowrank import LoRA, dist2
-from fedelta.method import ClientUpdate, Peer
+from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
 from fedelta.models.toy import toy_federation, toy_template
+from fedelta.peers import Peer
 from fedelta.tree import Adapter, factors, with_factors
 
 

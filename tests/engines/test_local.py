@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from fedelta import sampling, tree, wire
+from fedelta import sampling, tree
 from fedelta.engines.local import Round, federate
-from fedelta.method import Client, ClientState, ClientUpdate, Peer, State, template_for, with_distinct_ranks
+from fedelta.exchange import wire
+from fedelta.merging import ClientUpdate
+from fedelta.method import Client, ClientState, State
 from fedelta.methods import get_method
 from fedelta.methods.fedavg import FedAvg
 from fedelta.methods.flexlora import FlexLoRA
 from fedelta.models.toy import random_adapter, toy_federation, toy_template, with_peer
+from fedelta.peers import Peer, template_for, with_distinct_ranks
 from fedelta.tree import Adapter, Message
 
 RANKS = (1, 3, 2, 3)

@@ -11,8 +11,10 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, TrainResult
+from fedelta.merging import ClientUpdate
+from fedelta.method import Method, TrainResult
 from fedelta.models.toy import random_adapter, toy_template
+from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message
 
 SCALES: dict[str, dict[str, Any]] = {

@@ -10,9 +10,11 @@ from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.engines.local import federate
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Peer, TrainResult
+from fedelta.merging import ClientUpdate
+from fedelta.method import TrainResult
 from fedelta.methods import get_method
 from fedelta.models.toy import random_adapter, toy_federation, toy_template
+from fedelta.peers import Peer
 from fedelta.tree import Adapter
 
 

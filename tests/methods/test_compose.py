@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import fedelta
-from fedelta import checkpoint, topology, tree
-from fedelta.config import ConfigError, load_config
+from fedelta import topology, tree
+from fedelta.engines import checkpoint
 from fedelta.engines.local import federate, gossip
+from fedelta.exchange.wire import encode
 from fedelta.methods import (
     Compose,
     FedAdam,
@@ -24,10 +25,10 @@ from fedelta.methods import (
     get_method,
     method_class,
 )
-from fedelta.methods._composition import Composite
+from fedelta.methods._compose.composition import Composite
 from fedelta.models.toy import toy_federation
+from fedelta.runs.config import ConfigError, load_config
 from fedelta.testing import check_method
-from fedelta.wire import encode
 
 COMPOSITES = [n for n in fedelta.list_methods() if issubclass(method_class(n), Composite)]
 SERVERS = [n for n in fedelta.list_methods() if n not in COMPOSITES]

@@ -10,10 +10,11 @@ from fedelta import lowrank as lr
 from fedelta import topology, tree
 from fedelta.engines.local import gossip
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Peer
+from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
 from fedelta.methods.decaf import aligned
 from fedelta.models.toy import random_adapter, toy_federation
+from fedelta.peers import Peer
 from fedelta.tree import Adapter
 
 WEIGHTS = (0.5, 0.3, 0.2)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fedelta.engines.local import federate
+from fedelta.exchange.wire import encode
 from fedelta.methods import Compose, FedAdam, FedNova, get_method
 from fedelta.models.toy import toy_federation
-from fedelta.wire import encode
 
 STEPS = [1, 4, 10]
 

@@ -7,12 +7,13 @@ import torch
 
 from fedelta import tree
 from fedelta.engines.local import federate
+from fedelta.exchange.wire import encode
 from fedelta.lowrank import dist2
-from fedelta.method import Peer, TrainResult
+from fedelta.method import TrainResult
 from fedelta.methods import Compose, FedProx, get_method
 from fedelta.models.toy import random_adapter, toy_federation, toy_template
+from fedelta.peers import Peer
 from fedelta.tree import Adapter
-from fedelta.wire import encode
 
 
 class Asked:

@@ -7,9 +7,10 @@ import torch
 
 from fedelta import topology, tree
 from fedelta.engines.local import federate, gossip
-from fedelta.method import ClientUpdate, Peer
+from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
 from fedelta.models.toy import random_adapter, toy_federation, toy_template
+from fedelta.peers import Peer
 
 
 def test_B_and_head_never_leave_the_client_hetero_SA1() -> None:

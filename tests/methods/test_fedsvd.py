@@ -11,10 +11,11 @@ from fedelta import tree
 from fedelta.client import LocalClient, Training
 from fedelta.engines.local import federate
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Peer, template_for
+from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
 from fedelta.models.toy import random_adapter, toy_federation, toy_template
 from fedelta.optim import SGD, AdamW
+from fedelta.peers import Peer, template_for
 from fedelta.tree import Adapter
 
 

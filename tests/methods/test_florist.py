@@ -11,10 +11,10 @@ import torch
 from fedelta import tree
 from fedelta.engines.local import federate
 from fedelta.lowrank import LoRA
-from fedelta.method import Peer
 from fedelta.methods import get_method
 from fedelta.methods.florist import energy_rank
 from fedelta.models.toy import toy_federation
+from fedelta.peers import Peer
 
 
 def step(state: Mapping[str, Any]) -> LoRA:

@@ -10,11 +10,12 @@ from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.client import Training
 from fedelta.engines.local import Round, federate
-from fedelta.method import ClientUpdate, Peer
+from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
-from fedelta.methods._components import best, only_at, scores
+from fedelta.methods._shared.components import best, only_at, scores
 from fedelta.models.toy import random_adapter, toy_federation, toy_template
 from fedelta.optim import AdamW
+from fedelta.peers import Peer
 
 
 def play(

@@ -8,10 +8,11 @@ from fedelta import lowrank as lr
 from fedelta import topology, tree
 from fedelta.engines.local import gossip
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Peer
+from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
 from fedelta.methods.lora_fair import _Problem
 from fedelta.models.toy import random_adapter, toy_federation, toy_template
+from fedelta.peers import Peer
 from fedelta.tree import Adapter
 
 WEIGHTS = (0.2, 0.5, 0.3)

@@ -9,10 +9,11 @@ import torch
 from fedelta import tree
 from fedelta.engines.local import federate
 from fedelta.lowrank import LoRA
-from fedelta.method import Peer, State
+from fedelta.method import State
 from fedelta.methods import get_method
-from fedelta.methods._base import advance, base_for, open_base
+from fedelta.methods._shared.base_delta import advance, base_for, open_base
 from fedelta.models.toy import toy_federation
+from fedelta.peers import Peer
 from fedelta.tree import BaseDelta
 
 SHAPE = (40, 30)  # factors are smaller than the matrix up to rank 17

@@ -16,8 +16,9 @@ from fedelta import sampling, tree
 from fedelta.diagnostics import diagnose
 from fedelta.engines.local import federate
 from fedelta.lowrank import LoRA
-from fedelta.method import Peer, TrainResult
+from fedelta.method import TrainResult
 from fedelta.methods import get_method
+from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta
 
 O, I, RANKS = 24, 20, (2, 2, 4, 4, 8, 8, 16, 16)

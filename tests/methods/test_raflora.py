@@ -13,10 +13,12 @@ from fedelta import topology
 from fedelta.diagnostics import diagnose
 from fedelta.engines.local import federate
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Peer, TrainResult
+from fedelta.merging import ClientUpdate
+from fedelta.method import TrainResult
 from fedelta.methods import get_method
 from fedelta.methods.raflora import component_weights
 from fedelta.models.toy import random_adapter
+from fedelta.peers import Peer
 from fedelta.tree import Adapter
 
 e = torch.eye(2, dtype=torch.float64)

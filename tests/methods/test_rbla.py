@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Peer
+from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
 from fedelta.models.toy import random_adapter, toy_template
+from fedelta.peers import Peer
 
 
 def matrix(*rows: list[float]) -> torch.Tensor:

@@ -13,10 +13,12 @@ from fedelta import tree
 from fedelta.engines.local import federate
 from fedelta.engines.rounds import Round
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer
+from fedelta.merging import ClientUpdate
+from fedelta.method import Method
 from fedelta.methods import get_method
 from fedelta.methods.replication import Replication
 from fedelta.models.toy import random_adapter, toy_federation, toy_template
+from fedelta.peers import Peer
 from fedelta.tree import Adapter
 
 

@@ -5,12 +5,13 @@ import torch
 
 from fedelta import topology, tree
 from fedelta.engines.local import federate, gossip
+from fedelta.exchange.wire import size
 from fedelta.lowrank import dist2, with_factor
-from fedelta.method import ClientUpdate, Peer
+from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
-from fedelta.methods._one_factor import only
+from fedelta.methods._shared.one_factor import only
 from fedelta.models.toy import random_adapter, toy_federation
-from fedelta.wire import size
+from fedelta.peers import Peer
 
 
 def test_B_goes_first_and_the_factors_take_turns() -> None:

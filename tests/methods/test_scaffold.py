@@ -10,10 +10,10 @@ import torch
 from fedelta import sampling, tree
 from fedelta.client import Training
 from fedelta.engines.local import federate
-from fedelta.method import Peer
 from fedelta.methods import Compose, Scaffold, get_method
 from fedelta.models.toy import toy_federation
 from fedelta.optim import SGD, AdamW
+from fedelta.peers import Peer
 
 
 def server_c(done: Any) -> dict[str, torch.Tensor]:

@@ -8,9 +8,9 @@ import torch
 
 from fedelta import tree
 from fedelta.engines.local import federate
+from fedelta.exchange.wire import encode
 from fedelta.methods import Compose, FedAdam, FedAvgM, get_method
 from fedelta.models.toy import toy_federation
-from fedelta.wire import encode
 
 ADAPTIVE = ["fedadagrad", "fedadam", "fedyogi"]
 ALL = ["fedavgm", *ADAPTIVE]

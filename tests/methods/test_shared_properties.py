@@ -6,9 +6,11 @@ import torch
 
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer
+from fedelta.merging import ClientUpdate
+from fedelta.method import Method
 from fedelta.methods import get_method, list_methods, method_class
 from fedelta.models.toy import random_adapter, toy_template
+from fedelta.peers import Peer
 from fedelta.tree import Adapter, effective
 
 ONE_SHOT = [n for n in list_methods() if method_class(n).one_shot]

@@ -12,9 +12,10 @@ from fedelta import topology, tree
 from fedelta.client import Training
 from fedelta.engines.local import federate, gossip
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Peer
+from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
 from fedelta.models.toy import random_adapter, toy_federation, toy_template
+from fedelta.peers import Peer
 from fedelta.tree import Adapter
 
 GAUGES = ["orth_b", "orth_a", "balanced"]

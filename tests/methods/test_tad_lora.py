@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedelta import topology, wire
+from fedelta import topology
 from fedelta.engines.local import Round, federate, gossip
+from fedelta.exchange import wire
 from fedelta.lowrank import LoRA, dist2
 from fedelta.methods import get_method
 from fedelta.methods.tad_lora import interval_for

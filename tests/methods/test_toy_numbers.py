@@ -11,8 +11,10 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer
+from fedelta.merging import ClientUpdate
+from fedelta.method import Method
 from fedelta.methods import get_method
+from fedelta.peers import Peer
 from fedelta.tree import Adapter
 
 PRODUCT = ["flexlora", "svd_redistribution", "flora", "fedex_lora"]

@@ -21,9 +21,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fedelta.method import Peer
 from fedelta.models.clients import peer_for
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.peers import Peer
 from fedelta.tree import Adapter, parameters, with_parameters
 
 VOCABULARY = 50

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCau
 
 from fedelta import lowrank as lr
 from fedelta import tree
-from fedelta.aggregation import aggregate
+from fedelta.adapters.aggregation import aggregate
 from fedelta.lowrank import LoRA
 from fedelta.models.adapter_files import CONFIG, WEIGHTS, Layout, load_adapter, read_layout, save_adapter
 from fedelta.tree import Adapter

@@ -14,10 +14,10 @@ from transformers import (
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import Peer
 from fedelta.models.adapter_files import save_adapter
 from fedelta.models.dropout import SeededDropout
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.peers import Peer
 
 
 @pytest.mark.parametrize("rank", [1, 3, 4, 20])

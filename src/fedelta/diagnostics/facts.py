@@ -14,7 +14,8 @@ from fedelta import tree
 from fedelta.diagnostics.layers import Layer, cumulative, increments
 from fedelta.engines.rounds import Round
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, template_for, with_distinct_ranks
+from fedelta.merging import ClientUpdate
+from fedelta.peers import template_for, with_distinct_ranks
 from fedelta.tree import Adapter
 
 

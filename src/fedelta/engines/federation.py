@@ -10,12 +10,15 @@ from typing import Any, TypeAlias, cast
 
 from torch import Tensor
 
-from fedelta import sampling, tree, wire
+from fedelta import sampling, tree
 from fedelta.engines.guards import check_population, check_templates, check_upload, find
 from fedelta.engines.rounds import QuorumError, Snapshot
+from fedelta.exchange import wire
+from fedelta.exchange.spool import Spool, Spooling
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, TrainResult
-from fedelta.spool import Spool, Spooling
+from fedelta.merging import ClientUpdate
+from fedelta.method import Client, ClientState, Method, State, TrainResult
+from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta
 
 logger = logging.getLogger("fedelta.engines")

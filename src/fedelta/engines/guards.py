@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fedelta import tree
-from fedelta.method import Client, ClientUpdate, Method, Peer, State
+from fedelta.merging import ClientUpdate
+from fedelta.method import Client, Method, State
+from fedelta.peers import Peer
 from fedelta.tree import Adapter
 
 T = TypeVar("T")

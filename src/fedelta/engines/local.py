@@ -13,15 +13,16 @@ from functools import partial
 from typing import Literal
 
 from fedelta import sampling, topology
-from fedelta.engines.batched import Engine, choose
 from fedelta.engines.federation import Federation, Score, Visit, demand_quorum, logger, weigh
-from fedelta.engines.links import LinkDrop, hear, loss_rule
 from fedelta.engines.rounds import Round, Snapshot
-from fedelta.method import Client, ClientUpdate, Method, State
-from fedelta.spool import Spooling
+from fedelta.engines.runners.batched import Engine, choose
+from fedelta.exchange.spool import Spooling
+from fedelta.exchange.wire import Ledger
+from fedelta.merging import ClientUpdate
+from fedelta.method import Client, Method, State
 from fedelta.topology import Mixing
+from fedelta.topology.links import LinkDrop, hear, loss_rule
 from fedelta.tree import Adapter
-from fedelta.wire import Ledger
 
 
 def federate(

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedelta.method import ClientState, ClientUpdate, Method, Peer, State, largest, template_for
+from fedelta.exchange.wire import Ledger
+from fedelta.merging import ClientUpdate
+from fedelta.method import ClientState, Method, State
+from fedelta.peers import Peer, largest, template_for
 from fedelta.tree import Adapter, BaseDelta, Message
-from fedelta.wire import Ledger
 
 
 class QuorumError(RuntimeError):

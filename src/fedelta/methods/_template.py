@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, merge, slice_for
+from fedelta.merging import ClientUpdate, merge
+from fedelta.method import Method, State
+from fedelta.peers import Peer, slice_for
 from fedelta.tree import Message
 
 

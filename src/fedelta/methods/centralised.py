@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientUpdate, Method, Peer, State, at_largest, merge, slice_for
+from fedelta.merging import ClientUpdate, merge
+from fedelta.method import Client, Method, State
+from fedelta.peers import Peer, at_largest, slice_for
 from fedelta.tree import Adapter, Message
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, cast
 
 from fedelta.method import Method
 from fedelta.methods import get_method
-from fedelta.methods._composition import Composite, LocalRule, Parts, ServerOptimizer
+from fedelta.methods._compose.composition import Composite, LocalRule, Parts, ServerOptimizer
 
 Choice: TypeAlias = Method | str | Mapping[str, Any]
 """A method; or its name; or {"name": its name, and its hyper-parameters}, as in a config file."""

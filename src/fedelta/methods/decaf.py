@@ -10,7 +10,9 @@ import torch
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge
+from fedelta.merging import ClientUpdate, merge
+from fedelta.method import Method, State
+from fedelta.peers import Peer, at_largest
 from fedelta.tree import Adapter, Message, map_named
 
 

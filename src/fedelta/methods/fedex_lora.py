@@ -10,8 +10,10 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge, slice_for, template_for, unzip
-from fedelta.methods._base import advance, base_for, open_base, step_entries
+from fedelta.merging import ClientUpdate, merge, unzip
+from fedelta.method import Method, State
+from fedelta.methods._shared.base_delta import advance, base_for, open_base, step_entries
+from fedelta.peers import Peer, at_largest, slice_for, template_for
 from fedelta.tree import Adapter, Message
 
 

@@ -8,25 +8,16 @@ from typing import Literal
 
 from fedelta import lowrank as lr
 from fedelta import tree
-from fedelta.ajive import Ajive, read_settings
-from fedelta.galore import Side, Tie
-from fedelta.method import (
-    Client,
-    ClientState,
-    ClientUpdate,
-    Method,
-    Peer,
-    State,
-    at_largest,
-    in_order,
-    largest,
-    merge,
-)
-from fedelta.methods._base import advance, base_for, open_base, step_entries
-from fedelta.methods._bases import RULES, BasisName, BasisRule, Beginning
-from fedelta.methods._galore import Projection
-from fedelta.methods._moments import Domain, StateSync, Synchroniser, shares
+from fedelta.merging import ClientUpdate, in_order, merge
+from fedelta.method import Client, ClientState, Method, State
+from fedelta.methods._fedgalore.bases import RULES, BasisName, BasisRule, Beginning
+from fedelta.methods._fedgalore.galore import Side, Tie
+from fedelta.methods._fedgalore.moments import Domain, StateSync, Synchroniser, shares
+from fedelta.methods._fedgalore.projection import Projection
+from fedelta.methods._shared.base_delta import advance, base_for, open_base, step_entries
+from fedelta.numerics.ajive import Ajive, read_settings
 from fedelta.optim import WarmAdam
+from fedelta.peers import Peer, at_largest, largest
 from fedelta.seeding import SERVER, derive
 from fedelta.tree import Adapter, BaseDelta, Message
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedelta import tree
-from fedelta.method import ClientUpdate, State
-from fedelta.methods._composition import LocalRule
+from fedelta.merging import ClientUpdate
+from fedelta.method import State
+from fedelta.methods._compose.composition import LocalRule
 from fedelta.tree import Tensors
 
 

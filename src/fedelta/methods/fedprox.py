@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedelta import tree
 from fedelta.method import ClientState, GradientHook
-from fedelta.methods._composition import LocalRule, Pull
+from fedelta.methods._compose.composition import LocalRule, Pull
 from fedelta.tree import Adapter, Message
 
 

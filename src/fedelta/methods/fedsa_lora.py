@@ -7,21 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from fedelta import tree
-from fedelta.method import (
-    Client,
-    ClientState,
-    ClientUpdate,
-    Method,
-    Peer,
-    State,
-    at_largest,
-    in_order,
-    merge,
-    slice_for,
-    template_for,
-    unzip,
-)
-from fedelta.methods._one_factor import completed, of_owners
+from fedelta.merging import ClientUpdate, in_order, merge, unzip
+from fedelta.method import Client, ClientState, Method, State
+from fedelta.methods._shared.one_factor import completed, of_owners
+from fedelta.peers import Peer, at_largest, slice_for, template_for
 from fedelta.tree import Adapter, BaseDelta, Message
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedelta.methods._adaptive import Decaying
+from fedelta.methods._compose.adaptive import Decaying
 
 
 @dataclass(frozen=True, kw_only=True)

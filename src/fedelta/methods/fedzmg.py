@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from fedelta.method import ClientState, GradientHook
-from fedelta.methods._composition import LocalRule
+from fedelta.methods._compose.composition import LocalRule
 from fedelta.tree import Adapter, Message, Tensors
 
 Axis: TypeAlias = Literal["auto", "output"]

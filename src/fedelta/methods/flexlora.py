@@ -9,7 +9,9 @@ import torch
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, largest, merge, slice_for, truncate_for
+from fedelta.merging import ClientUpdate, merge
+from fedelta.method import Method, State
+from fedelta.peers import Peer, largest, slice_for, truncate_for
 from fedelta.tree import Adapter, Message
 
 

@@ -11,8 +11,10 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, merge, template_for
-from fedelta.methods._base import advance, base_for, open_base, step_entries
+from fedelta.merging import ClientUpdate, merge
+from fedelta.method import Client, ClientState, Method, State
+from fedelta.methods._shared.base_delta import advance, base_for, open_base, step_entries
+from fedelta.peers import Peer, at_largest, template_for
 from fedelta.seeding import generator
 from fedelta.tree import Adapter, Message
 

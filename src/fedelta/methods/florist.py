@@ -11,9 +11,11 @@ from torch import Tensor
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, merge
-from fedelta.methods._base import advance
+from fedelta.merging import ClientUpdate, merge
+from fedelta.method import Client, ClientState, Method, State
+from fedelta.methods._shared.base_delta import advance
 from fedelta.methods.flora import FLoRA
+from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message
 
 _FLORA = FLoRA()

@@ -13,20 +13,10 @@ from torch import Tensor
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import (
-    Client,
-    ClientState,
-    ClientUpdate,
-    Method,
-    Peer,
-    State,
-    at_largest,
-    in_order,
-    merge,
-    unzip,
-    with_ranks,
-)
-from fedelta.methods._padding import ScalePolicy, padded_mean, slice_with, with_scale
+from fedelta.merging import ClientUpdate, in_order, merge, unzip
+from fedelta.method import Client, ClientState, Method, State
+from fedelta.methods._shared.padding import ScalePolicy, padded_mean, slice_with, with_scale
+from fedelta.peers import Peer, at_largest, with_ranks
 from fedelta.tree import Adapter, Message
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State
+from fedelta.merging import ClientUpdate
+from fedelta.method import Client, ClientState, Method, State
+from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta, Message
 
 

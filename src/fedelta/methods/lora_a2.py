@@ -8,20 +8,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedelta import tree
-from fedelta.method import (
-    Client,
-    ClientState,
-    ClientUpdate,
-    Method,
-    Peer,
-    State,
-    at_largest,
-    in_order,
-    slice_for,
-    unzip,
-)
-from fedelta.methods._components import best, check_kept, only_at, put, scores, take
-from fedelta.methods._one_factor import averaged, completed, only
+from fedelta.merging import ClientUpdate, in_order, unzip
+from fedelta.method import Client, ClientState, Method, State
+from fedelta.methods._shared.components import best, check_kept, only_at, put, scores, take
+from fedelta.methods._shared.one_factor import averaged, completed, only
+from fedelta.peers import Peer, at_largest, slice_for
 from fedelta.tree import Adapter, BaseDelta, Factor, Message
 
 

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge, slice_for
-from fedelta.methods._padding import padded_mean
+from fedelta.merging import ClientUpdate, merge
+from fedelta.method import Method, State
+from fedelta.methods._shared.padding import padded_mean
+from fedelta.peers import Peer, at_largest, slice_for
 from fedelta.tree import Adapter, Message
 
 

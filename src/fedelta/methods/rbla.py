@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge
-from fedelta.methods._owners import owner_mean_factors
-from fedelta.methods._padding import ScalePolicy, slice_with, with_scale
+from fedelta.merging import ClientUpdate, merge
+from fedelta.method import Method, State
+from fedelta.methods._shared.owners import owner_mean_factors
+from fedelta.methods._shared.padding import ScalePolicy, slice_with, with_scale
+from fedelta.peers import Peer, at_largest
 from fedelta.tree import Adapter, Message
 
 

@@ -12,9 +12,11 @@ import torch
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, in_order, merge, with_ranks
-from fedelta.methods._owners import owner_mean_factors
-from fedelta.methods._padding import ScalePolicy, slice_with, with_scale
+from fedelta.merging import ClientUpdate, in_order, merge
+from fedelta.method import Method, State
+from fedelta.methods._shared.owners import owner_mean_factors
+from fedelta.methods._shared.padding import ScalePolicy, slice_with, with_scale
+from fedelta.peers import Peer, at_largest, with_ranks
 from fedelta.sampling import share
 from fedelta.seeding import SERVER
 from fedelta.tree import Adapter, Message

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedelta import tree
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, slice_for, template_for
-from fedelta.methods._one_factor import averaged, completed, only
+from fedelta.merging import ClientUpdate
+from fedelta.method import Client, ClientState, Method, State
+from fedelta.methods._shared.one_factor import averaged, completed, only
+from fedelta.peers import Peer, at_largest, slice_for, template_for
 from fedelta.tree import Adapter, BaseDelta, Factor, Message
 
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from fedelta import lowrank as lr
 from fedelta import tree
-from fedelta.method import ClientState, ClientUpdate, GradientHook, Peer, State
-from fedelta.methods._composition import LocalRule, demand_one_scale
+from fedelta.merging import ClientUpdate
+from fedelta.method import ClientState, GradientHook, State
+from fedelta.methods._compose.composition import LocalRule, demand_one_scale
+from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
 
 

@@ -11,22 +11,11 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import (
-    Client,
-    ClientState,
-    ClientUpdate,
-    Method,
-    Peer,
-    State,
-    at_largest,
-    demand_equal_ranks,
-    largest,
-    merge,
-    slice_for,
-    truncate_for,
-)
-from fedelta.methods._energy import capped, check_cap, with_norm_of
-from fedelta.methods._subspace import Kind, Regulariser
+from fedelta.merging import ClientUpdate, merge
+from fedelta.method import Client, ClientState, Method, State
+from fedelta.methods._shared.energy import capped, check_cap, with_norm_of
+from fedelta.methods._shared.subspace import Kind, Regulariser
+from fedelta.peers import Peer, at_largest, demand_equal_ranks, largest, slice_for, truncate_for
 from fedelta.tree import Adapter, Factor, Message
 
 _SIGMA_ON: dict[str, lr.SigmaOn] = {"orth_b": "A", "orth_a": "B", "balanced": "both", "keep": "both"}

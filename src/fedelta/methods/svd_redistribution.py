@@ -10,8 +10,10 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, largest, merge, slice_for, truncate_for
-from fedelta.methods._energy import capped, check_cap, with_norm_of
+from fedelta.merging import ClientUpdate, merge
+from fedelta.method import Method, State
+from fedelta.methods._shared.energy import capped, check_cap, with_norm_of
+from fedelta.peers import Peer, largest, slice_for, truncate_for
 from fedelta.tree import Adapter, Message
 
 

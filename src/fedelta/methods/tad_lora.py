@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, in_order, merge, slice_for
+from fedelta.merging import ClientUpdate, in_order, merge
+from fedelta.method import Client, ClientState, Method, State
+from fedelta.peers import Peer, at_largest, slice_for
 from fedelta.tree import Adapter, BaseDelta, Factor, Message
 
 

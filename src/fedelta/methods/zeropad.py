@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge
-from fedelta.methods._padding import ScalePolicy, padded_mean, slice_with
+from fedelta.merging import ClientUpdate, merge
+from fedelta.method import Method, State
+from fedelta.methods._shared.padding import ScalePolicy, padded_mean, slice_with
+from fedelta.peers import Peer, at_largest
 from fedelta.tree import Adapter, Message
 
 

@@ -24,8 +24,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedelta.lowrank import LoRA
-from fedelta.method import Peer
 from fedelta.models.lora_options import check_options
+from fedelta.peers import Peer
 from fedelta.tree import Adapter
 
 if TYPE_CHECKING:

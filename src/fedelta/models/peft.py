@@ -21,18 +21,18 @@ from transformers.pytorch_utils import Conv1D
 
 from fedelta import seeding, tree
 from fedelta.lowrank import LoRA, wide
-from fedelta.method import Peer
-from fedelta.models.activation_cache import ActivationCache, caching
 from fedelta.models.adapter_files import Layout
 from fedelta.models.aliases import portable_name
 from fedelta.models.base_store import BaseStore, delta_shape
 from fedelta.models.checkpointing import recompute
-from fedelta.models.compact import compacted
 from fedelta.models.dropout import SeededDropout
+from fedelta.models.fast.activation_cache import ActivationCache, caching
+from fedelta.models.fast.compact import compacted
+from fedelta.models.fast.frozen_gemm import Backend, install, resolve, uninstall
 from fedelta.models.fingerprint import fingerprint
-from fedelta.models.frozen_gemm import Backend, install, resolve, uninstall
 from fedelta.models.lora_options import check_training_options
 from fedelta.models.wide_heads import bridge
+from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta
 
 SLOT = "default"
@@ -56,10 +56,10 @@ class PeftAdaptedModel:
             pass, "auto" chooses layer by layer ("hook" for quantised weights).
         base_dropout: leaves the base model's own dropout on in training. It draws from torch's global generator, which is
             then seeded at every call of training.
-        gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.frozen_gemm`.
-        compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.compact`.
+        gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.fast.frozen_gemm`.
+        compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.fast.compact`.
         cache_activations: MiB of the device's memory in which to keep what enters the lowest layer that trains, so that the
-            layers below run once for an example; see `fedelta.models.activation_cache`.
+            layers below run once for an example; see `fedelta.models.fast.activation_cache`.
 
     Attributes:
         module: what a task calls.

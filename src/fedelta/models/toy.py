@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fedelta import seeding, tree
 from fedelta.client import Batch, Example, LocalClient, Training
 from fedelta.lowrank import LoRA
-from fedelta.method import Peer, template_for
 from fedelta.optim import SGD
+from fedelta.peers import Peer, template_for
 from fedelta.tree import Adapter, BaseDelta
 
 SIZES = {"hidden": (6, 5), "output": (4, 6)}

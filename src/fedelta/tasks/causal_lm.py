@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from torch import nn
 from torch.nn import functional as F
 
+from fedelta.data.rows import Row, require_rows, text_of, value_of
 from fedelta.tasks.logits import logits_at
 from fedelta.tasks.metrics import Metric
-from fedelta.tasks.rows import Row, require_rows, text_of, value_of
 from fedelta.tasks.task import IGNORED, Batch, Decisions, Example, Task, model_inputs, pad_examples
 
 Tokens = list[int]

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from fedelta.data.rows import Row, labels_from, require_rows, text_of, value_of
 from fedelta.tasks.metrics import Metric
-from fedelta.tasks.rows import Row, labels_from, require_rows, text_of, value_of
 from fedelta.tasks.task import Batch, Decisions, Example, Task, model_inputs, pad_examples, tokenized
 
 

@@ -151,3 +151,12 @@ def score(predictions: Predictions, metrics: Sequence[str | Metric]) -> dict[str
     if not len(predictions):
         raise ValueError("no predictions to score: the evaluated set has zero examples")
     return {name: float(function(predictions)) for name, function in map(get_metric, metrics)}
+
+
+LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+"""The metrics of which a small value is good; a user's own are taken to be good when large."""
+
+
+def is_better(new: float, old: float, metric: str) -> bool:
+    """Returns True if a value of a metric beats another; NaN beats nothing."""
+    return new < old if metric in LOWER_IS_BETTER else new > old

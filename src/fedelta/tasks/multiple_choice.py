@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedelta.data.rows import Row, require_rows, text_of, value_of
 from fedelta.tasks.causal_lm import continued, encode_continuations, encode_prefixes, token_decisions
-from fedelta.tasks.rows import Row, require_rows, text_of, value_of
 from fedelta.tasks.task import (
     IGNORED,
     INPUTS,

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedelta.data.rows import Row
 from fedelta.tasks.metrics import UNDECIDED, Metric, Predictions, score
-from fedelta.tasks.rows import Row
 
 Example = Mapping[str, Any]
 """One encoded example: lists of ints by name, and a label where the task has one."""

@@ -10,10 +10,12 @@ from fedelta import tree
 from fedelta.client import Training
 from fedelta.engines.local import federate
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, template_for
+from fedelta.merging import ClientUpdate
+from fedelta.method import Method
 from fedelta.methods.centralised import Centralised
 from fedelta.models.toy import random_adapter, toy_template
 from fedelta.optim import SGD
+from fedelta.peers import Peer, template_for
 from fedelta.testing.purity import trains_only
 from fedelta.testing.reports import Violation, law
 from fedelta.testing.scene import Scene, demand_near, demand_same_bits, dense, deployed, same_content

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedelta import aggregation, topology, tree, wire
+from fedelta import topology, tree
+from fedelta.adapters import aggregation
 from fedelta.engines.local import federate, gossip
 from fedelta.engines.rounds import Round
-from fedelta.method import ClientUpdate, Peer, TrainResult
+from fedelta.exchange import wire
+from fedelta.merging import ClientUpdate
+from fedelta.method import TrainResult
 from fedelta.methods import list_methods, method_class
 from fedelta.models.toy import random_adapter, toy_template
+from fedelta.peers import Peer
 from fedelta.testing.purity import trains_only
 from fedelta.testing.reports import Violation, law
 from fedelta.testing.scene import Scene, demand_near, demand_refusal, demand_same_bits, dense, deployed, quiet, score

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedelta import checkpoint, wire
+from fedelta.engines import checkpoint
 from fedelta.engines.federation import largest_template
 from fedelta.engines.guards import find
 from fedelta.engines.local import federate
+from fedelta.exchange import wire
 from fedelta.testing.reports import Violation, law
 from fedelta.testing.scene import Scene, clone, demand_same_bits, deployed, score
 from fedelta.tree import Adapter, parameters

@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedelta import tree, wire
+from fedelta import tree
 from fedelta.client import LocalClient
 from fedelta.engines.local import federate
 from fedelta.engines.rounds import Round
-from fedelta.method import ClientState, ClientUpdate, Method, Peer, State, template_for
+from fedelta.exchange import wire
+from fedelta.merging import ClientUpdate
+from fedelta.method import ClientState, Method, State
 from fedelta.models.toy import toy_federation, toy_template
+from fedelta.peers import Peer, template_for
 from fedelta.testing.reports import Violation
 from fedelta.tree import Adapter, BaseDelta, Message
 

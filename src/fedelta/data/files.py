@@ -1,0 +1,123 @@
+"""Rows from local files, by suffix: .jsonl, .json, .csv, .tsv, .parquet, each also with .gz behind it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeAlias, cast
+
+from fedelta.data.rows import Row
+
+DATA_EXTRA = "pip install 'fedelta[data]'"
+
+Reader: TypeAlias = Callable[[IO[bytes], Path], list[Row]]
+"""(content, path for messages) -> rows"""
+
+
+def read_file(path: Path) -> list[Row]:
+    """All rows of a local file, by its suffix.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the suffix is unknown, or the content is not what it says; the message names the file and the line.
+    """
+    reader = reader_of(path)
+    if path.is_dir() or reader is None:
+        raise ValueError(f"{path} is not a file ending in {', '.join(READERS)} (or these with .gz)")
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path} (looked in {Path.cwd()})")
+    try:
+        with path.open("rb") as raw:
+            return reader(cast(IO[bytes], gzip.open(raw)) if path.suffix == ".gz" else raw, path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is a cut-off or damaged gzip file ({error}): fetch it again") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error})") from error
+
+
+def reader_of(path: Path) -> Reader | None:
+    """What reads files of this suffix; None if nothing does."""
+    suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
+    return READERS.get(suffixes[-1]) if suffixes else None
+
+
+def _text(stream: IO[bytes]) -> io.TextIOWrapper:
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+
+
+def _read_jsonl(stream: IO[bytes], path: Path) -> list[Row]:
+    # Lines end at "\n" only: JSON text may hold other separators, such as U+2028.
+    lines = enumerate(_text(stream), start=1)
+    return [_json_object(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+
+
+def _json_object(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
+    return _checked_object(row, where)
+
+
+def _checked_object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is {type(row).__name__}, but each row must be an object with fields by name")
+    return row
+
+
+def _read_json(stream: IO[bytes], path: Path) -> list[Row]:
+    try:
+        rows = json.load(_text(stream))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} holds one {type(rows).__name__}, but a list of objects is needed (one per line: .jsonl)")
+    return [_checked_object(row, f"{path}, row {index}") for index, row in enumerate(rows)]
+
+
+def _read_csv(stream: IO[bytes], path: Path) -> list[Row]:
+    return list(_table(csv.DictReader(_text(stream), strict=True), path))
+
+
+def _read_tsv(stream: IO[bytes], path: Path) -> list[Row]:
+    # The format has no quoting: quotation marks belong to the text.
+    return list(_table(csv.DictReader(_text(stream), delimiter="\t", quoting=csv.QUOTE_NONE), path))
+
+
+def _table(reader: csv.DictReader[str], path: Path) -> Iterator[Row]:
+    """The rows below a header line; each must have as many columns as it."""
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{path}, line {reader.line_num} does not have the header's columns {list(reader.fieldnames or ())}"
+                )
+            yield row
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read after line {reader.line_num}: {error}") from error
+
+
+def _read_parquet(stream: IO[bytes], path: Path) -> list[Row]:
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(f"{path} is read by pyarrow: {DATA_EXTRA}") from error
+    try:
+        return parquet.read_table(io.BytesIO(stream.read())).to_pylist()
+    except arrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a readable parquet file: {error}") from error
+
+
+READERS: dict[str, Reader] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}

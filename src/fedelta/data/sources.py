@@ -1,0 +1,229 @@
+"""Where rows come from: a local file, a data set of the Hub, or the embedded text of `docstrings`; and how they are split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedelta.data import docstrings
+from fedelta.data.files import DATA_EXTRA, READERS, read_file, reader_of
+from fedelta.data.rounding import proportional
+from fedelta.data.rows import Row, label_order, value_of
+from fedelta.seeding import SERVER, numpy_generator
+
+EMBEDDED = "docstrings"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PARTS: tuple[str, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows to train on, to choose by, and to report on. `validation` may be empty."""
+
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
+
+
+def load_rows(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    fields: Mapping[str, str] | Sequence[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[Row]:
+    """The rows of one split of a source, in its order.
+
+    Args:
+        source: a file, a Hub data set id such as "nyu-mll/glue", or "docstrings".
+        split: which split of a Hub data set or of `docstrings`; "train" if not given. A file has none.
+        subset: which configuration of a Hub data set.
+        fields: the fields to keep; a mapping {new name: name in the source} renames them.
+        limit: keep that many rows, drawn with `seed`; they stay in the source's order.
+        seed: the seed of that draw.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the source needs the extra `data`.
+        ValueError: the source cannot be read as what its suffix says, has no rows, or lacks a field or the split.
+    """
+    rows = _read(source, split, subset)
+    if not rows:
+        raise ValueError(f"{source} has no rows")
+    return subsample(_with_fields(rows, fields, source), limit, seed)
+
+
+def _read(source: str | Path, split: str | None, subset: str | None) -> list[Row]:
+    if source == EMBEDDED:
+        return _embedded_split(docstrings.load(), split or "train")
+    path = Path(source)
+    if reader_of(path) or path.exists():
+        if split:
+            raise ValueError(f"{source} is a file and has no split {split!r}: give one file per split")
+        return read_file(path)
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
+        return _from_hub(source, split or "train", subset)
+    raise ValueError(
+        f"{source!r} is not {EMBEDDED!r}, nor a Hub id such as 'owner/name', "
+        f"nor a file ending in {', '.join(READERS)} (or these with .gz)"
+    )
+
+
+def _embedded_split(found: Mapping[str, list[Row]], split: str) -> list[Row]:
+    if split not in found:
+        raise ValueError(f"{EMBEDDED} has no split {split!r}; it has {', '.join(found)}")
+    return found[split]
+
+
+def _from_hub(name: str, split: str, subset: str | None) -> list[Row]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(f"data set {name!r} is loaded from the Hub by `datasets`: {DATA_EXTRA}") from error
+    try:
+        return [dict(row) for row in datasets.load_dataset(name, subset, split=split)]
+    except (ValueError, OSError) as error:  # unknown split or subset, no such data set, no network
+        raise ValueError(f"cannot load split {split!r} of {name!r} (subset {subset!r}) from the Hub: {error}") from error
+
+
+def _with_fields(rows: list[Row], fields: Mapping[str, str] | Sequence[str] | None, source: str | Path) -> list[Row]:
+    if not fields:
+        return rows
+    names = dict(fields) if isinstance(fields, Mapping) else {name: name for name in fields}
+    for index, row in enumerate(rows):
+        missing = [name for name in names.values() if name not in row]
+        if missing:
+            raise ValueError(f"{source}: row {index} has no field {missing[0]!r}; it has {', '.join(map(repr, row))}")
+    return [{new: row[old] for new, old in names.items()} for row in rows]
+
+
+def subsample(rows: list[Row], limit: int | None, seed: int = 0) -> list[Row]:
+    """`limit` rows drawn without replacement, in their own order; all of them if there are no more.
+
+    Raises:
+        ValueError: the limit is below one.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit} would keep no rows: give at least 1, or none for all rows")
+    if limit is None or limit >= len(rows):
+        return rows
+    chosen = numpy_generator(seed, 0, SERVER, "subsample").choice(len(rows), size=limit, replace=False)
+    return [rows[i] for i in np.sort(chosen)]
+
+
+def split_rows(
+    rows: Sequence[Row], fractions: Sequence[float], seed: int = 0, *, stratify: str | None = None
+) -> list[list[Row]]:
+    """Rows shared out by fractions; each row goes to one part, and each part keeps the rows' order.
+
+    Part sizes are the fractions of n rounded to sum to n. With `stratify` each label's share of a part is its share of the
+    whole, to one row: the part's rows are taken at even distances from the rows in order of label.
+
+    Args:
+        rows: n rows.
+        fractions: not negative, summing to one.
+        seed: the same seed, rows and fractions give the same parts.
+        stratify: the field with the label, or None for a plain random split.
+
+    Raises:
+        ValueError: the fractions are not such, or a row lacks the field.
+    """
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise ValueError(f"fractions {list(fractions)} must not be negative and must sum to 1")
+    random = numpy_generator(seed, 0, SERVER, "split")
+    left = random.permutation(len(rows))
+    if stratify is not None:
+        labels = [value_of(row, index, stratify) for index, row in enumerate(rows)]
+        left = np.array(sorted(left, key=lambda index: label_order(labels[index])), dtype=np.intp)
+    parts: list[list[Row]] = []
+    for size in proportional(fractions, len(rows)):
+        chosen = _evenly(len(left), size, random.random())
+        parts.append([rows[i] for i in np.sort(left[chosen])])
+        left = np.delete(left, chosen)
+    return parts
+
+
+def _evenly(total: int, size: int, offset: float) -> np.ndarray:
+    """`size` different positions below `total` at even distances, started at a random place in [0, 1)."""
+    return np.floor((np.arange(size) + offset) * total / max(size, 1)).astype(np.intp)
+
+
+def load_splits(
+    source: str | Path,
+    *,
+    train: str | None = None,
+    validation: str | None = None,
+    test: str | None = None,
+    subset: str | None = None,
+    fields: Mapping[str, str] | Sequence[str] | None = None,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    stratify: str | None = None,
+    limit: int | Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Train, validation and test rows of a source; what is not named is carved from the training rows, the same each time.
+
+    Args:
+        source: "docstrings"; a Hub id; a file with the training rows; or a folder, in which the parts are files.
+        train: the training split: a split's name for the Hub, a path for files (relative to `source` if that is a folder).
+        validation: the same for validation; None to carve `validation_fraction` of the training rows.
+        test: the same for test; None to carve `test_fraction` of the training rows.
+        subset: which configuration of a Hub data set.
+        fields: as for `load_rows`.
+        validation_fraction: the share of the training rows to choose by; 0 for none. Not used if `validation` is given.
+        test_fraction: the share of the training rows to report on. Not used if `test` is given.
+        stratify: the field whose shares the carved parts keep.
+        limit: at most so many rows of each part, or of the parts named in a mapping; applied last.
+        seed: for carving and limits.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: as `load_rows`; a limit names no part; a folder without `train`.
+    """
+    limits = _limits(limit)
+    parts = _named_parts(source, {"train": train, "validation": validation, "test": test}, subset, fields)
+    asked = {"validation": validation_fraction, "test": test_fraction}
+    carved = {part: fraction for part, fraction in asked.items() if part not in parts}
+    shares = [1 - sum(carved.values()), *carved.values()]
+    for part, rows in zip(("train", *carved), split_rows(parts["train"], shares, seed, stratify=stratify), strict=True):
+        parts[part] = rows
+    return Splits(**{part: subsample(parts[part], limits.get(part), seed) for part in PARTS})
+
+
+def _limits(limit: int | Mapping[str, int] | None) -> dict[str, int]:
+    if limit is None:
+        return {}
+    limits: dict[str, int] = dict.fromkeys(PARTS, limit) if isinstance(limit, int) else dict(limit)
+    unknown = set(limits) - set(PARTS)
+    if unknown:
+        raise ValueError(f"limit names {sorted(unknown)}, but the parts are {', '.join(PARTS)}")
+    return limits
+
+
+def _named_parts(
+    source: str | Path,
+    names: dict[str, str | None],
+    subset: str | None,
+    fields: Mapping[str, str] | Sequence[str] | None,
+) -> dict[str, list[Row]]:
+    """The parts that the source has, before anything is carved."""
+    given = {part: name for part, name in names.items() if name}
+    path = Path(source)
+    if source == EMBEDDED:
+        found = docstrings.load()
+        return {part: _with_fields(_embedded_split(found, given.get(part, part)), fields, source) for part in PARTS}
+    if path.is_dir() and "train" not in given:
+        raise ValueError(f"{source} is a folder: name the file with its training rows as `train`")
+    if path.is_dir():
+        return {part: load_rows(path / name, fields=fields) for part, name in given.items()}
+    if reader_of(path):
+        files = {"train": str(source), **given}
+        return {part: load_rows(file, fields=fields) for part, file in files.items()}
+    splits = {"train": "train", **given}
+    return {part: load_rows(source, split=name, subset=subset, fields=fields) for part, name in splits.items()}

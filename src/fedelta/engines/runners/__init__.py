@@ -1,0 +1,1 @@
+"""Where the clients' part of a round is run."""

@@ -1,0 +1,166 @@
+"""The training of several clients in one pass of their model at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from fedelta.client import Batch, LocalClient, Request, Session, trainable_names
+from fedelta.engines.runners.handover import Answer
+from fedelta.models.cohort.cohort import Cohort
+from fedelta.models.peft import PeftAdaptedModel
+from fedelta.tree import Tensors
+
+
+def train_together(clients: Sequence[LocalClient], requests: Sequence[Request]) -> list[Answer]:
+    """What each request comes to, as `client.train` would have it up to rounding; a client that has finished leaves the pass.
+
+    Args:
+        clients: of one model, which `refusal` does not refuse.
+        requests: one of each, with base deltas of one version.
+
+    Returns:
+        In that order; FloatingPointError for a client whose loss became NaN or Inf, which hurts no other.
+    """
+    starts, bases = [r.start for r in requests], [r.base for r in requests]
+    dropout = [client.dropout(request.t) for client, request in zip(clients, requests, strict=True)]
+    model = cast("PeftAdaptedModel", clients[0].model)
+    with Cohort(model, starts, bases, dropout) as cohort:
+        return _run(cohort, [_session(cohort, k, client, requests[k]) for k, client in enumerate(clients)])
+
+
+def _session(cohort: Cohort, k: int, client: LocalClient, request: Request) -> Session:
+    own = cohort.parameters(k)
+    names = set(trainable_names(request.start, request.trainable))
+    return Session(client, request, {n: p for n, p in own.items() if n in names}, state={})
+
+
+def _run(cohort: Cohort, sessions: Sequence[Session]) -> list[Answer]:
+    cohort.train_only({name for session in sessions for name in session.params})
+    steps: _Steps = _Stacked(cohort, sessions) if _alike(sessions) else _Separate(cohort, sessions)
+    answers: dict[Session, Answer] = {}
+    batches = {session: session.batches() for session in sessions}
+    while steps.sessions:
+        drawn = [next(batches[session], None) for session in steps.sessions]
+        if any(batch is None for batch in drawn):
+            for k, session in enumerate(steps.sessions):
+                if drawn[k] is None:
+                    answers[session] = _answer(steps, k)
+            left = [k for k, batch in enumerate(drawn) if batch is not None]
+            cohort.keep(left)
+            steps.keep(left)
+        if steps.sessions:
+            steps.step(*_gradients(cohort, steps.sessions, [batch for batch in drawn if batch is not None]))
+    return [answers[session] for session in sessions]
+
+
+def _gradients(cohort: Cohort, sessions: Sequence[Session], batches: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Each client's loss (K,), and the stacked gradients. The objectives are summed: no tensor belongs to two clients."""
+    losses = torch.stack(cohort.losses([s.client.loss for s in sessions], batches))
+    objective = losses.sum()
+    if any(session.request.penalty is not None for session in sessions):
+        for session, live in zip(sessions, cohort.live(), strict=True):
+            if session.request.penalty is not None:
+                objective = objective + session.request.penalty(live)
+    return losses.detach(), cohort.gradients(objective)
+
+
+def _answer(steps: _Steps, k: int) -> Answer:
+    session = steps.sessions[k]
+    session.state = steps.state(k)
+    try:
+        return session.result(steps.cohort.parameters(k))
+    except FloatingPointError as error:
+        return error
+
+
+# --- the step from gradients to parameters ---------------------------------------------------------------------------
+
+
+class _Steps(Protocol):
+    cohort: Cohort
+    sessions: list[Session]
+
+    def step(self, losses: Tensor, grads: dict[str, Tensor]) -> None: ...
+    def keep(self, which: Sequence[int]) -> None: ...
+    def state(self, k: int) -> dict[str, dict[str, Tensor]]: ...
+
+
+class _Separate:
+    """Each client takes its own step, with its own hook, norm, optimiser and rate."""
+
+    def __init__(self, cohort: Cohort, sessions: Sequence[Session]) -> None:
+        self.cohort, self.sessions = cohort, list(sessions)
+        for session in sessions:
+            session.state = session.optimizer.init(session.params)
+
+    def step(self, losses: Tensor, grads: dict[str, Tensor]) -> None:
+        for k, session in enumerate(self.sessions):
+            own = {n: self.cohort.own(k, n, grads[n][k]) for n in session.params if n in grads}
+            session.step(losses[k], own)
+
+    def keep(self, which: Sequence[int]) -> None:
+        self.sessions = [self.sessions[k] for k in which]
+        for k, session in enumerate(self.sessions):
+            own = self.cohort.parameters(k)
+            session.params = {n: own[n] for n in session.params}
+
+    def state(self, k: int) -> dict[str, dict[str, Tensor]]:
+        return self.sessions[k].state
+
+
+class _Stacked:
+    """One step for all clients on their stacked tensors, where it means the same for each: see `_alike`."""
+
+    def __init__(self, cohort: Cohort, sessions: Sequence[Session]) -> None:
+        self.cohort, self.sessions = cohort, list(sessions)
+        first = sessions[0]
+        self.names, self.optimizer, self.learning_rate = list(first.params), first.optimizer, first.learning_rate
+        self.max_grad_norm = first.client.training.max_grad_norm
+        self._state = self.optimizer.init(self._params())
+
+    def step(self, losses: Tensor, grads: dict[str, Tensor]) -> None:
+        grads = {n: grads[n] for n in self.names if n in grads}
+        if self.max_grad_norm is not None and grads:
+            grads = each_clipped(grads, self.max_grad_norm)
+        with torch.no_grad():
+            self.optimizer.update(self._params(), grads, self._state, self.learning_rate)
+        for session, loss in zip(self.sessions, losses, strict=True):
+            session.losses.append(loss)
+
+    def keep(self, which: Sequence[int]) -> None:
+        self.sessions = [self.sessions[k] for k in which]
+        self._state = {
+            slot: {n: x[list(which)] if x.ndim else x for n, x in tensors.items()} for slot, tensors in self._state.items()
+        }
+
+    def state(self, k: int) -> dict[str, dict[str, Tensor]]:
+        def part(name: str, x: Tensor) -> Tensor:
+            return (self.cohort.own(k, name, x[k]) if x.ndim else x).clone()
+
+        return {slot: {n: part(n, x) for n, x in tensors.items()} for slot, tensors in self._state.items()}
+
+    def _params(self) -> dict[str, Tensor]:
+        return {n: self.cohort.stacked[n].detach() for n in self.names}
+
+
+def _alike(sessions: Sequence[Session]) -> bool:
+    """Whether one step on stacked tensors is every client's own: entry by entry, at one rate, without hooks."""
+    first = sessions[0]
+
+    def like_first(s: Session) -> bool:
+        same = s.optimizer is first.optimizer and s.learning_rate == first.learning_rate
+        same = same and s.client.training.max_grad_norm == first.client.training.max_grad_norm
+        return same and s.request.gradient is None and s.params.keys() == first.params.keys()
+
+    return getattr(first.optimizer, "elementwise", False) and all(map(like_first, sessions))
+
+
+def each_clipped(grads: Tensors, max_norm: float) -> dict[str, Tensor]:
+    """Stacked gradients (K, ...), each client's scaled down together if their common norm is above `max_norm`."""
+    norm = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0).sqrt()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return {n: g * factor.view(-1, *[1] * (g.ndim - 1)) for n, g in grads.items()}

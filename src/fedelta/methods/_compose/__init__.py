@@ -1,0 +1,1 @@
+"""Local rules and server optimisers around another method."""

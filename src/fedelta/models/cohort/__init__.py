@@ -1,0 +1,1 @@
+"""Several clients in one pass of the model."""

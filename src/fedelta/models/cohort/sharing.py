@@ -1,0 +1,95 @@
+"""Whether the clients of a model can train in one pass of it: what is known of it, and a rehearsal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from fedelta import tree
+from fedelta.models.cohort.cohort import Cohort
+from fedelta.models.fast.trial import near, trial
+from fedelta.models.peft import PeftAdaptedModel
+from fedelta.tree import Adapter
+
+logger = logging.getLogger("fedelta.models")
+
+_rehearsed: WeakKeyDictionary[PeftAdaptedModel, bool] = WeakKeyDictionary()
+
+
+def refusal(model: Any) -> str | None:
+    """Why a model's clients cannot train in one pass; None if they can."""
+    if not isinstance(model, PeftAdaptedModel):
+        return f"a {type(model).__name__} holds one adapter at a time"
+    if model.base_dropout:
+        return "the base model's own dropout draws from one generator for all clients"
+    if model.layout.embeddings:
+        return f"the adapted layer {min(model.layout.embeddings)!r} is an Embedding"
+    heads = [holder for holder, _ in model.head_tensors()]
+    if any(inner in heads for outer in heads for inner in outer.modules() if inner is not outer):
+        return "a trained module with tensors of its own holds another"
+    taken = (*model.adapted_layers.values(), *heads)
+    if any("forward" in vars(layer) for layer in taken):
+        return "another library runs the adapted layers"
+    if model not in _rehearsed:
+        _rehearsed[model] = rehearsed(model)
+    return None if _rehearsed[model] else "the model answers a client otherwise when others are in the pass"
+
+
+def rehearsed(model: PeftAdaptedModel) -> bool:
+    """Whether two clients of different adapters and lengths get in one pass the answers that each gets alone.
+
+    They do not where a layer looks along the sequence, padding and all, where a head reads its last place (ConvBERT, FNet,
+    XLNet), or where an adapted layer sees rows that are nobody's, as the relative positions of DeBERTa's keys. True for a model
+    that takes no tokens, or needs more inputs than the trial has: its sequences are not padded, or its layers count their rows.
+    The model keeps its adapter; it shows the pristine base until the next `load`.
+    """
+    before = model.live()
+    adapters = [_moved(before, seed) for seed in (1, 2)]
+    try:
+        with torch.no_grad():
+            batches = _apart(trial(model.module))
+            expected = [_alone(model, *case) for case in zip(adapters, batches, range(2), strict=True)]
+    except Exception as error:
+        logger.debug("%s is not rehearsed", type(model.module).__name__, exc_info=error)
+        return True
+    finally:
+        model.load(before)
+    try:
+        with torch.no_grad(), Cohort(model, adapters, [None, None], [_draws(k) for k in range(2)]) as cohort:
+            found = cohort.losses([_logits, _logits], batches)
+    except Exception as error:  # whatever it is, a joint pass would meet it
+        logger.debug("clients of a %s cannot share a pass", type(model.module).__name__, exc_info=error)
+        return False
+    return all(near(x, y, model.module) for x, y in zip(found, expected, strict=True))
+
+
+def _moved(adapter: Adapter, seed: int) -> Adapter:
+    """An adapter no part of which is zero."""
+    draw = torch.Generator().manual_seed(seed)
+    values = {n: x.detach() + 0.1 * torch.randn(x.shape, generator=draw).to(x) for n, x in tree.parameters(adapter).items()}
+    return tree.with_parameters(adapter, values)
+
+
+def _apart(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The first and the last sequence of a padded batch, each without its padding."""
+    lengths: list[int] = batch["attention_mask"].sum(1).tolist()
+    return [{name: x[[k], : lengths[k]] for name, x in batch.items()} for k in (0, -1)]
+
+
+def _alone(model: PeftAdaptedModel, adapter: Adapter, batch: Mapping[str, Tensor], k: int) -> Tensor:
+    model.load(adapter)
+    model.mode(_draws(k))
+    return _logits(model.module, batch)
+
+
+def _draws(k: int) -> torch.Generator:
+    return torch.Generator().manual_seed(k)
+
+
+def _logits(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    return module(**batch).logits

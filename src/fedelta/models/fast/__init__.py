@@ -1,0 +1,1 @@
+"""Passes that compute less; the rest works without any file of this folder."""

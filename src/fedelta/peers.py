@@ -1,0 +1,140 @@
+"""Who takes part: `Peer`, and what of the server's adapter a peer may hold."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedelta import lowrank as lr
+from fedelta import tree
+from fedelta.lowrank import LoRA
+from fedelta.numerics import threads
+from fedelta.seeding import SERVER
+from fedelta.tree import Adapter
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What the federation knows of a participant: plain data.
+
+    Attributes:
+        id: unique, not negative.
+        rank: capacity of a layer that `rank_pattern` does not mention. The current rank is the shape of the factors in hand.
+        num_examples: n_k, its training examples.
+        base_version: of the base delta that it holds; 0 after a loss.
+        lora_alpha: numerator of the scale; None means a constant scale of 1.
+        rslora: scale lora_alpha / sqrt(r) in place of lora_alpha / r.
+        rank_pattern, alpha_pattern: exceptions by layer, with PEFT's meaning: a key is a regular expression that must
+            match the layer's whole name, or all of it after a dot. A layer's own name, escaped, goes before other keys.
+    """
+
+    id: int
+    rank: int
+    num_examples: int = 1
+    base_version: int = 0
+    lora_alpha: float | None = None
+    rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
+
+    def rank_of(self, layer: str) -> int:
+        """The rank that this peer can hold at a layer."""
+        return _lookup(self.rank_pattern, layer, self.rank)
+
+    def scale_of(self, layer: str, rank: int) -> float:
+        """The scale with which this peer applies a rank-`rank` delta at a layer; without components, that of rank 1."""
+        lora_alpha = _lookup(self.alpha_pattern, layer, self.lora_alpha)
+        if lora_alpha is None:
+            return 1.0
+        rank = max(rank, 1)
+        return lora_alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def _lookup(pattern: Mapping[str, Any], layer: str, default: Any) -> Any:
+    exact = re.escape(layer)  # goes first: the pattern "b" also matches a layer "a.b"
+    if exact in pattern:
+        return pattern[exact]
+    return next((v for key, v in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
+
+
+def demand_equal_ranks(name: str, template: Adapter, peers: Sequence[Peer]) -> None:
+    """Raises ValueError, naming methods that can, if two peers hold different ranks or scales at a layer."""
+    if len(with_distinct_ranks(peers)) == 1:
+        return
+    for layer in template.layers:
+        ranks = {p.id: p.rank_of(layer) for p in peers}
+        if len(set(ranks.values())) > 1:
+            raise ValueError(
+                f"{name} needs equal ranks, but layer {layer!r} has ranks {ranks} by client; give all clients one rank, or "
+                "use a method for unequal ranks: zeropad (pads factors) or flexlora (averages deltas)"
+            )
+
+
+def with_ranks(peer: Peer, ranks: Mapping[str, int]) -> Peer:
+    """The peer with these ranks by layer, such as those that are left to it after pruning."""
+    return replace(peer, rank_pattern={re.escape(n): r for n, r in ranks.items()})
+
+
+def template_for(peer: Peer, template: Adapter) -> Adapter:
+    """The common initial adapter as a peer holds it: its leading components, under the peer's scales.
+
+    A change of scale goes to B, so that every peer has the same rows of A.
+
+    Raises:
+        ValueError: for a peer whose rank is above the template's.
+    """
+
+    def fit(layer: str, x: LoRA) -> LoRA:
+        rank = peer.rank_of(layer)
+        if rank > x.rank:
+            raise ValueError(f"layer {layer!r}: client {peer.id} has rank {rank}, the template only {x.rank}")
+        return lr.rescale(lr.components(x, 0, rank), peer.scale_of(layer, rank), on="B")
+
+    return tree.map_named(fit, template)
+
+
+def slice_for(adapter: Adapter, to: Peer, *, on: lr.SigmaOn = "both", fill: Adapter | None = None) -> Adapter:
+    """The leading components that a peer can hold, written with the peer's scales.
+
+    A layer with fewer components than the peer's rank is padded: live rows of A (those of `fill` where given), B zero.
+    `on` says which factor takes the change of scale.
+    """
+
+    def fit(layer: str, x: LoRA) -> LoRA:
+        rank = to.rank_of(layer)
+        rows = fill.layers[layer].A if fill is not None and fill.layers[layer].rank >= rank else None
+        x = lr.pad(lr.components(x, 0, min(rank, x.rank)), rank, fill=rows)
+        return lr.rescale(x, to.scale_of(layer, rank), on=on)
+
+    return tree.map_named(fit, adapter)
+
+
+def truncate_for(adapter: Adapter, to: Peer, *, sigma_on: lr.SigmaOn = "B") -> Adapter:
+    """The best approximation (truncated SVD) that a peer can hold, written with the peer's scales."""
+
+    def fit(layer: str, x: LoRA) -> LoRA:
+        rank = to.rank_of(layer)
+        return lr.truncate(x, rank, scale=to.scale_of(layer, rank), sigma_on=sigma_on)
+
+    with threads.one_thread():
+        return tree.map_named(fit, adapter)
+
+
+def largest(template: Adapter, peers: Sequence[Peer]) -> Peer:
+    """A peer of id -1 that can hold what any of the peers can: whose ranks the server's own copy has."""
+    top, distinct = max(peers, key=lambda p: p.rank), with_distinct_ranks(peers)
+    ranks = {n: max(p.rank_of(n) for p in distinct) for n in template.layers}
+    return replace(with_ranks(top, ranks), id=SERVER, base_version=0)
+
+
+def with_distinct_ranks(peers: Sequence[Peer]) -> list[Peer]:
+    """One peer of each kind of ranks: few, however many peers there are."""
+    return list({(p.rank, *sorted(p.rank_pattern.items())): p for p in peers}.values())
+
+
+def at_largest(template: Adapter, peers: Sequence[Peer]) -> Adapter:
+    """The template at the ranks and scales of `largest`: dW and the rows of A are the template's, B takes a change of scale."""
+    return slice_for(template, largest(template, peers), on="B")

@@ -1,0 +1,1 @@
+"""What people read: tables, curves and lines on a terminal."""

@@ -1,0 +1,1 @@
+"""A config carried out: from YAML to a folder of results."""

@@ -1,0 +1,82 @@
+"""How good the models of a round are: on common rows, and on each client's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fedelta.client import AdaptedModel
+from fedelta.engines.local import Round
+from fedelta.tasks.metrics import LOWER_IS_BETTER
+from fedelta.tasks.task import Example, Task, evaluate
+from fedelta.tree import Message
+
+Scores = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores deployed models on encoded examples.
+
+    Args:
+        task: what is scored, and by which metrics.
+        model: the one model in memory; a deployed message is loaded into it.
+        pad_token_id: for batches.
+        batch_size: examples in a forward pass.
+    """
+
+    task: Task
+    model: AdaptedModel
+    pad_token_id: int
+    batch_size: int = 64
+
+    def score(self, deployed: Message, examples: Sequence[Example]) -> dict[str, float]:
+        """The task's metrics of one deployed model."""
+        self.model.load(deployed["adapter"], deployed.get("base"))
+        self.model.mode(None)
+        return evaluate(
+            self.task,
+            self.model.module,
+            examples,
+            batch_size=self.batch_size,
+            device=self.model.device,
+            pad_token_id=self.pad_token_id,
+        )
+
+    def common(self, done: Round, examples: Sequence[Example]) -> dict[str, float]:
+        """Metrics on rows that nobody owns, after a round.
+
+        Of the server's model at the largest ranks; where there is none that all run, the mean over the participants' models.
+        """
+        if not done.personal:
+            return self.score(done.global_model(), examples)
+        return mean(self.by_peer(done, examples))
+
+    def by_peer(self, done: Round, examples: Sequence[Example]) -> dict[int, dict[str, float]]:
+        """Metrics of each participant's own model on the same rows, by its id."""
+        return {peer.id: self.score(done.participant_model(peer), examples) for peer in done.peers}
+
+    def by_client(self, done: Round, tests: Mapping[int, Sequence[Example]]) -> dict[int, dict[str, float]]:
+        """Metrics of each participant's own model on its own rows, by client id; clients without test rows are left out."""
+        return {p.id: self.score(done.participant_model(p), tests[p.id]) for p in done.peers if tests.get(p.id)}
+
+
+def mean(scores: Mapping[int, Scores]) -> dict[str, float]:
+    """The mean over clients of each metric."""
+    names: Iterable[str] = next(iter(scores.values()), {})
+    return {name: math.fsum(s[name] for s in scores.values()) / len(scores) for name in names}
+
+
+def fairness(scores: Mapping[int, Scores]) -> dict[str, dict[str, float]]:
+    """Over clients, for each metric: the mean, the worst client's value and its id, and the spread (standard deviation)."""
+    names: Iterable[str] = next(iter(scores.values()), {})
+    return {name: _spread({k: s[name] for k, s in scores.items()}, name in LOWER_IS_BETTER) for name in names}
+
+
+def _spread(values: Mapping[int, float], lower_is_better: bool) -> dict[str, float]:
+    mean = math.fsum(values.values()) / len(values)
+    pick = max if lower_is_better else min
+    worst = pick(sorted(values), key=lambda k: values[k])
+    variance = math.fsum((v - mean) ** 2 for v in values.values()) / len(values)
+    return {"mean": mean, "worst": values[worst], "worst_client": worst, "spread": math.sqrt(variance)}

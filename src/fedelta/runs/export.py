@@ -1,0 +1,161 @@
+"""What a run left, taken into use: which adapter, how good it is on other data, and an export of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from fedelta.data.sources import load_rows
+from fedelta.models.adapter_files import load_adapter, read_layout
+from fedelta.models.export import merge_into
+from fedelta.models.loading import load_model
+from fedelta.runs.config import RunConfig, load_config
+from fedelta.runs.experiment import deal, evaluator, load_adapted
+from fedelta.runs.folder import RunFolder
+from fedelta.tasks.task import Task
+
+Which: TypeAlias = Literal["best", "last"]
+
+TASK_OF = {"SEQ_CLS": "classification", "CAUSAL_LM": "instruction"}
+"""The task that is meant where a PEFT folder says no more than its own task type."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An adapter on disk, and the config that says what it is for.
+
+    Attributes:
+        adapter: the PEFT folder.
+        config: of the run; for a bare PEFT folder, as far as the folder tells.
+        of_run: whether a run's config was found, so that the task's labels can be read from its data.
+    """
+
+    adapter: Path
+    config: RunConfig
+    of_run: bool
+
+
+def find(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    which: Which | None = None,
+    rank: int | None = None,
+    client: int | None = None,
+) -> Source:
+    """The adapter that is meant by a run's folder, one of its adapters, or any PEFT folder.
+
+    Args:
+        path: the folder.
+        overrides: of the config, as `fedelta.runs.config.load_config` takes them.
+        which: of a run, the round that was best on validation data, or the last one; by default the best one where the run
+            had validation data. With `rank` or `client` it is always the last.
+        rank: what a participant of this rank ran at the end.
+        client: what this client ran at the end, for methods whose participants run different models.
+
+    Raises:
+        FileNotFoundError: for a folder that is neither, or an adapter that the run did not leave, naming those it left.
+        ValueError: for the best round together with a rank or a client, or a choice where there is none.
+    """
+    path = Path(path)
+    if (path / "config.yaml").is_file():
+        return Source(_adapter_of(RunFolder(path), which, rank, client), load_config(path / "config.yaml", overrides), True)
+    if which is not None or rank is not None or client is not None:
+        raise ValueError(f"{path} is not the folder of a run, so there is no choice of round, rank or client in it")
+    run = path.resolve().parent.parent
+    if path.resolve().parent.name == "adapters" and (run / "config.yaml").is_file():
+        return Source(path, load_config(run / "config.yaml", overrides), True)
+    return Source(path, _config_of(path, overrides), False)
+
+
+def score(source: Source, data: str, *, split: str | None = None, limit: int | None = None) -> dict[str, float]:
+    """The task's metrics of an adapter on other rows, and their number under "examples".
+
+    Args:
+        source: from `find`.
+        data: a file, a Hub data set or `docstrings`, with the fields that the config names.
+        split: of a Hub data set or of `docstrings`.
+        limit: so many rows, drawn with the config's seed.
+
+    Raises:
+        ValueError, OSError: for rows or an adapter that do not fit the task or the base model.
+    """
+    config = source.config
+    rows = load_rows(data, split=split, fields=config.data.fields, limit=limit, seed=config.seed)
+    task = deal(config).task if source.of_run else config.build_task().settled(rows)
+    model, tokenizer = load_adapted(config, task)
+    deployed = {"adapter": load_adapter(source.adapter)}
+    scores = evaluator(config, task, model).score(deployed, task.encode(rows, tokenizer))
+    return {"examples": len(rows), **scores}
+
+
+def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
+    """Writes the adapter as a PEFT folder, or a whole model with the delta in its weights, tokenizer included.
+
+    Raises:
+        FileExistsError: if the folder holds anything.
+        ValueError: if the adapter belongs to another base than the config's.
+    """
+    folder = Path(folder)
+    demand_unused(folder)
+    if not merged:
+        shutil.copytree(source.adapter, folder, dirs_exist_ok=True)
+        return
+    task = _task_with_labels(source)
+    settings = source.config.model
+    model, tokenizer = load_model(
+        settings.name,
+        task,
+        device="cpu",
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+        seed=source.config.seed,  # what the checkpoint lacks and nobody trained is part of the base
+    )
+    # A quantised base has a fingerprint of its own, so the whole one that the delta goes into cannot be compared with it.
+    checked_by = None if settings.quantization else tokenizer
+    merged_model = merge_into(model, load_adapter(source.adapter), tokenizer=checked_by)
+    merged_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def demand_unused(folder: Path) -> None:
+    """Raises FileExistsError if the folder holds anything: nothing that is written may replace what somebody keeps."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: give another folder to write to")
+
+
+def _adapter_of(run: RunFolder, which: Which | None, rank: int | None, client: int | None) -> Path:
+    if rank is not None or client is not None:
+        if which == "best":
+            raise ValueError("what ranks and clients run is kept of the last round only: leave --round out, or say last")
+        return _existing(run, f"rank-{rank}" if client is None else f"client-{client}")
+    return _existing(run, which or ("best" if (run.adapters / "best").is_dir() else "last"))
+
+
+def _existing(run: RunFolder, name: str) -> Path:
+    if (run.adapters / name).is_dir():
+        return run.adapters / name
+    left = sorted(p.name for p in run.adapters.iterdir()) if run.adapters.is_dir() else []
+    raise FileNotFoundError(f"{run.path} has no adapter {name!r}; it has {', '.join(left) or 'none yet'}")
+
+
+def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
+    """A config for a PEFT folder that belongs to no run."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"no folder {path}; give the folder of a run or a PEFT folder")
+    layout = read_layout(path).config
+    raw: dict[str, Any] = {
+        "model": {"name": layout.get("base_model_name_or_path") or "minilm"},
+        "task": TASK_OF.get(str(layout.get("task_type")), "classification"),
+        "lora": {"target_modules": layout.get("target_modules"), "modules_to_save": layout.get("modules_to_save")},
+    }
+    return load_config(raw, overrides)
+
+
+def _task_with_labels(source: Source) -> Task:
+    if source.of_run:
+        return deal(source.config).task
+    return source.config.build_task()

@@ -1,0 +1,284 @@
+"""A checkpoint survives a death at any write, and a resumed run ends with the bytes of one that never stopped."""
+
+import os
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fedelta import sampling
+from fedelta.client import LocalClient, Training
+from fedelta.engines import checkpoint
+from fedelta.engines.local import federate
+from fedelta.engines.rounds import Snapshot
+from fedelta.exchange import wire
+from fedelta.method import Client, ClientState, Method
+from fedelta.methods.fedavg import FedAvg
+from fedelta.methods.flora import FLoRA
+from fedelta.methods.local_only import LocalOnly
+from fedelta.models.toy import random_adapter, toy_federation
+from fedelta.optim import SGD
+from fedelta.tree import Message
+
+ROUNDS = 3
+SHORT = Training(local_steps=1, batch_size=4, learning_rate=0.05, optimizer=SGD())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetful(FedAvg):
+    """FedAvg whose clients remember their last adapter, and forget it in every other round."""
+
+    def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
+        up, _ = super().local_update(t, down, {}, client)
+        kept = {"last": up["adapter"], "count": client_state.get("count", 0) + 1}
+        return up, kept if t % 2 == 0 else {}
+
+
+METHODS: dict[str, tuple[Method, tuple[int, ...]]] = {
+    "client states": (Forgetful(), (2, 2, 2)),
+    "a moving base": (FLoRA(), (1, 1)),  # small enough that clients are sent the steps that they missed, not the sum
+    "personal adapters": (LocalOnly(), (1, 2, 2)),
+}
+
+
+def play(folder: Path, name: str, rounds: int = ROUNDS) -> None:
+    """A run that goes on from its checkpoint, in a process that has just begun."""
+    method, ranks = METHODS[name]
+    start = checkpoint.load(folder) if checkpoint.exists(folder) else None
+    cohort = sampling.uniform(2)
+    for done in federate(method, toy_federation(ranks, training=SHORT), rounds=rounds, cohort=cohort, start=start, debug=True):
+        checkpoint.save(folder, done.snapshot)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+class DyingSystem:
+    """The calls of `os` that change the disk; the n-th kills the process, after which none works any more."""
+
+    CHANGES = ("open", "write", "fsync", "close", "replace", "unlink")
+
+    def __init__(self, last: int | None = None) -> None:
+        self.calls: list[str] = []
+        self.last = last
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(os, name)
+        return (lambda *args: self._call(name, real, *args)) if name in self.CHANGES else real
+
+    def _call(self, name: str, real: Any, *args: Any) -> Any:
+        if self.last is not None and len(self.calls) >= self.last:
+            if len(self.calls) == self.last and name == "write":
+                real(args[0], args[1][: len(args[1]) // 2])  # half of it reaches the disk
+            self.calls.append(f"refused {name}")
+            raise Killed
+        self.calls.append(name)
+        return real(*args)
+
+
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    def install(last: int | None = None) -> DyingSystem:
+        dying = DyingSystem(last)
+        monkeypatch.setattr(wire, "os", dying)
+        monkeypatch.setattr(checkpoint, "os", dying)
+        return dying
+
+    yield install
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_death_at_any_write_leaves_a_run_that_ends_alike(name: str, tmp_path: Path, system: Any) -> None:
+    play(tmp_path / "whole", name)
+    expected = contents(tmp_path / "whole")
+    counter = system()
+    play(tmp_path / "counted", name)
+    assert len(counter.calls) > 7 * ROUNDS
+    for last in range(len(counter.calls)):
+        folder = tmp_path / f"killed-{last}"
+        system(last)
+        with pytest.raises(Killed):
+            play(folder, name)
+        system()
+        play(folder, name)
+        assert contents(folder) == expected, f"killed at call {last}, {counter.calls[last]}"
+
+
+def test_two_deaths_in_one_round(tmp_path: Path, system: Any) -> None:
+    name = "client states"
+    play(tmp_path / "whole", name)
+    for last in range(8, 40, 5):
+        folder = tmp_path / f"killed-{last}"
+        for again in (last, last // 2):
+            system(again)
+            with pytest.raises(Killed):
+                play(folder, name)
+        system()
+        play(folder, name)
+        assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_what_a_checkpoint_names_is_on_the_disk_before_it(tmp_path: Path, system: Any) -> None:
+    log = system()
+    checkpoint.save(tmp_path, Snapshot(1, 0, {"x": torch.ones(2)}, {3: {"y": 1}}, {3: 0}))
+    one_file = ["open", "write", "fsync", "close", "replace", "open", "fsync", "close"]
+    assert log.calls == one_file * 2
+    log.calls.clear()
+    checkpoint.save(tmp_path, Snapshot(2, 0, {"x": torch.ones(2)}))
+    assert log.calls == [*one_file, "unlink"]
+
+
+def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
+    for name in METHODS:
+        play(tmp_path / name, name, rounds=2)
+        play(tmp_path / name, name, rounds=ROUNDS)
+        play(tmp_path / "whole" / name, name)
+        assert contents(tmp_path / name) == contents(tmp_path / "whole" / name)
+
+
+def test_a_snapshot_comes_back_whole(tmp_path: Path) -> None:
+    snapshot = Snapshot(
+        t=3,
+        seed=2**40,
+        state={"adapter": random_adapter(2, seed=1, dtype=torch.bfloat16), "rates": [0.1, 2]},
+        client_states={12: {"m": torch.arange(3)}, 5: {"n": 4}},
+        client_rounds={12: 2, 5: 0},
+        base_versions={5: 2},
+        notes={"best": {"t": 1, "value": 0.1}},
+    )
+    checkpoint.save(tmp_path, snapshot)
+    again = checkpoint.load(tmp_path)
+    assert (again.t, again.seed, again.notes) == (3, 2**40, {"best": {"t": 1, "value": 0.1}})
+    assert (again.client_rounds, again.base_versions) == ({12: 2, 5: 0}, {5: 2})
+    assert wire.encode(again.state) == wire.encode(snapshot.state)
+    assert torch.equal(again.client_states[12]["m"], torch.arange(3))
+
+
+def test_equal_snapshots_have_equal_bytes_whatever_the_order_of_clients(tmp_path: Path) -> None:
+    states = {k: {"x": k} for k in (4, 11, 2)}
+    for folder, order in (("a", (4, 11, 2)), ("b", (2, 4, 11))):
+        table = dict.fromkeys(order, 0)
+        checkpoint.save(tmp_path / folder, Snapshot(1, 0, {}, {k: states[k] for k in order}, table, table))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_only_what_changed_is_written(tmp_path: Path, system: Any) -> None:
+    states = {k: {"x": k} for k in range(100)}
+    checkpoint.save(tmp_path, Snapshot(1, 0, {}, states, dict.fromkeys(range(100), 0)))
+    log = system()
+    states = {**states, 7: {"x": -1}}
+    checkpoint.save(tmp_path, Snapshot(2, 0, {}, states, {**dict.fromkeys(range(100), 0), 7: 1}))
+    assert log.calls.count("replace") == 2
+    assert checkpoint.load(tmp_path).client_states == states
+
+
+def test_what_a_round_changed_is_written_over_what_lies_there(tmp_path: Path) -> None:
+    for value in (1, 2):
+        checkpoint.save(tmp_path, Snapshot(1, 0, {}, {0: {"x": value}}, {0: 0}))
+    assert checkpoint.load(tmp_path).client_states == {0: {"x": 2}}
+
+
+def test_leftovers_are_removed_on_load(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, Snapshot(1, 0, {}, {0: {"x": 1}}, {0: 0}))
+    before = contents(tmp_path)
+    for name in ("clients/0-1.safetensors", "clients/.0-1.safetensors.tmp", ".state.safetensors.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    checkpoint.load(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def damaged(kind: str, data: bytes) -> bytes:
+    return {
+        "cut": data[:-3],
+        "pickle": pickle.dumps({"t": 1}),
+        "empty": b"",
+        "message": wire.encode({"adapter": random_adapter(1, seed=0)}),
+        "version": wire.encode({**wire.decode(data), "version": 9}),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("cut", "state.safetensors: the message was cut"),
+        ("pickle", "state.safetensors: not a message: a pickle"),
+        ("empty", "state.safetensors: not a message: an empty file"),
+        ("message", "state.safetensors: version 1 of a checkpoint was expected, found no checkpoint at all"),
+        ("version", "state.safetensors: version 1 of a checkpoint was expected, found 9"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(kind: str, what: str, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, Snapshot(1, 0, {"x": torch.ones(2)}))
+    path = tmp_path / checkpoint.MAIN
+    path.write_bytes(damaged(kind, path.read_bytes()))
+    with pytest.raises(ValueError, match=what):
+        checkpoint.load(tmp_path)
+
+
+def test_a_damaged_client_file_is_named(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, Snapshot(1, 0, {}, {6: {"x": 1}}, {6: 0}))
+    (tmp_path / "clients/6-0.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"6-0\.safetensors: not a message: an empty file"):
+        checkpoint.load(tmp_path)
+    (tmp_path / "clients/6-0.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"6-0\.safetensors"):
+        checkpoint.load(tmp_path)
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    assert not checkpoint.exists(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*: state\.safetensors is missing"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_snapshot_in_memory_resumes_with_the_bits_and_bytes_of_the_whole_run(name: str) -> None:
+    method, ranks = METHODS[name]
+    options: Any = {"rounds": ROUNDS, "cohort": sampling.uniform(2), "debug": True}
+    whole = list(federate(method, toy_federation(ranks, training=SHORT), **options))
+    if name == "a moving base":
+        assert any(p.base_version for p in whole[-2].peers)
+        assert method.broadcast(ROUNDS - 1, whole[-1].before, whole[-2].peers[0])["base"].since > 0
+    for done in whole[:-1]:
+        later = list(federate(method, toy_federation(ranks, training=SHORT), start=done.snapshot, **options))
+        assert [r.t for r in later] == list(range(done.t + 1, ROUNDS))
+        assert wire.encode(later[-1].state) == wire.encode(whole[-1].state)
+        assert [r.bytes for r in later] == [r.bytes for r in whole[done.t + 1 :]]
+
+
+def test_a_client_that_cannot_be_given_its_base_back_is_sent_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, ranks = METHODS["a moving base"]
+    options: Any = {"rounds": ROUNDS, "cohort": sampling.uniform(2), "debug": True}
+    whole = list(federate(method, toy_federation(ranks, training=SHORT), **options))
+    monkeypatch.delattr(LocalClient, "restore")
+    later = list(federate(method, toy_federation(ranks, training=SHORT), start=whole[1].snapshot, **options))
+    assert wire.encode(later[-1].state) == wire.encode(whole[-1].state)
+    assert later[0].bytes.down != whole[2].bytes.down
+
+
+def test_the_snapshot_of_another_run_is_refused() -> None:
+    clients = toy_federation((2, 2))
+    done = next(iter(federate(LocalOnly(), clients, rounds=1)))
+    with pytest.raises(ValueError, match="run with seed 0, this one has seed 1"):
+        federate(LocalOnly(), clients, rounds=2, start=done.snapshot, seed=1)
+    with pytest.raises(ValueError, match=r"remembers clients \[1\], which are not here"):
+        federate(LocalOnly(), clients[:1], rounds=2, start=done.snapshot)
+
+
+def test_a_state_that_cannot_be_written_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    good = Snapshot(1, 0, {"x": 1})
+    checkpoint.save(tmp_path, good)
+    with pytest.raises(TypeError, match="message/state/x: a SimpleNamespace cannot travel"):
+        checkpoint.save(tmp_path, replace(good, t=2, state={"x": SimpleNamespace()}))
+    assert checkpoint.load(tmp_path).t == 1

@@ -1,0 +1,147 @@
+"""Frozen products: the same numbers by every backend, no gradient for the weight, and a choice that a test makes."""
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from fedelta.models.fast import frozen_gemm
+from fedelta.models.fast.frozen_gemm import FrozenProduct, as_rows, fastest, install, product, resolve, uninstall
+from fedelta.models.peft import PeftAdaptedModel
+
+onednn = pytest.mark.skipif(not frozen_gemm.has_onednn(), reason="this build of torch has no oneDNN")
+BACKENDS = [pytest.param("onednn", 1e-6, marks=onednn), pytest.param("bf16", 1e-2), pytest.param("default", 1e-6)]
+
+
+@pytest.fixture(autouse=True)
+def every_size(monkeypatch):
+    """Lets products of a few numbers take the path of large ones."""
+    monkeypatch.setattr(frozen_gemm, "SMALL", 0)
+
+
+def layer(kind, i=12, o=7):
+    return nn.Linear(i, o) if kind is nn.Linear else Conv1D(o, i)
+
+
+def relative(found, exact):
+    found, exact = found.detach().double(), exact.detach().double()
+    return float((found - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize(("backend", "tolerance"), BACKENDS)
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+def test_forward_and_backward_are_those_of_the_layer(kind, backend, tolerance):
+    plain, x = layer(kind).requires_grad_(False), torch.randn(3, 5, 12, requires_grad=True)
+    expected, up = plain(x), torch.randn(3, 5, 7)
+    (dx,) = torch.autograd.grad(expected, x, up)
+    install(plain, backend)
+    found = plain(x)
+    assert relative(found, expected) < tolerance
+    assert relative(torch.autograd.grad(found, x, up)[0], dx) < tolerance
+
+
+@pytest.mark.parametrize(("backend", "low"), [pytest.param("onednn", 0.0, marks=onednn), ("bf16", 1e-4)])
+def test_another_backend_is_really_called(backend, low, monkeypatch):
+    monkeypatch.setattr(frozen_gemm.F, "linear", monkeypatch_counted(calls := []))
+    x, weight = torch.randn(9, 12), torch.randn(7, 12)
+    error = relative(product(x, weight, None, backend), x.double() @ weight.double().T)
+    assert low <= error < 1e-2
+    assert calls == ([] if backend == "onednn" else [torch.bfloat16])
+
+
+def monkeypatch_counted(calls):
+    original = nn.functional.linear
+
+    def linear(x, weight, bias=None):
+        calls.append(x.dtype)
+        return original(x, weight, bias)
+
+    return linear
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_only_float32_takes_another_backend(dtype):
+    x, weight = torch.randn(9, 12, dtype=dtype), torch.randn(7, 12, dtype=dtype)
+    assert torch.equal(product(x, weight, None, "bf16"), nn.functional.linear(x, weight))
+
+
+def test_small_products_stay_with_the_default(monkeypatch):
+    x, weight = torch.randn(9, 12), torch.randn(7, 12)
+    monkeypatch.setattr(frozen_gemm, "SMALL", 9 * 7 * 12 + 1)
+    assert torch.equal(product(x, weight, None, "bf16"), nn.functional.linear(x, weight))
+    plain = layer(nn.Linear).requires_grad_(False)
+    install(plain, "bf16")
+    assert "AddmmBackward" in str(plain(x.requires_grad_()).grad_fn)
+
+
+def test_the_gradient_is_right_to_finite_differences():
+    x, weight = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True), torch.randn(5, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: FrozenProduct.apply(x, weight, None, "default"), x)
+
+
+def test_a_weight_that_is_rewritten_is_followed():
+    plain, x = layer(nn.Linear).requires_grad_(False), torch.randn(9, 12)
+    install(plain, "bf16")
+    with torch.no_grad():
+        plain.weight.zero_()
+    assert torch.equal(plain(x), plain.bias.bfloat16().float().expand(9, 7))
+
+
+def test_only_frozen_plain_layers_are_taken_over_and_given_back():
+    class Own(nn.Linear):
+        pass
+
+    kept = {"trained": nn.Linear(3, 3), "own": Own(3, 3).requires_grad_(False)}
+    model = nn.ModuleDict({**kept, "frozen": nn.Linear(3, 3).requires_grad_(False)})
+    install(model, "bf16")
+    assert [n for n, m in model.items() if "forward" in vars(m)] == ["frozen"]
+    uninstall(model)
+    assert not any("forward" in vars(m) for m in model.modules())
+
+
+def test_as_rows_is_o_by_i_without_a_copy():
+    linear, conv = layer(nn.Linear), layer(Conv1D)
+    assert as_rows(linear).shape == as_rows(conv).shape == (7, 12)
+    assert as_rows(conv).data_ptr() == conv.weight.data_ptr()
+
+
+@onednn
+@pytest.mark.parametrize(("times", "chosen"), [((1.0, 0.5), "onednn"), ((1.0, 1.0), "default"), ((1.0, 0.97), "default")])
+def test_auto_takes_what_is_faster(times, chosen, monkeypatch):
+    monkeypatch.setattr(frozen_gemm, "_times", lambda *calls: times)
+    fastest.cache_clear()
+    assert resolve("auto") == chosen
+    fastest.cache_clear()
+
+
+def test_auto_never_takes_what_is_less_accurate(monkeypatch):
+    monkeypatch.setattr(frozen_gemm, "_times", lambda *calls: (1.0, 0.1))
+    monkeypatch.setattr(frozen_gemm, "product", lambda x, w, b, backend: nn.functional.linear(x, w, b) * (1 + 1e-5))
+    fastest.cache_clear()
+    assert resolve("auto") == "default"
+    fastest.cache_clear()
+
+
+def test_auto_without_onednn_is_the_default_and_asking_for_it_is_refused(monkeypatch):
+    monkeypatch.setattr(frozen_gemm, "has_onednn", lambda: False)
+    fastest.cache_clear()
+    assert resolve("auto") == "default"
+    with pytest.raises(ValueError, match="no oneDNN product: use gemm 'auto' or 'default'"):
+        resolve("onednn")
+    fastest.cache_clear()
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="no frozen product is called 'mkl'; there are auto, default, onednn, bf16"):
+        resolve("mkl")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_model_uses_what_it_was_told_and_gives_it_back(case, ids):
+    model = case.model()
+    base = model(input_ids=ids).logits
+    adapted = PeftAdaptedModel(model, case.lora(), gemm="bf16")
+    found = adapted.module(input_ids=ids).logits
+    assert adapted.gemm == "bf16"
+    assert 1e-4 < relative(found, base) < 3e-2
+    adapted.unload()
+    assert torch.equal(model(input_ids=ids).logits, base)

@@ -1,0 +1,232 @@
+"""A config is refused before data or a model is loaded, by a message that names the key and the remedy."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedelta.runs.config import ConfigError, RunConfig, demand_same_run, dump_config, keep_choices, load_config
+
+MIXED = {"rank": {"choices": [2, 4]}}
+
+UNKNOWN: list[tuple[dict[str, Any], str]] = [
+    ({"metod": "fedavg"}, "unknown key 'metod'; did you mean 'method'?"),
+    ({"model": {"nmae": "minilm"}}, "unknown key 'model.nmae'; did you mean 'name'?"),
+    ({"lora": {"rnk": 8}}, "unknown key 'lora.rnk'; did you mean 'rank'?"),
+    ({"lora": {"rank": {"choises": [2]}}}, "unknown key 'lora.rank.choises'; did you mean 'choices'?"),
+    ({"partition": {"concentraton": 1}}, "unknown key 'partition.concentraton'; did you mean 'concentration'?"),
+    ({"federation": {"round": 3}}, "unknown key 'federation.round'; did you mean 'rounds'?"),
+    ({"method": "flexlor"}, "unknown method 'flexlor'; did you mean 'flexlora'?"),
+    ({"method": {"name": "flexlora", "sigma": "B"}}, "has no hyper-parameter 'sigma'; did you mean 'sigma_on'?"),
+    ({"task": "clasification"}, "no task is called 'clasification'; did you mean 'classification'?"),
+    ({"task": {"name": "classification", "labl": "x"}}, "has no setting 'labl'; did you mean 'label'?"),
+    ({"training": {"optimizer": "adamww"}}, "no optimizer is called 'adamww'; did you mean 'adamw'?"),
+    ({"training": {"optimizer": {"name": "adamw", "beta": 1}}}, "optimizer 'adamw' has no 'beta'; did you mean 'betas'?"),
+]
+
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"lora": MIXED}, "method 'fedavg' needs equal ranks, but lora.rank gives [2, 4]"),
+    ({"lora": {"rank": [2, 4]}, "method": "flexlora"}, "lora.rank lists 2 ranks for partition.clients = 10"),
+    ({"lora": {"rank": 0}}, "lora.rank: ranks must be at least 1, got 0"),
+    ({"lora": {"rank": []}}, "lora.rank: ranks must be at least 1"),
+    ({"lora": {"rank": "eight"}}, "lora.rank: Input should be a valid integer"),
+    ({"lora": {"rank": {"choices": []}}}, "lora.rank.choices: List should have at least 1 item"),
+    (
+        {"lora": {"rank": {"choices": [2, 4], "shares": [1]}}, "method": "flexlora"},
+        "must be one number for each of the choices",
+    ),
+    ({"lora": {"rank": {"choices": [2, 4], "shares": [1, -1]}}, "method": "flexlora"}, "lora.rank.shares.1"),
+    ({"lora": {"rank_pattern": {"query": 0}}}, "lora.rank_pattern.query"),
+    ({"partition": {"clients": None}}, "partition.clients is missing: the scheme 'iid' needs a number"),
+    ({"partition": {"scheme": "natural"}}, "partition.by is missing"),
+    ({"partition": {"concentration": 0.3}}, "partition.concentration has no meaning for the scheme 'iid'"),
+    ({"partition": {"scheme": "dirichlet"}}, "partition scheme 'dirichlet' needs its settings concentration"),
+    ({"partition": {"scheme": "quantity"}}, "needs exactly one of concentration and sigma"),
+    ({"partition": {"scheme": "dirichlet", "shards_per_client": 2}}, "partition.shards_per_client has no meaning"),
+    ({"federation": {"participation": 0}}, "federation.participation: Input should be greater than 0"),
+    ({"federation": {"quorum": 11}}, "federation.quorum = 11 must be between 1 and the 10 there are"),
+    ({"federation": {"quorum": 6, "participation": 0.5}}, "federation.quorum = 6 must be between 1 and the 5 there are"),
+    ({"federation": {"quorum": 1.5}}, "federation.quorum = 1.5 must be a fraction in (0, 1]"),
+    ({"evaluation": {"best_by": "rouge"}}, "evaluation.best_by = 'rouge' is not measured: task.metrics has accuracy"),
+    ({"task": {"name": "classification", "metrics": ["acuracy"]}}, "no metric is called 'acuracy'; did you mean 'accuracy'?"),
+    ({"method": {"sigma_on": "B"}}, "method: needs a name"),
+    ({"method": {"name": "flexlora", "sigma_on": "C"}}, "sigma_on must be one of"),
+    ({"training": {"learning_rate": -1}}, "training.learning_rate: Input should be greater than 0"),
+    ({"federation": 5}, "federation: Input should be a valid dictionary"),
+]
+
+
+@pytest.mark.parametrize(("raw", "message"), UNKNOWN, ids=[m for _, m in UNKNOWN])
+def test_an_unknown_name_is_answered_with_the_nearest(raw: dict[str, Any], message: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config(raw)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("raw", "message"), IMPOSSIBLE, ids=[m for _, m in IMPOSSIBLE])
+def test_an_impossible_combination_is_refused_before_a_model_is_loaded(
+    raw: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # any import of it would raise
+    with pytest.raises(ConfigError) as caught:
+        load_config(raw)
+    assert message in str(caught.value)
+
+
+def test_every_wrong_key_is_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        load_config({"metod": "fedavg", "model": {"dtype": "float31"}, "training": {"batch_size": 0}})
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        "model.dtype",
+        "training.batch_size",
+        "unknown key 'metod'; did you mean 'method'?",
+    ]
+
+
+def test_unequal_ranks_are_taken_by_a_method_for_them():
+    for method in ("flexlora", "zeropad", "hetlora", "flora", "ffa_lora"):
+        load_config({"lora": MIXED, "method": method})
+    load_config({"lora": {"rank": {"choices": [4, 4]}}, "method": "fedavg"})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scheme": "iid"},
+        {"scheme": "dirichlet", "concentration": 0.3},
+        {"scheme": "shards", "shards_per_client": 3},
+        {"scheme": "natural", "by": "speaker", "clients": None},
+        {"scheme": "quantity", "concentration": 2.0},
+    ],
+    ids=lambda settings: settings["scheme"],
+)
+def test_every_scheme_takes_its_settings(settings: dict[str, Any]):
+    scheme = load_config({"partition": settings}).partition.build()
+    own = settings.keys() & {"concentration", "shards_per_client"}
+    assert {key: getattr(scheme, key) for key in own} == {key: settings[key] for key in own}
+
+
+def test_a_name_alone_is_a_choice_without_settings():
+    config = load_config({"method": "flexlora", "task": "classification", "training": {"optimizer": "sgd"}})
+    assert (config.method, config.task, config.training.optimizer) == (
+        {"name": "flexlora"},
+        {"name": "classification"},
+        {"name": "sgd"},
+    )
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {},
+        {"lora": {"rank": [2, 4, 8]}, "partition": {"clients": 3}, "method": {"name": "flexlora", "sigma_on": "A"}},
+        {"lora": {"rank": {"choices": [2, 4], "shares": [0.25, 0.75]}}, "method": "zeropad"},
+        {"partition": {"scheme": "natural", "by": "language", "clients": None}, "federation": {"quorum": 1.0}},
+        {"federation": {"quorum": 3}, "training": {"learning_rate": "3e-3", "optimizer": {"name": "adamw", "eps": 1e-7}}},
+    ],
+    ids=str,
+)
+def test_what_is_written_is_read_as_the_same_config(raw: dict[str, Any], tmp_path: Path):
+    config = load_config(raw)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+    assert dump_config(load_config(path)) == path.read_text(encoding="utf-8")
+    assert type(load_config(path).federation.quorum) is type(config.federation.quorum)  # 1 and 1.0 mean different things
+
+
+def test_every_key_is_written_out():
+    written = yaml.safe_load(dump_config(load_config({})))
+    assert set(written) == set(RunConfig.model_fields)
+    assert set(written["federation"]) == {
+        "rounds",
+        "participation",
+        "weights",
+        "quorum",
+        "topology",
+        "link_drop",
+        "engine",
+        "token_budget",
+        "spool",
+    }
+
+
+def test_overrides_change_single_keys():
+    config = load_config(
+        {"method": "flexlora", "lora": {"rank": 4}},
+        [
+            "federation.rounds=20",
+            "method.sigma_on=A",
+            "lora.rank={choices: [2, 8]}",
+            "name=other",
+            "training.learning_rate=3e-3",
+        ],
+    )
+    assert config.federation.rounds == 20
+    assert config.method == {"name": "flexlora", "sigma_on": "A"}
+    assert config.lora.model_dump()["rank"] == {"choices": [2, 8], "shares": None}
+    assert config.name == "other"
+    assert config.training.learning_rate == 3e-3
+    assert load_config(config, {"seed": 3}).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("federation.rounds", "has no value: write it as key=value"),
+        ("federation.ronds=3", "unknown key 'federation.ronds'; did you mean 'rounds'?"),
+        ("seed.x=3", "override 'seed.x': 'seed' is 0, not a section"),
+        ("name=[", "'[' is not a YAML value"),
+    ],
+)
+def test_a_bad_override_is_named(override: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config({"seed": 0}, [override])
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_a_config_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no config file at .*missing\.yaml"):
+        load_config(tmp_path / "missing.yaml")
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        load_config("quikstart")
+    for text, message in (("- a\n- b\n", "must hold keys and values, but holds a list"), ("a: [", "is not valid YAML")):
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=message):
+            load_config(path)
+
+
+def test_only_what_leaves_the_rounds_alone_may_change_on_resume():
+    old = load_config({})
+    demand_same_run(old, load_config({}, ["federation.rounds=99", "evaluation.every=2", "name=x", "federation.quorum=0.1"]))
+    with pytest.raises(ConfigError, match=r"seed, training\.learning_rate cannot change when a run is taken up"):
+        demand_same_run(old, load_config({}, ["federation.rounds=99", "seed=1", "training.learning_rate=0.1"]))
+
+
+def test_a_resumed_run_keeps_what_was_chosen_for_it():
+    old, asked = load_config({"model": {"gemm": "default"}}), load_config({"model": {"gemm": "auto"}, "seed": 3})
+    assert keep_choices(old, asked).model.gemm == "default"
+    assert keep_choices(old, asked).seed == 3
+    with pytest.raises(ConfigError, match=r"model\.gemm cannot change"):
+        demand_same_run(old, keep_choices(old, load_config({"model": {"gemm": "bf16"}})))
+
+
+def test_an_interval_that_a_graph_settled_is_kept_and_another_method_is_not_given_it():
+    old = load_config({"method": {"name": "tad_lora", "interval": 4}})
+    same = keep_choices(old, load_config({"method": "tad_lora"}))
+    demand_same_run(old, same)
+    assert same.method["interval"] == 4
+    with pytest.raises(ConfigError, match=r"method\.interval cannot change"):
+        demand_same_run(old, keep_choices(old, load_config({"method": {"name": "tad_lora", "interval": 2}})))
+    with pytest.raises(ConfigError, match=r"method\.name cannot change|method\.interval, method\.name cannot change"):
+        demand_same_run(old, keep_choices(old, load_config({"method": "rolora"})))
+
+
+def test_the_built_in_config_is_valid():
+    config = load_config("quickstart")
+    assert config.method["name"] == "flexlora"
+    assert config.lora.model_dump()["rank"]["choices"] == [2, 4, 8, 16]
+    assert (config.partition.scheme, config.partition.clients, config.partition.concentration) == ("dirichlet", 10, 0.3)

@@ -1,0 +1,56 @@
+"""What a run left, taken into use: merged exports where the base is not just what the checkpoint holds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel
+
+import fedelta
+from fedelta.models.loading import load_model
+from fedelta.runs import export as deployment
+from fedelta.runs.config import load_config
+
+ONE_ROUND = {"federation.rounds": 1, "evaluation.diagnostics": False}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "done"
+    fedelta.run(tiny_config, {**ONE_ROUND, "output": str(folder)})
+    return folder
+
+
+def test_what_the_checkpoint_lacks_is_merged_as_it_was_drawn(tiny_config: dict[str, Any], tiny_model: Path, tmp_path: Path):
+    """A frozen pooler that is drawn from the run's seed is part of the base."""
+    BertModel.from_pretrained(tiny_model, add_pooling_layer=False).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "base")
+    changes = {**ONE_ROUND, "seed": 3, "model.name": str(tmp_path / "base"), "output": str(tmp_path / "run")}
+    fedelta.run(tiny_config, changes)
+    source = deployment.find(tmp_path / "run")
+    deployment.export(source, tmp_path / "merged", merged=True)
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    task = source.config.build_task().settled([{"label": "cats"}, {"label": "dogs"}])
+    drawn, _ = load_model(str(tmp_path / "base"), task, device="cpu", seed=3)
+    assert torch.equal(merged.bert.pooler.dense.weight, drawn.bert.pooler.dense.weight)
+
+
+def test_another_base_is_refused_but_a_quantised_one_has_no_whole_fingerprint(finished: Path, tmp_path: Path):
+    """The fingerprint of a run on a quantised base is that of the packed weights; its delta goes into the whole ones."""
+    extra = finished / "adapters" / "best" / "fedelta.json"
+    weights = extra.with_name("adapter_model.safetensors")
+    base = json.loads(extra.read_text())["base"]
+    for file in (extra, weights):
+        file.write_bytes(file.read_bytes().replace(base.encode(), b"0" * len(base)))
+    with pytest.raises(ValueError, match="was trained on base 0000"):
+        deployment.export(deployment.find(finished), tmp_path / "out", merged=True)
+    deployment.export(deployment.find(finished, ["model.quantization=4bit"]), tmp_path / "out", merged=True)
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config.num_labels == 2
+
+
+def test_rows_that_do_not_fit_are_named_with_their_part(tiny_config: dict[str, Any], tmp_path: Path):
+    (tmp_path / "test.jsonl").write_text('{"text": "bark", "label": "wolves"}\n')
+    with pytest.raises(ValueError, match="test rows: row 0: 'wolves' in field 'label' is not one of the 2 labels"):
+        fedelta.run(load_config(tiny_config, {"data.test": str(tmp_path / "test.jsonl"), "output": str(tmp_path / "run")}))
