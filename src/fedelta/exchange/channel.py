@@ -1,0 +1,130 @@
+"""Stages between a method and the wire: what a quantiser, a clip, a mask or central noise is built as.
+
+A message passes the stages of a `Channel` in order on its way down and up, and in reverse order when the server reads a reply.
+Without stages it stays as it is, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from fedelta.merging import ClientUpdate
+from fedelta.peers import Peer
+from fedelta.tree import Message
+
+Memory: TypeAlias = Mapping[str, Any]
+"""What one client keeps from round to round and never sends."""
+
+OWN = "channel"
+"""The entry of a client's memory that belongs to the stages; a method's own entries have other names."""
+
+
+class Stage:
+    """One step between a method and the wire. Each function is the identity until a subclass says otherwise.
+
+    A stage is a frozen dataclass of settings, as a method is. What it must remember at a client is the `memory` that `encode`
+    takes and returns; a client that was lost begins with an empty one.
+    """
+
+    @property
+    def name(self) -> str:
+        """Under which the stage's memory is kept; stages of one channel have different names."""
+        return type(self).__name__
+
+    def down(self, t: int, peer: Peer, message: Message) -> Message:
+        """Returns what is sent to `peer` in round t; called at the server."""
+        return message
+
+    def arrived(self, t: int, peer: Peer, message: Message) -> Message:
+        """Returns what the method at the client gets; called at the client."""
+        return message
+
+    def encode(self, t: int, peer: Peer, down: Message, content: Message, memory: Memory) -> tuple[Message, Memory]:
+        """Returns what is sent up, and what to remember; called at the client.
+
+        Args:
+            t: the round.
+            peer: the client.
+            down: the message that the method got, which many stages take a difference to.
+            content: what the method, or the stage before, sends.
+            memory: what this stage returned here last time; empty at first and after a loss.
+        """
+        return content, memory
+
+    def decode(self, t: int, peer: Peer, content: Message) -> Message:
+        """Returns what `encode` was given, as far as it can be had; called at the server, before any check."""
+        return content
+
+    def taken(self, t: int, updates: Sequence[ClientUpdate]) -> Sequence[ClientUpdate]:
+        """Returns the updates of the cohort that arrived as `aggregate` is to get them; called at the server."""
+        return updates
+
+    def after(self, t: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the method's next state; called at the server, once in a round.
+
+        Args:
+            t: the round.
+            before: the state that the round began with.
+            after: the state that `aggregate` returned.
+        """
+        return after
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The stages of a run, as one.
+
+    Args:
+        stages: in the order in which a message passes them on its way up: quantise, sparsify, clip, mask.
+
+    Raises:
+        ValueError: for two stages of one name, whose memories would be mixed up.
+    """
+
+    stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the stages of a channel must have different names, got {names}: leave one out, or rename it")
+
+    def down(self, t: int, peer: Peer, message: Message) -> Message:
+        """Returns what is sent to a peer in place of the method's message."""
+        for stage in self.stages:
+            message = stage.down(t, peer, message)
+        return message
+
+    def arrived(self, t: int, peer: Peer, message: Message) -> Message:
+        """Returns the message that the method at the client gets; undoes the stages of `down` in reverse."""
+        for stage in reversed(self.stages):
+            message = stage.arrived(t, peer, message)
+        return message
+
+    def encode(self, t: int, peer: Peer, down: Message, content: Message, memory: Memory) -> tuple[Message, Memory]:
+        """Returns what is sent up, and the stages' memories by name."""
+        kept: dict[str, Memory] = {}
+        for stage in self.stages:
+            content, own = stage.encode(t, peer, down, content, memory.get(stage.name, {}))
+            if own:
+                kept[stage.name] = own
+        return content, kept
+
+    def decode(self, t: int, peer: Peer, content: Message) -> Message:
+        """Returns what the method sent, as the server can read it."""
+        for stage in reversed(self.stages):
+            content = stage.decode(t, peer, content)
+        return content
+
+    def taken(self, t: int, updates: Sequence[ClientUpdate]) -> Sequence[ClientUpdate]:
+        """Returns the cohort's updates as `aggregate` is to get them."""
+        for stage in reversed(self.stages):
+            updates = stage.taken(t, updates)
+        return updates
+
+    def after(self, t: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the state that a round ends with."""
+        for stage in self.stages:
+            after = stage.after(t, before, after)
+        return after
