@@ -269,6 +269,16 @@ class Method(ABC):
         """What an upload means as a model: adapter and base delta. Diagnostics and checks read only this."""
         return update.content["adapter"], state.get("base")
 
+    def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
+        """Raises, mostly ValueError, for an upload that `aggregate` could not use, so that its sender is left out by name.
+
+        Engines ask as an upload arrives, whose weight is then still unknown; its tensors are finite. What `position` reads
+        they check themselves, since they ask for it too: a method adds what only its `aggregate` reads. The default refuses a
+        message with nothing in it.
+        """
+        if not update.content:
+            raise ValueError(f"client {update.sender.id} sent an empty message, where {self.travels} should travel")
+
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
         """The numbers (entries of tensors) that go down to `peer` and up from it in round t, when all `peers` always take part.
 
