@@ -399,6 +399,16 @@ def check_update(adapter: Adapter, into: Adapter, who: str) -> None:
             )
 
 
+MOST = 10**12
+"""The largest number of examples or steps that a client may claim."""
+
+
+def check_count(value: object, what: str, who: str) -> None:
+    """Raises ValueError unless a number that a client claims is above 0 and not beyond what can be."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST:
+        raise ValueError(f"{who} claims {value!r:.40} {what}: it must be a number above 0 and no more than {MOST:g}")
+
+
 def with_ranks(peer: Peer, ranks: Mapping[str, int]) -> Peer:
     """The peer with these ranks by layer, such as those that are left to it after pruning."""
     return replace(peer, rank_pattern={re.escape(n): r for n, r in ranks.items()})

@@ -16,7 +16,6 @@ from fedelta import sampling, tree, wire
 from fedelta.engines.guards import (
     ROUNDS,
     Size,
-    check_count,
     check_population,
     check_templates,
     check_upload,
@@ -27,7 +26,17 @@ from fedelta.engines.guards import (
 )
 from fedelta.engines.rounds import QuorumError, Snapshot
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, TrainResult, template_for
+from fedelta.method import (
+    Client,
+    ClientState,
+    ClientUpdate,
+    Method,
+    Peer,
+    State,
+    TrainResult,
+    check_count,
+    template_for,
+)
 from fedelta.seeding import SERVER
 from fedelta.spool import Spool, Spooling
 from fedelta.tree import Adapter, BaseDelta

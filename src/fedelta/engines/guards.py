@@ -15,7 +15,7 @@ from torch import Tensor
 from fedelta import lowrank as lr
 from fedelta import threads, tree
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientUpdate, Method, Peer, State
+from fedelta.method import Client, ClientUpdate, Method, Peer, State, check_count
 from fedelta.tree import Adapter
 
 logger = logging.getLogger("fedelta.engines")
@@ -30,9 +30,6 @@ ROUNDS = 3
 
 SAME_SCALE = 1e-6
 """Relative difference that rounding may leave between a client's own scale and the one that it sends."""
-
-MOST = 10**12
-"""The largest number of examples or steps that a client may claim."""
 
 LONGEST = 500
 """Characters of an error that a reason keeps: its text may come from a client."""
@@ -71,13 +68,6 @@ def check_upload(
     for adapter in sent:  # the server itself writes the scale of what it puts together from bare factors
         _check_scale(adapter, start, update.sender, who)
     return meant
-
-
-def check_count(value: object, what: str, who: str) -> None:
-    """Raises ValueError unless a number that a client claims is a positive one that can be."""
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    if not known or not 0 < value <= MOST:
-        raise ValueError(f"{who} claims {value!r} {what}: it must be a number above 0 and no more than {MOST:g}")
 
 
 def reason_of(error: BaseException) -> str:

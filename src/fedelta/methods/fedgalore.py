@@ -18,6 +18,7 @@ from fedelta.method import (
     Peer,
     State,
     at_largest,
+    check_count,
     in_order,
     largest,
     merge,
@@ -168,6 +169,16 @@ class FedGaLore(Method):
         if "coordinates" not in content:
             raise KeyError(f"the update of {who} has no 'adapter' and no 'coordinates', only {sorted(content)}")
         return self.projection.completed(content, state["adapter"], who), state["base"]
+
+    def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
+        super().check_upload(t, state, update)
+        content, who = update.content, f"client {update.sender.id}"
+        adapter, _ = self.position(t, state, update)
+        if "second_moment" in content and self.state_sync != "none":
+            self.sync.read(update, self.projection.coordinates(adapter), adapter.dense)
+        if "num_steps" in content:
+            check_count(content["num_steps"], "steps", who)
+        self.rule.check_sent(content, state["adapter"], who)
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         updates = in_order(updates)
