@@ -204,6 +204,16 @@ class Method(ABC):
         """What an upload means as a model: adapter and base delta. Diagnostics and checks read only this."""
         return update.content["adapter"], state.get("base")
 
+    def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
+        """Raises, mostly ValueError, for an upload that `aggregate` could not use, so that its sender is left out by name.
+
+        Engines ask as an upload arrives, whose weight is then still unknown; its tensors are finite. What `position` reads
+        they check themselves, since they ask for it too: a method adds what only its `aggregate` reads. The default refuses a
+        message with nothing in it.
+        """
+        if not update.content:
+            raise ValueError(f"client {update.sender.id} sent an empty message, where {self.travels} should travel")
+
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
         """The numbers (entries of tensors) that go down to `peer` and up from it in round t, when all `peers` always take part.
 
@@ -221,3 +231,13 @@ def check_choices(method: Method) -> None:
         allowed, value = get_args(hints[entry.name]), getattr(method, entry.name)
         if get_origin(hints[entry.name]) is Literal and value not in allowed:
             raise ValueError(f"{type(method).__name__}: {entry.name} must be one of {allowed}, got {value!r}")
+
+
+MOST = 10**12
+"""The largest number of examples or steps that a client may claim."""
+
+
+def check_count(value: object, what: str, who: str) -> None:
+    """Raises ValueError unless a number that a client claims is above 0 and not beyond what can be."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST:
+        raise ValueError(f"{who} claims {value!r:.40} {what}: it must be a number above 0 and no more than {MOST:g}")

@@ -144,6 +144,7 @@ def test_every_key_is_written_out():
         "rounds",
         "participation",
         "weights",
+        "max_share",
         "quorum",
         "topology",
         "link_drop",

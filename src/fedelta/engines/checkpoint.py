@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedelta.engines.guards import Size
 from fedelta.engines.rounds import Snapshot
 from fedelta.exchange import wire
 
@@ -69,7 +70,8 @@ def load(folder: str | Path) -> Snapshot:
     states = {k: wire.read_file(path.parent / name) for k, name in names.items()}
     _remove_others(path.parent, names.values())
     versions = {int(k): v for k, v in content["base_versions"].items()}
-    return Snapshot(content["t"], content["seed"], content["state"], states, rounds, versions, content["notes"])
+    sizes = {int(k): [Size(*x) for x in found] for k, found in content.get("sizes", {}).items()}
+    return Snapshot(content["t"], content["seed"], content["state"], states, rounds, versions, content["notes"], sizes)
 
 
 def _main(snapshot: Snapshot) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def _main(snapshot: Snapshot) -> dict[str, Any]:
         "client_rounds": _by_name(snapshot.client_rounds),
         "base_versions": _by_name(snapshot.base_versions),
         "notes": snapshot.notes,
+        "sizes": {str(k): [tuple(x) for x in snapshot.sizes[k]] for k in sorted(snapshot.sizes)},
     }
 
 

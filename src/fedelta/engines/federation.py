@@ -6,19 +6,32 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, TypeAlias, cast
 
+import torch
 from torch import Tensor
 
 from fedelta import sampling, tree
-from fedelta.engines.guards import check_population, check_templates, check_upload, find
+from fedelta.engines.guards import (
+    ROUNDS,
+    Size,
+    check_population,
+    check_templates,
+    check_upload,
+    find,
+    oversized,
+    reason_of,
+    size_of,
+)
 from fedelta.engines.rounds import QuorumError, Snapshot
 from fedelta.exchange import wire
 from fedelta.exchange.spool import Spool, Spooling
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
-from fedelta.method import Client, ClientState, Method, State, TrainResult
-from fedelta.peers import Peer
+from fedelta.method import Client, ClientState, Method, State, TrainResult, check_count
+from fedelta.peers import Peer, template_for
+from fedelta.seeding import SERVER
 from fedelta.tree import Adapter, BaseDelta
 
 logger = logging.getLogger("fedelta.engines")
@@ -35,6 +48,7 @@ class Visit:
         peer: the client, with the base version that it held.
         down, up: bytes sent and received; `up` is None if nothing arrived.
         update: with weight 0, until the engine knows who else arrived.
+        size: of the update.
         client_state, base_version: what the client holds after the round.
         reason: why it is left out.
     """
@@ -43,6 +57,7 @@ class Visit:
     down: int
     up: int | None = None
     update: ClientUpdate | None = None
+    size: Size = Size()
     client_state: ClientState = field(default_factory=dict[str, Any])
     base_version: int = 0
     reason: str | None = None
@@ -67,6 +82,7 @@ class Federation:
     client_states: dict[int, ClientState] = field(default_factory=dict[int, ClientState])
     client_rounds: dict[int, int] = field(default_factory=dict[int, int])
     base_versions: dict[int, int] = field(default_factory=dict[int, int])
+    sizes: dict[int, Sequence[Size]] = field(default_factory=dict[int, Sequence[Size]])
 
     @classmethod
     def prepare(
@@ -121,15 +137,70 @@ class Federation:
             content = tree.map_tensors(Tensor.detach, content)  # a graph would grow with every round
             visit = replace(visit, up=wire.size(content))
             update = ClientUpdate(peer, 0.0, content, client.metrics())
-            check_upload(self.method, t, state, update, self.template)
+            start = self.method.deploy(down, {}, template_for(peer, self.template))["adapter"]
+            meant = check_upload(self.method, t, state, update, self.template, start)
+            size = Size() if meant is None else size_of(meant, start)
         except Exception as error:
-            if self.debug:
-                error.add_note(f"client {k}, round {t}, stage: {stage}")
-                raise
-            return replace(visit, reason=_left_out(k, t, stage, error))
+            return self.refuse(t, visit, stage, error)
         version = max((b.version for b in find(down, BaseDelta)), default=0)  # without a base delta it trained the bare base
         update = self.spool.keep(self._rated(t, state, update))
-        return replace(visit, update=update, client_state=client_state, base_version=version)
+        return replace(visit, update=update, size=size, client_state=client_state, base_version=version)
+
+    def refuse(self, t: int, visit: Visit, stage: str, error: Exception) -> Visit:
+        """The visit without its update, and with the reason. The client counts as having lost what the round sent it."""
+        k = visit.peer.id
+        if self.debug:
+            error.add_note(f"client {k}, round {t}, stage: {stage}")
+            raise error
+        reason = f"{stage}: {reason_of(error)}"
+        logger.warning("client %s is left out of round %s: %s", k, t, reason)
+        logger.debug("client %s, round %s", k, t, exc_info=error)
+        return Visit(visit.peer, visit.down, visit.up, reason=reason)
+
+    def leave_out(self, t: int, visits: Sequence[Visit], reasons: Mapping[int, str]) -> list[Visit]:
+        """The visits without the updates of those clients that there is a reason against."""
+        return [
+            self.refuse(t, v, "upload", ValueError(reasons[v.peer.id])) if v.update is not None and v.peer.id in reasons else v
+            for v in visits
+        ]
+
+    def screened(self, t: int, visits: Sequence[Visit]) -> list[Visit]:
+        """The visits as a server takes them in: without the updates that are far larger than the others."""
+        return self.leave_out(t, visits, oversized(sizes_of(visits), self.sizes.get(SERVER, ())))
+
+    def aggregated(
+        self, t: int, state: State, updates: Sequence[ClientUpdate], sizes: Mapping[int, Size]
+    ) -> tuple[State, Sequence[ClientUpdate]]:
+        """The next state, every number of it finite, and the updates that it is made of.
+
+        If it fails it is done once more without the largest update. With a server and at each node of a graph alike.
+
+        Raises:
+            QuorumError: if that fails too, or nothing else is there.
+        """
+        try:
+            return self._finite(t, state, updates), updates
+        except (OSError, MemoryError, torch.OutOfMemoryError):
+            raise  # a fault of this machine, not of an update
+        except Exception as error:
+            if self.debug:
+                raise
+            failure = error
+        largest = max(updates, key=lambda u: sizes[u.sender.id]).sender.id
+        rest = reweighed([u for u in updates if u.sender.id != largest])
+        logger.warning(
+            "round %s is done again without client %s, whose update is the largest: %s", t, largest, reason_of(failure)
+        )
+        try:
+            return self._finite(t, state, rest), rest
+        except Exception as error:
+            reasons = f"{reason_of(failure)}\n  without client {largest}, whose update is the largest: {reason_of(error)}"
+            raise QuorumError(f"round {t}: the updates cannot be aggregated; the state before it stays\n  {reasons}") from error
+
+    def _finite(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
+        after = self.method.aggregate(t, state, updates)
+        tree.check_finite(after, "the state that these updates lead to")
+        return after
 
     def _rated(self, t: int, state: State, update: ClientUpdate) -> ClientUpdate:
         if self.score is None or not self.method.needs_validation:
@@ -138,8 +209,12 @@ class Federation:
         # Prefixed, since a training loss and a validation loss would share the name.
         return replace(update, metrics={**update.metrics, **{f"validation_{name}": x for name, x in scores.items()}})
 
-    def remember(self, t: int, visits: Sequence[Visit]) -> None:
-        """Commits a round. Only what is not empty is kept: memory grows with what clients remember, not with their number."""
+    def remember(self, t: int, visits: Sequence[Visit], largest: Mapping[int, Size]) -> None:
+        """Commits a round. Only what is not empty is kept: memory grows with what clients remember, not with their number.
+
+        `largest` has the largest size of an update that each aggregated, by id.
+        """
+        self.sizes |= {k: [*self.sizes.get(k, ()), size][-ROUNDS:] for k, size in largest.items()}
         for v in visits:
             k = v.peer.id
             _keep(self.base_versions, k, v.base_version, v.base_version > 0)
@@ -150,7 +225,7 @@ class Federation:
     def snapshot(self, t: int, state: State) -> Snapshot:
         """What a run needs whose next round is t."""
         memory = (dict(self.client_states), dict(self.client_rounds), dict(self.base_versions))
-        return Snapshot(t, self.seed, state, *memory)
+        return Snapshot(t, self.seed, state, *memory, sizes=dict(self.sizes))
 
     def take_over(self, start: Snapshot) -> None:
         """Remembers what a snapshot does. Raises ValueError for the snapshot of another federation."""
@@ -160,7 +235,7 @@ class Federation:
         if unknown:
             raise ValueError(f"the snapshot remembers clients {unknown}, which are not here: give the clients of that run")
         self.client_states, self.client_rounds = dict(start.client_states), dict(start.client_rounds)
-        self.base_versions = dict(start.base_versions)
+        self.base_versions, self.sizes = dict(start.base_versions), dict(start.sizes)
         for k in list(self.base_versions):
             self._restore_base(k, start)
 
@@ -188,11 +263,45 @@ def largest_template(clients: Sequence[Client]) -> Adapter:
     return replace(first, layers={n: most(n) for n in first.layers})
 
 
-def weigh(visits: Sequence[Visit], sizes: Mapping[int, float]) -> list[ClientUpdate]:
-    """The updates that arrived and count, with weights of sum one in the proportion of `sizes`, by client id."""
+def sizes_of(visits: Sequence[Visit]) -> dict[int, Size]:
+    """The sizes of the updates that arrived, by their senders' ids."""
+    return {v.peer.id: v.size for v in visits if v.update is not None}
+
+
+def weigh(visits: Sequence[Visit], sizes: Mapping[int, float], max_share: float | None = None) -> list[ClientUpdate]:
+    """The updates that arrived and count, with weights of sum one in the proportion of `sizes`, by client id.
+
+    None weighs more than `max_share`, as far as there are enough of them.
+    """
     arrived = [v.update for v in visits if v.update is not None and sizes[v.peer.id] > 0]
     total = math.fsum(sizes[u.sender.id] for u in arrived)
-    return [replace(u, weight=sizes[u.sender.id] / total) for u in arrived]
+    weights = [sizes[u.sender.id] / total for u in arrived]
+    if max_share is not None:
+        weights = capped(weights, max_share)
+    return [replace(u, weight=w) for u, w in zip(arrived, weights, strict=True)]
+
+
+def capped(weights: Sequence[float], share: float) -> list[float]:
+    """Weights of sum one, none above `share`: what is cut off goes to the others, in proportion; all alike for too few."""
+    if not weights or max(weights) <= share:
+        return list(weights)
+    if share * len(weights) <= 1:
+        return [1 / len(weights)] * len(weights)
+    order = sorted(range(len(weights)), key=lambda k: weights[k])
+    below = list(accumulate(weights[k] for k in order))  # from the smallest: a huge one would drown the rest
+    result, room, at = list(weights), 1.0, len(order) - 1
+    while weights[order[at]] / below[at] * room > share:  # ends, since `share` of all together is more than one
+        result[order[at]] = share
+        room, at = room - share, at - 1
+    for k in order[: at + 1]:
+        result[k] = weights[k] / below[at] * room
+    return result
+
+
+def reweighed(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+    """Some of a round's updates, with their weights brought to sum one."""
+    total = math.fsum(u.weight for u in updates)
+    return [replace(u, weight=u.weight / total) for u in updates] if total > 0 else []
 
 
 def demand_quorum(t: int, visits: Sequence[Visit], needed: int) -> None:
@@ -215,6 +324,7 @@ class _Recorder:
 
     def train(self, t: int, start: Adapter, **request: Any) -> TrainResult:
         result = self._client.train(t, start, **request)
+        check_count(result.num_steps, "steps", f"client {self._client.peer.id}")
         self._results.append((result.num_steps, result.loss))
         return result
 
@@ -225,13 +335,6 @@ class _Recorder:
             return {}
         loss = math.fsum(n * x for n, x in self._results) / steps
         return {"num_steps": float(steps), **({"loss": loss} if math.isfinite(loss) else {})}
-
-
-def _left_out(k: int, t: int, stage: str, error: Exception) -> str:
-    reason = f"{stage}: {type(error).__name__}: {error}"
-    logger.warning("client %s is left out of round %s: %s", k, t, reason)
-    logger.debug("client %s, round %s", k, t, exc_info=error)
-    return reason
 
 
 def _keep(table: dict[int, Any], k: int, value: Any, worth: bool) -> None:

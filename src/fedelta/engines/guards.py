@@ -2,42 +2,186 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import statistics
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from fedelta import lowrank as lr
 from fedelta import tree
+from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
-from fedelta.method import Client, Method, State
+from fedelta.method import Client, Method, State, check_count
+from fedelta.numerics import threads
 from fedelta.peers import Peer
 from fedelta.tree import Adapter
 
+logger = logging.getLogger("fedelta.engines")
+
 T = TypeVar("T")
 
+FAR = 1e3
+"""Times its reference beyond which a number that a client sends, or claims, is taken for a fault."""
 
-def check_upload(method: Method, t: int, state: State, update: ClientUpdate, template: Adapter) -> None:
-    """Raises ValueError (TypeError for what is no mapping) unless an update is finite and fits the model that is trained.
+ROUNDS = 3
+"""The last rounds whose largest accepted size still counts as a reference."""
 
-    The model that the update stands for must have the template's layers, outer shapes, dense tensors and base. So must every
-    adapter in the message, with ranks within the sender's capacity; where the message holds no adapter, but bare factors,
-    that is asked of the model. A message with nothing in it stands for none.
+SAME_SCALE = 1e-6
+"""Relative difference that rounding may leave between a client's own scale and the one that it sends."""
+
+LONGEST = 500
+"""Characters of an error that a reason keeps: its text may come from a client."""
+
+
+# --- one upload ------------------------------------------------------------------------------------------------------
+
+
+def check_upload(
+    method: Method, t: int, state: State, update: ClientUpdate, template: Adapter, start: Adapter
+) -> Adapter | None:
+    """What an update stands for; None for a message with nothing in it.
+
+    The model that the update stands for must have the template's layers, outer shapes, dense tensors and base, with ranks
+    within the sender's capacity. So must every adapter in the message, each with the scale that is the sender's own, or that
+    of `start`, which the sender began from. What else the method reads of a message it checks itself.
+
+    Raises:
+        Exception: mostly ValueError, for an update that is not finite, that does not fit, or that the method cannot use; of
+            any kind for a message that is none.
     """
     who = f"client {update.sender.id}"
     content: Any = update.content
     if not isinstance(content, Mapping):
         raise TypeError(f"{who} sent a {type(content).__name__}: a message is a mapping of named entries")
     tree.check_finite(update.content, who)
-    if content:
-        sent = [*find(content, Adapter)]
-        meant = _meant(method, t, state, update)
-        for adapter in sent or [meant]:
-            _check_adapter(adapter, template, update.sender, who)
-            if not method.hetero_rank:
-                _check_full(adapter, template, update.sender, who)
-        if all(adapter is not meant for adapter in sent):
-            tree.check_fits(meant, template, who, "the template")
+    method.check_upload(t, state, update)
+    if not content:
+        return None
+    meant = _meant(method, t, state, update)
+    sent = [*find(content, Adapter)]
+    for adapter in sent if any(adapter is meant for adapter in sent) else [*sent, meant]:
+        _check_adapter(adapter, template, update.sender, who)
+        if not method.hetero_rank:
+            _check_full(adapter, template, update.sender, who)
+    for adapter in sent:  # the server itself writes the scale of what it puts together from bare factors
+        _check_scale(adapter, start, update.sender, who)
+    return meant
+
+
+def reason_of(error: BaseException) -> str:
+    """The kind and the text of an error on one line of limited length, control characters escaped.
+
+    The text may quote a client, who may not write into the log of others; and an error of its own may not even have one.
+    """
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception as inner:
+        text = f"{type(error).__name__}, whose text cannot be read ({type(inner).__name__})"
+    rest = len(text) - LONGEST
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST])
+    return f"{shown} ... ({rest} more characters)" if rest > 0 else shown
+
+
+# --- the size of uploads ---------------------------------------------------------------------------------------------
+
+
+class Size(NamedTuple):
+    """How far an upload lies from what its sender was sent: a number of each kind, inf where it overflows float64.
+
+    Attributes:
+        delta: of dW and the dense tensors, ||dW - dW_0|| over all layers.
+        factors: of the tensors themselves. It sees what dW does not show: a huge A over B = 0, or over a tiny B, which a mean
+            of factors would spread.
+    """
+
+    delta: float = 0.0
+    factors: float = 0.0
+
+
+def size_of(meant: Adapter, start: Adapter) -> Size:
+    """The size of an upload that stands for `meant`, of a client that began from `start`; nothing dense is formed.
+
+    In float64, whose squares hold those of any float32. Components that only one of the two has count for `factors` where
+    they were added, not where they were dropped: a client that prunes its rank has done nothing large.
+    """
+    with threads.one_thread():
+        heads = math.hypot(*(_length(x, start.dense[n]) for n, x in meant.dense.items()))
+        pairs = [(_wide(x), _wide(start.layers[n])) for n, x in meant.layers.items()]
+        delta = math.hypot(heads, *(float(lr.dist2(x, y)) ** 0.5 for x, y in pairs))
+        factors = math.hypot(heads, *(_displacement(x, y) for x, y in pairs))
+    return Size(*(x if math.isfinite(x) else math.inf for x in (delta, factors)))
+
+
+def _wide(x: LoRA) -> LoRA:
+    return x.to(torch.float64)
+
+
+def _length(x: Tensor, y: Tensor) -> float:
+    return float((x.to(torch.float64) - y.to(x.device, torch.float64)).norm())
+
+
+def _displacement(x: LoRA, y: LoRA) -> float:
+    old, new = lr.components(y, 0, x.rank), lr.components(x, y.rank, x.rank)
+    kept = lr.components(x, 0, y.rank)
+    return math.hypot(_length(kept.B, old.B), _length(kept.A, old.A), float(new.B.norm()), float(new.A.norm()))
+
+
+def oversized(sizes: Mapping[int, Size], past: Sequence[Size]) -> dict[int, str]:
+    """By id, why an upload is too large to be taken in: above `FAR` times its reference, in one of the two numbers.
+
+    The reference is the larger of the median of the others' sizes that are not zero and the largest of `past`. With neither
+    nothing is refused, but for a size that overflows.
+
+    Args:
+        sizes: of the uploads of a round, by their senders' ids.
+        past: the largest accepted sizes of the rounds before.
+    """
+    reasons = {k: "its size overflows" for k, size in sizes.items() if math.inf in size}
+    left = {k: size for k, size in sizes.items() if k not in reasons}
+    for kind in Size._fields:
+        values = {k: getattr(size, kind) for k, size in left.items()}
+        before = max((getattr(size, kind) for size in past), default=0.0)
+        for k, median in medians_of_others(values).items():
+            reference = max(median, before)
+            if values[k] > FAR * reference > 0:
+                reasons.setdefault(k, _too_large(kind, values[k], reference))
+    return {k: f"client {k}: {reason}; look at its learning rate and its data" for k, reason in reasons.items()}
+
+
+def _too_large(kind: str, value: float, reference: float) -> str:
+    what = "delta" if kind == "delta" else "factors"
+    return (
+        f"its {what} moved by {value:.3g} from what it was sent, above {FAR:g} times {reference:.3g}, the larger of the median "
+        "of the others and the largest of the last rounds"
+    )
+
+
+def medians_of_others(values: Mapping[int, float]) -> dict[int, float]:
+    """For each key the median of the other values that are not zero; 0 where there are none."""
+    ordered = sorted(x for x in values.values() if x > 0)
+    return {k: _median_without(ordered, x) for k, x in values.items()}
+
+
+def _median_without(ordered: Sequence[float], own: float) -> float:
+    """The median of ascending numbers without one that equals `own`, if there is one: at once, since a cohort may be large."""
+    at = bisect_left(ordered, own)
+    skipped = at < len(ordered) and ordered[at] == own
+    count = len(ordered) - skipped
+    middle = [i + (skipped and i >= at) for i in ((count - 1) // 2, count // 2)]
+    return statistics.fmean(ordered[i] for i in middle) if count else 0.0
+
+
+def largest_of(sizes: Sequence[Size]) -> Size:
+    """The largest number of each kind."""
+    return Size(*(max(column, default=0.0) for column in zip(Size(), *sizes, strict=True)))
+
+
+# --- parts of a check ------------------------------------------------------------------------------------------------
 
 
 def _meant(method: Method, t: int, state: State, update: ClientUpdate) -> Adapter:
@@ -65,9 +209,30 @@ def check_population(peers: Sequence[Peer]) -> None:
         raise ValueError("a federation needs at least one client, got none")
     if bad := [p for p in peers if p.id < 0 or p.rank < 1]:
         raise ValueError(f"client {bad[0].id} has rank {bad[0].rank}: ids start at 0, ranks at 1")
-    empty = [p.id for p in peers if p.num_examples < 1]
+    empty = [p.id for p in peers if p.num_examples == 0]
     if empty:
         raise ValueError(f"clients {empty} have no training examples: leave them out, or give them a share of the data")
+    for p in peers:
+        check_count(p.num_examples, "examples", f"client {p.id}")
+
+
+def warn_of_claims(peers: Sequence[Peer], max_share: float | None) -> None:
+    """Warns of a client that holds more than half of all examples with `FAR` times the median of the others'.
+
+    Nobody can count another's data; a cap on shares bounds what a false claim does, and silences the warning.
+    """
+    total = math.fsum(p.num_examples for p in peers)
+    top = max(peers, key=lambda p: p.num_examples)
+    others = [p.num_examples for p in peers if p is not top]
+    if max_share is None and others and top.num_examples > max(total / 2, FAR * statistics.median(others)):
+        logger.warning(
+            "client %s claims %s examples, %.4g of all, where half of the others have %s or fewer: with weights='examples' it "
+            "decides alone; cap it by max_share, or take weights='uniform'",
+            top.id,
+            top.num_examples,
+            top.num_examples / total,
+            statistics.median(others),
+        )
 
 
 def check_templates(clients: Sequence[Client], template: Adapter) -> None:
@@ -107,15 +272,23 @@ def _check_adapter(adapter: Adapter, template: Adapter, sender: Peer, who: str) 
         if not tensor.is_floating_point():
             raise ValueError(f"{who}: {name} holds {tensor.dtype}, where floating-point numbers are trained")
     for layer, x in adapter.layers.items():
-        if not x.scale * sender.scale_of(layer, x.rank) > 0:
-            raise ValueError(
-                f"layer {layer!r}: {who} sent scale {x.scale}, where its own is {sender.scale_of(layer, x.rank)}; return the "
-                "scale that training started with"
-            )
+        if x.A.dtype != x.B.dtype:
+            raise ValueError(f"layer {layer!r}: {who} sent A of {x.A.dtype} and B of {x.B.dtype}; both must have one dtype")
         if x.rank > sender.rank_of(layer):
             raise ValueError(
                 f"layer {layer!r}: {who} sent rank {x.rank}, above its capacity of {sender.rank_of(layer)}; raise its rank in "
                 "the configuration, or let it train what it was sent"
+            )
+
+
+def _check_scale(adapter: Adapter, start: Adapter, sender: Peer, who: str) -> None:
+    """Raises ValueError for a scale that is neither the sender's own, at the rank in hand or in full, nor what it was sent."""
+    for layer, x in adapter.layers.items():
+        own = [sender.scale_of(layer, rank) for rank in (x.rank, sender.rank_of(layer))]
+        if not any(math.isclose(x.scale, s, rel_tol=SAME_SCALE) for s in (*own, start.layers[layer].scale)):
+            raise ValueError(
+                f"layer {layer!r}: {who} sent scale {x.scale}, where its own is {own[0]}; return the scale that training "
+                "started with"
             )
 
 

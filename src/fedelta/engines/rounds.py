@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fedelta.engines.guards import Size
 from fedelta.exchange.wire import Ledger
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, Method, State
@@ -29,6 +30,8 @@ class Snapshot:
         client_rounds: by client id, the round in which each of `client_states` was last replaced.
         base_versions: by client id, the version of the base delta that it holds, those that are not 0.
         notes: whatever the caller wants to find again, such as the best round so far; plain values and tensors.
+        sizes: by the id of who aggregates, `seeding.SERVER` or a node, the largest accepted size of an upload in each of the
+            last rounds, the latest last.
     """
 
     t: int
@@ -38,6 +41,7 @@ class Snapshot:
     client_rounds: Mapping[int, int] = field(default_factory=dict[int, int])
     base_versions: Mapping[int, int] = field(default_factory=dict[int, int])
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    sizes: Mapping[int, Sequence[Size]] = field(default_factory=dict[int, Sequence[Size]])
 
 
 @dataclass(frozen=True, eq=False)

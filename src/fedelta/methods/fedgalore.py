@@ -9,7 +9,7 @@ from typing import Literal
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.merging import ClientUpdate, in_order, merge
-from fedelta.method import Client, ClientState, Method, State
+from fedelta.method import Client, ClientState, Method, State, check_count
 from fedelta.methods._fedgalore.bases import RULES, BasisName, BasisRule, Beginning
 from fedelta.methods._fedgalore.galore import Side, Tie
 from fedelta.methods._fedgalore.moments import Domain, StateSync, Synchroniser, shares
@@ -159,6 +159,16 @@ class FedGaLore(Method):
         if "coordinates" not in content:
             raise KeyError(f"the update of {who} has no 'adapter' and no 'coordinates', only {sorted(content)}")
         return self.projection.completed(content, state["adapter"], who), state["base"]
+
+    def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
+        super().check_upload(t, state, update)
+        content, who = update.content, f"client {update.sender.id}"
+        adapter, _ = self.position(t, state, update)
+        if "second_moment" in content and self.state_sync != "none":
+            self.sync.read(update, self.projection.coordinates(adapter), adapter.dense)
+        if "num_steps" in content:
+            check_count(content["num_steps"], "steps", who)
+        self.rule.check_sent(content, state["adapter"], who)
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         updates = in_order(updates)

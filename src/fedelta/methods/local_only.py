@@ -47,5 +47,8 @@ class LocalOnly(Method):
         # Nothing was sent, so nothing is known but where everybody began.
         return state["adapter"], None
 
+    def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
+        """Nothing is read of what arrives."""
+
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
         return 0, 0

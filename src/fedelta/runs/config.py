@@ -190,6 +190,9 @@ class Federation(Section):
     weights: Literal["examples", "uniform"] = Field(
         default="examples", description="of the updates; `uniform` by default where there is no server"
     )
+    max_share: float | None = Field(
+        default=None, gt=0, le=1, description="the largest weight of an update, whatever number of examples its client claims"
+    )
     quorum: int | float = Field(
         default=0.5, description="updates a round needs: a number, or a share of the cohort (1.0 is all)"
     )
@@ -311,6 +314,8 @@ class RunConfig(Section):
             raise ValueError("federation.link_drop has no meaning with a server: it belongs to federation.topology")
         if topology is None:
             return
+        if federation.max_share is not None:
+            raise ValueError("federation.max_share has no meaning without a server: nodes weigh by federation.topology")
         if federation.participation < 1:
             raise ValueError(
                 f"federation.participation = {federation.participation} has no meaning without a server, where every node "

@@ -189,7 +189,8 @@ def play(
     }
     if experiment.mixing is not None:
         return gossip(*given, mixing=experiment.mixing, link_drop=federation.link_drop, **options)
-    return federate(*given, cohort=sampling.uniform(federation.participation), **options)
+    cohort = sampling.uniform(federation.participation)
+    return federate(*given, cohort=cohort, max_share=federation.max_share, **options)
 
 
 def load_adapted(config: RunConfig, task: Task) -> tuple[PeftAdaptedModel, Any]:

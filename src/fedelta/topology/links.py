@@ -14,6 +14,9 @@ from fedelta.topology import graphs
 LinkDrop: TypeAlias = float | Callable[[int, int, int], bool]
 """The probability that a message between neighbours gets lost, or (t, sender, receiver) -> whether it did."""
 
+Refusal: TypeAlias = Callable[[int, Sequence[int]], Mapping[int, str]]
+"""(node, the senders whose updates it holds, its own included) -> by sender, why it does not take one."""
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -23,14 +26,24 @@ class Heard:
         rows: rows[i][j] is the weight of node j at node i; rows have sum one.
         reached: by id, the number of neighbours that its message reached.
         lost: the links that did not count because a message on them got lost, as pairs of ids.
+        refused: refused[i][j] is why node i does not take the update of j, whose link then does not count either; if i is j,
+            it is silent.
     """
 
     rows: Mapping[int, Mapping[int, float]]
     reached: Mapping[int, int]
     lost: Sequence[tuple[int, int]]
+    refused: Mapping[int, Mapping[int, str]]
 
 
-def hear(W: Tensor, ids: Sequence[int], silent: Set[int], is_lost: Callable[[int, int], bool], sizes: Sequence[float]) -> Heard:
+def hear(
+    W: Tensor,
+    ids: Sequence[int],
+    silent: Set[int],
+    is_lost: Callable[[int, int], bool],
+    sizes: Sequence[float],
+    refuse: Refusal = lambda node, senders: {},
+) -> Heard:
     """Cuts the links that do not count out of W: an edge counts only if both ends hold each other's update.
 
     What such a link weighed goes back to both its ends, so that a symmetric W stays doubly stochastic; were only the end that
@@ -41,6 +54,7 @@ def hear(W: Tensor, ids: Sequence[int], silent: Set[int], is_lost: Callable[[int
         silent: nodes without a usable update. They keep what they have.
         is_lost: (sender, receiver) -> whether the message between them got lost.
         sizes: of the nodes, to lead to the mean weighted by them; all alike for the plain mean.
+        refuse: says whose updates a node does not take, of those that reached it.
 
     Raises:
         ValueError: for a W that does not mix, or for a directed one with lost messages or unequal sizes.
@@ -52,12 +66,30 @@ def hear(W: Tensor, ids: Sequence[int], silent: Set[int], is_lost: Callable[[int
     lost = [(i, j) for i, j in links if {(i, j), (j, i)} & missing]
     if lost and not topology.is_symmetric(W):
         raise ValueError("link_drop needs a symmetric mixing matrix: on a directed graph a lost message moves the mean")
-    cut = {*lost, *((i, j) for i, j in links if silent & {ids[i], ids[j]})}
+    refused = _refused(ids, silent, [pair for pair in sent if pair not in missing], refuse)
+    silent = silent | {k for k, reasons in refused.items() if k in reasons}
+    cut = {*lost, *((i, j) for i, j in links if silent & {ids[i], ids[j]} or _one_refuses(refused, ids[i], ids[j]))}
     W = topology.without_links(W, cut)
     W = topology.for_sizes(W, sizes) if len(set(sizes)) > 1 else W
     rows = {k: dict(zip(ids, row, strict=True)) for k, row in zip(ids, W.tolist(), strict=True)}
     reached = {k: sum(a == n for a, b in sent if (a, b) not in missing) for n, k in enumerate(ids)}
-    return Heard(rows, reached, [(ids[i], ids[j]) for i, j in lost])
+    return Heard(rows, reached, [(ids[i], ids[j]) for i, j in lost], refused)
+
+
+def _refused(
+    ids: Sequence[int], silent: Set[int], arrived: Sequence[tuple[int, int]], refuse: Refusal
+) -> dict[int, Mapping[int, str]]:
+    """What each node that is not silent refuses of its neighbours' updates and its own; nodes that take all are not there."""
+    senders = {k: [k] for k in ids if k not in silent}
+    for a, b in arrived:
+        if ids[a] in senders and ids[b] in senders:
+            senders[ids[b]].append(ids[a])
+    found = {k: refuse(k, heard) for k, heard in senders.items()}
+    return {k: reasons for k, reasons in found.items() if reasons}
+
+
+def _one_refuses(refused: Mapping[int, Mapping[int, str]], i: int, j: int) -> bool:
+    return j in refused.get(i, ()) or i in refused.get(j, ())
 
 
 def loss_rule(drop: LinkDrop, seed: int) -> Callable[[int, int, int], bool]:

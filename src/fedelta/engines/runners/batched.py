@@ -16,6 +16,7 @@ import torch
 
 from fedelta.client import Batch, LocalClient, Request
 from fedelta.engines.federation import Federation, Visit
+from fedelta.engines.guards import reason_of
 from fedelta.engines.runners.handover import Answer, Visitor
 from fedelta.engines.runners.joint import train_together
 from fedelta.method import Client, State
@@ -154,7 +155,7 @@ class Batched:
                 return train_together(clients, [request for _, request in asked])
             except Exception as error:  # one client's fault or the pass's: alone, each shows its own
                 logger.debug("a joint pass failed", exc_info=error)
-                self._say(f"{type(error).__name__}: {error}")
+                self._say(reason_of(error))
         return [_alone(client, request) for client, request in asked]
 
     def _say(self, reason: str) -> None:

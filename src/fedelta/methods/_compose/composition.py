@@ -141,6 +141,9 @@ class Composite(Method):
         values = {n: (_wide(new[n]) + (step[n] - x)).to(new[n].dtype) for n, x in moved.items()}
         return tree.with_parameters(after, values), memories
 
+    def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
+        self.parts.server.check_upload(t, _bare(state), replace(update, content=_bare(update.content)))
+
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
         down, up = self.parts.server.traffic(t, template, peer, peers)
         more = [rule.adds(t, up) for rule in self.parts.local]
@@ -273,6 +276,8 @@ class ServerOptimizer(_Part):
 
     def displace(self, state: State, step: Tensors, updates: Sequence[ClientUpdate]) -> tuple[Tensors, State]:
         found = {n: self.step(state[n] if n in state else self.start(x), x) for n, x in step.items()}
+        # A second moment that overflows would stop its tensor for ever, and in silence: m / sqrt(Inf) is no step at all.
+        tree.check_finite({n: memory for n, (_, memory) in found.items()}, f"{self.name}'s memory")
         directions = {n: self._rate(n) * direction for n, (direction, _) in found.items()}
         return directions, {**state, **{n: memory for n, (_, memory) in found.items()}}
 
