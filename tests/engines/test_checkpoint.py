@@ -14,6 +14,7 @@ import torch
 from fedelta import sampling
 from fedelta.client import LocalClient, Training
 from fedelta.engines import checkpoint
+from fedelta.engines.guards import Size
 from fedelta.engines.local import federate
 from fedelta.engines.rounds import Snapshot
 from fedelta.exchange import wire
@@ -156,6 +157,7 @@ def test_a_snapshot_comes_back_whole(tmp_path: Path) -> None:
         client_rounds={12: 2, 5: 0},
         base_versions={5: 2},
         notes={"best": {"t": 1, "value": 0.1}},
+        sizes={-1: [Size(0.1, 2.0), Size()], 3: []},
     )
     checkpoint.save(tmp_path, snapshot)
     again = checkpoint.load(tmp_path)
@@ -163,6 +165,7 @@ def test_a_snapshot_comes_back_whole(tmp_path: Path) -> None:
     assert (again.client_rounds, again.base_versions) == ({12: 2, 5: 0}, {5: 2})
     assert wire.encode(again.state) == wire.encode(snapshot.state)
     assert torch.equal(again.client_states[12]["m"], torch.arange(3))
+    assert again.sizes == snapshot.sizes
 
 
 def test_equal_snapshots_have_equal_bytes_whatever_the_order_of_clients(tmp_path: Path) -> None:

@@ -11,15 +11,18 @@ import torch
 
 from fedelta import lowrank as lr
 from fedelta import tree
-from fedelta.client import LocalClient
+from fedelta.client import LocalClient, Request
 from fedelta.engines.local import Round, federate
 from fedelta.engines.rounds import QuorumError
+from fedelta.engines.runners import batched
 from fedelta.exchange import wire
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, State, TrainResult
 from fedelta.methods import get_method
 from fedelta.methods.fedavg import FedAvg
+from fedelta.methods.fedgalore import FedGaLore
+from fedelta.methods.ffa_lora import FFALoRA
 from fedelta.models.toy import random_adapter, toy_federation
 from fedelta.tree import Adapter, BaseDelta, Message
 
@@ -242,3 +245,103 @@ def test_debug_raises_with_client_round_and_stage() -> None:
 def test_an_interrupt_is_not_swallowed(error: type[BaseException]) -> None:
     with pytest.raises(error):
         play(raising(error()))
+
+
+class Unreadable(Exception):
+    """An error without a text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_a_reason_is_short_and_on_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    text = "\x1b[31mred\nclient 0 is left out\r\u202e\x00" + "x" * 10**6
+    with caplog.at_level(logging.WARNING, "fedelta"):
+        reason = play(raising(RuntimeError(text)))[0].dropped[1]
+    assert reason.startswith("local update: RuntimeError: \\x1b[31mred\\nclient 0 is left out\\r\\u202e\\x00xxx")
+    assert reason.endswith("more characters)")
+    assert len(reason) < 600
+    assert caplog.messages[0].isprintable()
+
+
+def test_a_reason_keeps_other_alphabets() -> None:
+    assert play(raising(ValueError("größer als 三 – ещё")))[0].dropped[1] == "local update: ValueError: größer als 三 – ещё"
+
+
+@pytest.mark.parametrize("engine", ["sequential", "batched"])
+def test_an_error_that_has_no_text_is_a_reason_too(engine: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "fedelta"):
+        done = play(raising(Unreadable()), engine=engine)[-1]
+    assert done.dropped == {1: "local update: Unreadable, whose text cannot be read (RuntimeError)"}
+
+
+def test_a_joint_pass_survives_an_error_that_has_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise Unreadable
+
+    monkeypatch.setattr(batched, "train_together", broken)
+    clients = toy_federation((2, 2))
+    asked: list[Any] = [(c, Request(0, c.template)) for c in clients]
+    answers = batched.Batched()._train(asked)
+    assert [answer.num_steps for answer in answers if isinstance(answer, TrainResult)] == [4, 4]
+
+
+def test_an_empty_upload_is_refused_by_name() -> None:
+    done = next(iter(federate(Sends(content={}), toy_federation(), rounds=1)))
+    assert done.dropped[1] == "upload: ValueError: client 1 sent an empty message, where A, B, head should travel"
+
+
+def test_a_method_checks_what_only_its_aggregate_reads() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Picky(FedAvg):
+        def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
+            super().check_upload(t, state, update)
+            if update.sender.id == 2:
+                raise LookupError("no ticket")
+
+    done = next(iter(federate(Picky(), toy_federation(), rounds=1)))
+    assert done.dropped == {2: "upload: LookupError: no ticket"}
+
+
+MOMENTS: dict[str, tuple[Callable[[Message], Message], str]] = {
+    "none for a layer": (lambda m: {**m, "second_moment": {}}, "second moments"),
+    "below zero": (lambda m: {**m, "second_moment": tree.map_tensors(lambda x: -x - 1, m["second_moment"])}, "below 0"),
+    "another shape": (lambda m: {**m, "second_moment": tree.map_tensors(lambda x: x[:1], m["second_moment"])}, "sent shape"),
+    "no number of steps": (lambda m: {**m, "num_steps": -1}, "claims -1 steps"),
+    "a sketch of a layer": (lambda m: {**m, "sketch": {"hidden": m["sketch"]["hidden"]}}, "lacks"),
+    "a sketch transposed": (
+        lambda m: {**m, "sketch": {n: LoRA(x.A.mT, x.B.mT) for n, x in m["sketch"].items()}},
+        "sent no sketch of a gradient of shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MOMENTS)
+def test_fedgalore_checks_its_own_messages(kind: str) -> None:
+    change, reason = MOMENTS[kind]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Changed(FedGaLore):
+        def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
+            up, state = super().local_update(t, down, client_state, client)
+            return (change(up) if client.peer.id == 1 else up), state
+
+    done = next(iter(federate(Changed(basis="server_basis"), toy_federation(), rounds=1)))
+    assert reason in done.dropped[1]
+
+
+def test_bare_factors_are_held_to_the_capacity_beside_a_good_adapter() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Decoy(FFALoRA):
+        def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
+            up, state = super().local_update(t, down, client_state, client)
+            wide = {n: torch.cat([x, x], 1) for n, x in up["B"].items()}
+            return ({**up, "B": wide, "adapter": client.template} if client.peer.id == 1 else up), state
+
+    done = next(iter(federate(Decoy(), toy_federation((4, 2, 2)), rounds=1)))
+    assert "client 1 sent rank 4, above its capacity of 2" in done.dropped[1]
+
+
+def test_factors_of_two_dtypes_are_refused() -> None:
+    done = play(at_hidden(lambda x: LoRA(x.B.half(), x.A, x.scale)))[0]
+    assert "client 1 sent A of torch.float64 and B of torch.float16" in done.dropped[1]

@@ -45,6 +45,8 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"partition": {"scheme": "dirichlet"}}, "partition scheme 'dirichlet' needs its settings concentration"),
     ({"partition": {"scheme": "quantity"}}, "needs exactly one of concentration and sigma"),
     ({"partition": {"scheme": "dirichlet", "shards_per_client": 2}}, "partition.shards_per_client has no meaning"),
+    ({"federation": {"max_share": 0}}, "federation.max_share: Input should be greater than 0"),
+    ({"federation": {"max_share": 0.5, "topology": "ring"}}, "federation.max_share has no meaning without a server"),
     ({"federation": {"participation": 0}}, "federation.participation: Input should be greater than 0"),
     ({"federation": {"quorum": 11}}, "federation.quorum = 11 must be between 1 and the 10 there are"),
     ({"federation": {"quorum": 6, "participation": 0.5}}, "federation.quorum = 6 must be between 1 and the 5 there are"),
