@@ -37,8 +37,7 @@ from safetensors.torch import load_file
 
 from fedelta import save_adapter
 from fedelta.client import LocalClient
-from fedelta.engines.local import federate
-from fedelta.engines.runners.batched import Engine
+from fedelta.engines.server import federate
 from fedelta.methods import get_method
 from fedelta.models.cohort.sharing import refusal
 from fedelta.models.peft import PeftAdaptedModel
@@ -48,7 +47,7 @@ from fedelta.models.peft import PeftAdaptedModel
 class Option:
     """A way to run fedelta: what a user can set."""
 
-    engine: Engine
+    engine: str
     gemm: Gemm = "default"
     compact: bool = False
 
@@ -125,7 +124,7 @@ class Bench:
             return bare.disagreement(load_file(Path(folder) / "adapter" / "adapter_model.safetensors"), by_hand, self.start)
 
 
-def one_round(clients: Sequence[LocalClient], engine: Engine) -> Any:
+def one_round(clients: Sequence[LocalClient], engine: str) -> Any:
     """A round of FedAvg; returns the mean adapter."""
     [done] = federate(get_method("fedavg"), clients, rounds=1, engine=engine)
     return done.state["adapter"]

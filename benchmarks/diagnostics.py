@@ -27,7 +27,7 @@ from peft import LoraConfig
 
 from fedelta.client import LocalClient, Training
 from fedelta.diagnostics import diagnose
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.methods import get_method
 from fedelta.models.clients import clients_on, config_for
 from fedelta.models.loading import load_model

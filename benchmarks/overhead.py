@@ -42,8 +42,7 @@ from rivals import bare
 from rivals.work import Work
 
 from fedelta.client import LocalClient
-from fedelta.engines.local import federate
-from fedelta.engines.runners.batched import Engine
+from fedelta.engines.server import federate
 from fedelta.methods import get_method
 from fedelta.models.fast.frozen_gemm import install, resolve
 
@@ -63,7 +62,7 @@ def clients_of(count: int, steps: int, gemm: Gemm = "default", *, compact: bool 
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-def federated_round(clients: Sequence[LocalClient], engine: Engine = "sequential") -> None:
+def federated_round(clients: Sequence[LocalClient], engine: str = "sequential") -> None:
     for _ in federate(get_method("fedavg"), clients, rounds=1, engine=engine):
         pass
 
@@ -153,7 +152,7 @@ def floor_of(of_round: Sequence[float], tried: Mapping[int, Sequence[float]]) ->
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def report_peak(count: int, steps: int, engine: Engine) -> dict[str, float]:
+def report_peak(count: int, steps: int, engine: str) -> dict[str, float]:
     """Runs one round in this process, which does nothing else."""
     clients = clients_of(count, steps)
     forget_peak()
@@ -163,7 +162,7 @@ def report_peak(count: int, steps: int, engine: Engine) -> dict[str, float]:
 
 
 def measure_memory(steps: int) -> dict[str, Any]:
-    def child(count: int, engine: Engine = "sequential") -> dict[str, float]:
+    def child(count: int, engine: str = "sequential") -> dict[str, float]:
         options = {"--peak": count, "--steps": steps, "--threads": torch.get_num_threads(), "--engine": engine}
         command = [sys.executable, __file__, *(str(part) for option in options.items() for part in option)]
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])

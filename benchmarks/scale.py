@@ -30,7 +30,7 @@ from common.memory import forget_peak, peak_mib
 from common.workloads import adapted_model, hush, make_clients
 
 from fedelta import sampling
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.methods import get_method
 
 COHORT, BATCH, LENGTH, STEPS = 10, 4, 16, 2

@@ -41,8 +41,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, RobertaConfig
 
 from fedelta.client import LocalClient, Training
-from fedelta.engines.local import federate
-from fedelta.engines.runners.batched import Engine
+from fedelta.engines.server import federate
 from fedelta.methods import get_method
 from fedelta.models.clients import clients_on, config_for
 from fedelta.models.peft import PeftAdaptedModel
@@ -204,7 +203,7 @@ class Bench:
         return {n: x.detach().clone() for n, x in get_peft_model_state_dict(self.by_hand).items()}
 
 
-def one_round(clients: Sequence[LocalClient], engine: Engine) -> None:
+def one_round(clients: Sequence[LocalClient], engine: str) -> None:
     """A round of FedAvg, the aggregation on the CPU and all transfers included; batched, all clients are in one pass."""
     for _ in federate(get_method("fedavg"), clients, rounds=1, engine=engine, token_budget=len(clients) * BATCH * LENGTH):
         pass

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from fedelta.adapters.aggregation import aggregate
     from fedelta.client import LocalClient, Training
     from fedelta.diagnostics import diagnose
-    from fedelta.engines.local import Round, federate, gossip
+    from fedelta.engines.gossip import gossip
+    from fedelta.engines.rounds import Round
+    from fedelta.engines.server import federate
     from fedelta.lowrank import LoRA
     from fedelta.merging import ClientUpdate
     from fedelta.method import Client, Method, TrainResult
@@ -38,14 +40,14 @@ _HOME = {
     "LocalClient": "fedelta.client",
     "Method": "fedelta.method",
     "Peer": "fedelta.method",
-    "Round": "fedelta.engines.local",
+    "Round": "fedelta.engines.rounds",
     "TrainResult": "fedelta.method",
     "Training": "fedelta.client",
     "aggregate": "fedelta.adapters.aggregation",
     "diagnose": "fedelta.diagnostics",
-    "federate": "fedelta.engines.local",
+    "federate": "fedelta.engines.server",
     "get_method": "fedelta.methods",
-    "gossip": "fedelta.engines.local",
+    "gossip": "fedelta.engines.gossip",
     "hf_clients": "fedelta.models.clients",
     "list_methods": "fedelta.methods",
     "load_adapter": "fedelta.models.adapter_files",

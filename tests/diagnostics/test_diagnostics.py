@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from fedelta import diagnostics, sampling, topology, tree
 from fedelta.diagnostics import diagnose, numbers
 from fedelta.diagnostics.layers import Layer, cumulative, increments
-from fedelta.engines.local import Round, federate, gossip
+from fedelta.engines.gossip import gossip
+from fedelta.engines.rounds import Round
+from fedelta.engines.server import federate
 from fedelta.lowrank import LoRA
 from fedelta.methods import get_method
 from fedelta.models.toy import random_adapter, toy_federation

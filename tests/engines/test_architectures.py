@@ -7,9 +7,9 @@ import transformers as hf
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fedelta import tree
-from fedelta.engines.local import federate
 from fedelta.engines.runners import batched
 from fedelta.engines.runners.joint import train_together
+from fedelta.engines.server import federate
 from fedelta.methods import get_method
 
 SMALL = {

@@ -15,8 +15,8 @@ from fedelta import sampling
 from fedelta.client import LocalClient, Training
 from fedelta.engines import checkpoint
 from fedelta.engines.guards import Size
-from fedelta.engines.local import federate
 from fedelta.engines.rounds import Snapshot
+from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.method import Client, ClientState, Method
 from fedelta.methods.fedavg import FedAvg

@@ -12,9 +12,9 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.client import LocalClient, Request
-from fedelta.engines.local import Round, federate
-from fedelta.engines.rounds import QuorumError
+from fedelta.engines.rounds import QuorumError, Round
 from fedelta.engines.runners import batched
+from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate

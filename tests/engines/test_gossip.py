@@ -10,8 +10,9 @@ import torch
 from fedelta import topology
 from fedelta.client import LocalClient
 from fedelta.engines import guards
-from fedelta.engines.local import Round, federate, gossip
-from fedelta.engines.rounds import QuorumError
+from fedelta.engines.gossip import gossip
+from fedelta.engines.rounds import QuorumError, Round
+from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.lowrank import LoRA, dist2
 from fedelta.merging import ClientUpdate

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from fedelta import topology, tree
 from fedelta.client import Training
-from fedelta.engines.local import Round, federate, gossip
+from fedelta.engines.gossip import gossip
+from fedelta.engines.rounds import Round
+from fedelta.engines.server import federate
 from fedelta.method import Client, ClientState, Method
 from fedelta.methods import get_method, list_methods
 from fedelta.models.toy import toy_federation

@@ -15,9 +15,10 @@ from fedelta import lowrank as lr
 from fedelta import topology, tree
 from fedelta.client import LocalClient
 from fedelta.engines import checkpoint
+from fedelta.engines.gossip import gossip
 from fedelta.engines.guards import Size, medians_of_others, oversized, size_of
-from fedelta.engines.local import Round, federate, gossip
-from fedelta.engines.rounds import QuorumError
+from fedelta.engines.rounds import QuorumError, Round
+from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate

@@ -10,7 +10,9 @@ import torch
 
 import fedelta
 from fedelta import topology, tree
-from fedelta.engines.local import Round, federate, gossip
+from fedelta.engines.gossip import gossip
+from fedelta.engines.rounds import Round
+from fedelta.engines.server import federate
 from fedelta.exchange import spool as spooling
 from fedelta.exchange import wire
 from fedelta.exchange.spool import Spool

@@ -7,9 +7,9 @@ from peft import LoraConfig
 import fedelta
 from fedelta import tree
 from fedelta.client import Request, Training
-from fedelta.engines.local import federate
 from fedelta.engines.runners.batched import pass_tokens, tokens
 from fedelta.engines.runners.joint import train_together
+from fedelta.engines.server import federate
 from fedelta.lowrank import LoRA
 from fedelta.methods import get_method, method_class
 from fedelta.models.clients import clients_on

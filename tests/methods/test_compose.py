@@ -10,7 +10,8 @@ import torch
 import fedelta
 from fedelta import topology, tree
 from fedelta.engines import checkpoint
-from fedelta.engines.local import federate, gossip
+from fedelta.engines.gossip import gossip
+from fedelta.engines.server import federate
 from fedelta.exchange.wire import encode
 from fedelta.methods import (
     Compose,

@@ -8,7 +8,7 @@ import torch
 
 from fedelta import lowrank as lr
 from fedelta import topology, tree
-from fedelta.engines.local import gossip
+from fedelta.engines.gossip import gossip
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedelta import sampling, tree
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.method import Method
 from fedelta.methods import Compose, FedAvg, FedDyn, get_method
 from fedelta.models.toy import toy_federation

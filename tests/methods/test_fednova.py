@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.exchange.wire import encode
 from fedelta.methods import Compose, FedAdam, FedNova, get_method
 from fedelta.models.toy import toy_federation

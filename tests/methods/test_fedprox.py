@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedelta import tree
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.exchange.wire import encode
 from fedelta.lowrank import dist2
 from fedelta.method import TrainResult

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedelta import topology, tree
-from fedelta.engines.local import federate, gossip
+from fedelta.engines.gossip import gossip
+from fedelta.engines.server import federate
 from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
 from fedelta.models.toy import random_adapter, toy_federation, toy_template

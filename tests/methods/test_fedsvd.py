@@ -9,7 +9,7 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.client import LocalClient, Training
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedelta import tree
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.methods import Compose, FedProx, FedZMG, Scaffold, get_method
 from fedelta.methods.fedzmg import centred
 from fedelta.models.toy import random_adapter, toy_federation, toy_template

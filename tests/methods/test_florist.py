@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedelta import tree
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.lowrank import LoRA
 from fedelta.methods import get_method
 from fedelta.methods.florist import energy_rank

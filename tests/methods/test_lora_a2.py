@@ -9,7 +9,8 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.client import Training
-from fedelta.engines.local import Round, federate
+from fedelta.engines.rounds import Round
+from fedelta.engines.server import federate
 from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
 from fedelta.methods._shared.components import best, only_at, scores

@@ -14,7 +14,7 @@ import torch
 
 from fedelta import sampling, tree
 from fedelta.diagnostics import diagnose
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.lowrank import LoRA
 from fedelta.method import TrainResult
 from fedelta.methods import get_method

@@ -11,7 +11,7 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import topology
 from fedelta.diagnostics import diagnose
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.method import TrainResult

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fedelta import tree
-from fedelta.engines.local import federate
 from fedelta.engines.rounds import Round
+from fedelta.engines.server import federate
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.method import Method

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fedelta import topology, tree
-from fedelta.engines.local import federate, gossip
+from fedelta.engines.gossip import gossip
+from fedelta.engines.server import federate
 from fedelta.exchange.wire import size
 from fedelta.lowrank import dist2, with_factor
 from fedelta.merging import ClientUpdate

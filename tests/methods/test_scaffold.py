@@ -9,7 +9,7 @@ import torch
 
 from fedelta import sampling, tree
 from fedelta.client import Training
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.methods import Compose, Scaffold, get_method
 from fedelta.models.toy import toy_federation
 from fedelta.optim import SGD, AdamW

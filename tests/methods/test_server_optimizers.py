@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedelta import tree
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.exchange.wire import encode
 from fedelta.methods import Compose, FedAdam, FedAvgM, get_method
 from fedelta.models.toy import toy_federation

@@ -10,7 +10,8 @@ from torch import Tensor
 from fedelta import lowrank as lr
 from fedelta import topology, tree
 from fedelta.client import Training
-from fedelta.engines.local import federate, gossip
+from fedelta.engines.gossip import gossip
+from fedelta.engines.server import federate
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from fedelta import topology
-from fedelta.engines.local import Round, federate, gossip
+from fedelta.engines.gossip import gossip
+from fedelta.engines.rounds import Round
+from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.lowrank import LoRA, dist2
 from fedelta.methods import get_method

@@ -6,7 +6,7 @@ from peft import PeftModel, get_peft_model
 from torch.nn import functional as F
 
 from fedelta import tree
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.methods import get_method
 from fedelta.models.adapter_files import save_adapter
 from fedelta.models.clients import hf_clients

@@ -73,6 +73,16 @@ def check_upload(
     return meant
 
 
+def check_metrics(metrics: Mapping[str, float], who: str) -> None:
+    """Raises ValueError unless every figure that a client reports of its training is a finite number, and its steps can be."""
+    for name, value in metrics.items():
+        figure: Any = value
+        if isinstance(figure, bool) or not isinstance(figure, int | float) or not math.isfinite(figure):
+            raise ValueError(f"{who} reports {name} = {figure!r:.40}, where a finite number belongs")
+    if "num_steps" in metrics:
+        check_count(metrics["num_steps"], "steps", who)
+
+
 def reason_of(error: BaseException) -> str:
     """The kind and the text of an error on one line of limited length, control characters escaped.
 

@@ -1,12 +1,12 @@
 """What clients remember between rounds, kept where the clients are.
 
-In one process that is a dictionary; a real site keeps its own on its disk, and no reply holds a byte of it. A server only
-knows in which round a client last replaced its memory, so that an answer which came too late never counts.
+In one process that is a dictionary; a real site keeps its own on its disk, and no reply holds a byte of it. The server only
+knows in which round it took in a client's last answer, so that one which came too late, or was refused, never counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from fedelta.method import ClientState
@@ -16,43 +16,69 @@ NOTHING: ClientState = {}
 
 
 class Memories(Protocol):
-    """Where the memories of the clients of one engine lie."""
+    """The memories of the clients whose answers an engine runs in this process."""
 
     def get(self, k: int) -> ClientState:
-        """Returns what client k remembers; `NOTHING` if that is nothing."""
+        """Returns what client k remembers; nothing at first."""
         ...
 
-    def keep(self, k: int, memory: ClientState) -> None:
-        """Replaces what client k remembers, once its answer counts."""
+    def offer(self, k: int, memory: ClientState) -> None:
+        """Takes what client k remembers once the round is whole and its answer counts."""
         ...
 
-    def all(self) -> Mapping[int, ClientState]:
-        """Returns the memories at hand by client id, as they are now; empty where they lie at remote sites."""
+    def settle(self, t: int, counted: Iterable[int]) -> None:
+        """Ends round t: what the clients in `counted` offered replaces what they remembered, all else is forgotten."""
+        ...
+
+    def restore(self, states: Mapping[int, ClientState], rounds: Mapping[int, int]) -> None:
+        """Begins with the memories of a snapshot."""
+        ...
+
+    def states(self) -> Mapping[int, ClientState]:
+        """Returns the memories that are not empty, by client id, as they are now; they never change afterwards."""
+        ...
+
+    def rounds(self) -> Mapping[int, int]:
+        """Returns by client id the round in which each of `states` was last replaced."""
         ...
 
 
 class InMemory:
     """Memories in this process. Only what is not empty is kept: memory grows with what clients remember, not with their number.
 
-    `all` is handed out without a copy and replaced, not changed, by the first `keep` after it: what a snapshot holds never
-    changes, and a round without memories costs nothing.
+    What `states` and `rounds` hand out is replaced, not changed, by the first `settle` after it that has something to say: a
+    snapshot stays what it was, and a round in which no client remembers anything new copies nothing.
     """
 
-    def __init__(self, memories: Mapping[int, ClientState] | None = None) -> None:
-        self._memories = dict(memories or {})
-        self._is_shared = False
+    def __init__(self) -> None:
+        self._states: dict[int, ClientState] = {}
+        self._rounds: dict[int, int] = {}
+        self._offered: dict[int, ClientState] = {}
 
     def get(self, k: int) -> ClientState:
-        return self._memories.get(k, NOTHING)
+        return self._states.get(k, NOTHING)
 
-    def keep(self, k: int, memory: ClientState) -> None:
-        if self._is_shared:
-            self._memories, self._is_shared = dict(self._memories), False
-        if memory:
-            self._memories[k] = memory
-        else:
-            self._memories.pop(k, None)
+    def offer(self, k: int, memory: ClientState) -> None:
+        self._offered[k] = memory
 
-    def all(self) -> Mapping[int, ClientState]:
-        self._is_shared = True
-        return self._memories
+    def settle(self, t: int, counted: Iterable[int]) -> None:
+        offered, self._offered = self._offered, {}
+        new = {k: offered[k] for k in counted if k in offered and offered[k] is not self.get(k)}
+        if not any(memory or k in self._states for k, memory in new.items()):
+            return
+        self._states, self._rounds = dict(self._states), dict(self._rounds)
+        for k, memory in new.items():
+            if memory:
+                self._states[k], self._rounds[k] = memory, t
+            else:
+                self._states.pop(k, None)
+                self._rounds.pop(k, None)
+
+    def restore(self, states: Mapping[int, ClientState], rounds: Mapping[int, int]) -> None:
+        self._states, self._rounds = dict(states), dict(rounds)
+
+    def states(self) -> Mapping[int, ClientState]:
+        return self._states
+
+    def rounds(self) -> Mapping[int, int]:
+        return self._rounds

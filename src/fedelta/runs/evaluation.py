@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedelta.client import AdaptedModel
-from fedelta.engines.local import Round
+from fedelta.engines.rounds import Round
 from fedelta.tasks.metrics import LOWER_IS_BETTER
 from fedelta.tasks.task import Example, Task, evaluate
 from fedelta.tree import Message

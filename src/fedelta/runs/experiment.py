@@ -17,9 +17,12 @@ from fedelta import sampling, seeding, topology
 from fedelta.client import LocalClient
 from fedelta.data.rows import Row
 from fedelta.data.sources import Splits, load_splits
-from fedelta.engines.federation import Score, largest_template
-from fedelta.engines.local import Round, Snapshot, federate, gossip
-from fedelta.engines.runners.batched import choose
+from fedelta.engines.choice import choose
+from fedelta.engines.federation import largest_template
+from fedelta.engines.gossip import gossip
+from fedelta.engines.rounds import Round, Snapshot
+from fedelta.engines.server import federate
+from fedelta.engines.settings import Score
 from fedelta.method import Client, Method
 from fedelta.models.adapter_files import load_adapter
 from fedelta.models.clients import clients_on, config_for, pad_token_of

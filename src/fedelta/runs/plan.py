@@ -15,7 +15,7 @@ import torch
 
 from fedelta import sampling, topology, tree
 from fedelta.client import LocalClient, trainable_names
-from fedelta.engines.local import Round
+from fedelta.engines.rounds import Round
 from fedelta.exchange.spool import held
 from fedelta.method import TrainResult
 from fedelta.optim import OptimizerState

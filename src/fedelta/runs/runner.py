@@ -13,7 +13,7 @@ import torch
 
 from fedelta.diagnostics import diagnose
 from fedelta.engines import checkpoint
-from fedelta.engines.local import Round, Snapshot
+from fedelta.engines.rounds import Round, Snapshot
 from fedelta.models.adapter_files import load_adapter, save_adapter
 from fedelta.report import tables as report
 from fedelta.runs.config import RunConfig, demand_same_run, keep_choices, load_config

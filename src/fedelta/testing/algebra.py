@@ -8,7 +8,7 @@ from typing import Any
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.client import Training
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.method import Method

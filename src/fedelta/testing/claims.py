@@ -7,8 +7,9 @@ from typing import Any
 
 from fedelta import topology, tree
 from fedelta.adapters import aggregation
-from fedelta.engines.local import federate, gossip
+from fedelta.engines.gossip import gossip
 from fedelta.engines.rounds import Round
+from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.merging import ClientUpdate
 from fedelta.method import TrainResult

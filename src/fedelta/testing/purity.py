@@ -13,7 +13,7 @@ import torch
 from fedelta.engines import checkpoint
 from fedelta.engines.federation import largest_template
 from fedelta.engines.guards import find
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.testing.reports import Violation, law
 from fedelta.testing.scene import Scene, clone, demand_same_bits, deployed, score

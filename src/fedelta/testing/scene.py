@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fedelta import tree
 from fedelta.client import LocalClient
-from fedelta.engines.local import federate
 from fedelta.engines.rounds import Round
+from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, Method, State

@@ -11,8 +11,8 @@ from torch import Tensor
 from fedelta import lowrank, tree
 from fedelta.client import Training
 from fedelta.engines import checkpoint
-from fedelta.engines.local import federate
 from fedelta.engines.rounds import Round
+from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.lowrank import LoRA
 from fedelta.method import Method

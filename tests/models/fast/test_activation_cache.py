@@ -27,7 +27,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from fedelta import tree
 from fedelta.client import LocalClient, Training
-from fedelta.engines.local import federate
+from fedelta.engines.server import federate
 from fedelta.methods import get_method
 from fedelta.models.clients import peer_for
 from fedelta.models.fast.activation_cache import MIB, Rows, Store

@@ -7,29 +7,25 @@ one pass, and each group trains together. What cannot be grouped trains alone, a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 from fedelta.client import Batch, LocalClient, Request
-from fedelta.engines.federation import Federation, Visit
+from fedelta.engines.federation import Federation
 from fedelta.engines.guards import reason_of
+from fedelta.engines.letters import Letter, Reply, Visit
+from fedelta.engines.memories import InMemory
 from fedelta.engines.runners.handover import Answer, Visitor
 from fedelta.engines.runners.joint import train_together
-from fedelta.method import Client, State
+from fedelta.engines.settings import CPU_TOKENS, Choice
+from fedelta.engines.visits import VisitAll, answer, receive, refuse, send
+from fedelta.method import Client, ClientState, State
 from fedelta.models.cohort.sharing import refusal
 
 logger = logging.getLogger("fedelta.engines")
-
-Engine: TypeAlias = Literal["auto", "sequential", "batched"]
-VisitAll: TypeAlias = Callable[[Federation, int, Mapping[int, State]], list[Visit]]
-"""(federation, t, the state that each client of the cohort is served from, by id) -> the visits in that order."""
-
-CPU_TOKENS = 2048
-"""Of one pass on a CPU; with more the activations fall out of its caches."""
 
 WINDOW = 64
 """Visits that wait at a time: each holds the message that it got, and a thread."""
@@ -37,46 +33,30 @@ WINDOW = 64
 IMAGE_TOKENS = 197
 """What an image counts as: the patches of a ViT at 224 pixels."""
 
+Answered: TypeAlias = tuple[Reply, ClientState] | Exception
+"""A client's reply and memory, or what its local update raised."""
+
 Asked: TypeAlias = tuple[Client, Request]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How a run's clients are run.
+def runner(token_budget: int) -> VisitAll:
+    """Returns the batched engine with passes of so many tokens."""
+    return Batched(token_budget)
 
-    Attributes:
-        engine: "sequential" or "batched".
-        token_budget: tokens in a pass of the batched engine.
+
+def plan_for(clients: Collection[Client], token_budget: int | None, *, forced: bool) -> Choice:
+    """Returns this engine with its token budget, or the sequential one if that is no slower.
+
+    Args:
+        clients: of the run.
+        token_budget: chosen for the device if None.
+        forced: the engine was asked for by name.
     """
-
-    engine: Literal["sequential", "batched"]
-    token_budget: int = CPU_TOKENS
-
-    def visits(self) -> VisitAll:
-        """The way to visit a cohort."""
-        return Batched(self.token_budget).visits if self.engine == "batched" else one_by_one
-
-
-def choose(engine: Engine, clients: Iterable[Client], token_budget: int | None = None) -> Choice:
-    """The engine itself; for "auto", the batched one if the clients can share a pass and two or more fit into it.
-
-    Raises:
-        ValueError: for an unknown engine or a budget below 1.
-    """
-    if engine not in ("auto", "sequential", "batched"):
-        raise ValueError(f"no engine is called {engine!r}; there are auto, sequential, batched")
-    if token_budget is not None and token_budget < 1:
-        raise ValueError(f"token_budget must be at least 1, got {token_budget}")
-    if engine == "sequential":
-        return Choice(engine, token_budget or CPU_TOKENS)  # nobody needs to be asked whether a pass can be shared
-    clients = list(clients)
-    first: Any = clients[0]
-    able = (engine == "batched" or len(clients) > 1) and not any(map(_refusal, clients))
+    first: Any = next(iter(clients))
+    able = (forced or len(clients) > 1) and not any(map(_refusal, clients))
     budget = token_budget or (pass_tokens(first.model) if able else CPU_TOKENS)
-    if engine == "auto":
-        wins = able and 2 * tokens(next(first.batches(0)), first.model) <= budget
-        engine = "batched" if wins else "sequential"
-    return Choice(engine, budget)
+    wins = forced or (able and 2 * tokens(next(first.batches(0)), first.model) <= budget)
+    return Choice("batched" if wins else "sequential", budget)
 
 
 def pass_tokens(model: Any) -> int:
@@ -89,40 +69,62 @@ def pass_tokens(model: Any) -> int:
     return max(CPU_TOKENS, int(free / 2 / activations))
 
 
-def one_by_one(run: Federation, t: int, states: Mapping[int, State]) -> list[Visit]:
-    """The sequential engine."""
-    return [run.visit(t, state, k) for k, state in states.items()]
-
-
 @dataclass(eq=False)
 class Batched:
     """The batched engine.
 
     Args:
         token_budget: tokens in a pass; a client whose batch is larger trains alone.
+        memories: of the clients.
     """
 
     token_budget: int = CPU_TOKENS
+    memories: InMemory = field(default_factory=InMemory)
     _said: set[str] = field(default_factory=set[str])
 
-    def visits(self, run: Federation, t: int, states: Mapping[int, State]) -> list[Visit]:
-        """The visits of a cohort, in order; what a client raises is handled where the sequential engine handles it."""
-        ids, found = list(states), list[Visit]()
+    def __call__(self, federation: Federation, t: int, states: Mapping[int, State]) -> list[Visit]:
+        """Returns the visits of a cohort, in order; up to `WINDOW` of them wait at a time."""
+        ids, done = list(states), list[Visit]()
         for at in range(0, len(ids), WINDOW):
-            window = [_visitor(run, t, states[k], k) for k in ids[at : at + WINDOW]]
-            try:
-                self._play(window)
-            finally:
-                for visitor in window:
-                    visitor.close()
-            found += [visitor.result for visitor in window if visitor.result is not None]
-        return found
+            letters = [send(federation, t, states[k], k) for k in ids[at : at + WINDOW]]
+            for letter, answered in zip(letters, self._answers(federation, letters), strict=True):
+                done.append(self._received(federation, states, letter, answered))
+        return done
 
-    def _play(self, waiting: Sequence[Visitor]) -> None:
+    def _answers(self, federation: Federation, letters: Sequence[Letter]) -> list[Answered]:
+        """Returns what each client answers; their requests for training are answered together."""
+        visitors = [self._visitor(federation, letter) for letter in letters]
+        try:
+            self._play(visitors)
+        finally:
+            for visitor in visitors:
+                visitor.close()
+        return [visitor.result for visitor in visitors if visitor.result is not None]
+
+    def _visitor(self, federation: Federation, letter: Letter) -> Visitor[Answered]:
+        k = letter.peer.id
+
+        def answered(client: Client) -> Answered:
+            try:
+                return answer(federation.method, client, federation.channel, letter, self.memories.get(k))
+            except Exception as error:  # the client's fault, which the server refuses
+                return error
+
+        return Visitor(federation.clients[k], answered)
+
+    def _received(self, federation: Federation, states: Mapping[int, State], letter: Letter, answered: Answered) -> Visit:
+        k = letter.peer.id
+        if isinstance(answered, Exception):
+            return refuse(federation, letter.t, letter, "local update", answered)
+        reply, memory = answered
+        self.memories.offer(k, memory)  # counts only if the visit does
+        return receive(federation, letter.t, states[k], letter, reply)
+
+    def _play(self, waiting: Sequence[Visitor[Answered]]) -> None:
         answers: Sequence[Answer | None] = [None] * len(waiting)
         while waiting:
-            for visitor, answer in zip(waiting, answers, strict=True):
-                visitor.advance(answer)
+            for visitor, given in zip(waiting, answers, strict=True):
+                visitor.advance(given)
             waiting = [visitor for visitor in waiting if visitor.asks is not None]
             answers = self.serve([(v.client, v.asks) for v in waiting if v.asks is not None])
 
@@ -194,10 +196,6 @@ def tokens(batch: Batch, model: Any) -> int:
 def length(batch: Batch) -> int:
     """The longest sequence of a batch, in tokens."""
     return batch["input_ids"].shape[-1] if "input_ids" in batch else IMAGE_TOKENS
-
-
-def _visitor(run: Federation, t: int, state: State, k: int) -> Visitor:
-    return Visitor(run.clients[k], partial(run.visit, t, state, k))
 
 
 def _refusal(client: Client) -> str | None:

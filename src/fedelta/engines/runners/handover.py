@@ -9,22 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, TypeAlias, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import torch
 
 from fedelta.client import Request
-from fedelta.engines.federation import Visit
 from fedelta.method import Client, TrainResult
 from fedelta.tree import Adapter
+
+Result = TypeVar("Result")
 
 Answer: TypeAlias = TrainResult | Exception
 """What a request came to; an exception is raised where the request was made."""
 
 
-class Visitor:
+class Visitor(Generic[Result]):
     """A visit of one client that can be stopped and taken up.
 
     Args:
@@ -36,13 +38,13 @@ class Visitor:
         result: of the visit, once it has ended.
     """
 
-    def __init__(self, client: Client, visit: Callable[[Client], Visit]) -> None:
+    def __init__(self, client: Client, visit: Callable[[Client], Result]) -> None:
         self.client = client
         self.asks: Request | None = None
-        self.result: Visit | None = None
+        self.result: Result | None = None
         self._visit, self._threads = visit, torch.get_num_threads()
         self._to_visit: SimpleQueue[Answer | _Abandoned] = SimpleQueue()
-        self._from_visit: SimpleQueue[Request | Visit | BaseException] = SimpleQueue()
+        self._from_visit: SimpleQueue[Request | _Ended[Result] | BaseException] = SimpleQueue()
         self._thread = Thread(target=copy_context().run, args=(self._run,), name=f"client {client.peer.id}", daemon=True)
 
     def advance(self, answer: Answer | None = None) -> None:
@@ -59,8 +61,8 @@ class Visitor:
         match self._from_visit.get():
             case Request() as request:
                 self.asks = request
-            case Visit() as visit:
-                self.result = visit
+            case _Ended(result):
+                self.result = result
             case error:
                 raise error
 
@@ -81,9 +83,16 @@ class Visitor:
     def _run(self) -> None:
         torch.set_num_threads(self._threads)  # a thread does not inherit it, and factorisations depend on it
         try:
-            self._from_visit.put(self._visit(cast("Client", _Asking(self))))
+            self._from_visit.put(_Ended(self._visit(cast("Client", _Asking(self)))))
         except BaseException as error:  # all of them: whoever waits in `advance` is to see it
             self._from_visit.put(error)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ended(Generic[Result]):
+    """Wraps what a visit returned, which may itself be an exception."""
+
+    result: Result
 
 
 class _Abandoned(BaseException):
@@ -93,7 +102,7 @@ class _Abandoned(BaseException):
 class _Asking:
     """A client whose `train` is answered by whoever advances its visit."""
 
-    def __init__(self, visitor: Visitor) -> None:
+    def __init__(self, visitor: Visitor[Any]) -> None:
         self._visitor = visitor
 
     def __getattr__(self, name: str) -> Any:

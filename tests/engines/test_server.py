@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fedelta import sampling, tree
-from fedelta.engines.local import Round, federate
+from fedelta.engines.rounds import Round
+from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, State

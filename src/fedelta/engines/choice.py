@@ -1,0 +1,60 @@
+"""Which runner answers: chosen once for a run, and found by name.
+
+No runner is imported by statement, for some bring libraries that a server of remote clients does without. A file of
+`engines.runners` is a runner if it has a function `runner(token_budget) -> VisitAll`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, cast
+
+from fedelta.client import LocalClient
+from fedelta.engines import runners
+from fedelta.engines.settings import CPU_TOKENS, Choice, RunSettings
+from fedelta.engines.visits import VisitAll
+from fedelta.method import Client
+from fedelta.naming import nearest
+
+AUTO = "auto"
+
+
+def choose(engine: str, clients: Collection[Client], token_budget: int | None = None) -> Choice:
+    """Returns the engine itself; for "auto", the batched one if the clients can share a pass and two or more fit into it.
+
+    Raises:
+        ValueError: for an engine that does not exist.
+    """
+    if engine == AUTO:
+        # clients of another kind train in their own way, and a server of such has no model to ask
+        engine = "batched" if len(clients) > 1 and all(isinstance(c, LocalClient) for c in clients) else "sequential"
+        plan = getattr(_load(engine), "plan_for", None)
+        return Choice("sequential", token_budget or CPU_TOKENS) if plan is None else plan(clients, token_budget, forced=False)
+    plan = getattr(_load(engine), "plan_for", None)
+    return Choice(engine, token_budget or CPU_TOKENS) if plan is None else plan(clients, token_budget, forced=True)
+
+
+def visitor(settings: RunSettings, clients: Collection[Client]) -> VisitAll:
+    """Returns the settings' own engine if it is a function, else the runner that they name or that is chosen for them."""
+    if callable(settings.engine):
+        return cast("VisitAll", settings.engine)
+    chosen = choose(settings.engine, clients, settings.token_budget)
+    return _load(chosen.engine).runner(chosen.token_budget)
+
+
+def runner_names() -> list[str]:
+    """Returns the names of all runners; imports each."""
+    return [name for name in _files() if hasattr(import_module(f"{runners.__name__}.{name}"), "runner")]
+
+
+def _files() -> list[str]:
+    return sorted(module.name for module in iter_modules(runners.__path__))
+
+
+def _load(name: str) -> Any:
+    if name in _files() and hasattr(module := import_module(f"{runners.__name__}.{name}"), "runner"):
+        return module
+    known = [AUTO, *runner_names()]
+    raise ValueError(f"no engine is called {name!r}; there are {', '.join(known)}{nearest(name, known)}")

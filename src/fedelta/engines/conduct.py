@@ -1,0 +1,103 @@
+"""The loop of rounds that every engine with or without a server goes through."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fedelta.engines.federation import Federation
+from fedelta.engines.guards import Size, largest_of
+from fedelta.engines.letters import Visit
+from fedelta.engines.memories import Memories
+from fedelta.engines.rounds import Round
+from fedelta.engines.visits import VisitAll
+from fedelta.exchange.wire import Ledger
+from fedelta.merging import ClientUpdate
+from fedelta.method import State
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a round came to, before it is committed.
+
+    Attributes:
+        visits: of the cohort.
+        updates: those that were used, with their weights.
+        state: the next one.
+        ledger: what travelled.
+        largest: by node, the largest size of an update that it aggregated.
+        lost: in gossip, the pairs of ids whose link did not count because a message on it got lost.
+    """
+
+    visits: Sequence[Visit]
+    updates: Sequence[ClientUpdate]
+    state: State
+    ledger: Ledger
+    largest: Mapping[int, Size]
+    lost: Sequence[tuple[int, int]] = ()
+
+
+def conduct(
+    federation: Federation,
+    visit_all: VisitAll,
+    outcome: Callable[[int, State], Outcome],
+    init: Callable[[], State],
+    *,
+    gossip: bool = False,
+) -> Iterator[Round]:
+    """Yields the rounds that are left. A round is committed only once it is whole: an error in it changes nothing.
+
+    Args:
+        federation: prepared for the run.
+        visit_all: the engine; its `memories`, where it has any, begin with those of the snapshot.
+        outcome: (t, state) -> what the round comes to.
+        init: makes the state before round 0.
+        gossip: each node has a state of its own.
+    """
+    start = federation.settings.start
+    memories: Memories | None = getattr(visit_all, "memories", None)
+    if start is not None:
+        federation.take_over(start)
+        if memories is not None:
+            memories.restore(start.client_states, start.client_rounds)
+    state = start.state if start is not None else init()
+
+    def rounds(state: State) -> Iterator[Round]:
+        for t in range(start.t if start is not None else 0, federation.settings.rounds):
+            began = time.perf_counter()
+            federation.spool.begin()
+            done = _commit(federation, memories, t, state, outcome(t, state), began, gossip)
+            state = done.state
+            yield done
+            del done  # or its updates would stay until the next ones are there
+
+    return rounds(state)
+
+
+def largest_used(updates: Sequence[ClientUpdate], sizes: Mapping[int, Size]) -> Size:
+    """Returns the largest size of the updates that an aggregation used."""
+    return largest_of([sizes[u.sender.id] for u in updates])
+
+
+def _commit(
+    federation: Federation, memories: Memories | None, t: int, before: State, found: Outcome, began: float, gossip: bool
+) -> Round:
+    counted = federation.remember(t, found.visits, found.largest)
+    if memories is not None:
+        memories.settle(t, counted)
+    return Round(
+        t=t,
+        before=before,
+        updates=found.updates,
+        state=found.state,
+        dropped={v.peer.id: v.reason for v in found.visits if v.reason is not None},
+        bytes=found.ledger,
+        seconds=time.perf_counter() - began,
+        method=federation.method,
+        template=federation.template,
+        peers=federation.peers,
+        snapshot=federation.snapshot(t + 1, found.state, memories),
+        gossip=gossip,
+        lost_links=found.lost,
+    )

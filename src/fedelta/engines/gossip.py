@@ -1,0 +1,123 @@
+"""A run without a server: `gossip`. Each node is the server of its own neighbourhood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+from fedelta import sampling, topology
+from fedelta.engines.choice import visitor
+from fedelta.engines.conduct import Outcome, conduct, largest_used
+from fedelta.engines.federation import Federation, demand_quorum, logger, weigh
+from fedelta.engines.guards import Size, oversized
+from fedelta.engines.letters import Visit, sizes_of
+from fedelta.engines.rounds import Round, Snapshot
+from fedelta.engines.settings import RunSettings, Score, Weights
+from fedelta.engines.visits import VisitAll, leave_out
+from fedelta.exchange.channel import Channel
+from fedelta.exchange.spool import Spooling
+from fedelta.exchange.wire import Ledger
+from fedelta.method import Client, Method, State
+from fedelta.topology import Mixing
+from fedelta.topology.links import LinkDrop, hear, loss_rule
+from fedelta.tree import Adapter
+
+
+def gossip(
+    method: Method,
+    clients: Sequence[Client],
+    template: Adapter | None = None,
+    *,
+    rounds: int,
+    mixing: Mixing,
+    weights: Weights | None = None,
+    link_drop: LinkDrop = 0.0,
+    seed: int = 0,
+    quorum: float = 0.5,
+    score: Score | None = None,
+    start: Snapshot | None = None,
+    debug: bool = False,
+    engine: str | VisitAll = "auto",
+    token_budget: int | None = None,
+    spool: Spooling = "auto",
+    channel: Channel = Channel(),  # noqa: B008 - frozen and empty
+) -> Iterator[Round]:
+    """Runs a method without a server: each node trains, sends to its neighbours, and aggregates with its row of W.
+
+    The states of `Round` and `Snapshot` are mappings from a node's id, as a string, to its own state. A link counts only if
+    both ends hold the other's update: what it weighed else goes back to both. So a node that is left out keeps its state, one
+    without a neighbour in a round its own update. The ledger counts an upload once for each neighbour that it reached.
+
+    Args:
+        mixing: the matrix W, or t -> W, with rows and columns in the order of ids; `fedelta.topology` has many. On the
+            complete graph every node computes what a server with uniform weights would.
+        weights: "uniform" (None, too) leads to the plain mean, "examples" to the mean weighted by the nodes' examples
+            (`topology.for_sizes`).
+        link_drop: the probability that a message gets lost, each direction on its own, or (t, sender, receiver) -> whether
+            it did. `Round.lost_links` has the links that did not count for it. Needs a symmetric W.
+        method, clients, template, rounds, seed, quorum, score, start, debug, engine, token_budget, spool, channel: as in
+            `federate`.
+
+    Raises:
+        ValueError: before the first round, for a federation that cannot run; in a round, for a W that does not mix.
+        QuorumError: in a round with too few usable updates, or with some that lead to no finite state.
+    """
+    settings = RunSettings(
+        rounds=rounds,
+        seed=seed,
+        weights=weights,
+        quorum=quorum,
+        link_drop=link_drop,
+        score=score,
+        start=start,
+        debug=debug,
+        engine=engine,
+        token_budget=token_budget,
+        spool=spool,
+        channel=channel,
+    )
+    if method.coordinates == "base":
+        raise ValueError(f"{type(method).__name__} moves the base model, which nodes without a server would move apart")
+    if not method.decentralised:
+        logger.warning("%s is not made for gossip: its nodes may drift apart", type(method).__name__)
+    is_lost = loss_rule(link_drop, seed)
+    method = method.for_topology(rounds, lambda: topology.expected_rho_sq(mixing))
+    federation = Federation.prepare(method, clients, template, settings)
+    visit_all = visitor(settings, federation.clients.values())
+    ids, shares = list(federation.clients), [*federation.shares(settings.weights or "uniform").values()]
+    needed = sampling.share(quorum, len(ids), "quorum", up=True)
+
+    def outcome(t: int, state: State) -> Outcome:
+        visits = visit_all(federation, t, {k: state[str(k)] for k in ids})
+        demand_quorum(t, visits, needed)
+        silent, sizes = {v.peer.id for v in visits if v.update is None}, sizes_of(visits)
+
+        def refused(node: int, senders: Sequence[int]) -> Mapping[int, str]:
+            return oversized({k: sizes[k] for k in senders}, federation.sizes.get(node, ()))
+
+        heard = hear(topology.at(mixing, t), ids, silent, partial(is_lost, t), shares, refused)
+        visits = _without_refused(federation, t, visits, heard.refused)
+        demand_quorum(t, visits, needed)
+        after: dict[str, State] = {}
+        largest: dict[int, Size] = {}
+        for k in ids:
+            own, given = state[str(k)], weigh(visits, heard.rows[k])
+            after[str(k)], used = federation.aggregated(t, own, given, sizes) if given else (own, given)
+            largest[k] = largest_used(used, sizes)
+        up = {v.peer.id: v.up * heard.reached[v.peer.id] for v in visits if v.up is not None}
+        return Outcome(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up), largest, heard.lost)
+
+    def init() -> State:
+        return dict.fromkeys(map(str, ids), method.init(federation.template, federation.peers, seed=seed))
+
+    return conduct(federation, visit_all, outcome, init, gossip=True)
+
+
+def _without_refused(
+    federation: Federation, t: int, visits: Sequence[Visit], refused: Mapping[int, Mapping[int, str]]
+) -> Sequence[Visit]:
+    """The visits without the updates that their own nodes refuse; what one node refuses of another costs it a link."""
+    for node, reasons in refused.items():
+        for sender in reasons.keys() - {node}:
+            logger.warning("node %s does not take the update of client %s in round %s: %s", node, sender, t, reasons[sender])
+    return leave_out(federation, t, visits, {k: reasons[k] for k, reasons in refused.items() if k in reasons})

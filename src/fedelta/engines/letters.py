@@ -1,0 +1,72 @@
+"""What crosses the seam between server and client, and what comes of it: `Letter`, `Reply`, `Visit`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedelta.engines.guards import Size
+from fedelta.merging import ClientUpdate
+from fedelta.peers import Peer
+from fedelta.tree import Message
+
+
+@dataclass(frozen=True, eq=False)
+class Letter:
+    """What a server sends to one client in one round.
+
+    Attributes:
+        t: the round.
+        peer: to whom, with the base version that the server takes it to hold.
+        message: what travels: the method's message after the channel.
+        size: of the message, in bytes.
+        remembered: the round whose memory counts at the client; None if the server took in no answer of it yet.
+    """
+
+    t: int
+    peer: Peer
+    message: Message
+    size: int
+    remembered: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """What a client sends back.
+
+    Attributes:
+        content: what travels: the method's upload after the channel.
+        metrics: of the training: "num_steps" and, where it is finite, "loss".
+        base_version: of the base delta that the client holds now; its own word, which `receive` bounds.
+    """
+
+    content: Message
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    base_version: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """What came of one client in one round; either `update` or `reason` is None.
+
+    Attributes:
+        peer: the client, with the base version that it held.
+        down, up: bytes sent and received; `up` is None if nothing arrived.
+        update: with weight 0, until the engine knows who else arrived.
+        size: of the update.
+        base_version: of what the client holds after the round.
+        reason: why it is left out.
+    """
+
+    peer: Peer
+    down: int
+    up: int | None = None
+    update: ClientUpdate | None = None
+    size: Size = field(default_factory=Size)
+    base_version: int = 0
+    reason: str | None = None
+
+
+def sizes_of(visits: Sequence[Visit]) -> dict[int, Size]:
+    """Returns the sizes of the updates that arrived, by their senders' ids."""
+    return {v.peer.id: v.size for v in visits if v.update is not None}
