@@ -20,8 +20,8 @@ class FedAvg(Method):
         client k        trains A and B from what it got
         server          B <- sum_k p_k B_k,   A <- sum_k p_k A_k,   head <- sum_k p_k head_k
         travels         A, B and head, up and down
-        scale           part of the value: factors with another scale s_k are first multiplied by sqrt(s_k / s), which is
-                        exactly 1 in the paper's case of one scale for all
+        scale           part of the value: a B_k with another scale s_k is first multiplied by s_k / s, which is exactly 1 in
+                        the paper's case of one scale for all; A_k stays as it is
 
     The product of the means is not the mean of the products: it differs by the cross terms B_j A_k, j != k.
 

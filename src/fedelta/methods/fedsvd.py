@@ -70,7 +70,7 @@ class FedSVD(Method):
         return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to, on="B")}
+        return {"adapter": slice_for(state["adapter"], to)}
 
     def upload(self, adapter: Adapter) -> Message:
         return only("B", adapter)

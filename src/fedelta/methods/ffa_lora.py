@@ -42,7 +42,7 @@ class FFALoRA(Method):
         return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return self.upload(slice_for(state["adapter"], to, on="B"))
+        return self.upload(slice_for(state["adapter"], to))
 
     def upload(self, adapter: Adapter) -> Message:
         return only("B", adapter)

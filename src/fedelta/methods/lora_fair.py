@@ -28,7 +28,7 @@ class LoRAFAIR(Method):
                         "ridge":   dB = argmin ||M - (B' + dB) A||^2 + lam ||dB||^2 = (M - B' A) A^T (A A^T + lam I)^-1;
                         "cosine":  dB = argmin 1 - cos(M, (B' + dB) A) + lam ||dB||;      B <- B' + dB
         travels         A, B and head, up and down
-        scale           s_k in M; factors with another scale are multiplied by sqrt(s_k / s) before their mean
+        scale           s_k in M; a B_k with another scale is multiplied by s_k / s before the mean, A_k never
 
     Args:
         solver: "cosine" is the paper's objective as far as it is known, by descent with a step that halves until the

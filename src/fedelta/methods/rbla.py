@@ -23,7 +23,7 @@ class RBLA(Method):
                         B[:, i] <- sum_k q_k B_k[:, i],   A[i, :] <- sum_k q_k A_k[i, :];   head <- sum_k p_k head_k
         redistribution  the first r columns of B and rows of A
         travels         A, B and head at the client's own rank, up and down
-        scale           factors are multiplied by sqrt(s_k / s_max) before the mean and by sqrt(s_max / s_r) on the way back
+        scale           on B alone: multiplied by s_k / s_max before the mean and by s_max / s_r on the way back; A as it is
 
     Components do not fade, as they do in `zeropad`; the cross terms of a mean of factors stay. A component without an owner in
     the round keeps its last value (ours); in gossip, owners agree on it only as far as they are linked. `raflora` is the same

@@ -44,7 +44,8 @@ class SubspaceReg(Method):
         server          M = sum_k p_k s_k B_k A_k;   M <- M min(1, c / ||M||);   U S V^T = SVD(M / s);
                         B = U_r,  A = S_r V_r^T;   with `rescale` both times rho, rho^2 = ||M|| / ||s B A||
         travels         A, B and head, up and down; the reference is what was broadcast
-        scale           s_k before the mean, the receiver's s after the SVD; inside the first term, so mu acts as mu s^2
+        scale           s_k before the mean, the receiver's s after the SVD: with the singular values, but on B where B = 0, so
+                        that the first A is common; inside the first term, so mu acts as mu s^2
 
     Args:
         mu: pulls the product; the ablation of the gauge alone is mu = alpha = lam = 0.

@@ -23,7 +23,7 @@ class TadLoRA(Method):
         node i          trains F (and the head) from what it has; the other factor stays as it is
         mixing          B_i <- sum_j W_ij B_j,   A_i <- sum_j W_ij A_j,   head likewise
         travels         A, B and head to every neighbour in every round; half of it is what RoLoRA sends
-        scale           part of the value: factors with another scale s_j are first multiplied by sqrt(s_j / s_i)
+        scale           part of the value: a B_j with another scale s_j is first multiplied by s_j / s_i; A_j stays as it is
         T               round(c / sqrt(1 - rho_sq)) within [1, R / 2]: the sparser the graph, the longer a factor stays
 
     B goes first: while B = 0 the gradient of A is zero.

@@ -22,7 +22,7 @@ class ZeroPad(Method):
         server          B <- sum_k w_k [B_k 0],   A <- sum_k w_k [A_k; 0]
         redistribution  the first r columns of B and rows of A
         travels         A, B and head at the client's own rank, up and down
-        scale           factors are multiplied by sqrt(s_k / s_max) before the mean and by sqrt(s_max / s_r) on the way back
+        scale           on B alone: multiplied by s_k / s_max before the mean and by s_max / s_r on the way back; A as it is
 
     A component that one client in K owns shrinks to 1/K of itself in each round: that is the method, and why others exist.
 
