@@ -11,7 +11,7 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, merge, slice_for
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, merge
 from fedelta.methods import get_method
 from fedelta.methods.fedavg import FedAvg
 from fedelta.methods.fedsa_lora import FedSALoRA
@@ -155,9 +155,6 @@ class StepSender(Method):
     paper = "made up"
     decentralised = True
     coordinates = "factors"
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
         after, before = client.train(t, down["adapter"]).adapter, tree.parameters(down["adapter"])

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, merge, slice_for
-from fedelta.tree import Message
+from fedelta.method import ClientUpdate, Method, State, merge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +31,6 @@ class DampedMean(Method):
 
     paper = "an example to copy"
     coordinates = "factors"
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         def rule(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:

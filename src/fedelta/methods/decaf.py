@@ -10,8 +10,8 @@ import torch
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge
-from fedelta.tree import Adapter, Message, map_named
+from fedelta.method import ClientUpdate, Method, Peer, State, merge
+from fedelta.tree import Message, map_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,6 @@ class DeCAF(Method):
     reported = "none available to us: neither the abstract nor the reviews that we read have a table"
     hetero_rank = True
     decentralised = True
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         def fit(layer: str, x: LoRA) -> LoRA:

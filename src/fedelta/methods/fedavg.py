@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge, slice_for
-from fedelta.tree import Adapter, Message
+from fedelta.method import ClientUpdate, Method, State, merge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +35,6 @@ class FedAvg(Method):
     decentralised = True
     coordinates = "factors"
     aliases = ("fedit",)
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         return {"adapter": merge(_mean, updates, state["adapter"])}

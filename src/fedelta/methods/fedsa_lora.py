@@ -14,7 +14,6 @@ from fedelta.method import (
     Method,
     Peer,
     State,
-    at_largest,
     in_order,
     merge,
     slice_for,
@@ -53,9 +52,6 @@ class FedSALoRA(Method):
     personal = True
     one_shot = False
     travels = "A"
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return self.upload(slice_for(state["adapter"], to))

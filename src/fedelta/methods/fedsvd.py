@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedelta import lowrank as lr
 from fedelta import tree
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, slice_for
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State
 from fedelta.methods._one_factor import averaged, completed, only
 from fedelta.tree import Adapter, BaseDelta, Message
 
@@ -65,12 +65,6 @@ class FedSVD(Method):
             rank = max(p.rank_of(layer) for p in peers)
             if rank > x.shape[1]:
                 raise ValueError(f"layer {layer!r}: fedsvd needs a rank of at most d_in = {x.shape[1]}, got {rank}")
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def upload(self, adapter: Adapter) -> Message:
         return only("B", adapter)

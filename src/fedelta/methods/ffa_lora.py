@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedelta import tree
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, slice_for, template_for
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, slice_for, template_for
 from fedelta.methods._one_factor import averaged, completed, only
 from fedelta.tree import Adapter, BaseDelta, Message
 
@@ -37,9 +37,6 @@ class FFALoRA(Method):
     decentralised = True
     coordinates = "factors"
     travels = "B, head"
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return self.upload(slice_for(state["adapter"], to))

@@ -15,7 +15,6 @@ from fedelta.method import (
     Method,
     Peer,
     State,
-    at_largest,
     in_order,
     slice_for,
     unzip,
@@ -84,12 +83,6 @@ class LoRAA2(Method):
     def factor(self, t: int) -> Factor:
         """The factor that round t trains."""
         return "B" if t % 2 == 0 else "A"
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def upload(self, adapter: Adapter) -> Message:
         return only(self.factor(0), adapter)

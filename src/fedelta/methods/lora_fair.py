@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge, slice_for
+from fedelta.method import ClientUpdate, Method, State, merge
 from fedelta.methods._padding import padded_mean
-from fedelta.tree import Adapter, Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +60,6 @@ class LoRAFAIR(Method):
         super().__post_init__()
         if self.lam < 0 or self.steps < 1:
             raise ValueError(f"LoRAFAIR needs lam >= 0 and steps >= 1, got {self.lam} and {self.steps}")
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         return {"adapter": merge(self._corrected, updates, state["adapter"])}

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedelta.lowrank import LoRA
-from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge
+from fedelta.method import ClientUpdate, Method, Peer, State, merge
 from fedelta.methods._owners import owner_mean_factors
 from fedelta.methods._padding import ScalePolicy, slice_with, with_scale
-from fedelta.tree import Adapter, Message
+from fedelta.tree import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,6 @@ class RBLA(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return {"adapter": slice_with(state["adapter"], to, self.scale_policy)}

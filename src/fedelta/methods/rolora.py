@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedelta import tree
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, slice_for, template_for
+from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, template_for
 from fedelta.methods._one_factor import averaged, completed, only
 from fedelta.tree import Adapter, BaseDelta, Factor, Message
 
@@ -56,12 +56,6 @@ class RoLoRA(Method):
     def factor(self, t: int) -> Factor:
         """The factor that round t trains."""
         return "B" if t // self.period % 2 == 0 else "A"
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def upload(self, adapter: Adapter) -> Message:
         return only(self.factor(0), adapter)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
-from fedelta.method import Client, ClientState, ClientUpdate, Method, Peer, State, at_largest, in_order, merge, slice_for
+from fedelta.method import Client, ClientState, ClientUpdate, Method, State, in_order, merge
 from fedelta.tree import Adapter, BaseDelta, Factor, Message
 
 
@@ -75,12 +75,6 @@ class TadLoRA(Method):
         if self.interval is None:
             raise ValueError("tad_lora has no interval yet: call for_topology, which an engine does, or give interval")
         return "B" if t // self.interval % 2 == 0 else "A"
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def upload(self, adapter: Adapter) -> Message:
         return {"layers": adapter.layers} if self.freeze_head else {"adapter": adapter}

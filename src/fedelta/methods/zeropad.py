@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from fedelta.method import ClientUpdate, Method, Peer, State, at_largest, merge
+from fedelta.method import ClientUpdate, Method, Peer, State, merge
 from fedelta.methods._padding import ScalePolicy, padded_mean, slice_with
-from fedelta.tree import Adapter, Message
+from fedelta.tree import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,6 @@ class ZeroPad(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return {"adapter": slice_with(state["adapter"], to, self.scale_policy)}
