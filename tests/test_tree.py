@@ -60,8 +60,9 @@ def test_mean_of_factors_brings_scales_together() -> None:
     adapters = three((2, 2, 2))
     for n, x in tree.mean_factors(P, adapters).layers.items():
         assert x.scale == 1.0
-        B = sum(p * a.layers[n].scale ** 0.5 * a.layers[n].B for p, a in zip(P, adapters, strict=True))
+        B = sum(p * a.layers[n].scale * a.layers[n].B for p, a in zip(P, adapters, strict=True))
         torch.testing.assert_close(x.B, B)
+        torch.testing.assert_close(x.A, sum(p * a.layers[n].A for p, a in zip(P, adapters, strict=True)))
 
 
 def test_the_first_known_base_is_kept() -> None:

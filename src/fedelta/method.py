@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fedelta import tree
 from fedelta.merging import ClientUpdate
-from fedelta.peers import Peer, demand_equal_ranks, template_for
+from fedelta.peers import Peer, at_largest, demand_equal_ranks, slice_for, template_for
 from fedelta.tree import Adapter, BaseDelta, Message, Tensors
 
 State: TypeAlias = Mapping[str, Any]
@@ -111,8 +111,8 @@ class Client(Protocol):
 class Method(ABC):
     """A federated method: a frozen dataclass whose fields are its hyper-parameters, all keyword-only.
 
-    The defaults here make a method whose clients train the adapter they get and send all of it back; a subclass says how
-    updates become the next state, and whatever else differs.
+    The defaults here make a method whose clients get the components that they can hold, train them and send all of it back; a
+    subclass says how updates become the next state, and whatever else differs.
 
     Class attributes, all claims that the conformance suite tests both ways:
         paper: one line of source.
@@ -172,12 +172,15 @@ class Method(ABC):
             demand_equal_ranks(type(self).__name__, template, peers)
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        """The state before round 0. `template` is the common initial adapter at the largest ranks; all A come from the seed."""
-        return {"adapter": template}
+        """The state before round 0; by default the common initial adapter `template` at the largest ranks of the peers.
+
+        All A come from the seed.
+        """
+        return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        """What the server sends to a peer; by default the adapter, which must then have the peer's ranks."""
-        return {"adapter": state["adapter"]}
+        """What the server sends to a peer; by default the leading components of the adapter that the peer can hold."""
+        return {"adapter": slice_for(state["adapter"], to)}
 
     def upload(self, adapter: Adapter) -> Message:
         """What of a trained adapter travels."""

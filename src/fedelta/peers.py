@@ -91,16 +91,17 @@ def template_for(peer: Peer, template: Adapter) -> Adapter:
         rank = peer.rank_of(layer)
         if rank > x.rank:
             raise ValueError(f"layer {layer!r}: client {peer.id} has rank {rank}, the template only {x.rank}")
-        return lr.rescale(lr.components(x, 0, rank), peer.scale_of(layer, rank), on="B")
+        return lr.rescale(lr.components(x, 0, rank), peer.scale_of(layer, rank))
 
     return tree.map_named(fit, template)
 
 
-def slice_for(adapter: Adapter, to: Peer, *, on: lr.SigmaOn = "both", fill: Adapter | None = None) -> Adapter:
+def slice_for(adapter: Adapter, to: Peer, *, on: lr.SigmaOn = "B", fill: Adapter | None = None) -> Adapter:
     """The leading components that a peer can hold, written with the peer's scales.
 
     A layer with fewer components than the peer's rank is padded: live rows of A (those of `fill` where given), B zero.
-    `on` says which factor takes the change of scale.
+    `on` says which factor takes the change of scale (`lowrank.rescale`). By default A is the server's to the bit, as methods
+    that average factors need it: a client that trains nothing gives back the A that it got.
     """
 
     def fit(layer: str, x: LoRA) -> LoRA:
@@ -137,4 +138,4 @@ def with_distinct_ranks(peers: Sequence[Peer]) -> list[Peer]:
 
 def at_largest(template: Adapter, peers: Sequence[Peer]) -> Adapter:
     """The template at the ranks and scales of `largest`: dW and the rows of A are the template's, B takes a change of scale."""
-    return slice_for(template, largest(template, peers), on="B")
+    return slice_for(template, largest(template, peers))

@@ -18,7 +18,7 @@ from fedelta.methods.fedavg import FedAvg
 from fedelta.methods.fedsa_lora import FedSALoRA
 from fedelta.methods.flexlora import FlexLoRA
 from fedelta.methods.zeropad import ZeroPad
-from fedelta.peers import Peer, slice_for
+from fedelta.peers import Peer
 from fedelta.testing import LAWS, UNEQUAL_RANKS, ConformanceError, check_method, named
 from fedelta.tree import Adapter, BaseDelta, Message
 
@@ -157,9 +157,6 @@ class StepSender(Method):
     paper = "made up"
     decentralised = True
     coordinates = "factors"
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
         after, before = client.train(t, down["adapter"]).adapter, tree.parameters(down["adapter"])

@@ -138,9 +138,19 @@ def test_rescale_writes_the_same_delta(on: lr.SigmaOn) -> None:
 
 
 def test_rescale_by_a_square_root_keeps_the_sign() -> None:
-    assert_near(lr.rescale(draw(5, 3, 4), -2.0, on="B"), array(draw(5, 3, 4)))
+    assert_near(lr.rescale(draw(5, 3, 4), -2.0), array(draw(5, 3, 4)))
     with pytest.raises(ValueError, match=r"of scale 1\.0 cannot be written with scale -2\.0"):
-        lr.rescale(draw(5, 3, 4), -2.0)
+        lr.rescale(draw(5, 3, 4), -2.0, on="both")
+
+
+@pytest.mark.parametrize("on", ["A", "B", "both"])
+def test_rescale_keeps_the_rows_of_A_that_dW_does_not_show(on: lr.SigmaOn) -> None:
+    x = draw(5, 3, 4, scale=4.0)
+    x.B[:, 1] = 0
+    y = lr.rescale(x, 0.25, on=on)
+    assert_near(y, array(x))
+    assert torch.equal(y.A[1], x.A[1])
+    assert torch.equal(y.A[0], x.A[0]) is (on == "B")
 
 
 @given(x=lora, extra=st.integers(0, 6), live=st.booleans())

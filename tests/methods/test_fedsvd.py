@@ -122,8 +122,33 @@ def test_under_adam_or_from_another_A_it_is_not_sub_T3() -> None:
     assert gap(SGD(), toy_template(3)) > 0.01
 
 
-def test_warm_up_is_ffa_lora_and_the_period_counts_from_its_end() -> None:
-    assert [t for t in range(9) if get_method("fedsvd", period=3, warmup_rounds=2).orthogonalises(t)] == [4, 7]
+@pytest.mark.parametrize(("warmup", "rounds"), [(0, [3, 6, 9]), (1, [3, 6, 9]), (3, [6, 9]), (4, [6, 9])])
+def test_the_period_counts_from_the_first_round_as_the_authors_have_it(warmup: int, rounds: Sequence[int]) -> None:
+    method = get_method("fedsvd", period=3, warmup_rounds=warmup)
+    assert [t + 1 for t in range(9) if method.orthogonalises(t)] == rounds
+
+
+def test_a_cap_holds_for_each_layer_of_the_mean() -> None:
+    """Two clients, of which one alone is above the cap, and the mean of one layer below it."""
+    peers, template = [Peer(0, 3), Peer(1, 3)], toy_template(3)
+    sent = [tree.map(lambda x, y: LoRA(x.B, y.A), random_adapter(3, seed=k), template) for k in (0, 1)]
+    sent[0] = tree.map_named(lambda n, x: lr.with_factor(x, "B", (0.01 if n == "output" else 1) * x.B), sent[0])
+
+    def played(cap: float | None) -> Adapter:
+        method = get_method("fedsvd", norm_cap=cap)
+        updates = [ClientUpdate(p, w, method.upload(a)) for p, w, a in zip(peers, (0.9, 0.1), sent, strict=True)]
+        return method.aggregate(0, method.init(template, peers), updates)["adapter"]
+
+    free, held = played(None), played(1.0)
+    norms = {n: float(lr.norm(x)) for n, x in free.layers.items()}
+    assert norms["output"] < 1 < min(norms["hidden"], float(lr.norm(sent[1].layers["output"])))
+    torch.testing.assert_close(held.layers["output"].dense(), free.layers["output"].dense(), rtol=0, atol=0)
+    x = held.layers["hidden"]
+    torch.testing.assert_close(x.dense(), free.layers["hidden"].dense() / norms["hidden"], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(x.A @ x.A.mT, torch.eye(3).double(), rtol=0, atol=1e-12)
+
+
+def test_warm_up_is_ffa_lora() -> None:
     assert all(get_method("fedsvd").orthogonalises(t) for t in range(3))
     warm = federate(get_method("fedsvd", warmup_rounds=3), toy_federation((3, 3)), rounds=3)
     for a, b in zip(warm, federate(get_method("ffa_lora"), toy_federation((3, 3)), rounds=3), strict=True):
@@ -148,6 +173,8 @@ def refused(ranks: Sequence[int] = (3, 3), **hyper: int) -> None:
 
 
 def test_refusals() -> None:
+    with pytest.raises(ValueError, match="norm_cap must be positive"):
+        get_method("fedsvd", norm_cap=0.0)
     for hyper in ({"period": 0}, {"warmup_rounds": -1}):
         with pytest.raises(ValueError, match="FedSVD needs period >= 1 and warmup_rounds >= 0"):
             refused(**hyper)

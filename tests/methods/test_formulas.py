@@ -44,8 +44,8 @@ def mean_of_factors(items: Sequence[Item], rank: int, weights: Sequence[float]) 
     o, i, r_max = items[0].B.shape[0], items[0].A.shape[1], max(x.rank for x in items)
     B, A = np.zeros((o, r_max)), np.zeros((r_max, i))
     for w, x in zip(weights, items, strict=True):
-        B[:, : x.rank] += w * np.sqrt(x.s) * x.B
-        A[: x.rank] += w * np.sqrt(x.s) * x.A
+        B[:, : x.rank] += w * x.s * x.B
+        A[: x.rank] += w * x.A
     return B[:, :rank] @ A[:rank]
 
 
@@ -100,8 +100,8 @@ def lora_fair(items: Sequence[Item], rank: int) -> np.ndarray:
     s = max(items, key=lambda x: x.rank).s  # the server's, at the largest rank
     B, A = (np.zeros(shape) for shape in ((items[0].B.shape[0], 5), (5, items[0].A.shape[1])))
     for x in items:
-        B[:, : x.rank] += x.p * np.sqrt(x.s / s) * x.B
-        A[: x.rank] += x.p * np.sqrt(x.s / s) * x.A
+        B[:, : x.rank] += x.p * (x.s / s) * x.B
+        A[: x.rank] += x.p * x.A
     missed = mean_of_deltas(items, rank) / s - B @ A
     B += missed @ A.T @ np.linalg.inv(A @ A.T + 0.01 * np.eye(5))
     return s * B[:, :rank] @ A[:rank]
@@ -117,8 +117,8 @@ def rbla(items: Sequence[Item], rank: int) -> np.ndarray:
     B, A = np.zeros((items[0].B.shape[0], rank)), np.zeros((rank, items[0].A.shape[1]))
     for j in range(rank):
         owners = [(w, x) for w, x in zip(by_owners(items, j), items, strict=True) if w]
-        B[:, j] = sum(w * np.sqrt(x.s) * x.B[:, j] for w, x in owners)
-        A[j] = sum(w * np.sqrt(x.s) * x.A[j] for w, x in owners)
+        B[:, j] = sum(w * x.s * x.B[:, j] for w, x in owners)
+        A[j] = sum(w * x.A[j] for w, x in owners)
     return B @ A
 
 

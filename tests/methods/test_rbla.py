@@ -52,7 +52,7 @@ def test_what_nobody_ever_had_is_the_template() -> None:
     assert torch.equal(x.A[2:], template.layers["hidden"].A[2:])
 
 
-@pytest.mark.parametrize(("scale_policy", "expected"), [("effective", [2**0.5 * 2, 2**0.5]), ("raw", [2.0, 1.0])])
+@pytest.mark.parametrize(("scale_policy", "expected"), [("effective", [4.0, 1.0]), ("raw", [2.0, 1.0])])
 def test_scale_policy(written_round: Callable, scale_policy: str, expected: list[float]) -> None:
     """The narrow client's scale is twice the server's: under lora_alpha 4 it has 4, at rank 2 the server has 2."""
     done = written_round(replace(ONE, scale=4.0), weights=[1.0], absent=[Peer(9, 2, lora_alpha=4.0)], lora_alpha=4.0)

@@ -88,13 +88,14 @@ def test_nodes_of_a_ring_come_together() -> None:
 
 
 @pytest.mark.parametrize("t", [0, 1])
-def test_unequal_scales_go_to_the_factor_of_the_round_hetero_SH1(t: int) -> None:
+def test_unequal_scales_keep_the_mean_exact_hetero_SH1(t: int) -> None:
     method, start = get_method("rolora"), random_adapter(3, seed=0)
     peers = [Peer(k, 3, lora_alpha=3.0 * (k + 1)) for k in range(3)]
     state, which = method.init(start, peers), method.factor(t)
     updates = []
     for peer in peers:
         sent = method.broadcast(t, state, peer)["adapter"]
+        assert all(torch.equal(x.A, state["adapter"].layers[n].A) for n, x in sent.layers.items())
         drawn = random_adapter(3, seed=10 + peer.id)
         trained = tree.map(lambda x, y: with_factor(x, which, getattr(y, which)), sent, drawn)
         updates.append(ClientUpdate(peer, 1 / 3, only(which, trained)))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
 from fedelta.models.toy import random_adapter, toy_federation, toy_template
 from fedelta.peers import Peer
+from fedelta.runs.config import load_config
 from fedelta.tree import Adapter
 
 GAUGES = ["orth_b", "orth_a", "balanced"]
@@ -181,6 +183,31 @@ def test_server_sends_the_best_approximation_in_its_gauge_sub_T1(gauge: str, res
         torch.testing.assert_close(x.B.norm(dim=0), x.A.norm(dim=1), rtol=1e-10, atol=1e-12)
     if rescale:
         assert float(x.dense().norm()) == pytest.approx(float(M.norm()), rel=1e-10)
+
+
+def test_the_default_departs_from_the_released_code_as_far_as_its_docstring_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    peers, template = [Peer(k, 8) for k in range(3)], Adapter({"w": LoRA(torch.zeros(64, 8).double(), drawn(8, 48))})
+    sent = [Adapter({"w": LoRA(drawn(64, 8), drawn(8, 48))}) for _ in peers]
+
+    def played(**hyper: object) -> LoRA:
+        method = get_method("subspace_reg", **hyper)
+        updates = [ClientUpdate(p, 1 / 3, {"adapter": a}) for p, a in zip(peers, sent, strict=True)]
+        return method.aggregate(0, method.init(template, peers), updates)["adapter"].layers["w"]
+
+    ours, theirs = played(), played(rescale=True)
+    assert (lr.dist2(ours, theirs) / lr.norm(ours) ** 2).sqrt().item() == pytest.approx(0.20, abs=0.005)
+
+
+def test_the_released_settings_are_a_config() -> None:
+    path = Path(__file__).resolve().parents[2] / "experiments" / "subspace_reg" / "released.yaml"
+    config = load_config(path)
+    assert config.build_method() == get_method("subspace_reg", rescale=True, norm_cap=15)
+    assert config.training.build().local_steps == 4
 
 
 @pytest.mark.parametrize("gauge", [*GAUGES, "keep"])

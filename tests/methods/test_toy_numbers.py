@@ -132,8 +132,7 @@ def test_raw_factors_depend_on_the_receiver_hetero_G7(rank: int, expected: float
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_effective_factors_do_not_hetero_G7(rank: int) -> None:
     found = play(get_method("zeropad"), SIXTEEN, [0.5, 0.5], Peer(9, rank, lora_alpha=16.0), lora_alpha=16.0)
-    assert float(found[0, 0]) == pytest.approx(0.25 * (4 + 2 * 8**0.5) * (4 + 8**0.5), rel=1e-12)
-    assert float(found[0, 0]) == pytest.approx(16.4853, abs=1e-4)
+    close(found, matrix([16, 0], [0, 0]))  # with all of the scale on B; a root of it on each factor would give 16.4853
 
 
 FOUR_TWO_ONE = one_layer(torch.eye(3).double(), torch.diag(torch.tensor([4.0, 2.0, 1.0])).double() * 3 / 16, 16 / 3)

@@ -38,6 +38,18 @@ def test_a_loaded_adapter_adds_its_delta_to_the_weights(case, randomised, logits
     assert {x.rank for x in adapted.live().layers.values()} == {rank}
 
 
+@pytest.mark.parametrize("name", ["linear", "embedding"])
+def test_one_seed_gives_one_A_whatever_the_dtype_of_the_base(name, request):
+    case = request.getfixturevalue(name)
+    narrow = case.adapted().initial(case.peer(3), seed=5)
+    wide = PeftAdaptedModel(case.model().double(), case.lora()).initial(case.peer(3), seed=5)
+    half = PeftAdaptedModel(case.model().to(torch.bfloat16), case.lora()).initial(case.peer(3), seed=5)
+    for n, x in wide.layers.items():
+        assert x.dtype == torch.float64
+        assert torch.equal(x.A, narrow.layers[n].A.double())
+        assert torch.equal(half.layers[n].A, narrow.layers[n].A)
+
+
 def test_load_copies_and_live_is_what_trains(linear, randomised):
     adapted = linear.adapted()
     adapter = randomised(adapted.initial(linear.peer(4)))

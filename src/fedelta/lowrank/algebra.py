@@ -79,10 +79,11 @@ def bands(x: LoRA, edges: Sequence[int]) -> list[LoRA]:
     return [components(x, low, high) for low, high in pairwise([0, *edges, x.rank]) if high > low]
 
 
-def rescale(x: LoRA, scale: float, *, on: SigmaOn = "both") -> LoRA:
+def rescale(x: LoRA, scale: float, *, on: SigmaOn = "B") -> LoRA:
     """The same dW written with another scale; the very same tensors where the scale is already that.
 
-    `on` says which factor takes the ratio s / s': "both" puts its square root on each.
+    `on` says which factor takes the ratio s / s': "both" puts its square root on each. A component whose column of B is zero
+    keeps its row of A whatever `on` says: dW would not show the ratio, and rows that are common to all stay common.
 
     Raises:
         ValueError: for a scale that cannot write dW: zero, or of the other sign where a square root is to be taken.
@@ -92,9 +93,11 @@ def rescale(x: LoRA, scale: float, *, on: SigmaOn = "both") -> LoRA:
     if scale == 0 or (on == "both" and x.scale / scale < 0):
         raise ValueError(f"a delta of scale {x.scale} cannot be written with scale {scale}; check lora_alpha")
     ratio = x.scale / scale
-    if on == "both":
-        return LoRA(x.B * ratio**0.5, x.A * ratio**0.5, scale)
-    return LoRA(x.B * ratio, x.A, scale) if on == "B" else LoRA(x.B, x.A * ratio, scale)
+    if on == "B":
+        return LoRA(x.B * ratio, x.A, scale)
+    idle = ~x.B.any(dim=0)
+    B, A = (x.B * ratio**0.5, x.A * ratio**0.5) if on == "both" else (x.B, x.A * ratio)
+    return LoRA(B, torch.where(idle[:, None], x.A, A), scale)
 
 
 def inner(x: LoRA, y: LoRA) -> Tensor:

@@ -9,8 +9,6 @@ from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, merge
 from fedelta.method import Method, State
-from fedelta.peers import Peer, slice_for
-from fedelta.tree import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +32,6 @@ class DampedMean(Method):
 
     paper = "an example to copy"
     coordinates = "factors"
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         def rule(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:

@@ -9,8 +9,8 @@ from typing import Protocol, cast
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, merge
 from fedelta.method import Client, Method, State
-from fedelta.peers import Peer, at_largest, slice_for
-from fedelta.tree import Adapter, Message
+from fedelta.peers import Peer
+from fedelta.tree import Adapter
 
 
 class PoolingClient(Client, Protocol):
@@ -48,12 +48,6 @@ class Centralised(Method):
                 f"centralised trains one client on pooled data, got {len(peers)} peers; give the engine "
                 "what method.population(clients) returns"
             )
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         return {"adapter": merge(_only, updates, state["adapter"])}

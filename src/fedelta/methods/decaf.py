@@ -12,8 +12,8 @@ from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, merge
 from fedelta.method import Method, State
-from fedelta.peers import Peer, at_largest
-from fedelta.tree import Adapter, Message, map_named
+from fedelta.peers import Peer
+from fedelta.tree import Message, map_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,8 @@ class DeCAF(Method):
         mixing          M_i = sum_j W_ij s_j B_j A_j;   U S V^T = SVD(M_i / s_i)
                         B_i <- U_r S_r^1/2,   A_i <- S_r^1/2 V_r^T
         travels         A, B and head to every neighbour, never dW
-        scale           every B_j A_j is multiplied by its sender's s_j, the result divided by the receiver's s_i
+        scale           every B_j A_j is multiplied by its sender's s_j, the result divided by the receiver's s_i; where
+                        B = 0, A stays as it is
 
     The SVD is that of the stacked factors (thin QR and a small core), not of a dense matrix. A component without a singular
     value keeps a live row of A: with the square root on both sides it would be zero twice and never train again.
@@ -50,14 +51,11 @@ class DeCAF(Method):
     hetero_rank = True
     decentralised = True
 
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         def fit(layer: str, x: LoRA) -> LoRA:
             rank = to.rank_of(layer)
             scale = to.scale_of(layer, rank)
-            return lr.rescale(x, scale) if rank == x.rank else lr.truncate(x, rank, scale=scale, sigma_on="both")
+            return lr.rescale(x, scale, on="both") if rank == x.rank else lr.truncate(x, rank, scale=scale, sigma_on="both")
 
         return {"adapter": map_named(fit, state["adapter"])}
 

@@ -9,8 +9,6 @@ from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, merge
 from fedelta.method import Method, State
-from fedelta.peers import Peer, at_largest, slice_for
-from fedelta.tree import Adapter, Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +20,8 @@ class FedAvg(Method):
         client k        trains A and B from what it got
         server          B <- sum_k p_k B_k,   A <- sum_k p_k A_k,   head <- sum_k p_k head_k
         travels         A, B and head, up and down
-        scale           part of the value: factors with another scale s_k are first multiplied by sqrt(s_k / s), which is
-                        exactly 1 in the paper's case of one scale for all
+        scale           part of the value: a B_k with another scale s_k is first multiplied by s_k / s, which is exactly 1 in
+                        the paper's case of one scale for all; A_k stays as it is
 
     The product of the means is not the mean of the products: it differs by the cross terms B_j A_k, j != k.
 
@@ -38,12 +36,6 @@ class FedAvg(Method):
     decentralised = True
     coordinates = "factors"
     aliases = ("fedit",)
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         return {"adapter": merge(_mean, updates, state["adapter"])}

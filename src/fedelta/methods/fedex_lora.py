@@ -28,7 +28,7 @@ class FedExLoRA(Method):
                         W_0 <- W_0 + sum_k p_k s_k B_k A_k - s B A
         travels         up: A, B and head. Down: the means, and the residual in factors (rank at most the sum of the ranks
                         plus one more), or the sum of all residuals where that is smaller
-        scale           s_k in the residual; factors with another scale are multiplied by sqrt(s_k / s) before their mean
+        scale           s_k in the residual; a B_k with another scale is multiplied by s_k / s before the mean, A_k never
 
     Args:
         residual_rank: keeps only the best approximation of this rank of each residual, which is then no longer exact;

@@ -18,7 +18,6 @@ from fedelta.methods._shared.base_delta import advance, base_for, open_base, ste
 from fedelta.numerics.ajive import Ajive, read_settings
 from fedelta.optim import WarmAdam
 from fedelta.peers import Peer, at_largest, largest
-from fedelta.seeding import SERVER, derive
 from fedelta.tree import Adapter, BaseDelta, Message
 
 
@@ -53,7 +52,9 @@ class FedGaLore(Method):
         side: "galore" projects the shorter side of a weight, "small_state" the longer.
         tie: the side whose basis is frozen for square weights; the paper's text says left, its code right.
         scale: GaLore's alpha, 0.25 in its pre-training: a factor on the learning rate of projected weights.
-        betas, eps: of Adam.
+        betas: of Adam.
+        eps: of Adam, added to the root of the second moment after its bias correction. GaLore's own AdamW adds its 1e-6 before:
+            in step k of a cold start that eps counts 1 / sqrt(1 - b2^k) times as much as one of the same size here.
         state_sync: "ajive" as above. "mean": nu <- sum_k p_k v_k. "block_mean": the same of the mean of v over r, so that
             o numbers travel in place of o r. "none": GaLore at each client without synchronisation. The last three are the
             ablations.
@@ -186,8 +187,7 @@ class FedGaLore(Method):
         weights = shares([u.weight for u, _ in heard])
         sent = [self.sync.read(u, self.projection.coordinates(a), a.dense) for u, a in heard]
         state, sent = self.rule.aligned(state, weights, [a for _, a in heard], sent)
-        seed = derive(state["seed"], t, SERVER, "ajive")
-        values, joint = self.sync.merge(weights, sent, state["second_moment"], state["adapter"], seed=seed)
+        values, joint = self.sync.merge(weights, sent, state["second_moment"], state["adapter"], seed=state["seed"], t=t)
         return {**state, "second_moment": values, "joint_ranks": joint}
 
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:

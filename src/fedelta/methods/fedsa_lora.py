@@ -10,7 +10,7 @@ from fedelta import tree
 from fedelta.merging import ClientUpdate, in_order, merge, unzip
 from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods._shared.one_factor import completed, of_owners
-from fedelta.peers import Peer, at_largest, slice_for, template_for
+from fedelta.peers import Peer, slice_for, template_for
 from fedelta.tree import Adapter, BaseDelta, Message
 
 
@@ -43,11 +43,8 @@ class FedSALoRA(Method):
     one_shot = False
     travels = "A"
 
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return self.upload(slice_for(state["adapter"], to, on="B"))
+        return self.upload(slice_for(state["adapter"], to))
 
     def upload(self, adapter: Adapter) -> Message:
         return {"A": tree.factors(adapter, "A")}

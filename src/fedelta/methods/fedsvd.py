@@ -9,8 +9,9 @@ from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, Method, State
+from fedelta.methods._shared.energy import capped, check_cap
 from fedelta.methods._shared.one_factor import averaged, completed, only
-from fedelta.peers import Peer, at_largest, slice_for
+from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta, Message
 
 
@@ -21,7 +22,7 @@ class FedSVD(Method):
     Algorithm:
         init            A random and common to all, B = 0, one rank r
         client k        trains B (and the head) from what it got; A stays as it is
-        server          B <- sum_k p_k B_k,   head <- sum_k p_k head_k;
+        server          B <- sum_k p_k B_k,   head <- sum_k p_k head_k;   B <- B min(1, c / ||s B A||_F);
                         in a round that re-orthogonalises:  U S V^T = SVD(B A),  B = U S,  A = V^T
         travels         B and head up; A, B and head down
         scale           s_k on B alone, so that A stays common: B <- sum_k p_k (s_k / s) B_k
@@ -32,8 +33,10 @@ class FedSVD(Method):
     comes from making the first A orthonormal. Under Adam, whose steps depend on coordinates, the two part.
 
     Args:
-        period: rounds from one SVD to the next.
+        period: rounds from one SVD to the next, counted from the first round of the run, as in the authors' code.
         warmup_rounds: first rounds without any SVD, which are plain `ffa_lora`.
+        norm_cap: c, per layer, on the mean; None for no cap. The authors have none: it belongs to the baseline of this name in
+            the code released with Subspace-Reg, which has 15 or 25.
 
     Where B A has a lower rank than r, the other rows of A stay in the old span here; a dense SVD would give arbitrary ones.
     The authors keep the head frozen at random; to do so, leave it out of modules_to_save.
@@ -45,6 +48,7 @@ class FedSVD(Method):
 
     period: int = 1
     warmup_rounds: int = 0
+    norm_cap: float | None = None
 
     paper = "Lee et al. 2025, FedSVD, arXiv 2505.12805"
     reported = (
@@ -55,6 +59,7 @@ class FedSVD(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_cap(self.norm_cap)
         if self.period < 1 or self.warmup_rounds < 0:
             raise ValueError(
                 f"FedSVD needs period >= 1 and warmup_rounds >= 0, got period {self.period} and "
@@ -68,12 +73,6 @@ class FedSVD(Method):
             if rank > x.shape[1]:
                 raise ValueError(f"layer {layer!r}: fedsvd needs a rank of at most d_in = {x.shape[1]}, got {rank}")
 
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to, on="B")}
-
     def upload(self, adapter: Adapter) -> Message:
         return only("B", adapter)
 
@@ -82,11 +81,12 @@ class FedSVD(Method):
 
     def orthogonalises(self, t: int) -> bool:
         """Whether round t ends with an SVD."""
-        done = t + 1 - self.warmup_rounds
-        return done > 0 and done % self.period == 0
+        done = t + 1
+        return done > self.warmup_rounds and done % self.period == 0
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         mean = averaged("B", updates, state["adapter"], equal_ranks=True)
+        mean = tree.map(lambda x: capped(x, self.norm_cap), mean)
         return {"adapter": tree.map(lr.orthonormal_rows, mean) if self.orthogonalises(t) else mean}
 
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:

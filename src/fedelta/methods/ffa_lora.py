@@ -9,7 +9,7 @@ from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods._shared.one_factor import averaged, completed, only
-from fedelta.peers import Peer, at_largest, slice_for, template_for
+from fedelta.peers import Peer, slice_for, template_for
 from fedelta.tree import Adapter, BaseDelta, Message
 
 
@@ -40,11 +40,8 @@ class FFALoRA(Method):
     coordinates = "factors"
     travels = "B, head"
 
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return self.upload(slice_for(state["adapter"], to, on="B"))
+        return self.upload(slice_for(state["adapter"], to))
 
     def upload(self, adapter: Adapter) -> Message:
         return only("B", adapter)

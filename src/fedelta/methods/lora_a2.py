@@ -12,7 +12,7 @@ from fedelta.merging import ClientUpdate, in_order, unzip
 from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods._shared.components import best, check_kept, only_at, put, scores, take
 from fedelta.methods._shared.one_factor import averaged, completed, only
-from fedelta.peers import Peer, at_largest, slice_for
+from fedelta.peers import Peer, slice_for
 from fedelta.tree import Adapter, BaseDelta, Factor, Message
 
 
@@ -28,7 +28,7 @@ class LoRAA2(Method):
                         back to what it got, and trains F at the kept components, and the head
         server          F <- F + sum_k p_k dF_k, where a component that a client did not keep counts as zero
         travels         the kept components of F, their numbers, and the head up; A, B and head down
-        scale           on F alone, so that the other factor stays common
+        scale           on B alone, so that all have the server's A; a mean of A takes the A_k as they are
 
     B goes first: while B = 0 the gradient of A is zero.
 
@@ -76,12 +76,6 @@ class LoRAA2(Method):
         """The factor that round t trains."""
         return "B" if t % 2 == 0 else "A"
 
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to, on=self.factor(t))}
-
     def upload(self, adapter: Adapter) -> Message:
         return only(self.factor(0), adapter)
 
@@ -114,7 +108,7 @@ class LoRAA2(Method):
             return update
         which, who = self.factor(t), f"client {update.sender.id}"
         sent, kept = update.content[which], update.content["kept"]
-        whole = tree.factors(slice_for(state["adapter"], update.sender, on=which), which)
+        whole = tree.factors(slice_for(state["adapter"], update.sender), which)
         for part in (sent, kept):
             tree.check_names(part, whole, who, "the server", "layers")
         for layer, x in whole.items():

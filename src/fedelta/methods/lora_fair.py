@@ -15,8 +15,6 @@ from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, merge
 from fedelta.method import Method, State
 from fedelta.methods._shared.padding import padded_mean
-from fedelta.peers import Peer, at_largest, slice_for
-from fedelta.tree import Adapter, Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +28,7 @@ class LoRAFAIR(Method):
                         "ridge":   dB = argmin ||M - (B' + dB) A||^2 + lam ||dB||^2 = (M - B' A) A^T (A A^T + lam I)^-1;
                         "cosine":  dB = argmin 1 - cos(M, (B' + dB) A) + lam ||dB||;      B <- B' + dB
         travels         A, B and head, up and down
-        scale           s_k in M; factors with another scale are multiplied by sqrt(s_k / s) before their mean
+        scale           s_k in M; a B_k with another scale is multiplied by s_k / s before the mean, A_k never
 
     Args:
         solver: "cosine" is the paper's objective as far as it is known, by descent with a step that halves until the
@@ -63,12 +61,6 @@ class LoRAFAIR(Method):
         super().__post_init__()
         if self.lam < 0 or self.steps < 1:
             raise ValueError(f"LoRAFAIR needs lam >= 0 and steps >= 1, got {self.lam} and {self.steps}")
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         return {"adapter": merge(self._corrected, updates, state["adapter"])}

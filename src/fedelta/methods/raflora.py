@@ -32,7 +32,8 @@ class RaFLoRA(Method):
                         head <- sum_k p_k head_k
         redistribution  to rank r:  B = U_r S_r^1/2 / s_r^1/2,  A = S_r^1/2 V_r^T / s_r^1/2
         travels         A, B and head at the client's own rank, up and down
-        scale           every product is multiplied by its client's s_k, both factors are divided by the receiver's root
+        scale           every product is multiplied by its client's s_k, both factors are divided by the receiver's root, but
+                        where B = 0: there A stays as it is, common to all
 
     Where FlexLoRA multiplies a component in every round by the share of examples behind it, and so lets the higher ranks
     fade (rank collapse), here each keeps its full weight. That is not always better: where clients disagree strongly and few

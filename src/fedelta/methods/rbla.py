@@ -10,8 +10,8 @@ from fedelta.merging import ClientUpdate, merge
 from fedelta.method import Method, State
 from fedelta.methods._shared.owners import owner_mean_factors
 from fedelta.methods._shared.padding import ScalePolicy, slice_with, with_scale
-from fedelta.peers import Peer, at_largest
-from fedelta.tree import Adapter, Message
+from fedelta.peers import Peer
+from fedelta.tree import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class RBLA(Method):
                         B[:, i] <- sum_k q_k B_k[:, i],   A[i, :] <- sum_k q_k A_k[i, :];   head <- sum_k p_k head_k
         redistribution  the first r columns of B and rows of A
         travels         A, B and head at the client's own rank, up and down
-        scale           factors are multiplied by sqrt(s_k / s_max) before the mean and by sqrt(s_max / s_r) on the way back
+        scale           on B alone: multiplied by s_k / s_max before the mean and by s_max / s_r on the way back; A as it is
 
     Components do not fade, as they do in `zeropad`; the cross terms of a mean of factors stay. A component without an owner in
     the round keeps its last value (ours); in gossip, owners agree on it only as far as they are linked. `raflora` is the same
@@ -46,9 +46,6 @@ class RBLA(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return {"adapter": slice_with(state["adapter"], to, self.scale_policy)}

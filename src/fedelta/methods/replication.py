@@ -41,7 +41,7 @@ class Replication(Method):
                         A likewise by rows;   head <- sum_k p_k head_k
         redistribution  the first r columns of B and rows of A, r being the client's present rank
         travels         A, B and head at the client's present rank, up and down
-        scale           factors are multiplied by sqrt(s_k / s_max) before the mean and by sqrt(s_max / s_r) on the way back
+        scale           on B alone: multiplied by s_k / s_max before the mean and by s_max / s_r on the way back; A as it is
 
     The high rank is each promoted client's own capacity, the rank that it is configured with. Only clients that can hold more
     than `low_rank` are promoted; where nobody can, this is `rbla` at the capacities. The first cohort is scored, whoever is in

@@ -9,7 +9,7 @@ from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods._shared.one_factor import averaged, completed, only
-from fedelta.peers import Peer, at_largest, slice_for, template_for
+from fedelta.peers import Peer, template_for
 from fedelta.tree import Adapter, BaseDelta, Factor, Message
 
 
@@ -23,7 +23,8 @@ class RoLoRA(Method):
         client k        trains F and the head from what it got; the other factor stays as it is
         server          F <- sum_k p_k F_k,   head <- sum_k p_k head_k
         travels         F and head up; A, B and head down, since a client may have missed rounds
-        scale           on F alone, so that the other factor stays common: F <- sum_k p_k (s_k / s) F_k
+        scale           on B alone, so that all have the server's A: client k is sent (s / s_k) B; a round of B averages
+                        (s_k / s) B_k, a round of A the A_k as they are, which is the exact mean too
 
     B goes first: while B = 0 the gradient of A is zero.
 
@@ -57,12 +58,6 @@ class RoLoRA(Method):
     def factor(self, t: int) -> Factor:
         """The factor that round t trains."""
         return "B" if t // self.period % 2 == 0 else "A"
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to, on=self.factor(t))}
 
     def upload(self, adapter: Adapter) -> Message:
         return only(self.factor(0), adapter)

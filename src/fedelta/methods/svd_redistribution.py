@@ -27,7 +27,8 @@ class SVDRedistribution(Method):
         server          M = sum_k p_k s_k B_k A_k;   M <- M min(1, c / ||M||_F);   U S V^T = SVD(M / s)
         redistribution  B = rho U_r S_r^1/2,  A = rho S_r^1/2 V_r^T,  rho^2 = ||M||_F / ||s U_r S_r V_r^T||_F
         travels         A, B and head, up and down
-        scale           s_k before the mean, the receiver's s after the SVD
+        scale           s_k before the mean, the receiver's s after the SVD, its root on each factor; where B = 0, A stays as
+                        it is, common to all
 
     With rho the result is not the best approximation of M: the kept singular values are inflated so that they hide the
     energy of those that were cut.

@@ -11,7 +11,6 @@ from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, in_order, merge
 from fedelta.method import Client, ClientState, Method, State
-from fedelta.peers import Peer, at_largest, slice_for
 from fedelta.tree import Adapter, BaseDelta, Factor, Message
 
 
@@ -25,7 +24,7 @@ class TadLoRA(Method):
         node i          trains F (and the head) from what it has; the other factor stays as it is
         mixing          B_i <- sum_j W_ij B_j,   A_i <- sum_j W_ij A_j,   head likewise
         travels         A, B and head to every neighbour in every round; half of it is what RoLoRA sends
-        scale           part of the value: factors with another scale s_j are first multiplied by sqrt(s_j / s_i)
+        scale           part of the value: a B_j with another scale s_j is first multiplied by s_j / s_i; A_j stays as it is
         T               round(c / sqrt(1 - rho_sq)) within [1, R / 2]: the sparser the graph, the longer a factor stays
 
     B goes first: while B = 0 the gradient of A is zero.
@@ -77,12 +76,6 @@ class TadLoRA(Method):
         if self.interval is None:
             raise ValueError("tad_lora has no interval yet: call for_topology, which an engine does, or give interval")
         return "B" if t // self.interval % 2 == 0 else "A"
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
-
-    def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        return {"adapter": slice_for(state["adapter"], to)}
 
     def upload(self, adapter: Adapter) -> Message:
         return {"layers": adapter.layers} if self.freeze_head else {"adapter": adapter}

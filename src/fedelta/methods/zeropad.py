@@ -10,8 +10,8 @@ from typing import Literal
 from fedelta.merging import ClientUpdate, merge
 from fedelta.method import Method, State
 from fedelta.methods._shared.padding import ScalePolicy, padded_mean, slice_with
-from fedelta.peers import Peer, at_largest
-from fedelta.tree import Adapter, Message
+from fedelta.peers import Peer
+from fedelta.tree import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class ZeroPad(Method):
         server          B <- sum_k w_k [B_k 0],   A <- sum_k w_k [A_k; 0]
         redistribution  the first r columns of B and rows of A
         travels         A, B and head at the client's own rank, up and down
-        scale           factors are multiplied by sqrt(s_k / s_max) before the mean and by sqrt(s_max / s_r) on the way back
+        scale           on B alone: multiplied by s_k / s_max before the mean and by s_max / s_r on the way back; A as it is
 
     A component that one client in K owns shrinks to 1/K of itself in each round: that is the method, and why others exist.
 
@@ -49,9 +49,6 @@ class ZeroPad(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
-
-    def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return {"adapter": slice_with(state["adapter"], to, self.scale_policy)}

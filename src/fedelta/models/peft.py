@@ -219,8 +219,9 @@ class PeftAdaptedModel:
         draw, factor, shift = (
             (torch.randn, 1.0, 0.0) if name in self.layout.embeddings else (torch.rand, 2 * i**-0.5, -(i**-0.5))
         )
-        rows = [draw(i, generator=generator, dtype=self.dtype) * factor + shift for _ in range(rank)]
-        return LoRA(torch.zeros(o, rank, dtype=self.dtype), torch.stack(rows), peer.scale_of(name, rank))
+        # In float32 whatever the base, since another dtype would take other numbers out of the same stream.
+        rows = [draw(i, generator=generator, dtype=torch.float32) * factor + shift for _ in range(rank)]
+        return LoRA(torch.zeros(o, rank, dtype=self.dtype), torch.stack(rows).to(self.dtype), peer.scale_of(name, rank))
 
     def _parameter(self, value: Tensor) -> nn.Parameter:
         # contiguous, since the bits of a product depend on the memory layout of its factors

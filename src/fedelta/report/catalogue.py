@@ -76,7 +76,9 @@ def _entry(name: str, cls: type[Method]) -> str:
 
 
 def _block(text: str) -> str:
-    """A paragraph of a docstring: algorithm boxes as they stand, arguments as a list."""
+    """A paragraph of a docstring: algorithm boxes and tables as they stand, arguments as a list."""
+    if text.startswith("|"):
+        return text
     head, _, rest = text.partition("\n")
     if head == "Algorithm:":
         return f"```text\n{dedent(rest)}\n```"

@@ -202,7 +202,7 @@ def scale(battery: Battery) -> None:
     """Clients that send one delta under unequal lora_alpha all get it back, each under its own."""
     one, alphas = battery.draw((3,), (6.0,)), [6.0, 12.0, 24.0]
     expected = battery.deltas(one.states[0], 6.0)
-    x = Inputs([_rescaled(one.states[0], 6.0 / a, battery.exact) for a in alphas], alphas, [3] * 3, [0.5, 0.3, 0.2])
+    x = Inputs([_rescaled(one.states[0], 6.0 / a) for a in alphas], alphas, [3] * 3, [0.5, 0.3, 0.2])
     results = battery.call(x)
     single = all(r is results[0] for r in results)
     for k in range(1 if single else 3):
@@ -313,11 +313,9 @@ def _read(state: StateDict) -> dict[str, LoRA]:
     return {n: LoRA(state[_key(n, "B")], state[_key(n, "A")]) for n in SHAPES}
 
 
-def _rescaled(state: StateDict, factor: float, on_B: bool) -> dict[str, Tensor]:
-    """The state with dW divided by what another lora_alpha puts on it: on B, or its root on both factors."""
-    return {
-        k: x * (factor if on_B else factor**0.5) if on_B is False or ".lora_B." in k else x.clone() for k, x in state.items()
-    }
+def _rescaled(state: StateDict, factor: float) -> dict[str, Tensor]:
+    """The state with B divided by what another lora_alpha puts on dW; A stays common, as a mean of factors needs it."""
+    return {k: x * factor if ".lora_B." in k else x.clone() for k, x in state.items()}
 
 
 def _demand_layout(found: StateDict, sent: StateDict) -> None:

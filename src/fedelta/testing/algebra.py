@@ -90,12 +90,11 @@ class _Planted:
         peers = [Peer(k, r, **f) for (k, r), f in zip(enumerate((2, 3, 4) if any_rank else (4, 4, 4)), fields, strict=True)]
         common = random_adapter(2, seed=scene.seed + 3)
         template = replace(toy_template(4, seed=scene.seed), dense=common.dense)
-        side = "both" if scene.method.coordinates == "factors" and not scene.common_A else "B"
 
         def write(layer: str, x: LoRA, peer: Peer) -> LoRA:
             rank = peer.rank_of(layer)
             rows = template.layers[layer].A[:rank] if scene.common_A else lr.pad(x, rank).A
-            return lr.rescale(LoRA(lr.pad(x, rank).B, rows, x.scale), peer.scale_of(layer, rank), on=side)
+            return lr.rescale(LoRA(lr.pad(x, rank).B, rows, x.scale), peer.scale_of(layer, rank))
 
         return cls(peers, template, [tree.map_named(lambda n, x, p=p: write(n, x, p), common) for p in peers])
 

@@ -1,6 +1,6 @@
 """FedGaLore: LoRA with a frozen orthonormal factor is GaLore; bases, moments and bytes over rounds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,9 @@ from fedelta.exchange import wire
 from fedelta.lowrank import LoRA
 from fedelta.method import Method
 from fedelta.methods import get_method
+from fedelta.methods._fedgalore import moments as _moments
 from fedelta.methods._fedgalore.galore import seeded_basis, transport
-from fedelta.methods._fedgalore.moments import Domain, common_bases, mean_moments, shared_moments
+from fedelta.methods._fedgalore.moments import Domain, Synchroniser, common_bases, mean_moments, shared_moments
 from fedelta.methods._fedgalore.projection import Projection, sketch
 from fedelta.models.toy import SIZES, toy_federation, toy_template
 from fedelta.numerics.ajive import Ajive, decompose
@@ -281,6 +282,21 @@ def test_spikes_of_one_client_are_kept_out_galore_A4() -> None:
     spiked = [(row, k % 8) for k in range(6) for row in range(20 * k, 20 * k + 3)]
     worst, worst_mean = (max(float(v[at] / true[at]) for at in spiked) for v in (found, mean))
     assert worst < 0.5 * worst_mean
+
+
+def test_draws_of_a_layer_do_not_depend_on_the_layers_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = [{n: profile(k)[1][0] for n in ("early", "late")} for k in range(3)]
+
+    def draws(layers: Sequence[str], seed: int = 0, t: int = 0) -> list[int]:
+        seen: list[int] = []
+        monkeypatch.setattr(_moments, "decompose", lambda xs, settings, *, seed: seen.append(seed))
+        server = Adapter({n: LoRA(torch.zeros(200, 8), torch.zeros(8, 8)) for n in layers})
+        Synchroniser("ajive", Ajive(), "sqrt").merge([1 / 3] * 3, sent, {}, server, seed=seed, t=t)
+        return seen
+
+    early, late = draws(["early", "late"])
+    assert draws(["late"]) == [late]
+    assert len({early, late, *draws(["late"], seed=1), *draws(["late"], t=1)}) == 4
 
 
 @pytest.mark.parametrize("domain", ["sqrt", "raw"])

@@ -20,6 +20,7 @@ from fedelta.merging import ClientUpdate
 from fedelta.methods._fedgalore.galore import completed_basis, transport
 from fedelta.methods._shared.owners import owner_mean
 from fedelta.numerics.ajive import Ajive, decompose
+from fedelta.seeding import SERVER, derive
 from fedelta.tree import Adapter, Message, Tensors
 
 Domain: TypeAlias = Literal["sqrt", "raw"]
@@ -61,19 +62,21 @@ class Synchroniser:
         return update.content["second_moment"]
 
     def merge(
-        self, weights: Sequence[float], sent: Sequence[Tensors], old: Tensors, server: Adapter, *, seed: int
+        self, weights: Sequence[float], sent: Sequence[Tensors], old: Tensors, server: Adapter, *, seed: int, t: int
     ) -> tuple[dict[str, Tensor], dict[str, int]]:
         """The next moments, at the server's ranks, and for "ajive" by layer the joint rank; dense tensors get the mean.
 
-        `old` are those of before, for columns that nobody has who sent any.
+        `old` are those of before, for columns that nobody has who sent any. AJIVE's draws depend on the run's seed, the round t
+        and the layer's name.
         """
         values = tree.mean(weights, [{n: v[n] for n in server.dense} for v in sent])
         joint: dict[str, int] = {}
-        for at, (n, x) in enumerate(server.layers.items()):
+        for n, x in server.layers.items():
             blocks, rank = [v[n] for v in sent], 1 if self.kind == "block_mean" else x.rank
             if self.kind == "ajive":
+                draws = derive(seed, t, SERVER, "ajive", n)
                 values[n], joint[n] = shared_moments(
-                    weights, blocks, rank, old.get(n), settings=self.settings, domain=self.domain, seed=seed + at
+                    weights, blocks, rank, old.get(n), settings=self.settings, domain=self.domain, seed=draws
                 )
             else:
                 values[n] = mean_moments(weights, blocks, rank, old.get(n))

@@ -10,8 +10,10 @@ from fedelta.lowrank import LoRA
 
 def capped(x: LoRA, cap: float | None) -> LoRA:
     """x brought to the Frobenius norm `cap` if it has a larger one."""
+    if cap is None:
+        return x
     size = float(lr.norm(x))
-    return x if cap is None or size <= cap else lr.with_factor(x, "B", x.B * (cap / size))
+    return x if size <= cap else lr.with_factor(x, "B", x.B * (cap / size))
 
 
 def with_norm_of(x: LoRA, like: LoRA) -> LoRA:

@@ -19,14 +19,14 @@ def only(which: Factor, adapter: Adapter) -> Message:
 
 
 def completed(which: Factor, update: ClientUpdate, server: Adapter) -> Adapter:
-    """What an upload of one factor means: the other one is the leading components of the server's."""
+    """What an upload of one factor means: the other one is what the sender was sent, as `slice_for` has it."""
     sent, who = update.content[which], f"client {update.sender.id}"
     tree.check_names(sent, server.layers, who, "the server", "layers")
 
     def complete(layer: str, old: LoRA) -> LoRA:
         rank = sent[layer].shape[1 if which == "B" else 0]
-        own = lr.with_factor(lr.components(old, 0, rank), which, sent[layer])
-        return LoRA(own.B, own.A, update.sender.scale_of(layer, rank))
+        held = lr.rescale(lr.components(old, 0, rank), update.sender.scale_of(layer, rank))
+        return lr.with_factor(held, which, sent[layer])
 
     return Adapter(tree.map_named(complete, server).layers, update.content["dense"], server.base)
 
@@ -34,8 +34,8 @@ def completed(which: Factor, update: ClientUpdate, server: Adapter) -> Adapter:
 def averaged(which: Factor, updates: Sequence[ClientUpdate], server: Adapter, *, equal_ranks: bool = False) -> Adapter:
     """The server's adapter with the mean of the factor that was sent: each component's over the clients that have it.
 
-    A change of scale goes to that factor, so that the other one stays common. Exact at equal ranks: the mean of the factor is
-    then the mean of the deltas; `equal_ranks` refuses others.
+    A change of scale goes to B, which leaves A as it was sent. Exact at equal ranks: the mean of the factor is then the mean of
+    the deltas; `equal_ranks` refuses others.
     """
     unzip(updates, which)  # names a sender whose content lacks the factor
     adapters = [completed(which, u, server) for u in in_order(updates)]
@@ -47,7 +47,7 @@ def _mean_of(which: Factor, equal_ranks: bool, weights: Sequence[float], xs: Seq
         raise ValueError(
             f"needs rank {old.rank} of all, got {[x.rank for x in xs]}; use a method for unequal ranks: zeropad or flexlora"
         )
-    return of_owners(which, weights, [lr.rescale(x, old.scale, on=which) for x in xs], old)
+    return of_owners(which, weights, [lr.rescale(x, old.scale) for x in xs], old)
 
 
 def of_owners(which: Factor, weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:

@@ -18,7 +18,7 @@ from fedelta.tree import Adapter
 ScalePolicy: TypeAlias = Literal["effective", "raw"]
 """What happens to factors whose scale is not the server's.
 
-"effective" keeps dW: each factor is multiplied by sqrt(s_k / s). "raw" averages and slices the bare factors, as published
+"effective" keeps dW: B is multiplied by s_k / s, and A stays as it is. "raw" averages and slices the bare factors, as published
 codes do, so that dW changes with the receiver's scale.
 """
 
