@@ -64,7 +64,7 @@ class Visit:
     down: int
     up: int | None = None
     update: ClientUpdate | None = None
-    size: Size = Size()
+    size: Size = field(default_factory=Size)
     client_state: ClientState = field(default_factory=dict[str, Any])
     base_version: int = 0
     reason: str | None = None

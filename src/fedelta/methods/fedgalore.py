@@ -25,7 +25,7 @@ from fedelta.method import (
 )
 from fedelta.methods._base import advance, base_for, open_base, step_entries
 from fedelta.methods._bases import RULES, BasisName, BasisRule, Beginning
-from fedelta.methods._galore import Projection
+from fedelta.methods._galore import Projection, check_sketch
 from fedelta.methods._moments import Domain, StateSync, Synchroniser, shares
 from fedelta.optim import WarmAdam
 from fedelta.seeding import SERVER, derive
@@ -178,7 +178,8 @@ class FedGaLore(Method):
             self.sync.read(update, self.projection.coordinates(adapter), adapter.dense)
         if "num_steps" in content:
             check_count(content["num_steps"], "steps", who)
-        self.rule.check_sent(content, state["adapter"], who)
+        if "sketch" in content:
+            check_sketch(content["sketch"], state["adapter"], who)
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         updates = in_order(updates)
