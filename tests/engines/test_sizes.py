@@ -233,7 +233,7 @@ def test_a_state_that_fails_twice_ends_the_run_at_the_last_good_one() -> None:
     run = federate(Overflowing(clients=(0, 1, 2, 3)), federation("fedavg", 1.0), rounds=3)
     first = next(run)
     with pytest.raises(
-        QuorumError, match="(?s)round 1: the updates cannot be aggregated; the state before it stays.*without client"
+        QuorumError, match=r"(?s)round 1: the updates cannot be aggregated; the state before it stays.*without client"
     ):
         next(run)
     assert all(bool(torch.isfinite(x).all()) for _, x in tree.named_tensors(first.snapshot.state))
@@ -259,21 +259,14 @@ def test_a_fault_of_the_disk_is_nobodys_update() -> None:
         list(federate(Unreadable(), federation("fedavg", 1.0), rounds=1))
 
 
-@pytest.mark.parametrize("name", ["fedavgm", "fedadagrad", "fedadam", "fedyogi"])
-def test_moments_that_overflow_are_a_failure(name: str) -> None:
+@pytest.mark.parametrize("name", ["fedadagrad", "fedadam", "fedyogi"])
+def test_second_moments_that_overflow_are_a_failure(name: str) -> None:
     """A second moment of Inf would stop its tensor for good: m / sqrt(Inf) is zero, and finite."""
-    method = get_method(name)
-    clients = toy_federation(dtype=torch.float32)
+    method, clients = get_method(name), toy_federation(dtype=torch.float32)
     done = next(iter(federate(method, clients, rounds=1)))
-    for scale in (1e25, 3e38):
-        huge = [replace(u, content=tree.map_tensors(lambda x, s=scale: torch.full_like(x, s), u.content)) for u in done.updates]
-        if name == "fedavgm" and scale < 1e30:  # nothing is squared
-            continue
-        with pytest.raises(ValueError, match=r"memory: .*/v holds \d+ NaN or Inf|memory: .* NaN or Inf"):
-            state = done.state
-            for t in (1, 2, 3):
-                state = method.aggregate(t, state, huge)
-                huge = [replace(u, content=tree.map_tensors(torch.neg, u.content)) for u in huge]
+    huge = [replace(u, content=tree.map_tensors(lambda x: x + 1e25, u.content)) for u in done.updates]
+    with pytest.raises(ValueError, match=r"memory: hidden.lora_A/v holds \d+ NaN or Inf"):
+        method.aggregate(1, done.state, huge)
 
 
 # --- without a server ------------------------------------------------------------------------------------------------
@@ -363,7 +356,7 @@ def test_steps_that_cannot_be_are_refused(steps: Any) -> None:
 def test_examples_that_cannot_be_are_refused_before_the_first_round(examples: Any) -> None:
     clients = toy_federation((2, 2, 2))
     clients[1].peer = replace(clients[1].peer, num_examples=examples)
-    with pytest.raises(ValueError, match="client 1 claims .* examples"):
+    with pytest.raises(ValueError, match=r"client 1 claims .* examples"):
         federate(FedAvg(), clients, rounds=1)
 
 

@@ -13,7 +13,7 @@ from fedelta.method import Client, ClientState, Method, State, check_count
 from fedelta.methods._fedgalore.bases import RULES, BasisName, BasisRule, Beginning
 from fedelta.methods._fedgalore.galore import Side, Tie
 from fedelta.methods._fedgalore.moments import Domain, StateSync, Synchroniser, shares
-from fedelta.methods._fedgalore.projection import Projection
+from fedelta.methods._fedgalore.projection import Projection, check_sketch
 from fedelta.methods._shared.base_delta import advance, base_for, open_base, step_entries
 from fedelta.numerics.ajive import Ajive, read_settings
 from fedelta.optim import WarmAdam
@@ -169,7 +169,8 @@ class FedGaLore(Method):
             self.sync.read(update, self.projection.coordinates(adapter), adapter.dense)
         if "num_steps" in content:
             check_count(content["num_steps"], "steps", who)
-        self.rule.check_sent(content, state["adapter"], who)
+        if "sketch" in content:
+            check_sketch(content["sketch"], state["adapter"], who)
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         updates = in_order(updates)

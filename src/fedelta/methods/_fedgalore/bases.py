@@ -73,9 +73,6 @@ class BasisRule(ABC):
         """The state with the basis on which moments are to be merged, and the clients' moments on that basis."""
         return state, sent
 
-    def check_sent(self, content: Message, server: Adapter, who: str) -> None:
-        """Raises ValueError for entries of an upload that `refreshed` could not use."""
-
     def refreshed(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         """The state after round t, on another basis if it is time."""
         return state
@@ -139,17 +136,6 @@ class ServerBasis(BasisRule):
         bases = down["basis"] or self.projection.drawn(like, down["seed"], 0, down["rank"])
         extra = {"sketch": self._seen(t, down, like, client)} if down["sketch"] else {}
         return Beginning(self.projection.start(like, bases), down["second_moment"], extra)
-
-    def check_sent(self, content: Message, server: Adapter, who: str) -> None:
-        if "sketch" not in content:
-            return
-        tree.check_names(content["sketch"], server.layers, who, "the server", "layers")
-        for name, x in content["sketch"].items():
-            if not isinstance(x, LoRA) or x.shape != server.layers[name].shape or x.A.dtype != x.B.dtype:
-                raise ValueError(
-                    f"layer {name!r}: {who} sent no sketch of a gradient of shape {server.layers[name].shape}; send what "
-                    "`sketch` returns"
-                )
 
     def refreshed(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         state, heard = _timed(state, updates), [u for u in updates if "sketch" in u.content]

@@ -141,5 +141,16 @@ def sketch(client: Client, t: int, like: Adapter, base: BaseDelta, seed: int, po
     return {n: LoRA(P[n].to(Z[n]), Z[n].mT.contiguous()) for n in Z}
 
 
+def check_sketch(sent: Mapping[str, LoRA], server: Adapter, who: str) -> None:
+    """Raises ValueError unless `sent` is a sketch of the gradients at the server's layers."""
+    tree.check_names(sent, server.layers, who, "the server", "layers")
+    for name, x in sent.items():
+        if x.shape != server.layers[name].shape or x.A.dtype != x.B.dtype:
+            raise ValueError(
+                f"layer {name!r}: {who} sent no sketch of a gradient of shape {server.layers[name].shape}; send what `sketch` "
+                "returns"
+            )
+
+
 def _orthonormal(columns: Tensors) -> dict[str, Tensor]:
     return {n: torch.linalg.qr(x.to(torch.float64)).Q for n, x in columns.items()}
