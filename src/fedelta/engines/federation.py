@@ -27,35 +27,6 @@ from fedelta.tree import Adapter, BaseDelta
 
 logger = logging.getLogger("fedelta.engines")
 
-<<<<<<< HEAD
-=======
-Score: TypeAlias = Callable[[Adapter, BaseDelta | None], Mapping[str, float]]
-"""Metrics of a model on the common validation split."""
-
-
-@dataclass(frozen=True, eq=False)
-class Visit:
-    """What came of one client in one round; either `update` or `reason` is None.
-
-    Attributes:
-        peer: the client, with the base version that it held.
-        down, up: bytes sent and received; `up` is None if nothing arrived.
-        update: with weight 0, until the engine knows who else arrived.
-        size: of the update.
-        client_state, base_version: what the client holds after the round.
-        reason: why it is left out.
-    """
-
-    peer: Peer
-    down: int
-    up: int | None = None
-    update: ClientUpdate | None = None
-    size: Size = field(default_factory=Size)
-    client_state: ClientState = field(default_factory=dict[str, Any])
-    base_version: int = 0
-    reason: str | None = None
-
->>>>>>> 4eeb0b1 (moved guards)
 
 @dataclass(eq=False)
 class Federation:
