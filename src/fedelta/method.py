@@ -127,6 +127,8 @@ class Method(ABC):
         personal: participants run different models (`deploy` reads the client's state).
         one_shot: a single aggregation without training makes sense (`fedelta.aggregate`).
         travels: what goes up, in words, for listings.
+        sums: "exact" if the next state needs no more of a cohort than sum_k p_k summand_k, so that updates may be summed before
+            the server sees them; None if it needs single updates.
         aliases: other names of the same method.
         exempt: laws of `fedelta.testing` that the method does not keep, each with the reason, which every report shows.
         lawful: hyper-parameters that the laws are asked with, where a default gives something up on purpose.
@@ -140,6 +142,7 @@ class Method(ABC):
     needs_validation: ClassVar[bool] = False
     personal: ClassVar[bool] = False
     one_shot: ClassVar[bool] = True
+    sums: ClassVar[Literal["exact", "sketch"] | None] = None
     travels: ClassVar[str] = "A, B, head"
     aliases: ClassVar[tuple[str, ...]] = ()
     exempt: ClassVar[Mapping[str, str]] = {}
@@ -194,6 +197,29 @@ class Method(ABC):
     @abstractmethod
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         """The next state. Raises ValueError for updates that do not fit together."""
+
+    def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
+        """Returns what a client adds to the cohort's sum in place of its upload, by flat name; an idle client adds zeros.
+
+        Args:
+            t: the round.
+            down: what the client was sent.
+            up: what `local_update` returned.
+            peer: the client.
+            ranks: by layer, the server's ranks, to which everything is padded; without them the shapes are the client's own.
+
+        Raises:
+            ValueError: for a method that claims no `sums`.
+        """
+        raise ValueError(f"{type(self).__name__} needs single updates, no sum of them: take a method that averages factors")
+
+    def from_mean(self, t: int, state: State, mean: Tensors) -> State:
+        """Returns what `aggregate` would, from the weighted mean of the summands alone.
+
+        Raises:
+            ValueError: for a method that claims no `sums`.
+        """
+        raise ValueError(f"{type(self).__name__} needs single updates, no sum of them: take a method that averages factors")
 
     def deploy(self, down: Message, client_state: ClientState, template: Adapter | None = None) -> Message:
         """What a participant runs: an "adapter" and perhaps a "base".

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, merge
 from fedelta.method import Method, State
+from fedelta.methods._shared.sums import added, summand_of
+from fedelta.peers import Peer
+from fedelta.tree import Message, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +38,17 @@ class FedAvg(Method):
     reported = "none available to us; other papers report it as their baseline"
     decentralised = True
     coordinates = "factors"
+    sums = "exact"
     aliases = ("fedit",)
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         return {"adapter": merge(_mean, updates, state["adapter"])}
+
+    def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
+        return summand_of(down, up, peer, ranks)
+
+    def from_mean(self, t: int, state: State, mean: Tensors) -> State:
+        return {"adapter": added(state["adapter"], mean)}
 
 
 def _mean(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:

@@ -48,6 +48,7 @@ class FedDyn(LocalRule):
     paper = "Acar et al. 2021, FedDyn, arXiv 2111.04263"
     reported = "none collected by us"
     stable = True
+    needs_updates = True
     equal_ranks = True
     exempt: ClassVar[Mapping[str, str]] = {
         "scale": "the server adds what all have moved so far",

@@ -42,6 +42,7 @@ class FedNova(LocalRule):
     paper = "Wang et al. 2020, FedNova, arXiv 2007.07481"
     reported = "none collected by us"
     stable = True
+    needs_updates = True
     equal_ranks = True
     exempt: ClassVar[Mapping[str, str]] = {"scale": "an upload counts by the steps of its training"}
 

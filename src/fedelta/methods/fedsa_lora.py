@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,8 +10,9 @@ from fedelta import tree
 from fedelta.merging import ClientUpdate, in_order, merge, unzip
 from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods._shared.one_factor import completed, of_owners
+from fedelta.methods._shared.sums import added, summand_of
 from fedelta.peers import Peer, slice_for, template_for
-from fedelta.tree import Adapter, BaseDelta, Message
+from fedelta.tree import Adapter, BaseDelta, Message, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class FedSALoRA(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
+    sums = "exact"
     personal = True
     one_shot = False
     travels = "A"
@@ -57,6 +59,12 @@ class FedSALoRA(Method):
         unzip(updates, "A")  # names a sender whose content lacks it
         adapters = [self.position(t, state, u)[0] for u in in_order(updates)]
         return {"adapter": merge(partial(of_owners, "A"), updates, state["adapter"], adapters=adapters)}
+
+    def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
+        return summand_of(down, up, peer, ranks)
+
+    def from_mean(self, t: int, state: State, mean: Tensors) -> State:
+        return {"adapter": added(state["adapter"], mean)}
 
     def deploy(self, down: Message, client_state: ClientState, template: Adapter | None = None) -> Message:
         if template is None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods._shared.one_factor import averaged, completed, only
+from fedelta.methods._shared.sums import added, summand_of
 from fedelta.peers import Peer, slice_for, template_for
-from fedelta.tree import Adapter, BaseDelta, Message
+from fedelta.tree import Adapter, BaseDelta, Message, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class FFALoRA(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
+    sums = "exact"
     travels = "B, head"
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
@@ -57,6 +59,12 @@ class FFALoRA(Method):
         if template is None:
             raise ValueError("ffa_lora never sends A: pass the participant's template to deploy")
         return {"adapter": tree.with_factors(template, "B", down["B"], down["dense"])}
+
+    def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
+        return summand_of(down, up, peer, ranks)
+
+    def from_mean(self, t: int, state: State, mean: Tensors) -> State:
+        return {"adapter": added(state["adapter"], mean)}
 
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
         return completed("B", update, state["adapter"]), None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedelta.lowrank import LoRA
@@ -10,8 +10,9 @@ from fedelta.merging import ClientUpdate, merge
 from fedelta.method import Method, State
 from fedelta.methods._shared.owners import owner_mean_factors
 from fedelta.methods._shared.padding import ScalePolicy, slice_with, with_scale
+from fedelta.methods._shared.sums import added, summand_of
 from fedelta.peers import Peer
-from fedelta.tree import Message
+from fedelta.tree import Message, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class RBLA(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
+    sums = "exact"
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return {"adapter": slice_with(state["adapter"], to, self.scale_policy)}
@@ -55,3 +57,9 @@ class RBLA(Method):
             return owner_mean_factors(weights, [with_scale(x, old.scale, self.scale_policy) for x in xs], old)
 
         return {"adapter": merge(rule, updates, state["adapter"])}
+
+    def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
+        return summand_of(down, up, peer, ranks, raw=self.scale_policy == "raw")
+
+    def from_mean(self, t: int, state: State, mean: Tensors) -> State:
+        return {"adapter": added(state["adapter"], mean, raw=self.scale_policy == "raw")}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods._shared.one_factor import averaged, completed, only
+from fedelta.methods._shared.sums import added, summand_of
 from fedelta.peers import Peer, template_for
-from fedelta.tree import Adapter, BaseDelta, Factor, Message
+from fedelta.tree import Adapter, BaseDelta, Factor, Message, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class RoLoRA(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
+    sums = "exact"
     travels = "up: A or B in turn, head; down: A, B, head"
 
     def __post_init__(self) -> None:
@@ -68,6 +70,12 @@ class RoLoRA(Method):
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         return {"adapter": averaged(self.factor(t), updates, state["adapter"])}
+
+    def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
+        return summand_of(down, up, peer, ranks)
+
+    def from_mean(self, t: int, state: State, mean: Tensors) -> State:
+        return {"adapter": added(state["adapter"], mean)}
 
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
         return completed(self.factor(t), update, state["adapter"]), None

@@ -45,6 +45,7 @@ class Scaffold(LocalRule):
     paper = "Karimireddy et al. 2020, SCAFFOLD, arXiv 1910.06378"
     reported = "none collected by us"
     stable = True
+    needs_updates = True
     equal_ranks = True
     order = 1
     extra = "control variates both ways"

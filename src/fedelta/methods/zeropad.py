@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from fedelta import tree
 from fedelta.merging import ClientUpdate, merge
 from fedelta.method import Method, State
-from fedelta.methods._shared.padding import ScalePolicy, padded_mean, slice_with
+from fedelta.methods._shared.padding import ScalePolicy, padded_mean, revive, slice_with
+from fedelta.methods._shared.sums import added, summand_of
 from fedelta.peers import Peer
-from fedelta.tree import Message
+from fedelta.tree import Message, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ class ZeroPad(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
+    sums = "exact"
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return {"adapter": slice_with(state["adapter"], to, self.scale_policy)}
@@ -58,3 +61,14 @@ class ZeroPad(Method):
             updates = [replace(u, weight=1 / len(updates)) for u in updates]
         rule = partial(padded_mean, scale_policy=self.scale_policy, faithful=self.faithful)
         return {"adapter": merge(rule, updates, state["adapter"])}
+
+    def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
+        if self.weights == "uniform":
+            raise ValueError(
+                "zeropad's weights 'uniform' cannot be applied to a sum: give the run weights='uniform', the method 'examples'"
+            )
+        return summand_of(down, up, peer, ranks, raw=self.scale_policy == "raw")
+
+    def from_mean(self, t: int, state: State, mean: Tensors) -> State:
+        after = added(state["adapter"], mean, absent="fade", raw=self.scale_policy == "raw")
+        return {"adapter": after if self.faithful else tree.map(lambda x, old: revive(x, old.A), after, state["adapter"])}

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from fedelta import topology, tree
 from fedelta.adapters import aggregation
+from fedelta.client import LocalClient
 from fedelta.engines.gossip import gossip
 from fedelta.engines.rounds import Round
 from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.merging import ClientUpdate
-from fedelta.method import TrainResult
+from fedelta.method import Client, TrainResult
 from fedelta.methods import list_methods, method_class
+from fedelta.methods._shared.sums import OWNED
 from fedelta.models.toy import random_adapter, toy_template
 from fedelta.peers import Peer
 from fedelta.testing.purity import trains_only
 from fedelta.testing.reports import Violation, law
 from fedelta.testing.scene import Scene, demand_near, demand_refusal, demand_same_bits, dense, deployed, quiet, score
-from fedelta.tree import Adapter, Message
+from fedelta.tree import Adapter, Message, Tensors
 
 NODES = (3, 3, 3, 3)
 """Ranks of a gossip: contraction is a law at equal ranks, beyond them the methods' own affair."""
@@ -57,6 +60,42 @@ def _equal_ranks_only(scene: Scene) -> None:
     updates = [ClientUpdate(p, 0.5, method.upload(random_adapter(r, seed=r))) for p, r in zip(peers, (4, 2), strict=True)]
     state = method.init(toy_template(4), peers)
     demand_refusal(lambda: method.aggregate(0, state, updates), "an aggregation of ranks 4 and 2")
+
+
+# --- sums ----------------------------------------------------------------------------------------------------------------
+
+
+@law("sums", silent=trains_only)
+def sums(scene: Scene) -> None:
+    """With the claim the mean of summands leads to the state that updates do; without it, a sum is refused.
+
+    An idle client's summand is exactly zero but for the mark of the components that it has (PRIV-1).
+    """
+    method, rounds = scene.served(), scene.rounds
+    if method.sums is None:
+        sent = rounds[0].updates[0]
+        demand_refusal(lambda: method.summand(0, sent.content, sent.content, sent.sender), "a sum")
+        demand_refusal(lambda: method.from_mean(0, rounds[0].before, {}), "a sum")
+        return
+    clients = {client.peer.id: client for client in scene.clients(lora_alpha=8.0)}
+    for done in rounds:
+        ranks = {n: x.rank for n, x in done.before["adapter"].layers.items()}
+        terms = [(u.weight, _summand(done, u, clients[u.sender.id], ranks)) for u in done.updates]
+        mean = {n: tree.mean([w for w, _ in terms], [{n: x[n]} for _, x in terms])[n] for n in terms[0][1]}
+        found, expected = method.from_mean(done.t, done.before, mean), method.aggregate(done.t, done.before, done.updates)
+        demand_near(
+            dict(tree.named_tensors(found)), dict(tree.named_tensors(expected)), f"the state after the sum of round {done.t}"
+        )
+
+
+def _summand(done: Round, update: ClientUpdate, client: LocalClient, ranks: Mapping[str, int]) -> Tensors:
+    """A client's summand, after a look at what it would be had the client not trained."""
+    down = done.method.broadcast(done.t, done.before, update.sender)
+    idle, _ = done.method.local_update(done.t, down, {}, cast("Client", _Idle(client)))
+    for name, x in done.method.summand(done.t, down, idle, update.sender, ranks).items():
+        if not name.endswith(OWNED) and x.any():
+            raise Violation(f"client {update.sender.id} changed nothing, but adds {float(x.norm()):.3g} to the sum at {name!r}")
+    return done.method.summand(done.t, down, update.content, update.sender, ranks)
 
 
 # --- without a server ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ LAWS: tuple[Law[Scene], ...] = (
     refusals.weights,
     refusals.finite,
     refusals.fits,
+    claims.sums,
     claims.decentralised,
     claims.complete_graph,
     claims.one_shot,

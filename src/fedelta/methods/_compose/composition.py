@@ -64,6 +64,7 @@ class Parts:
             "coordinates": self.server.coordinates,
             "needs_validation": self.server.needs_validation,
             "personal": self.server.personal,
+            "sums": None if any(rule.needs_updates for rule in self.local) else self.server.sums,
             "travels": "; ".join([self.server.travels, *extra]),
             "exempt": {law: reason for part in everyone for law, reason in part.exempt.items()},
         }
@@ -141,6 +142,23 @@ class Composite(Method):
         values = {n: (_wide(new[n]) + (step[n] - x)).to(new[n].dtype) for n, x in moved.items()}
         return tree.with_parameters(after, values), memories
 
+    def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
+        self._demand_sums()
+        return self.parts.server.summand(t, _bare(down), _bare(up), peer, ranks)
+
+    def from_mean(self, t: int, state: State, mean: Tensors) -> State:
+        self._demand_sums()
+        after = self.parts.server.from_mean(t, _bare(state), mean)
+        if not self.parts.at_server:
+            return after
+        adapter, memories = self._displaced(state, after["adapter"], [])
+        return _joined({**after, "adapter": adapter}, memories)
+
+    def _demand_sums(self) -> None:
+        for rule in self.parts.local:
+            if rule.needs_updates:
+                raise ValueError(f"{rule.name} needs single updates, no sum of them: leave it out")
+
     def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
         self.parts.server.check_upload(t, _bare(state), replace(update, content=_bare(update.content)))
 
@@ -189,12 +207,14 @@ class LocalRule(_Part):
 
     Class attributes:
         stable: needs factors that keep their meaning from round to round, and has a part at the server.
+        needs_updates: its part at the server reads single updates, so that they cannot be summed before.
         equal_ranks: serves clients of one rank only.
         order: of a rule among others: a gradient goes through the lower ones first.
         extra: what it sends, in words.
     """
 
     stable: ClassVar[bool] = False
+    needs_updates: ClassVar[bool] = False
     equal_ranks: ClassVar[bool] = False
     order: ClassVar[int] = 0
     extra: ClassVar[str] = ""
