@@ -28,6 +28,7 @@ from fedelta.methods.fedavg import FedAvg
 from fedelta.models.toy import random_adapter, toy_federation
 from fedelta.seeding import SERVER
 from fedelta.testing.scene import score
+from fedelta.topology.links import hear
 from fedelta.tree import Adapter
 
 SENDING = [name for name in list_methods() if name not in ("local_only", "centralised")]
@@ -138,9 +139,15 @@ def test_a_size_is_the_distance_from_what_was_sent() -> None:
     start = random_adapter(2, seed=0, dtype=torch.float32)
     near = tree.map(lambda x: LoRA(x.B * (1 + 1e-5), x.A, x.scale), start)
     dense = [(near.layers[n].to(torch.float64).dense() - x.to(torch.float64).dense()).norm() for n, x in start.layers.items()]
-    assert size_of(near, start).delta == pytest.approx(float(torch.stack(dense).norm()), rel=1e-9)
+    assert size_of(near, start).delta == pytest.approx(float(torch.stack(dense).norm()), rel=1e-9, abs=0.0)
     head = replace(start, dense={"bias": start.dense["bias"] + 3.0})
     assert size_of(head, start) == pytest.approx((6.0, 6.0))
+
+
+def test_a_size_is_a_number_where_float32_overflows() -> None:
+    start = random_adapter(2, seed=0, dtype=torch.float32)
+    far = tree.map(lambda x: LoRA(x.B * 1e25, x.A * 1e25, x.scale), start)
+    assert 1e49 < size_of(far, start).delta < 1e53
 
 
 def test_dropped_components_are_no_displacement_of_factors_and_added_ones_are() -> None:
@@ -300,6 +307,16 @@ def test_a_node_judges_by_its_own_neighbours(caplog: pytest.LogCaptureFixture) -
     sent = {u.sender.id: u.content["adapter"].dense["bias"] for u in second.updates}
     assert torch.allclose(total(second), sum(sent.values(), torch.zeros(4)), rtol=1e-12)
     assert float(second.state["2"]["adapter"].dense["bias"].norm()) < 10
+
+
+def test_the_link_of_a_node_that_refuses_itself_goes_back_to_both_ends() -> None:
+    W = topology.ring(4)
+    heard = hear(
+        W, [5, 6, 7, 8], set(), lambda sender, receiver: False, [1.0] * 4, lambda node, _: {6: "far"} if node == 6 else {}
+    )
+    assert heard.refused == {6: {6: "far"}}
+    assert heard.rows[6] == {5: 0.0, 6: 1.0, 7: 0.0, 8: 0.0}
+    assert heard.rows[5][5] == pytest.approx(float(W[0, 0] + W[0, 1]))
 
 
 def test_a_node_whose_state_fails_does_it_again_without_the_largest() -> None:

@@ -182,8 +182,10 @@ def _median_without(ordered: Sequence[float], own: float) -> float:
     at = bisect_left(ordered, own)
     skipped = at < len(ordered) and ordered[at] == own
     count = len(ordered) - skipped
-    middle = [i + (skipped and i >= at) for i in ((count - 1) // 2, count // 2)]
-    return statistics.fmean(ordered[i] for i in middle) if count else 0.0
+    if not count:
+        return 0.0
+    low, high = (ordered[i + (skipped and i >= at)] for i in ((count - 1) // 2, count // 2))
+    return low / 2 + high / 2  # halves first: a sum may overflow
 
 
 def largest_of(sizes: Sequence[Size]) -> Size:
