@@ -23,6 +23,7 @@ from fedelta.evaluation import Evaluator
 from fedelta.method import Client, Method
 from fedelta.models.adapter_files import load_adapter
 from fedelta.models.clients import clients_on, config_for, pad_token_of
+from fedelta.models.devices import pick_device
 from fedelta.models.loading import load_model
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tasks.partition import assign_ranks, partition
@@ -121,6 +122,7 @@ def build(config: RunConfig) -> Experiment:
     Raises:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
+    pick_device(config.device)  # refused before data are read
     dealt = deal(config)
     graph = config.federation.build_topology()
     mixing = None if graph is None else graph.mixing(len(dealt.parts), seed=config.seed)

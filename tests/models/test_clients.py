@@ -121,6 +121,7 @@ def test_a_causal_model_without_a_padding_token(conv1d, tokenizer):
         ({"ranks": 0}, "ranks must be at least 1"),
         ({"learning_rat": 1.0}, "no training setting is called 'learning_rat'; did you mean 'learning_rate'"),
         ({"batch_size": 0}, "batch_size must be above 0"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a finite number, got inf"),
         ({"task": "clasification"}, "did you mean 'classification'"),
         ({"parts": ROWS}, "the data set of client 0 holds 'text', not rows with fields by name"),
         ({"parts": [[{"txt": "1", "label": k} for k in "xyz"]]}, "text"),

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from fedelta.client import LocalClient, Training
 from fedelta.method import Peer, largest, template_for, truncate_for
+from fedelta.models.devices import pick_device
 from fedelta.models.frozen_gemm import Backend
-from fedelta.models.loading import load_model, pick_device, set_padding
+from fedelta.models.loading import load_model, set_padding
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.naming import nearest
 from fedelta.tasks import Task, get_task

@@ -15,24 +15,10 @@ from transformers.utils import logging as transformers_logging
 
 from fedelta import seeding
 from fedelta.models.aliases import ALIASES, resolve_model
+from fedelta.models.devices import pick_device
 from fedelta.tasks.task import Task
 
 Quantization: TypeAlias = Literal["4bit", "8bit"]
-
-
-def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """A device by name; "auto" is CUDA, else MPS, else the CPU.
-
-    Raises:
-        ValueError: for a device that is not there.
-    """
-    if str(name) == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
-    if not there():
-        raise ValueError(f"device {device} is not available here; use device='auto'")
-    return device
 
 
 def load_model(
