@@ -68,7 +68,10 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"method": {"name": "fedprox", "mu": INF}}, "method: mu should be a finite number, got inf"),
     ({"method": {"name": "fedprox", "mu": NAN}}, "method: mu should be a finite number, got nan"),
     ({"method": {"name": "compose", "client": [{"name": "fedprox", "mu": INF}]}}, "method: client should be a finite number"),
-    ({"training": {"optimizer": {"name": "adamw", "betas": [0.9, NAN]}}}, "training.optimizer: betas should be a finite number"),
+    (
+        {"training": {"optimizer": {"name": "adamw", "betas": [0.9, NAN]}}},
+        "training.optimizer: betas should be a finite number",
+    ),
     ({"federation": {"topology": {"name": "erdos_renyi", "p": NAN}}}, "federation.topology: p should be a finite number"),
     ({"method": {"name": "fedprox", "mu": "much"}}, "method: a setting has the wrong type"),
     ({"task": {"name": "classification", "labels": 3}}, "task: a setting has the wrong type"),

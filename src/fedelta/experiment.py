@@ -22,7 +22,7 @@ from fedelta.engines.local import Round, Snapshot, federate, gossip
 from fedelta.evaluation import Evaluator
 from fedelta.method import Client, Method
 from fedelta.models.adapter_files import load_adapter
-from fedelta.models.clients import clients_on, config_for, pad_token_of
+from fedelta.models.clients import check_ranks, clients_on, config_for, pad_token_of
 from fedelta.models.devices import pick_device
 from fedelta.models.loading import load_model
 from fedelta.models.peft import PeftAdaptedModel
@@ -122,13 +122,14 @@ def build(config: RunConfig) -> Experiment:
     Raises:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
-    pick_device(config.device)  # refused before data are read
+    _check_model(config.model.dtype, config.device)  # before data are read
     dealt = deal(config)
     graph = config.federation.build_topology()
     mixing = None if graph is None else graph.mixing(len(dealt.parts), seed=config.seed)
     contraction = {} if mixing is None else topology.numbers(mixing)
     config = settled(config, contraction.get("rho_sq", 0.0))
     model, tokenizer = load_adapted(config, dealt.task)
+    check_ranks(model, peft_config(config), dealt.ranks)
     train = dealt.task.encode(dealt.splits.train, tokenizer)
     clients = clients_on(
         model,
@@ -155,6 +156,15 @@ def build(config: RunConfig) -> Experiment:
         mixing=mixing,
         contraction=contraction,
     )
+
+
+def _check_model(dtype: str, device: str) -> None:
+    """Raises ValueError for a device that is not here, or a dtype in which a run cannot train (though a model can answer)."""
+    pick_device(device)
+    if dtype == "float16":
+        raise ValueError(
+            "model.dtype = float16 is not trained in, since small gradients become exactly zero in it: set bfloat16 or float32"
+        )
 
 
 def settled(config: RunConfig, rho_sq: float) -> RunConfig:
