@@ -31,6 +31,7 @@ from fedelta.methods import get_method
 from fedelta.models.devices import named_device
 from fedelta.naming import nearest
 from fedelta.sampling import share
+from fedelta.tasks.gaps import Empty
 from fedelta.tasks.metrics import get_metric
 from fedelta.tasks.partition import Scheme, get_scheme
 from fedelta.tasks.registry import get_task
@@ -144,6 +145,9 @@ class Data(Section):
     client_test_fraction: float = Field(default=0.0, ge=0, lt=1, description="of each client's rows, kept to test it by")
     stratify: str | None = None
     limit: int | dict[str, int] | None = None
+    empty: Empty = Field(
+        default="error", description="rows without a label: refused, left out (drop), or a blank text is a class (keep)"
+    )
 
 
 class Partition(Section):

@@ -26,6 +26,7 @@ from fedelta.models.clients import check_ranks, clients_on, config_for, pad_toke
 from fedelta.models.devices import pick_device
 from fedelta.models.loading import load_model
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.tasks.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.tasks.partition import assign_ranks, partition
 from fedelta.tasks.rows import Row
 from fedelta.tasks.sources import Splits, load_splits
@@ -107,6 +108,8 @@ def deal(config: RunConfig) -> Deal:
         test_fraction=data.test_fraction,
         stratify=data.stratify,
         limit=data.limit,
+        label=config.build_task().label_field(),
+        empty=data.empty,
         seed=config.seed,
     )
     task = config.build_task().settled(splits.train)
@@ -124,13 +127,14 @@ def build(config: RunConfig) -> Experiment:
     """
     _check_model(config.model.dtype, config.device)  # before data are read
     dealt = deal(config)
+    _warn_of_missing_rows(config, dealt)
     graph = config.federation.build_topology()
     mixing = None if graph is None else graph.mixing(len(dealt.parts), seed=config.seed)
     contraction = {} if mixing is None else topology.numbers(mixing)
     config = settled(config, contraction.get("rho_sq", 0.0))
     model, tokenizer = load_adapted(config, dealt.task)
     check_ranks(model, peft_config(config), dealt.ranks)
-    train = dealt.task.encode(dealt.splits.train, tokenizer)
+    train = _encode(dealt.task, dealt.splits.train, tokenizer, "train")
     clients = clients_on(
         model,
         dealt.task,
@@ -260,10 +264,39 @@ def peft_config(config: RunConfig) -> LoraConfig:
 
 
 def _encode(task: Task, rows: Sequence[Row], tokenizer: Any, part: str) -> Sequence[Example]:
+    if not rows:
+        return []
     try:
-        return task.encode(rows, tokenizer) if rows else []
+        examples = task.encode(rows, tokenizer)
     except ValueError as error:  # most often a label that the training rows do not have
         raise ValueError(f"{part} rows: {error}") from error
+    warn_of_empty_texts(task, rows, part)
+    warn_of_cut_texts(task, rows, examples, tokenizer, part)
+    return examples
+
+
+def _warn_of_missing_rows(config: RunConfig, dealt: Deal) -> None:
+    """Warns of rows that were left out, and of parts that are too small to leave anything to evaluate on."""
+    splits, data = dealt.splits, config.data
+    for part, count in splits.left_out.items():
+        logger.warning("%s: %d rows without a label are left out (data.empty = drop)", part, count)
+    total = len(splits.train) + len(splits.validation) + len(splits.test)
+    for part, rows, asked in (
+        ("validation", splits.validation, data.validation_fraction),
+        ("test", splits.test, data.test_fraction),
+    ):
+        if asked and not rows:
+            logger.warning("data.%s_fraction = %g of %d rows leaves 0 rows of %s", part, asked, total, part)
+    tested = sum(len(part) > 0 for part in dealt.held_out)
+    if data.client_test_fraction and tested < len(dealt.parts):
+        logger.warning(
+            "data.client_test_fraction = %g leaves %d of %d clients without rows to be tested by",
+            data.client_test_fraction,
+            len(dealt.parts) - tested,
+            len(dealt.parts),
+        )
+    if not (splits.validation or splits.test or tested):
+        logger.warning("0 of %d rows are left to evaluate on: the run will have no scores", total)
 
 
 def _partition(settings: Partition, task: Task, rows: Sequence[Row], seed: int) -> list[np.ndarray]:
