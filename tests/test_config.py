@@ -101,7 +101,7 @@ def test_a_graph_is_refused_without_a_matrix(monkeypatch: pytest.MonkeyPatch):
     """20,000 nodes would need 3.2 GB."""
     monkeypatch.delattr("fedelta.topology.Topology.mixing")
     load_config({"partition": {"clients": 20_000}, "federation": {"topology": "ring"}})
-    with pytest.raises(ConfigError, match="makes? no torus"):
+    with pytest.raises(ConfigError, match=r"makes? no torus"):
         load_config({"partition": {"clients": 10}, "federation": {"topology": "torus"}})
 
 

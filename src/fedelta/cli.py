@@ -382,7 +382,7 @@ def evaluate(
 ) -> None:
     """Score an adapter on other data, with the run's task and model.
 
-    A PEFT folder of no run needs the rest by --set, such as task.labels='[no, yes]'.
+    A PEFT folder of no run needs the rest by --set, such as task.labels='[cats, dogs]'.
     """
     from fedelta import deployment
     from fedelta.report import scores_table

@@ -63,14 +63,25 @@ def test_a_loaded_model_of_another_kind_is_refused_before_it_is_touched(kind: st
 
 @pytest.mark.parametrize(
     ("kind", "task"),
-    [("bart", "instruction"), ("t5", "choice_likelihood"), ("vit", "choice_likelihood"), ("whisper", "instruction")]
-    + [("oneformer", "instruction")],
+    [
+        ("bart", "instruction"),
+        ("t5", "choice_likelihood"),
+        ("vit", "choice_likelihood"),
+        ("whisper", "instruction"),
+        ("oneformer", "instruction"),
+    ],
 )
 def test_a_model_by_name_is_refused_before_its_weights_are_read(kind: str, task: str, tmp_path: Path) -> None:
     """There are none in the folder, nor a tokenizer."""
     KINDS[kind][1].save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=refusal(kind, task)):
         load_model(str(tmp_path), get_task(task), device="cpu")
+
+
+def test_a_deeply_nested_config_of_a_model_is_an_error_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": ' + "[" * 100_000)
+    with pytest.raises(OSError, match=r"cannot load model .* Give a folder"):
+        load_model(str(tmp_path), get_task("instruction"), device="cpu")
 
 
 def test_an_encoder_decoder_may_classify(tokenizer: Any, tmp_path: Path) -> None:
@@ -95,7 +106,7 @@ ROWS = [{"text": "1 2", "label": k} for k in "xyz"]
 
 def test_a_float16_base_is_not_trained_and_bfloat16_is_named(linear: Any, tokenizer: Any) -> None:
     """On a tiny BERT 45 % of the entries of B's gradient are exactly zero in it."""
-    with pytest.raises(ValueError, match="base model is in float16.* train on bfloat16"):
+    with pytest.raises(ValueError, match=r"base model is in float16.* train on bfloat16"):
         hf_clients(linear.model().half(), tokenizer, [ROWS], linear.lora(), 2, device="cpu")
     hf_clients(linear.model().bfloat16(), tokenizer, [ROWS], linear.lora(), 2, device="cpu")
 
@@ -120,8 +131,8 @@ def test_a_rank_that_no_delta_has_is_refused_before_texts_are_encoded(
     monkeypatch.setattr("fedelta.tasks.Classification.encode", None)
     with pytest.raises(ValueError, match=r"layer 'bert.*' is 16 x 16, .* a rank above 16, but rank 17 is asked for"):
         hf_clients(linear.model(), tokenizer, [ROWS, ROWS], linear.lora(), [2, 17], device="cpu")
+    lora = linear.lora(rank_pattern={"intermediate.dense": 20})
     with pytest.raises(ValueError, match=r"layer 'bert\.encoder.*intermediate\.dense' is 24 x 16, .* rank 20 is asked for"):
-        lora = linear.lora(rank_pattern={"intermediate.dense": 20})
         hf_clients(linear.model(), tokenizer, [ROWS], lora, 2, device="cpu")
 
 
@@ -129,5 +140,5 @@ def test_a_run_at_a_rank_that_no_delta_has_is_refused(
     tiny_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedelta.tasks.Classification.encode", None)
-    with pytest.raises(ValueError, match="is 16 x 16, .* but rank 32 is asked for"):
+    with pytest.raises(ValueError, match=r"is 16 x 16, .* but rank 32 is asked for"):
         fedelta.run(tiny_config, {"lora.rank": [1, 2, 32], "output": str(tmp_path / "run")})

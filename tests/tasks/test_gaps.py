@@ -82,11 +82,11 @@ def test_a_run_that_drops_rows_says_how_many_and_so_does_a_later_evaluation(tiny
 def test_a_list_or_an_object_is_no_label(label):
     rows = [{"text": "sun", "label": "a"}, {"text": "sun", "label": label}]
     for read in (labels_from, lambda rows: Classification().settled(rows), lambda rows: partition(rows, "iid", 2)):
-        with pytest.raises(ValueError, match="row 1: field 'label' holds .* but a label is a text or a number"):
+        with pytest.raises(ValueError, match=r"row 1: field 'label' holds .* but a label is a text or a number"):
             read(rows)
     with pytest.raises(ValueError, match="row 0: field 'kind' holds"):
         Instruction(category="kind").label_of({"kind": label})
-    with pytest.raises(ValueError, match="labels holds .* but a label is a text or a number"):
+    with pytest.raises(ValueError, match=r"labels holds .* but a label is a text or a number"):
         Classification(labels=("a", label))
 
 
@@ -117,7 +117,7 @@ def test_labels_of_one_kind_are_as_they_were():
 
 @pytest.mark.parametrize(("labels", "value"), [((0, 1), True), ((0, 1), 1.0), ((False, True), 1), (("a", "b"), True)])
 def test_a_row_is_not_given_a_class_by_a_label_that_is_written_differently(words, labels, value):
-    with pytest.raises(ValueError, match="row 0: .* is not one of the 2 labels"):
+    with pytest.raises(ValueError, match=r"row 0: .* is not one of the 2 labels"):
         Classification(labels=labels).encode([{"text": "sun", "label": value}], words)
 
 
@@ -176,7 +176,7 @@ def test_a_run_counts_empty_and_cut_texts_by_part(tiny_config, tmp_path, caplog)
     rows = [{"text": text, "label": "cats"} for text in ("purr mew", "purr mew tail fur paw", "") * 12]
     changes = {"data.source": str(write(tmp_path / "rows.jsonl", rows)), "output": str(tmp_path / "run")}
     model_takes_nothing_empty = {"task": {"name": "classification", "labels": ["cats", "dogs"], "max_length": 4}}
-    with pytest.raises(ValueError, match="train rows: row .* has no tokens: leave the row out"):
+    with pytest.raises(ValueError, match=r"train rows: row .* has no tokens: leave the row out"):
         fedelta.run(tiny_config, changes | model_takes_nothing_empty)
     rows = [row for row in rows if row["text"]]
     write(tmp_path / "rows.jsonl", rows)

@@ -64,10 +64,10 @@ def load_model(
     if quantization is not None:
         settings |= {"quantization_config": _quantized(quantization), "device_map": {"": place}}
     source, trust = resolve_model(name), {"trust_remote_code": trust_remote_code}
-    with _loading(name):
+    with _explained(name):
         config = AutoConfig.from_pretrained(source, **trust)
     check_fits(config, _main_input(config), task, name)
-    with _loading(name), _hushed():
+    with _explained(name), _hushed():
         tokenizer = AutoTokenizer.from_pretrained(source, **trust)
         model, info = getattr(transformers, task.auto_class).from_pretrained(source, **settings, **trust)
     draw_parameters(model, info["missing_keys"], seed)
@@ -91,12 +91,13 @@ def check_fits(config: Any, main_input: str, task: Task, name: str) -> None:
     kind = getattr(config, "model_type", "")
     if main_input in OTHER_INPUTS:
         raise ValueError(
-            f"task {task.name!r} gives text, but model {name!r} ({kind}) takes {OTHER_INPUTS[main_input]}: choose a model of text"
+            f"task {task.name!r} gives text, but model {name!r} ({kind}) takes {OTHER_INPUTS[main_input]}: "
+            "choose a model of text"
         )
     if task.auto_class == CAUSAL and getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"model {name!r} ({kind}) is an encoder-decoder, but task {task.name!r} trains a causal language model, whose answer "
-            "an encoder would see: choose a decoder alone, such as GPT-2 or Llama, or a task of classification"
+            f"model {name!r} ({kind}) is an encoder-decoder, but task {task.name!r} trains a causal language model, whose "
+            "answer an encoder would see: choose a decoder alone, such as GPT-2 or Llama, or a task of classification"
         )
 
 
@@ -116,11 +117,11 @@ def main_input_of(model: Any) -> str:
 
 
 @contextmanager
-def _loading(name: str) -> Generator[None]:
-    """Says of an error in loading a model what the ways to name one are."""
+def _explained(name: str) -> Generator[None]:
+    """Says of a failure to find or load a model what can be given as one."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OSError(
             f"cannot load model {name!r}: {error} Give a folder with config.json, tokenizer and safetensors, a Hub id that is "
             f"cached or reachable (HF_HUB_OFFLINE unset), or an alias: {', '.join(ALIASES)}"

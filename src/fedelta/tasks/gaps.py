@@ -39,7 +39,7 @@ def without_empty(rows: list[Row], field: str | None, empty: Empty, where: str) 
     Raises:
         ValueError: for an empty label under "error", or where no row has a label.
     """
-    gaps = [i for i, row in enumerate(rows) if field in row and is_empty(row[field])]
+    gaps = [i for i, row in enumerate(rows) if field is not None and field in row and is_empty(row[field])]
     if not gaps or empty == "keep":
         return rows
     found = f"{where}: {len(gaps)} of {len(rows)} rows have an empty {field!r}"

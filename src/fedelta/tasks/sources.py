@@ -205,8 +205,8 @@ def load_splits(
     asked = {"validation": validation_fraction, "test": test_fraction}
     carved = {part: fraction for part, fraction in asked.items() if part not in parts}
     shares = [1 - sum(carved.values()), *carved.values()]
-    for part, rows in zip(("train", *carved), split_rows(parts["train"], shares, seed, stratify=stratify), strict=True):
-        parts[part] = rows
+    shared_out = split_rows(parts["train"], shares, seed, stratify=stratify)
+    parts |= dict(zip(("train", *carved), shared_out, strict=True))
     limited = {part: subsample(parts[part], limits.get(part), seed) for part in PARTS}
     return Splits(**limited, left_out={part: count for part, count in left_out.items() if count})
 
