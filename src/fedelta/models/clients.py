@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,6 +23,7 @@ from fedelta.models.loading import check_fits, load_model, main_input_of, set_pa
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.naming import nearest
 from fedelta.tasks import Task, get_task
+from fedelta.tasks.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.tasks.rows import Row
 from fedelta.tasks.task import Example
 from fedelta.tree import Adapter
@@ -95,6 +97,9 @@ def hf_clients(
     )
     check_ranks(adapted, lora_config, ranks)
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
+    everything = list(chain.from_iterable(rows))
+    warn_of_empty_texts(task, everything, "data sets")
+    warn_of_cut_texts(task, everything, list(chain.from_iterable(examples)), tokenizer, "data sets")
     return clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed)
 
 
