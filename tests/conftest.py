@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from fedelta.models.aliases import ALIASES
+from fedelta.models.fast import frozen_gemm
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -33,6 +35,16 @@ def known_random_state() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - for libraries that still draw from the global state
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of the tests' own, in which it is settled that products are torch's default ones: nothing is timed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDELTA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        machine = frozen_gemm.machine_of(torch.get_num_threads())
+        frozen_gemm.keep(frozen_gemm.decision_file(machine), machine, "default")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -383,7 +383,7 @@ def evaluate(
 ) -> None:
     """Score an adapter on other data, with the run's task and model.
 
-    A PEFT folder of no run needs the rest by --set, such as task.labels='[no, yes]'.
+    A PEFT folder of no run needs the rest by --set, such as task.labels='[cats, dogs]'.
     """
     from fedelta.report.tables import scores_table
     from fedelta.report.terminal import out, print_json, quieten_libraries, show_warnings

@@ -79,6 +79,8 @@ class Training:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
 
     def steps_for(self, num_examples: int) -> int:
         """The steps of a round for a client with so many examples."""

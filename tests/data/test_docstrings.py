@@ -123,13 +123,6 @@ def test_docstrings_inside_branches_are_found(tmp_path):
     assert sorted(docstrings._docstrings(tmp_path / "a.py")) == ["A.", "B.", "C.", "D."]
 
 
-def test_the_cache_folder_can_be_chosen(monkeypatch, tmp_path):
-    monkeypatch.setenv("FEDELTA_CACHE", str(tmp_path))
-    assert docstrings.cache_folder() == tmp_path
-    monkeypatch.delenv("FEDELTA_CACHE")
-    assert docstrings.cache_folder().name == "fedelta"
-
-
 @pytest.mark.slow
 def test_the_whole_set_is_large_and_balanced():
     found = docstrings.load()

@@ -11,7 +11,7 @@ from fedelta.methods import get_method
 from fedelta.models.adapter_files import save_adapter
 from fedelta.models.clients import hf_clients
 from fedelta.models.export import merge_into
-from fedelta.tasks import MultipleChoice
+from fedelta.tasks import Classification, MultipleChoice
 
 ROWS = [{"text": f"{k % 7} {chr(97 + k % 5)} " * (1 + k % 3), "label": "xyz"[k % 3]} for k in range(20)]
 SETTINGS = {"batch_size": 4, "learning_rate": 1e-2}
@@ -121,6 +121,7 @@ def test_a_causal_model_without_a_padding_token(conv1d, tokenizer):
         ({"ranks": 0}, "ranks must be at least 1"),
         ({"learning_rat": 1.0}, "no training setting is called 'learning_rat'; did you mean 'learning_rate'"),
         ({"batch_size": 0}, "batch_size must be above 0"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a finite number, got inf"),
         ({"task": "clasification"}, "did you mean 'classification'"),
         ({"parts": ROWS}, "the data set of client 0 holds 'text', not rows with fields by name"),
         ({"parts": [[{"txt": "1", "label": k} for k in "xyz"]]}, "text"),
@@ -130,6 +131,12 @@ def test_a_causal_model_without_a_padding_token(conv1d, tokenizer):
 def test_wrong_arguments_are_named(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
+
+
+def test_cut_and_empty_texts_of_all_clients_are_counted_once(make, caplog):
+    cut = {"text": " ".join(["1"] * 40), "label": "x"}
+    make([ROWS[:3], [cut, cut], [cut]], task=Classification(labels=("x", "y", "z"), max_length=30))
+    assert caplog.messages == ["data sets: 3 of 6 rows are cut to task.max_length = 30 tokens"]
 
 
 def test_a_loaded_model_needs_its_tokenizer(linear):

@@ -10,8 +10,9 @@ from transformers.utils import logging as transformers_logging
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
+from fedelta.models.devices import pick_device
 from fedelta.models.export import merge_into
-from fedelta.models.loading import load_model, pick_device
+from fedelta.models.loading import load_model
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tasks import Classification
 from fedelta.tree import Adapter, BaseDelta
@@ -101,6 +102,14 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device cuda is not available here; use device='auto'"):
             pick_device("cuda")
+    with pytest.raises(ValueError, match=r"device cpu:1 is not available here, where the last one is cpu:0"):
+        pick_device("cpu:1")
+
+
+@pytest.mark.parametrize("name", ["gpu", "xyz", "cuda:x", "", "meta"])
+def test_a_name_of_no_device_is_refused_with_the_names_there_are(name):
+    with pytest.raises(ValueError, match=f"there is no device '{name}': it is auto, cpu, cuda .* or mps"):
+        pick_device(name)
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import yaml
 
 from fedelta.runs.config import ConfigError, RunConfig, demand_same_run, dump_config, keep_choices, load_config
 
+INF, NAN = float("inf"), float("nan")
+
 MIXED = {"rank": {"choices": [2, 4]}}
 
 UNKNOWN: list[tuple[dict[str, Any], str]] = [
@@ -57,6 +59,26 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"method": {"name": "flexlora", "sigma_on": "C"}}, "sigma_on must be one of"),
     ({"training": {"learning_rate": -1}}, "training.learning_rate: Input should be greater than 0"),
     ({"federation": 5}, "federation: Input should be a valid dictionary"),
+    ({"device": "gpu"}, "device: there is no device 'gpu': it is auto, cpu, cuda"),
+    ({"device": "xyz"}, "device: there is no device 'xyz'"),
+    ({"training": {"learning_rate": INF}}, "training.learning_rate: Input should be a finite number"),
+    ({"training": {"learning_rate_decay": NAN}}, "training.learning_rate_decay: Input should be a finite number"),
+    ({"training": {"max_grad_norm": INF}}, "training.max_grad_norm: Input should be a finite number"),
+    ({"lora": {"lora_alpha": INF}}, "lora.lora_alpha: Input should be a finite number"),
+    ({"lora": {"alpha_pattern": {"query": NAN}}}, "lora.alpha_pattern.query: Input should be a finite number"),
+    ({"partition": {"scheme": "dirichlet", "concentration": INF}}, "partition.concentration: Input should be a finite"),
+    ({"method": {"name": "fedprox", "mu": INF}}, "method: mu should be a finite number, got inf"),
+    ({"method": {"name": "fedprox", "mu": NAN}}, "method: mu should be a finite number, got nan"),
+    ({"method": {"name": "compose", "client": [{"name": "fedprox", "mu": INF}]}}, "method: client should be a finite number"),
+    (
+        {"training": {"optimizer": {"name": "adamw", "betas": [0.9, NAN]}}},
+        "training.optimizer: betas should be a finite number",
+    ),
+    ({"federation": {"topology": {"name": "erdos_renyi", "p": NAN}}}, "federation.topology: p should be a finite number"),
+    ({"method": {"name": "fedprox", "mu": "much"}}, "method: a setting has the wrong type"),
+    ({"task": {"name": "classification", "labels": 3}}, "task: a setting has the wrong type"),
+    ({"federation": {"topology": {"name": "ring", "weights": [1]}}}, "federation.topology: a setting has the wrong type"),
+    ({"federation": {"topology": {"name": "torus", "rows": "two"}}}, "federation.topology: a setting has the wrong type"),
 ]
 
 
@@ -75,6 +97,14 @@ def test_an_impossible_combination_is_refused_before_a_model_is_loaded(
     with pytest.raises(ConfigError) as caught:
         load_config(raw)
     assert message in str(caught.value)
+
+
+def test_a_graph_is_refused_without_a_matrix(monkeypatch: pytest.MonkeyPatch):
+    """20,000 nodes would need 3.2 GB."""
+    monkeypatch.delattr("fedelta.topology.Topology.mixing")
+    load_config({"partition": {"clients": 20_000}, "federation": {"topology": "ring"}})
+    with pytest.raises(ConfigError, match=r"makes? no torus"):
+        load_config({"partition": {"clients": 10}, "federation": {"topology": "torus"}})
 
 
 def test_every_wrong_key_is_named_at_once():
@@ -182,6 +212,7 @@ def test_overrides_change_single_keys():
         ("federation.ronds=3", "unknown key 'federation.ronds'; did you mean 'rounds'?"),
         ("seed.x=3", "override 'seed.x': 'seed' is 0, not a section"),
         ("name=[", "'[' is not a YAML value"),
+        ("name=" + "[" * 5000, "override 'name=[[[[["),
     ],
 )
 def test_a_bad_override_is_named(override: str, message: str):
@@ -195,7 +226,11 @@ def test_a_file_that_is_not_a_config_is_named(tmp_path: Path):
         load_config(tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
         load_config("quikstart")
-    for text, message in (("- a\n- b\n", "must hold keys and values, but holds a list"), ("a: [", "is not valid YAML")):
+    for text, message in (
+        ("- a\n- b\n", "must hold keys and values, but holds a list"),
+        ("a: [", "is not valid YAML"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+    ):
         path = tmp_path / "config.yaml"
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=message):

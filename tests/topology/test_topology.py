@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedelta import topology
 from fedelta.topology import get_topology, graphs, rho_lin
@@ -274,3 +275,81 @@ def test_an_impossible_graph_is_named(make: Any, what: str) -> None:
 def test_what_does_not_mix_is_refused(W: torch.Tensor, what: str) -> None:
     with pytest.raises(ValueError, match=what):
         topology.check_mixing(W, 4)
+
+
+# --- what a config is refused for, without a matrix ------------------------------------------------------------------
+
+
+class LargestTensor(TorchDispatchMode):
+    """Keeps the number of entries of the largest tensor that is made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            self.entries = max(self.entries, found.numel())
+        return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"name": name, **given} for name, given in SYMMETRIC.items()),
+        {"name": "exponential"},
+        {"name": "exponential", "one_peer": True},
+        {"name": "ring", "activation": 0.5},
+        {"name": "erdos_renyi", "p": 0.01, "every_round": True},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_a_graph_of_many_nodes_is_checked_without_a_matrix(settings: dict[str, Any]) -> None:
+    with LargestTensor() as largest:
+        get_topology(**settings).check(2025)
+    assert largest.entries <= 2025
+
+
+def test_a_ring_of_twenty_thousand_nodes_is_checked() -> None:
+    get_topology("ring").check(20_000)
+
+
+def test_a_check_refuses_what_the_matrix_would_be_refused_for(tmp_path: Path) -> None:
+    file = tmp_path / "graph.json"
+    file.write_text(json.dumps([[0, 1], [2, 3]]))
+    refused: list[tuple[dict[str, Any], int]] = [
+        ({"name": "from_file", "path": file}, 4),
+        ({"name": "from_file", "path": file}, 3),
+        ({"name": "ring"}, 0),
+        ({"name": "exponential"}, 0),
+        ({"name": "star", "hub": 4}, 4),
+        ({"name": "torus"}, 10),
+        ({"name": "torus", "rows": 5}, 16),
+        ({"name": "watts_strogatz", "neighbours": 3}, 10),
+        ({"name": "erdos_renyi", "p": 1.5}, 10),
+        ({"name": "erdos_renyi", "p": 1.5, "every_round": True}, 10),
+        ({"name": "erdos_renyi", "p": 0.01}, 10),
+        ({"name": "random_geometric", "radius": 0.01}, 10),
+    ]
+    for settings, n in refused:
+        with pytest.raises(ValueError) as of_check:  # noqa: PT011 - the messages are compared
+            get_topology(**settings).check(n)
+        with pytest.raises(ValueError) as of_mixing:  # noqa: PT011
+            get_topology(**settings).mixing(n)
+        assert str(of_check.value) == str(of_mixing.value)
+
+
+def test_a_graph_that_changes_by_the_round_may_be_in_parts_in_one(tmp_path: Path) -> None:
+    file = tmp_path / "contacts.json"
+    file.write_text("[[], [[1, 0]], [[1, 2], [0, 2]]]")
+    get_topology("from_file", path=file).check(3)
+
+
+def test_every_topology_can_be_checked() -> None:
+    assert list(topology.EDGES) == list(topology.TOPOLOGIES)
+
+
+def test_a_deeply_nested_graph_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "graph.json"
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"graph\.json: .* nested too deeply"):
+        get_topology("from_file", path=file).check(3)

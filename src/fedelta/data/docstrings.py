@@ -17,11 +17,8 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
-import os
 import platform
-import sys
 import sysconfig
-import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -30,6 +27,7 @@ from pathlib import Path
 from fedelta.data import prose
 from fedelta.data.prose import likeness, prose_of
 from fedelta.data.rows import Row
+from fedelta.user_cache import cache_folder, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -207,17 +205,6 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def cache_folder() -> Path:
-    """`$FEDELTA_CACHE`, or the folder for fedelta among the user's caches."""
-    if chosen := os.environ.get("FEDELTA_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "fedelta"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "fedelta"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedelta"
-
-
 def versions() -> dict[str, str]:
     """What settles the rows: the rules (this module's text and that of `prose`), Python, and each package's version."""
     packages = {name.split(".")[0] for names in GROUPS.values() for name in names} - {STDLIB}
@@ -243,12 +230,9 @@ def _read_cache(file: Path) -> list[dict[str, str]] | None:
 
 
 def _write_cache(file: Path, rows: list[dict[str, str]]) -> None:
-    """Write beside and rename, so that another process finds all or nothing."""
+    """Writes the cache; a warning where that cannot be done."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as stream:
-            stream.write(gzip.compress(text.encode(), mtime=0))
-        Path(stream.name).replace(file)
+        write_whole(file, gzip.compress(text.encode(), mtime=0))
     except OSError as error:
         logger.warning("the docstrings are not cached: %s cannot be written (%s)", file, error)

@@ -15,6 +15,11 @@ from fedelta.data.rows import Row
 
 DATA_EXTRA = "pip install 'fedelta[data]'"
 
+TAB = "\t"
+SEPARATORS = {";": "semicolons", TAB: "tabs", ",": "commas", "|": "bars"}
+TO_TSV = ", or call the file .tsv"
+TOO_DEEP = "is nested too deeply: each row must be an object with fields by name"
+
 Reader: TypeAlias = Callable[[IO[bytes], Path], list[Row]]
 """(content, path for messages) -> rows"""
 
@@ -61,6 +66,8 @@ def _json_object(line: str, where: str) -> Row:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError:
+        raise ValueError(f"{where} {TOO_DEEP}") from None
     return _checked_object(row, where)
 
 
@@ -75,28 +82,50 @@ def _read_json(stream: IO[bytes], path: Path) -> list[Row]:
         rows = json.load(_text(stream))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    except RecursionError:
+        raise ValueError(f"{path} {TOO_DEEP}") from None
     if not isinstance(rows, list):
         raise ValueError(f"{path} holds one {type(rows).__name__}, but a list of objects is needed (one per line: .jsonl)")
     return [_checked_object(row, f"{path}, row {index}") for index, row in enumerate(rows)]
 
 
 def _read_csv(stream: IO[bytes], path: Path) -> list[Row]:
-    return list(_table(csv.DictReader(_text(stream), strict=True), path))
+    return list(_table(_headed(stream, path, ","), path, strict=True))
 
 
 def _read_tsv(stream: IO[bytes], path: Path) -> list[Row]:
     # The format has no quoting: quotation marks belong to the text.
-    return list(_table(csv.DictReader(_text(stream), delimiter="\t", quoting=csv.QUOTE_NONE), path))
+    return list(_table(_headed(stream, path, TAB), path, delimiter=TAB, quoting=csv.QUOTE_NONE))
 
 
-def _table(reader: csv.DictReader[str], path: Path) -> Iterator[Row]:
-    """The rows below a header line; each must have as many columns as it."""
+def _headed(stream: IO[bytes], path: Path, separator: str) -> Iterator[str]:
+    """The lines of a table, the first of them looked at: ValueError where another character keeps its columns apart."""
+    for number, line in enumerate(_text(stream)):
+        if number == 0:
+            _check_separator(line, path, separator)
+        yield line
+
+
+def _check_separator(header: str, path: Path, separator: str) -> None:
+    columns = next(csv.reader([header], delimiter=separator), [])
+    used = next((mark for mark in SEPARATORS if mark != separator and mark in "".join(columns)), None)
+    if len(columns) == 1 and used is not None:
+        raise ValueError(
+            f"{path}: the columns of the header {columns[0]!r} are kept apart by {SEPARATORS[used]}, where "
+            f"{SEPARATORS[separator]} are needed: save it with {SEPARATORS[separator]}{TO_TSV if used == TAB else ''}"
+        )
+
+
+def _table(lines: Iterator[str], path: Path, **dialect: Any) -> Iterator[Row]:
+    """The rows below a header line; its names differ, and each row must have as many columns as it."""
+    reader = csv.DictReader(lines, **dialect)
     try:
+        columns = list(reader.fieldnames or ())
+        if doubled := sorted({name for name in columns if columns.count(name) > 1}):
+            raise ValueError(f"{path}: the header names {doubled} more than once: give every column a name of its own")
         for row in reader:
             if None in row or None in row.values():
-                raise ValueError(
-                    f"{path}, line {reader.line_num} does not have the header's columns {list(reader.fieldnames or ())}"
-                )
+                raise ValueError(f"{path}, line {reader.line_num} does not have the header's columns {columns}")
             yield row
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read after line {reader.line_num}: {error}") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -53,8 +55,55 @@ def labels_from(rows: Sequence[Row], field: str = "label") -> tuple[Hashable, ..
         ValueError: there are no rows, or one lacks the field.
     """
     require_rows(rows)
-    found = {value_of(row, index, field) for index, row in enumerate(rows)}
-    return tuple(sorted(found, key=label_order))
+    return distinct((label_in(row, index, field) for index, row in enumerate(rows)), f"field {field!r}")
+
+
+def label_in(row: Row, index: int, field: str) -> Hashable:
+    """Returns a field's value as a label.
+
+    Raises:
+        ValueError: the row has no such field, or what is in it is a list, an object, or not a finite number.
+    """
+    value = value_of(row, index, field)
+    if problem := unfit_label(value):
+        raise ValueError(f"row {index}: field {field!r} holds {value!r}, {problem}")
+    return value
+
+
+def unfit_label(value: Any) -> str | None:
+    """Returns the reason why a value cannot be a label, or None if it can be one."""
+    if not isinstance(value, Hashable):
+        return f"a {type(value).__name__}, but a label is a text or a number"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "but a label that is a number is a finite one"
+    return None
+
+
+def kind_of(label: Hashable) -> str:
+    """Returns "true or false", "a whole number", "a fraction", or else the type's name: equal labels may differ in it."""
+    if isinstance(label, bool | np.bool_):
+        return "true or false"
+    if isinstance(label, Integral):
+        return "a whole number"
+    return "a fraction" if isinstance(label, Real) else type(label).__name__
+
+
+def distinct(labels: Iterable[Hashable], where: str) -> tuple[Hashable, ...]:
+    """Returns the different labels, sorted by `label_order`.
+
+    Raises:
+        ValueError: for labels that are equal in Python and written differently, such as 1, 1.0 and true: as one class they
+            would hide a mistake.
+    """
+    kinds: dict[Hashable, tuple[str, Hashable]] = {}
+    for label in labels:
+        kind, first = kinds.setdefault(label, (kind_of(label), label))
+        if kind != kind_of(label):
+            raise ValueError(
+                f"{where} has the labels {first!r} ({kind}) and {label!r} ({kind_of(label)}), which are equal but written "
+                "differently: write them alike if they are one class, or as texts if they are two"
+            )
+    return tuple(sorted(kinds, key=label_order))
 
 
 def label_order(label: Hashable) -> tuple[int, Any]:

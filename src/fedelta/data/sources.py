@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from fedelta.data import docstrings
 from fedelta.data.files import DATA_EXTRA, READERS, read_file, reader_of
+from fedelta.data.gaps import Empty, without_empty
 from fedelta.data.rounding import proportional
 from fedelta.data.rows import Row, label_order, value_of
 from fedelta.seeding import SERVER, numpy_generator
@@ -22,11 +23,16 @@ PARTS: tuple[str, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows to train on, to choose by, and to report on. `validation` may be empty."""
+    """Rows to train on, to choose by, and to report on. `validation` may be empty.
+
+    Attributes:
+        left_out: by part of the source, how many rows were left out for want of a label.
+    """
 
     train: list[Row]
     validation: list[Row]
     test: list[Row]
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 def load_rows(
@@ -166,6 +172,8 @@ def load_splits(
     test_fraction: float = 0.1,
     stratify: str | None = None,
     limit: int | Mapping[str, int] | None = None,
+    label: str | None = None,
+    empty: Empty = "error",
     seed: int = 0,
 ) -> Splits:
     """Train, validation and test rows of a source; what is not named is carved from the training rows, the same each time.
@@ -181,19 +189,26 @@ def load_splits(
         test_fraction: the share of the training rows to report on. Not used if `test` is given.
         stratify: the field whose shares the carved parts keep.
         limit: at most so many rows of each part, or of the parts named in a mapping; applied last.
+        label: the field with the label, looked at for rows without one; None does not look.
+        empty: what is done with rows whose label is empty, before anything is carved or limited: "error" refuses them,
+            "drop" leaves them out, "keep" takes a blank text for a class like any other.
         seed: for carving and limits.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: as `load_rows`; a limit names no part; a folder without `train`.
+        ValueError, FileNotFoundError, ImportError: as `load_rows`; a limit names no part; a folder without `train`; an empty
+            label.
     """
     limits = _limits(limit)
-    parts = _named_parts(source, {"train": train, "validation": validation, "test": test}, subset, fields)
+    given = _named_parts(source, {"train": train, "validation": validation, "test": test}, subset, fields)
+    parts = {part: without_empty(rows, label, empty, part) for part, rows in given.items()}
+    left_out = {part: len(given[part]) - len(rows) for part, rows in parts.items()}
     asked = {"validation": validation_fraction, "test": test_fraction}
     carved = {part: fraction for part, fraction in asked.items() if part not in parts}
     shares = [1 - sum(carved.values()), *carved.values()]
-    for part, rows in zip(("train", *carved), split_rows(parts["train"], shares, seed, stratify=stratify), strict=True):
-        parts[part] = rows
-    return Splits(**{part: subsample(parts[part], limits.get(part), seed) for part in PARTS})
+    shared_out = split_rows(parts["train"], shares, seed, stratify=stratify)
+    parts |= dict(zip(("train", *carved), shared_out, strict=True))
+    limited = {part: subsample(parts[part], limits.get(part), seed) for part in PARTS}
+    return Splits(**limited, left_out={part: count for part, count in left_out.items() if count})
 
 
 def _limits(limit: int | Mapping[str, int] | None) -> dict[str, int]:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 
 from fedelta.client import LocalClient, Training
 from fedelta.data.rows import Row
+from fedelta.models.base_store import delta_shape
+from fedelta.models.devices import pick_device
 from fedelta.models.fast.frozen_gemm import Backend
-from fedelta.models.loading import load_model, pick_device, set_padding
+from fedelta.models.loading import check_fits, load_model, main_input_of, set_padding
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.naming import nearest
 from fedelta.peers import Peer, largest, template_for, truncate_for
 from fedelta.tasks import Task, get_task
+from fedelta.tasks.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.tasks.task import Example
 from fedelta.tree import Adapter
 
@@ -76,8 +80,10 @@ def hf_clients(
     else:
         if tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer; only for a model given by name can it be None")
+        check_fits(model.config, main_input_of(model), task, type(model).__name__)
         check_outputs(model, task)
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
+    check_dtype(model)
     set_padding(model, tokenizer)
     lora = config_for(task, lora_config, model)
     adapted = PeftAdaptedModel(
@@ -89,7 +95,11 @@ def hf_clients(
         compact=compact,
         cache_activations=cache_activations,
     )
+    check_ranks(adapted, lora_config, ranks)
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
+    everything = list(chain.from_iterable(rows))
+    warn_of_empty_texts(task, everything, "data sets")
+    warn_of_cut_texts(task, everything, list(chain.from_iterable(examples)), tokenizer, "data sets")
     return clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed)
 
 
@@ -166,6 +176,28 @@ def check_outputs(model: Any, task: Task) -> None:
     wanted, found = task.model_kwargs().get("num_labels"), getattr(model.config, "num_labels", None)
     if wanted is not None and found is not None and wanted != found:
         raise ValueError(f"the task has {wanted} labels, the model {found} outputs; load the model with num_labels={wanted}")
+
+
+def check_dtype(model: nn.Module) -> None:
+    """Raises ValueError for a float16 base: gradients below its smallest number vanish, which is much of those of B."""
+    if any(p.dtype == torch.float16 for p in model.parameters()):
+        raise ValueError(
+            "the base model is in float16, in which small gradients become exactly zero (there is no loss scaling): train on "
+            "bfloat16, which has the range of float32 and takes as much memory, or on float32"
+        )
+
+
+def check_ranks(adapted: PeftAdaptedModel, lora_config: LoraConfig, ranks: Sequence[int]) -> None:
+    """Raises ValueError for a rank above min(o, i) of a layer: no delta of that layer needs it."""
+    for rank in sorted(set(ranks)):
+        peer = peer_for(0, rank, lora_config, 1)
+        for name, layer in adapted.adapted_layers.items():
+            o, i = delta_shape(cast("Any", layer).get_base_layer())
+            if peer.rank_of(name) > min(o, i):
+                raise ValueError(
+                    f"layer {name!r} is {o} x {i}, so that no delta of it has a rank above {min(o, i)}, but rank "
+                    f"{peer.rank_of(name)} is asked for: lower it, or give the layer a rank of its own by rank_pattern"
+                )
 
 
 def _rows(part: Any, client: int) -> list[Row]:

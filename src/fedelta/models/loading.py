@@ -10,29 +10,25 @@ from typing import Any, Literal, TypeAlias
 import torch
 import transformers
 from torch import nn
-from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from fedelta import seeding
 from fedelta.models.aliases import ALIASES, resolve_model
+from fedelta.models.devices import pick_device
 from fedelta.tasks.task import Task
 
 Quantization: TypeAlias = Literal["4bit", "8bit"]
 
+CAUSAL = "AutoModelForCausalLM"
 
-def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """A device by name; "auto" is CUDA, else MPS, else the CPU.
-
-    Raises:
-        ValueError: for a device that is not there.
-    """
-    if str(name) == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)
-    if not there():
-        raise ValueError(f"device {device} is not available here; use device='auto'")
-    return device
+OTHER_INPUTS = {
+    "pixel_values": "images",
+    "pixel_values_videos": "videos",
+    "input_features": "sound",
+    "input_values": "sound",
+}
+"""The main inputs, as transformers names them, of models that read no text."""
 
 
 def load_model(
@@ -61,25 +57,75 @@ def load_model(
 
     Raises:
         OSError: for a model that is not here and cannot be fetched.
-        ValueError: for a device or a quantization that is not available.
+        ValueError: for a device or a quantization that is not available, or a model of a kind that the task is not for.
     """
     place = pick_device(device)
     settings: dict[str, Any] = {"dtype": _dtype(dtype, place), "output_loading_info": True, **task.model_kwargs()}
     if quantization is not None:
         settings |= {"quantization_config": _quantized(quantization), "device_map": {"": place}}
+    source, trust = resolve_model(name), {"trust_remote_code": trust_remote_code}
+    with _explained(name):
+        config = AutoConfig.from_pretrained(source, **trust)
+    check_fits(config, _main_input(config), task, name)
+    with _explained(name), _hushed():
+        tokenizer = AutoTokenizer.from_pretrained(source, **trust)
+        model, info = getattr(transformers, task.auto_class).from_pretrained(source, **settings, **trust)
+    draw_parameters(model, info["missing_keys"], seed)
+    set_padding(model, tokenizer)
+    return (model if quantization else model.to(place)), tokenizer
+
+
+def check_fits(config: Any, main_input: str, task: Task, name: str) -> None:
+    """Refuses a model of a kind that the task is not for, by its config, before weights are loaded or anything is trained.
+
+    Args:
+        config: the model's.
+        main_input: the name of what the model reads.
+        task: gives text.
+        name: of the model, for the message.
+
+    Raises:
+        ValueError: for a model of images or sound, or an encoder-decoder where a causal language model is needed: the loss
+            of such a task is taken where an encoder that sees the whole sequence has read the answer already.
+    """
+    kind = getattr(config, "model_type", "")
+    if main_input in OTHER_INPUTS:
+        raise ValueError(
+            f"task {task.name!r} gives text, but model {name!r} ({kind}) takes {OTHER_INPUTS[main_input]}: "
+            "choose a model of text"
+        )
+    if task.auto_class == CAUSAL and getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"model {name!r} ({kind}) is an encoder-decoder, but task {task.name!r} trains a causal language model, whose "
+            "answer an encoder would see: choose a decoder alone, such as GPT-2 or Llama, or a task of classification"
+        )
+
+
+def _main_input(config: Any) -> str:
+    """The name of what a model of this config reads; "input_ids" where transformers does not know, or cannot load, the kind."""
     try:
-        source, trust = resolve_model(name), {"trust_remote_code": trust_remote_code}
-        with _hushed():
-            tokenizer = AutoTokenizer.from_pretrained(source, **trust)
-            model, info = getattr(transformers, task.auto_class).from_pretrained(source, **settings, **trust)
-    except (OSError, ValueError) as error:
+        known: Any = MODEL_MAPPING[type(config)]
+    except (KeyError, ImportError, ValueError):
+        return "input_ids"
+    return main_input_of(known[0] if isinstance(known, tuple) else known)
+
+
+def main_input_of(model: Any) -> str:
+    """The name of what a model, or its class, reads; the first one where it reads several things."""
+    named = getattr(model, "main_input_name", "input_ids")
+    return named if isinstance(named, str) else named[0]
+
+
+@contextmanager
+def _explained(name: str) -> Generator[None]:
+    """Says of a failure to find or load a model what can be given as one."""
+    try:
+        yield
+    except (OSError, ValueError, RecursionError) as error:
         raise OSError(
             f"cannot load model {name!r}: {error} Give a folder with config.json, tokenizer and safetensors, a Hub id that is "
             f"cached or reachable (HF_HUB_OFFLINE unset), or an alias: {', '.join(ALIASES)}"
         ) from error
-    draw_parameters(model, info["missing_keys"], seed)
-    set_padding(model, tokenizer)
-    return (model if quantization else model.to(place)), tokenizer
 
 
 @contextmanager

@@ -5,18 +5,31 @@ Every section is a frozen model that refuses unknown keys; the message names the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fedelta import optim
 from fedelta.client import Training
+from fedelta.data.gaps import Empty
 from fedelta.method import Method
 from fedelta.methods import get_method
+from fedelta.models.devices import named_device
 from fedelta.naming import nearest
 from fedelta.sampling import share
 from fedelta.split.partition import Scheme, get_scheme
@@ -43,7 +56,7 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A part of the config: frozen, and without room for unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -132,6 +145,9 @@ class Data(Section):
     client_test_fraction: float = Field(default=0.0, ge=0, lt=1, description="of each client's rows, kept to test it by")
     stratify: str | None = None
     limit: int | dict[str, int] | None = None
+    empty: Empty = Field(
+        default="error", description="rows without a label: refused, left out (drop), or a blank text is a class (keep)"
+    )
 
 
 class Partition(Section):
@@ -150,7 +166,24 @@ class Partition(Section):
         return get_scheme(self.scheme, **{k: v for k, v in given.items() if v is not None})
 
 
-Named: TypeAlias = dict[str, Any]
+def _demand_finite(settings: dict[str, Any]) -> dict[str, Any]:
+    for key, value in settings.items():
+        for number in _leaves(value):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{key} should be a finite number, got {number}")
+    return settings
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """All values within lists and mappings."""
+    if isinstance(tree, Mapping | list):
+        for inner in cast("Iterable[Any]", tree.values() if isinstance(tree, Mapping) else tree):
+            yield from _leaves(inner)
+    else:
+        yield tree
+
+
+Named: TypeAlias = Annotated[dict[str, Any], AfterValidator(_demand_finite)]
 """A choice by name with settings of its own, validated by the registry that knows the name."""
 
 
@@ -257,10 +290,20 @@ class RunConfig(Section):
     def _name_alone(cls, value: Any) -> Any:
         return named(value)
 
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        return device if device == "auto" else str(named_device(device))
+
     @model_validator(mode="after")
     def _possible(self) -> RunConfig:
-        for build in (self.build_method, self.build_task, self.training.build):
-            build()
+        for key, build in (
+            ("method", self.build_method),
+            ("task", self.build_task),
+            ("training.optimizer", self.training.build),
+            ("federation.topology", self.federation.build_topology),
+        ):
+            _build(key, build)
         self._check_ranks()
         self._check_partition()
         self._check_federation()
@@ -327,7 +370,8 @@ class RunConfig(Section):
                 "federation.topology to null, or choose another method"
             )
         if self.partition.clients is not None:
-            topology.mixing(self.partition.clients, seed=self.seed)
+            clients = self.partition.clients
+            _build("federation.topology", lambda: topology.check(clients, seed=self.seed))
 
     def _check_metric(self) -> None:
         known = [get_metric(metric)[0] for metric in self.build_task().metrics]
@@ -335,6 +379,14 @@ class RunConfig(Section):
             raise ValueError(
                 f"evaluation.best_by = {self.evaluation.best_by!r} is not measured: task.metrics has {', '.join(known)}"
             )
+
+
+def _build(key: str, build: Callable[[], object]) -> None:
+    """Builds what a config chose by name; a setting of another type than it takes is named like any that does not fit."""
+    try:
+        build()
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{key}: a setting has the wrong type ({error})") from None
 
 
 def named(value: Any) -> Any:
@@ -425,6 +477,8 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where} is nested too deeply for a config") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{where} must hold keys and values, but holds a {type(raw).__name__}")
     return cast("dict[str, Any]", raw)
@@ -452,6 +506,8 @@ def _value(override: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; quote it if it is meant as text") from None
+    except RecursionError:
+        raise ConfigError(f"override {override[:40]!r}... is nested too deeply for a value") from None
 
 
 def _with(raw: Mapping[str, Any], path: Sequence[str], value: Any, whole: str) -> dict[str, Any]:

@@ -25,12 +25,14 @@ from fedelta.engines.server import federate
 from fedelta.engines.settings import Score
 from fedelta.method import Client, Method
 from fedelta.models.adapter_files import load_adapter
-from fedelta.models.clients import clients_on, config_for, pad_token_of
+from fedelta.models.clients import check_ranks, clients_on, config_for, pad_token_of
+from fedelta.models.devices import pick_device
 from fedelta.models.loading import load_model
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.runs.config import Partition, RankChoice, RunConfig
 from fedelta.runs.evaluation import Evaluator
 from fedelta.split.partition import assign_ranks, partition
+from fedelta.tasks.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.tasks.task import Example, Task
 from fedelta.topology import Mixing
 from fedelta.tree import Adapter
@@ -109,6 +111,8 @@ def deal(config: RunConfig) -> Deal:
         test_fraction=data.test_fraction,
         stratify=data.stratify,
         limit=data.limit,
+        label=config.build_task().label_field(),
+        empty=data.empty,
         seed=config.seed,
     )
     task = config.build_task().settled(splits.train)
@@ -124,13 +128,16 @@ def build(config: RunConfig) -> Experiment:
     Raises:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
+    _check_model(config.model.dtype, config.device)  # before data are read
     dealt = deal(config)
+    _warn_of_missing_rows(config, dealt)
     graph = config.federation.build_topology()
     mixing = None if graph is None else graph.mixing(len(dealt.parts), seed=config.seed)
     contraction = {} if mixing is None else topology.numbers(mixing)
     config = settled(config, contraction.get("rho_sq", 0.0))
     model, tokenizer = load_adapted(config, dealt.task)
-    train = dealt.task.encode(dealt.splits.train, tokenizer)
+    check_ranks(model, peft_config(config), dealt.ranks)
+    train = _encode(dealt.task, dealt.splits.train, tokenizer, "train")
     clients = clients_on(
         model,
         dealt.task,
@@ -156,6 +163,15 @@ def build(config: RunConfig) -> Experiment:
         mixing=mixing,
         contraction=contraction,
     )
+
+
+def _check_model(dtype: str, device: str) -> None:
+    """Raises ValueError for a device that is not here, or a dtype in which a run cannot train (though a model can answer)."""
+    pick_device(device)
+    if dtype == "float16":
+        raise ValueError(
+            "model.dtype = float16 is not trained in, since small gradients become exactly zero in it: set bfloat16 or float32"
+        )
 
 
 def settled(config: RunConfig, rho_sq: float) -> RunConfig:
@@ -252,10 +268,39 @@ def peft_config(config: RunConfig) -> LoraConfig:
 
 
 def _encode(task: Task, rows: Sequence[Row], tokenizer: Any, part: str) -> Sequence[Example]:
+    if not rows:
+        return []
     try:
-        return task.encode(rows, tokenizer) if rows else []
+        examples = task.encode(rows, tokenizer)
     except ValueError as error:  # most often a label that the training rows do not have
         raise ValueError(f"{part} rows: {error}") from error
+    warn_of_empty_texts(task, rows, part)
+    warn_of_cut_texts(task, rows, examples, tokenizer, part)
+    return examples
+
+
+def _warn_of_missing_rows(config: RunConfig, dealt: Deal) -> None:
+    """Warns of rows that were left out, and of parts that are too small to leave anything to evaluate on."""
+    splits, data = dealt.splits, config.data
+    for part, count in splits.left_out.items():
+        logger.warning("%s: %d rows without a label are left out (data.empty = drop)", part, count)
+    total = len(splits.train) + len(splits.validation) + len(splits.test)
+    for part, rows, asked in (
+        ("validation", splits.validation, data.validation_fraction),
+        ("test", splits.test, data.test_fraction),
+    ):
+        if asked and not rows:
+            logger.warning("data.%s_fraction = %g of %d rows leaves 0 rows of %s", part, asked, total, part)
+    tested = sum(len(part) > 0 for part in dealt.held_out)
+    if data.client_test_fraction and tested < len(dealt.parts):
+        logger.warning(
+            "data.client_test_fraction = %g leaves %d of %d clients without rows to be tested by",
+            data.client_test_fraction,
+            len(dealt.parts) - tested,
+            len(dealt.parts),
+        )
+    if not (splits.validation or splits.test or tested):
+        logger.warning("0 of %d rows are left to evaluate on: the run will have no scores", total)
 
 
 def _partition(settings: Partition, task: Task, rows: Sequence[Row], seed: int) -> list[np.ndarray]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from fedelta.data.sources import load_rows
+from fedelta.data.gaps import without_empty
+from fedelta.data.sources import load_rows, subsample
 from fedelta.models.adapter_files import load_adapter, read_layout
 from fedelta.models.export import merge_into
 from fedelta.models.loading import load_model
@@ -84,7 +85,8 @@ def score(source: Source, data: str, *, split: str | None = None, limit: int | N
         ValueError, OSError: for rows or an adapter that do not fit the task or the base model.
     """
     config = source.config
-    rows = load_rows(data, split=split, fields=config.data.fields, limit=limit, seed=config.seed)
+    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seed)
+    rows = subsample(without_empty(rows, config.build_task().label_field(), config.data.empty, data), limit, config.seed)
     task = deal(config).task if source.of_run else config.build_task().settled(rows)
     model, tokenizer = load_adapted(config, task)
     deployed = {"adapter": load_adapter(source.adapter)}

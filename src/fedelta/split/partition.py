@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedelta.data.rounding import proportional
-from fedelta.data.rows import Row, label_order, value_of
+from fedelta.data.rows import Row, distinct, label_in
 from fedelta.naming import nearest
 from fedelta.seeding import SERVER, numpy_generator
 from fedelta.split.schemes import SCHEMES, Scheme, get_scheme
@@ -84,12 +84,12 @@ def group_indices(labels_or_rows: Sequence[Hashable] | Sequence[Row], by: str | 
     """(n,) int: the position of each example's label in the sorted list of labels, so that the order of rows does not matter.
 
     Raises:
-        ValueError: there are no examples, a row lacks the field, or `by` was given for bare labels.
+        ValueError: there are no examples, a row lacks the field, a label is none, or `by` was given for bare labels.
     """
     if not len(labels_or_rows):
         raise ValueError("no examples to share out: the data set is empty")
     labels = _labels(labels_or_rows, by)
-    order = {label: i for i, label in enumerate(sorted(set(labels), key=label_order))}
+    order = {label: i for i, label in enumerate(distinct(labels, f"field {by!r}" if isinstance(by, str) else "the data"))}
     return np.array([order[label] for label in labels], dtype=np.int64)
 
 
@@ -100,7 +100,7 @@ def _labels(labels_or_rows: Sequence[Any], by: str | Callable[[Row], Hashable] |
         return list(labels_or_rows)
     if callable(by):
         return [by(row) for row in labels_or_rows]
-    return [value_of(row, index, by or "label") for index, row in enumerate(labels_or_rows)]
+    return [label_in(row, index, by or "label") for index, row in enumerate(labels_or_rows)]
 
 
 def assign_ranks(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 from torch.nn import functional as F
 
-from fedelta.data.rows import Row, require_rows, text_of, value_of
+from fedelta.data.rows import Row, label_in, require_rows, text_of
 from fedelta.tasks.logits import logits_at
 from fedelta.tasks.metrics import Metric
 from fedelta.tasks.task import IGNORED, Batch, Decisions, Example, Task, model_inputs, pad_examples
@@ -55,6 +55,14 @@ class Instruction(Task):
                 if f"{{{name}}}" not in getattr(self, setting):
                     raise ValueError(f"{setting} {getattr(self, setting)!r} lacks the place {{{name}}}")
 
+    def text_fields(self) -> tuple[str, ...]:
+        """The instruction and the answer; a context may be left empty."""
+        return self.instruction, self.answer
+
+    def label_field(self) -> str | None:
+        """The field with the category, if one was named."""
+        return self.category
+
     def prompt_of(self, row: Row, index: int = 0) -> str:
         """The text that the model is given before its answer."""
         instruction = text_of(row, index, self.instruction)
@@ -85,7 +93,7 @@ class Instruction(Task):
 
     def label_of(self, row: Row) -> Hashable:
         """The row's category, or None if no field was named for it."""
-        return value_of(row, 0, self.category) if self.category else None
+        return label_in(row, 0, self.category) if self.category else None
 
     def _example(self, prompt: Tokens, answer: Tokens, index: int, tokenizer: Any) -> Example:
         if not answer:

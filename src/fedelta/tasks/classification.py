@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
 
-from fedelta.data.rows import Row, labels_from, require_rows, text_of, value_of
+from fedelta.data.rows import Row, kind_of, label_in, labels_from, require_rows, text_of, unfit_label, value_of
 from fedelta.tasks.metrics import Metric
 from fedelta.tasks.task import Batch, Decisions, Example, Task, model_inputs, pad_examples, tokenized
 
@@ -35,13 +35,26 @@ class Classification(Task):
     metrics: tuple[str | Metric, ...] = ("accuracy", "macro_f1", "loss")
 
     def __post_init__(self) -> None:
+        if isinstance(self.labels, str | Mapping):
+            raise ValueError(f"labels must be a list of labels, got {self.labels!r}")
         object.__setattr__(self, "labels", tuple(self.labels))
+        for label in self.labels:
+            if problem := unfit_label(label):
+                raise ValueError(f"labels holds {label!r}, {problem}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels occur twice in {self.labels!r}: give each label once")
 
     def settled(self, rows: Sequence[Row]) -> Classification:
         """This task with its labels, read from the training rows if they were left empty."""
         return self if self.labels else replace(self, labels=labels_from(rows, self.label))
+
+    def text_fields(self) -> tuple[str, ...]:
+        """The text, or both of a pair."""
+        return (self.text, self.text_pair) if self.text_pair else (self.text,)
+
+    def label_field(self) -> str | None:
+        """The field with the label."""
+        return self.label
 
     def model_kwargs(self) -> dict[str, Any]:
         """The number of outputs, and their names for the model's config."""
@@ -72,8 +85,7 @@ class Classification(Task):
 
     def label_of(self, row: Row) -> Hashable:
         """The label as `labels` spells it, or as the row does where the labels are not known yet."""
-        value = value_of(row, 0, self.label)
-        return self.labels[self._index(row, 0)] if self.labels else value
+        return self.labels[self._index(row, 0)] if self.labels else label_in(row, 0, self.label)
 
     def _known_labels(self) -> tuple[Hashable, ...]:
         if not self.labels:
@@ -83,9 +95,11 @@ class Classification(Task):
     def _index(self, row: Row, index: int) -> int:
         labels, value = self._known_labels(), value_of(row, index, self.label)
         if isinstance(value, Hashable) and value in labels:
-            return labels.index(value)
+            found = labels.index(value)
+            if kind_of(labels[found]) == kind_of(value):  # true and 1.0 equal 1, but are no other way to write it
+                return found
         named = all(isinstance(label, str) for label in labels)
-        if named and isinstance(value, int) and 0 <= value < len(labels):
+        if named and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(labels):
             return value
         known = ", ".join(map(repr, labels[:12])) + (", ..." if len(labels) > 12 else "")
         raise ValueError(

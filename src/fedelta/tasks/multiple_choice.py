@@ -45,6 +45,14 @@ class _Choices(Task):
         if not isinstance(self.choices, str):
             object.__setattr__(self, "choices", tuple(self.choices))
 
+    def text_fields(self) -> tuple[str, ...]:
+        """The context, and the field or fields with the endings."""
+        return (self.context, *((self.choices,) if isinstance(self.choices, str) else self.choices))
+
+    def label_field(self) -> str | None:
+        """The field with the right one."""
+        return self.label
+
     @abstractmethod
     def encode_choices(self, contexts: list[str], endings: list[list[str]], tokenizer: Any) -> list[list[Example]]:
         """Each row's choices, encoded one by one."""
@@ -138,6 +146,9 @@ class ChoiceByLikelihood(_Choices):
 
     An ending's score is its mean log-probability per token. Training is the cross-entropy over the scores of a row's
     endings, so right and wrong endings are told apart; the context itself is never predicted.
+
+    A row that is too long keeps its ending and loses its oldest context, and a tokenizer's BOS stays in front: the released
+    code of Subspace-Reg does neither, so that its numbers on long rows, and of a model with a BOS, are not to be expected.
 
     Args:
         context: the field with the beginning or the question.

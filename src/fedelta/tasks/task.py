@@ -75,6 +75,14 @@ class Task(ABC):
         """This task with what it leaves open (such as the list of labels) read from the training rows."""
         return self
 
+    def text_fields(self) -> tuple[str, ...]:
+        """The fields whose texts a row should not leave empty."""
+        return ()
+
+    def label_field(self) -> str | None:
+        """The field that `label_of` reads; None where the task has no labels."""
+        return None
+
     def model_kwargs(self) -> dict[str, Any]:
         """Arguments for `from_pretrained` beside the model's name."""
         return {}

@@ -1,6 +1,8 @@
 """Graphs without a server: mixing matrices, their graphs, and links that fail."""
 
 from fedelta.topology.matrices import (
+    DRAWN,
+    EDGES,
     RULES,
     TOPOLOGIES,
     Mixing,
@@ -35,6 +37,8 @@ from fedelta.topology.matrices import (
 )
 
 __all__ = [
+    "DRAWN",
+    "EDGES",
     "RULES",
     "TOPOLOGIES",
     "Mixing",

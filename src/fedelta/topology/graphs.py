@@ -191,6 +191,10 @@ def read(path: str | Path, n: int) -> list[Edges]:
         content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
         rounds = _as_rounds(content)
         return [edges(n, pairs) for pairs in rounds]
+    except RecursionError:
+        raise ValueError(
+            f"{path}: a graph is a list of edges [i, j], or one such list for each round; it is nested too deeply"
+        ) from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: a graph is a list of edges [i, j], or one such list for each round; {error}") from error
 

@@ -224,6 +224,50 @@ TOPOLOGIES: Mapping[str, Callable[..., Mixing]] = {
 """What a config can name."""
 
 
+DRAWN = 500_000
+"""Pairs of nodes up to which a random graph is drawn to see whether it can be had: those of 1000 nodes."""
+
+
+def _always_connected(n: int, seed: int, *, one_peer: bool = False) -> None:
+    graphs.edges(n, [])
+
+
+def _drawn(draw: Callable[..., Edges]) -> Callable[..., Edges | None]:
+    """The edges of a random graph, or None for one too large to be drawn only to be looked at."""
+
+    def edges(n: int, seed: int, **settings: Any) -> Edges | None:
+        return None if n * (n - 1) // 2 > DRAWN else draw(n, **settings, seed=seed)
+
+    return edges
+
+
+def _erdos_renyi(n: int, seed: int, p: float, *, every_round: bool = False) -> Edges | None:
+    check_probability("p", p)
+    return None if every_round else _drawn(graphs.erdos_renyi)(n, seed, p=p)
+
+
+def _read(n: int, seed: int, path: str | Path) -> Edges | None:
+    rounds = graphs.read(path, n)
+    return rounds[0] if len(rounds) == 1 else None
+
+
+EDGES: Mapping[str, Callable[..., Edges | None]] = {
+    "complete": _always_connected,
+    "ring": lambda n, seed: graphs.ring(n),
+    "star": lambda n, seed, **given: graphs.star(n, **given),
+    "torus": lambda n, seed, **given: graphs.torus(n, **given),
+    "exponential": _always_connected,
+    "erdos_renyi": _erdos_renyi,
+    "random_geometric": _drawn(graphs.random_geometric),
+    "watts_strogatz": lambda n, seed, **given: graphs.watts_strogatz(n, **given, seed=seed),
+    "from_file": _read,
+}
+"""(n, seed, settings) -> the edges of a topology that must be connected; None where nothing of the kind is demanded.
+
+Settings that make no graph of n nodes are refused; no matrix is formed.
+"""
+
+
 @dataclass(frozen=True)
 class Topology:
     """A graph by its name, for any number of nodes.
@@ -238,6 +282,19 @@ class Topology:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     activation: float = 1.0
 
+    def check(self, n: int, *, seed: int = 0) -> None:
+        """Refuses what `mixing` would refuse, from the edges alone: no matrix is formed, whose n^2 entries may be gigabytes.
+
+        A random graph of more than `DRAWN` pairs of nodes is not drawn here: whether it is connected shows in `mixing`.
+
+        Raises:
+            ValueError: as `mixing`.
+        """
+        given = {k: v for k, v in self.settings.items() if k != "weights"}
+        found = EDGES[self.name](n, seed, **given)
+        if found is not None and not connected(n, found):
+            raise ValueError(self._in_parts(n))
+
     def mixing(self, n: int, *, seed: int = 0) -> Mixing:
         """The mixing matrix for n nodes, or t -> that of round t.
 
@@ -247,11 +304,14 @@ class Topology:
         given = {**self.settings, **({"seed": seed} if "seed" in _parameters(self.name) else {})}
         found = TOPOLOGIES[self.name](n, **given)
         if isinstance(found, Tensor) and not is_connected(found):
-            raise ValueError(f"the topology {self.name!r} of {n} nodes is not connected: nodes in separate parts never agree")
+            raise ValueError(self._in_parts(n))
         if self.activation == 1:
             return found
         weights = self.settings.get("weights", "metropolis")
         return activated(n, lambda t: links_of(at(found, t)), self.activation, weights=weights, seed=seed)
+
+    def _in_parts(self, n: int) -> str:
+        return f"the topology {self.name!r} of {n} nodes is not connected: nodes in separate parts never agree"
 
 
 def get_topology(name: str, *, activation: float = 1.0, **settings: Any) -> Topology:

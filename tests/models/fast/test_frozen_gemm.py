@@ -6,7 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedelta.models.fast import frozen_gemm
-from fedelta.models.fast.frozen_gemm import FrozenProduct, as_rows, fastest, install, product, resolve, uninstall
+from fedelta.models.fast.frozen_gemm import FrozenProduct, as_rows, decided, install, product, resolve, uninstall
 from fedelta.models.peft import PeftAdaptedModel
 
 onednn = pytest.mark.skipif(not frozen_gemm.has_onednn(), reason="this build of torch has no oneDNN")
@@ -105,30 +105,112 @@ def test_as_rows_is_o_by_i_without_a_copy():
     assert as_rows(conv).data_ptr() == conv.weight.data_ptr()
 
 
+@pytest.fixture
+def new_machine(monkeypatch, tmp_path):
+    """A cache folder without a decision, in a process that knows none."""
+    monkeypatch.setenv("FEDELTA_CACHE", str(tmp_path))
+    decided.cache_clear()
+    yield tmp_path
+    decided.cache_clear()
+
+
 @onednn
 @pytest.mark.parametrize(("times", "chosen"), [((1.0, 0.5), "onednn"), ((1.0, 1.0), "default"), ((1.0, 0.97), "default")])
-def test_auto_takes_what_is_faster(times, chosen, monkeypatch):
+def test_auto_takes_what_is_faster(times, chosen, monkeypatch, new_machine):
     monkeypatch.setattr(frozen_gemm, "_times", lambda *calls: times)
-    fastest.cache_clear()
     assert resolve("auto") == chosen
-    fastest.cache_clear()
 
 
-def test_auto_never_takes_what_is_less_accurate(monkeypatch):
+@onednn
+def test_auto_never_takes_what_is_less_accurate(monkeypatch, new_machine):
     monkeypatch.setattr(frozen_gemm, "_times", lambda *calls: (1.0, 0.1))
     monkeypatch.setattr(frozen_gemm, "product", lambda x, w, b, backend: nn.functional.linear(x, w, b) * (1 + 1e-5))
-    fastest.cache_clear()
     assert resolve("auto") == "default"
-    fastest.cache_clear()
 
 
-def test_auto_without_onednn_is_the_default_and_asking_for_it_is_refused(monkeypatch):
+def test_auto_without_onednn_is_the_default_and_asking_for_it_is_refused(monkeypatch, new_machine):
     monkeypatch.setattr(frozen_gemm, "has_onednn", lambda: False)
-    fastest.cache_clear()
     assert resolve("auto") == "default"
     with pytest.raises(ValueError, match="no oneDNN product: use gemm 'auto' or 'default'"):
         resolve("onednn")
-    fastest.cache_clear()
+
+
+def measuring(monkeypatch, *outcomes):
+    """Each measurement finds the next of these outcomes; a further one fails."""
+    left = iter(outcomes)
+    monkeypatch.setattr(frozen_gemm, "fastest", lambda: next(left))
+
+
+def next_process():
+    """What the process kept in memory is gone."""
+    decided.cache_clear()
+
+
+@onednn
+@pytest.mark.parametrize("first", ["onednn", "default"])
+def test_auto_is_decided_once_for_a_machine(first, monkeypatch, new_machine):
+    """A machine near the threshold would else take another product at the next start, and other last bits."""
+    measuring(monkeypatch, first)
+    for _ in range(3):
+        assert resolve("auto") == first
+        next_process()
+    assert [file.suffix for file in new_machine.iterdir()] == [".json"]
+
+
+@onednn
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(frozen_gemm, "_processor", lambda: "another processor"),
+        lambda patch: patch.setattr(torch, "__version__", "99.0"),
+        lambda patch: patch.setattr(torch, "get_num_threads", lambda: 77),
+        lambda patch: patch.setattr(frozen_gemm, "ROWS", 2048),
+    ],
+    ids=["processor", "torch", "threads", "sizes"],
+)
+def test_another_machine_decides_for_itself(change, monkeypatch, new_machine):
+    measuring(monkeypatch, "onednn", "default")
+    assert resolve("auto") == "onednn"
+    with monkeypatch.context() as patch:
+        change(patch)
+        next_process()
+        assert resolve("auto") == "default"
+    next_process()
+    assert resolve("auto") == "onednn"
+
+
+@onednn
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"backend": "mkl"}', b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_decision_is_made_again(content, monkeypatch, new_machine):
+    measuring(monkeypatch, "onednn", "default")
+    assert resolve("auto") == "onednn"
+    (file,) = new_machine.iterdir()
+    file.write_bytes(content)
+    for _ in range(2):
+        next_process()
+        assert resolve("auto") == "default"
+
+
+@onednn
+def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, new_machine, caplog):
+    (new_machine / "file").touch()
+    monkeypatch.setenv("FEDELTA_CACHE", str(new_machine / "file" / "folder"))
+    measuring(monkeypatch, "onednn")
+    assert resolve("auto") == "onednn"
+    assert "set model.gemm, or FEDELTA_CACHE" in caplog.text
+
+
+@onednn
+def test_of_two_processes_the_first_decision_counts(monkeypatch, new_machine):
+    def slow() -> str:
+        measuring(monkeypatch, "onednn")
+        next_process()
+        assert resolve("auto") == "onednn"  # another process, meanwhile
+        return "default"
+
+    monkeypatch.setattr(frozen_gemm, "fastest", slow)
+    assert resolve("auto") == "onednn"
+    assert not list(new_machine.glob("*.part"))
 
 
 def test_an_unknown_backend_is_refused():

@@ -11,9 +11,14 @@ it was twice as fast.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import platform
 import time
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -21,8 +26,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from fedelta.user_cache import cache_folder, write_whole
+
+logger = logging.getLogger("fedelta.models")
+
 Backend: TypeAlias = Literal["default", "onednn", "bf16"]
 """How a frozen product is formed. "bf16" rounds weights, inputs and results to bfloat16: a relative error of about 3e-3."""
+
+Machine: TypeAlias = dict[str, str | int | list[int]]
+"""What a decision of "auto" depends on."""
 
 SMALL = 8_000_000
 """Multiplications below which a call of another backend costs more than it gains: 57 rows at 384 x 384, 488 at 128 x 128."""
@@ -33,9 +45,14 @@ TOLERANCE, GAIN = 1e-6, 1.05
 TRIALS, ROWS = 3, 1024
 """How often it must win, one after another, and of how many rows: those of a joint pass. So chance hardly ever decides."""
 
+INNER, OUTER = 384, 1536
+"""The sides of the weight that is tried."""
+
 
 def resolve(backend: Backend | Literal["auto"], module: nn.Module | None = None) -> Backend:
-    """The backend itself; for "auto", oneDNN if a short test on this machine finds it as accurate and faster.
+    """The backend itself; for "auto", oneDNN if a short test has found it as accurate and faster on this machine.
+
+    The test is made once for a machine, and its outcome kept: see `decided`.
 
     Args:
         backend: as asked for.
@@ -47,7 +64,7 @@ def resolve(backend: Backend | Literal["auto"], module: nn.Module | None = None)
     if backend == "auto":
         if module is not None and all(ROWS * p.numel() < SMALL for p in module.parameters()):
             return "default"
-        return fastest(torch.get_num_threads())
+        return decided(torch.get_num_threads())
     if backend not in get_args(Backend):
         raise ValueError(f"no frozen product is called {backend!r}; there are auto, {', '.join(get_args(Backend))}")
     if backend == "onednn" and not has_onednn():
@@ -61,12 +78,81 @@ def has_onednn() -> bool:
 
 
 @cache
-def fastest(threads: int) -> Backend:
-    """ "onednn" if it agrees with float64 to `TOLERANCE` and wins by `GAIN`; measured once for a number of threads."""
+def decided(threads: int) -> Backend:
+    """The backend of "auto" on this machine for a number of threads.
+
+    A machine near the threshold could decide otherwise at every start, and one config and one seed would give two results
+    that differ in the last bits. So the first decision is kept in the user's cache folder, and holds for all later runs.
+    """
     if not has_onednn():
         return "default"
+    machine = machine_of(threads)
+    file = decision_file(machine)
+    if (kept := _kept(file)) is not None:
+        return kept
+    found = fastest()
+    if (first := _kept(file)) is not None:  # another process has decided in the meantime
+        return first
+    keep(file, machine, found)
+    return found
+
+
+def machine_of(threads: int) -> Machine:
+    """What a decision depends on: the processor, what torch uses of it, the threads, torch's version and the sizes tried."""
+    return {
+        "processor": _processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "sizes": [ROWS, INNER, OUTER],
+    }
+
+
+def decision_file(machine: Machine) -> Path:
+    """The file with the decision for a machine; one for each, so that writers of different ones never meet."""
+    return cache_folder() / f"gemm-{hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def _processor() -> str:
+    """The processor's model, as Linux or else Python names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _kept(file: Path) -> Backend | None:
+    """The decision in a file; None if there is none that can be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["backend"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        logger.info("the decision of gemm: auto in %s cannot be read (%r) and is made again", file, error)
+        return None
+    return "onednn" if found == "onednn" else "default" if found == "default" else None
+
+
+def keep(file: Path, machine: Machine, backend: Backend) -> None:
+    """Writes a decision down; a warning where that cannot be done."""
+    try:
+        write_whole(file, json.dumps({"backend": backend, **machine}, indent=1).encode())
+    except OSError as error:
+        logger.warning(
+            "gemm: auto chose %r, which cannot be kept in %s (%s): another run may choose otherwise and differ in the last "
+            "bits; set model.gemm, or FEDELTA_CACHE to a folder that can be written",
+            backend,
+            file,
+            error,
+        )
+
+
+def fastest() -> Backend:
+    """ "onednn" if it agrees with float64 to `TOLERANCE` and wins by `GAIN`, else "default"; measured anew at every call."""
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
-    x, weight, bias = draw(ROWS, 384), draw(1536, 384), draw(1536)
+    x, weight, bias = draw(ROWS, INNER), draw(OUTER, INNER), draw(OUTER)
     exact = F.linear(x.double(), weight.double(), bias.double())
     found = product(x, weight, bias, "onednn")
     if not bool((found - exact).norm() <= TOLERANCE * exact.norm()):

@@ -1,0 +1,144 @@
+"""Models that a task cannot train are refused by name, before anything runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from peft import LoraConfig
+
+import fedelta
+from fedelta.models.clients import hf_clients
+from fedelta.models.loading import load_model
+from fedelta.tasks import get_task
+
+SIZES = {"vocab_size": 40, "d_model": 16, "decoder_layers": 1, "encoder_layers": 1}
+HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+MARKS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+KINDS: dict[str, tuple[type[Any], Any]] = {
+    "bart": (hf.BartForConditionalGeneration, hf.BartConfig(**SIZES, **HEADS, **MARKS)),
+    "t5": (
+        hf.T5ForConditionalGeneration,
+        hf.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0),
+    ),
+    "vit": (hf.ViTForImageClassification, hf.ViTConfig(**VIT)),
+    "whisper": (hf.WhisperForConditionalGeneration, hf.WhisperConfig(**SIZES, **HEADS, **MARKS, num_mel_bins=8)),
+    "oneformer": (hf.BertModel, hf.OneFormerConfig()),
+}
+ENCODER_DECODER = "is an encoder-decoder, but task '{task}' trains a causal language model"
+TEXT = "task '{task}' gives text, but model .* takes {what}"
+
+
+def refusal(kind: str, task: str) -> str:
+    what = {"vit": "images", "whisper": "sound", "oneformer": "images"}.get(kind)
+    return TEXT.format(task=task, what=what) if what else ENCODER_DECODER.format(task=task)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        *((kind, task) for kind in ("bart", "t5") for task in ("instruction", "choice_likelihood")),
+        *((kind, task) for kind in ("vit", "whisper") for task in ("instruction", "classification")),
+    ],
+)
+def test_a_loaded_model_of_another_kind_is_refused_before_it_is_touched(kind: str, task: str, tokenizer: Any) -> None:
+    build, config = KINDS[kind]
+    model = build(config)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    rows = [{"text": "1 2", "label": "a", "instruction": "1", "response": "2"}] * 2
+    with pytest.raises(ValueError, match=refusal(kind, task)):
+        hf_clients(model, tokenizer, [rows], LoraConfig(target_modules=["q_proj"]), 2, task=task, device="cpu")
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        ("bart", "instruction"),
+        ("t5", "choice_likelihood"),
+        ("vit", "choice_likelihood"),
+        ("whisper", "instruction"),
+        ("oneformer", "instruction"),
+    ],
+)
+def test_a_model_by_name_is_refused_before_its_weights_are_read(kind: str, task: str, tmp_path: Path) -> None:
+    """There are none in the folder, nor a tokenizer."""
+    KINDS[kind][1].save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=refusal(kind, task)):
+        load_model(str(tmp_path), get_task(task), device="cpu")
+
+
+def test_a_deeply_nested_config_of_a_model_is_an_error_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": ' + "[" * 100_000)
+    with pytest.raises(OSError, match=r"cannot load model .* Give a folder"):
+        load_model(str(tmp_path), get_task("instruction"), device="cpu")
+
+
+def test_an_encoder_decoder_may_classify(tokenizer: Any, tmp_path: Path) -> None:
+    hf.BartForSequenceClassification(hf.BartConfig(**SIZES, **HEADS, **MARKS, num_labels=2)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = load_model(str(tmp_path), get_task("classification", labels=["a", "b"]), device="cpu")
+    assert type(model) is hf.BartForSequenceClassification
+
+
+def test_the_decoder_alone_of_an_encoder_decoder_is_taken(tokenizer: Any) -> None:
+    rows = [{"instruction": "1 2", "response": "3"}] * 2
+    model = hf.BartForCausalLM(hf.BartConfig(**SIZES, **HEADS, **MARKS))
+    lora = LoraConfig(target_modules=["q_proj"])
+    (client,) = hf_clients(model, tokenizer, [rows], lora, 2, task="instruction", device="cpu")
+    assert client.peer.num_examples == 2
+
+
+# --- dtypes and ranks -------------------------------------------------------------------------------------------------
+
+ROWS = [{"text": "1 2", "label": k} for k in "xyz"]
+
+
+def test_a_float16_base_is_not_trained_and_bfloat16_is_named(linear: Any, tokenizer: Any) -> None:
+    """On a tiny BERT 45 % of the entries of B's gradient are exactly zero in it."""
+    with pytest.raises(ValueError, match=r"base model is in float16.* train on bfloat16"):
+        hf_clients(linear.model().half(), tokenizer, [ROWS], linear.lora(), 2, device="cpu")
+    hf_clients(linear.model().bfloat16(), tokenizer, [ROWS], linear.lora(), 2, device="cpu")
+
+
+def test_a_run_in_float16_is_refused_before_data_are_read(tiny_config: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"model.dtype": "float16", "data.source": "missing.csv", "output": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match=r"model\.dtype = float16 .*: set bfloat16 or float32"):
+        fedelta.run(tiny_config, changes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has the device")
+def test_a_device_that_is_not_here_is_refused_before_data_are_read(tiny_config: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"device": "cuda:7", "data.source": "missing.csv", "output": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match="device cuda:7 is not available here"):
+        fedelta.run(tiny_config, changes)
+
+
+def test_a_rank_that_no_delta_has_is_refused_before_texts_are_encoded(
+    linear: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_clients(linear.model(), tokenizer, [ROWS, ROWS], linear.lora(), [2, 16], device="cpu")
+    monkeypatch.setattr("fedelta.tasks.Classification.encode", None)
+    with pytest.raises(ValueError, match=r"layer 'bert.*' is 16 x 16, .* a rank above 16, but rank 17 is asked for"):
+        hf_clients(linear.model(), tokenizer, [ROWS, ROWS], linear.lora(), [2, 17], device="cpu")
+    lora = linear.lora(rank_pattern={"intermediate.dense": 20})
+    with pytest.raises(ValueError, match=r"layer 'bert\.encoder.*intermediate\.dense' is 24 x 16, .* rank 20 is asked for"):
+        hf_clients(linear.model(), tokenizer, [ROWS], lora, 2, device="cpu")
+
+
+def test_a_run_at_a_rank_that_no_delta_has_is_refused(
+    tiny_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedelta.tasks.Classification.encode", None)
+    with pytest.raises(ValueError, match=r"is 16 x 16, .* but rank 32 is asked for"):
+        fedelta.run(tiny_config, {"lora.rank": [1, 2, 32], "output": str(tmp_path / "run")})

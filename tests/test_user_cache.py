@@ -1,0 +1,25 @@
+"""The user's cache folder: where it is, and that what is written there is whole."""
+
+from pathlib import Path
+
+import pytest
+
+from fedelta.user_cache import cache_folder, write_whole
+
+
+def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("FEDELTA_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("FEDELTA_CACHE")
+    assert cache_folder().name == "fedelta"
+
+
+def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path):
+    file = tmp_path / "new" / "file"
+    for content in (b"first", b"second"):
+        write_whole(file, content)
+        assert file.read_bytes() == content
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match="folder"):
+        write_whole(tmp_path / "folder", b"")  # a folder stands in its place
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "inside", "new"]
