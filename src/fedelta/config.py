@@ -8,15 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fedelta import optim
 from fedelta.client import Training
 from fedelta.method import Method
 from fedelta.methods import get_method
+from fedelta.models.patterns import check_pattern
 from fedelta.naming import nearest
 from fedelta.sampling import share
 from fedelta.tasks.metrics import get_metric
@@ -24,6 +35,8 @@ from fedelta.tasks.partition import Scheme, get_scheme
 from fedelta.tasks.registry import get_task
 from fedelta.tasks.task import Task
 from fedelta.topology import Topology, get_topology
+
+T = TypeVar("T")
 
 BUILT_IN = ("quickstart",)
 """Configs that come with the package, by name."""
@@ -116,6 +129,14 @@ class Lora(Section):
         if not rank_values(rank) or min(rank_values(rank)) < 1:
             raise ValueError(f"ranks must be at least 1, got {rank}")
         return rank
+
+
+    @field_validator("rank_pattern", "alpha_pattern", "target_modules")
+    @classmethod
+    def _patterns(cls, value: T, info: ValidationInfo) -> T:
+        for pattern in [value] if isinstance(value, str) else value if isinstance(value, Mapping) else ():
+            check_pattern(pattern, str(info.field_name))
+        return value
 
 
 class Data(Section):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,6 +17,7 @@ from fedelta.client import LocalClient, Training
 from fedelta.method import Peer, largest, template_for, truncate_for
 from fedelta.models.frozen_gemm import Backend
 from fedelta.models.loading import load_model, pick_device, set_padding
+from fedelta.models.patterns import by_layer
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.naming import nearest
 from fedelta.tasks import Task, get_task
@@ -115,7 +116,7 @@ def clients_on(
     """
     collate = partial(task.collate, pad_token_id=pad_token_of(adapted))
     loss = cast("Callable[[nn.Module, Any], Tensor]", task.loss)  # its batches are what its own collate makes
-    peers = [peer_for(k, rank, lora_config, len(examples[k])) for k, rank in enumerate(ranks)]
+    peers = peers_for(ranks, lora_config, [len(part) for part in examples], list(adapted.adapted_layers))
     if start is not None:
         adapted.load(start)  # refuses what does not fit before any work is done
         common = _for_all(start, peers)
@@ -139,17 +140,28 @@ def pad_token_of(adapted: PeftAdaptedModel) -> int:
     return getattr(adapted.module.config, "pad_token_id", None) or 0
 
 
-def peer_for(id: int, rank: int, lora_config: LoraConfig, num_examples: int) -> Peer:
-    """A peer with a LoRA configuration's scales and patterns; a rank pattern goes before `rank`, as in PEFT."""
-    return Peer(
-        id=id,
-        rank=rank,
-        num_examples=num_examples,
+def peers_for(ranks: Sequence[int], lora_config: LoraConfig, sizes: Sequence[int], layers: Collection[str]) -> list[Peer]:
+    """Peers 0, 1, ... with a LoRA configuration's scales and patterns; a rank pattern goes before a rank, as in PEFT.
+
+    Args:
+        ranks: one for each peer.
+        lora_config: its patterns are resolved here, and nowhere later.
+        sizes: the number of each peer's examples.
+        layers: the names of the layers that carry the adapter.
+
+    Raises:
+        ValueError: for a pattern that is not accepted.
+    """
+    common = Peer(
+        id=0,
+        rank=1,
         lora_alpha=lora_config.lora_alpha,
         rslora=lora_config.use_rslora,
-        rank_pattern=dict(lora_config.rank_pattern or {}),
-        alpha_pattern=dict(lora_config.alpha_pattern or {}),
+        rank_pattern=by_layer(lora_config.rank_pattern or {}, layers, "rank_pattern"),
+        alpha_pattern=by_layer(lora_config.alpha_pattern or {}, layers, "alpha_pattern"),
     )
+    both = zip(ranks, sizes, strict=True)
+    return [replace(common, id=k, rank=rank, num_examples=size) for k, (rank, size) in enumerate(both)]
 
 
 def config_for(task: Task, lora_config: LoraConfig, model: nn.Module) -> LoraConfig:
