@@ -88,7 +88,7 @@ def decode(data: bytes) -> Message:
             f"the message has format {content.get('format')!r:.40}, this version reads {FORMAT}: use the one that wrote it"
         )
     try:
-        message = tree.unflatten(load(data), content.get("message"))
+        message = tree.unflatten(_known_types(load(data)), content.get("message"))
     except UNREADABLE as error:
         raise MalformedError(f"the message was cut or altered ({len(data)} bytes): {error}") from error
     if not isinstance(message, dict):
@@ -167,6 +167,13 @@ def _parse(text: str | bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise MalformedError(f"the header of the message is damaged: it holds a {type(value).__name__}, not entries by name")
     return cast("dict[str, Any]", value)
+
+
+def _known_types(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors; raises ValueError if one is of a type that no message holds."""
+    if odd := [x.dtype for x in tensors.values() if x.dtype not in DTYPES]:
+        raise ValueError(f"no message holds a tensor of {odd[0]}")
+    return tensors
 
 
 def _no_number(text: str) -> float:
