@@ -27,7 +27,24 @@ from fedelta.wire import MalformedError
 
 MUTANTS = int(os.environ.get("FEDELTA_MUTANTS", "2000"))
 
-ODD: list[Any] = [None, True, 0, -1, 1 << 70, 1e308, "", "t0", "\ud800", [], {}, [[]], [1, 2], {"v": {}}, {"t": "t0"}, {"m": [1]}]
+ODD: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1 << 70,
+    1e308,
+    "",
+    "t0",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    [1, 2],
+    {"v": {}},
+    {"t": "t0"},
+    {"m": [1]},
+]
 ODD += [{"c": "LoRA", "f": {"v": 1}}, {"c": "Adapter", "f": {"m": []}}, {"l": {}}, {"p": 3}, {"m": [["a"]]}, "F8_E4M3", [-1, 4]]
 
 DTYPES = ["F8_E4M3", "F8_E5M2", "U64", "U32", "C64", "F4", "I64", "F16", "BOOL", "nothing", 4, None]
@@ -161,7 +178,9 @@ def test_of_no_mutant_of_an_adapter_folder_comes_another_error(folder: Path):
         draw = random.Random(k)
         name = draw.choice([*files, CONFIG])
         data = files[name]
-        change = draw.choice([mutated_bytes, mutated_type if name == WEIGHTS else lambda d, r: dumped(mutated_json(json.loads(d), r))])
+        change = draw.choice(
+            [mutated_bytes, mutated_type if name == WEIGHTS else lambda d, r: dumped(mutated_json(json.loads(d), r))]
+        )
         (folder / name).write_bytes(change(data, draw))
         for read in (load_adapter, read_layout):
             try:

@@ -15,19 +15,21 @@ from peft import LoraConfig
 
 from fedelta import sampling, seeding, topology
 from fedelta.client import LocalClient
-from fedelta.config import Partition, RankChoice, RunConfig
+from fedelta.config import Model, Partition, RankChoice, RunConfig
 from fedelta.engines.batched import choose
 from fedelta.engines.federation import Score, largest_template
 from fedelta.engines.local import Round, Snapshot, federate, gossip
 from fedelta.evaluation import Evaluator
 from fedelta.method import Client, Method
 from fedelta.models.adapter_files import load_adapter
+from fedelta.models.aliases import is_packaged
+from fedelta.models.base_files import find_base
 from fedelta.models.clients import clients_on, config_for, pad_token_of
 from fedelta.models.loading import load_model
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tasks.partition import assign_ranks, partition
 from fedelta.tasks.rows import Row
-from fedelta.tasks.sources import Splits, load_splits
+from fedelta.tasks.sources import Splits, load_splits, pinned_revision
 from fedelta.tasks.task import Example, Task
 from fedelta.topology import Mixing
 from fedelta.tree import Adapter
@@ -107,6 +109,7 @@ def deal(config: RunConfig) -> Deal:
         stratify=data.stratify,
         limit=data.limit,
         seed=config.seed,
+        revision=data.revision,
     )
     task = config.build_task().settled(splits.train)
     parts = _partition(config.partition, task, splits.train, config.seed)
@@ -121,6 +124,7 @@ def build(config: RunConfig) -> Experiment:
     Raises:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
+    config = pinned(config)
     dealt = deal(config)
     graph = config.federation.build_topology()
     mixing = None if graph is None else graph.mixing(len(dealt.parts), seed=config.seed)
@@ -153,6 +157,26 @@ def build(config: RunConfig) -> Experiment:
         mixing=mixing,
         contraction=contraction,
     )
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The config with the commits of what comes from the Hub, and the digest of the model's code, where it has none yet.
+
+    Raises:
+        OSError, ValueError: for a revision that is not there.
+    """
+    data = config.data.model_copy(update={"revision": pinned_revision(config.data.source, config.data.revision)})
+    return config.model_copy(update={"data": data, "model": config.model.model_copy(update=_pins(config.model))})
+
+
+def _pins(model: Model) -> dict[str, str | None]:
+    """Revision and digest of a model. A package and the Hub write the configs of one model differently, so an alias has no digest."""
+    try:
+        files = find_base(model.name, model.revision)
+    except (OSError, ValueError):
+        return {}  # said at the loading of the model, with its remedies
+    digest = model.digest or (None if is_packaged(model.name) else files.digest())
+    return {"revision": files.revision, "digest": digest}
 
 
 def settled(config: RunConfig, rho_sq: float) -> RunConfig:
@@ -201,6 +225,9 @@ def load_adapted(config: RunConfig, task: Task) -> tuple[PeftAdaptedModel, Any]:
         dtype=config.model.dtype,
         quantization=config.model.quantization,
         trust_remote_code=config.model.trust_remote_code,
+        use_safetensors=config.model.use_safetensors,
+        revision=config.model.revision,
+        digest=config.model.digest,
         seed=config.seed,
     )
     lora = config_for(task, peft_config(config), base)

@@ -235,7 +235,9 @@ def _sort_keys(
         elif name.endswith(".base_layer.weight"):
             copies.append(name)
         else:
-            raise MalformedError(f"{path}: key {key!r} is not understood; expected {PREFIX}<layer>.lora_A.weight or a saved module")
+            raise MalformedError(
+                f"{path}: key {key!r} is not understood; expected {PREFIX}<layer>.lora_A.weight or a saved module"
+            )
     if copies:
         log.warning("%s holds copies of frozen weights, which are left aside: %s", path, copies)
     return factors, dense, copies
@@ -286,6 +288,30 @@ def _read_extra(path: Path) -> tuple[dict[str, float], str | None]:
     if not _is_values(scales, _is_number) or not (base is None or _is_text(base)):
         raise MalformedError(f"{path} must hold finite numbers by layer as `scales` and a text as `base`")
     return scales, base
+
+
+def copy_adapter(source: str | Path, folder: str | Path) -> None:
+    """Copies an adapter's own files, bit for bit, and nothing else that lies beside them.
+
+    Raises:
+        FileNotFoundError: for a folder that lacks one that every adapter has.
+        MalformedError: for one that is a link or no plain file: a copy would hold what the folder does not.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise FileNotFoundError(f"no adapter folder {source}; give a folder with {CONFIG} and {WEIGHTS}")
+    needed = (CONFIG, WEIGHTS)
+    there = [name for name in (*needed, EXTRA) if name in needed or os.path.lexists(source / name)]
+    _write_folder(Path(folder), {name: _read_plain(source / name) for name in there})
+
+
+def _read_plain(path: Path) -> bytes:
+    """The bytes of a file that is no link; opened in one step, so that it cannot become one in between."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise MalformedError(f"{path} is a link or no plain file, which is not followed; put the file itself there")
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    with open(handle, "rb") as file:
+        return file.read()
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
