@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import BertConfig, BertForSequenceClassification
 from typer.testing import CliRunner, Result
 
@@ -20,6 +21,8 @@ from fedelta.models.base_files import find_base
 from fedelta.models.loading import load_model
 from fedelta.tasks.classification import Classification
 from fedelta.wire import MalformedError
+
+ROWS = [{"text": "purr mew", "label": "cats"}, {"text": "bark growl", "label": "dogs"}]
 
 TASK = Classification(labels=("cats", "dogs"))
 
@@ -127,6 +130,16 @@ def test_in_python_it_is_asked_for_again_too(sent: Path, rows_file: Path, mark: 
     assert deployment.score(deployment.find(sent, trust_remote_code=True), str(rows_file))["examples"] == 90
 
 
+def test_a_run_inside_its_models_folder_does_not_count_as_its_code(
+    tiny_config: dict[str, Any], tiny_model: Path, rows_file: Path, tmp_path: Path
+):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    changes = {"model.name": str(model), "federation.rounds": 1, "evaluation.diagnostics": False}
+    fedelta.run(tiny_config, {**changes, "output": str(model / "run")})
+    assert call("evaluate", model / "run", rows_file).exit_code == 0
+
+
 def test_other_weights_are_told_by_the_fingerprint(sent: Path, own_model: Path, rows_file: Path):
     other = BertForSequenceClassification(BertConfig.from_pretrained(own_model, num_labels=2))
     other.save_pretrained(own_model.parent / "other")
@@ -138,7 +151,7 @@ def test_code_of_another_repository_is_refused(own_model: Path, mark: Path):
     config = json.loads((own_model / "config.json").read_text())
     config["auto_map"]["AutoConfig"] = "somebody/code--own.OwnConfig"
     (own_model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="code of another repository, 'somebody/code--own.OwnConfig'"):
+    with pytest.raises(ValueError, match=r"code of another repository, 'somebody/code--own\.OwnConfig'"):
         load_model(str(own_model), TASK, device="cpu", trust_remote_code=True)
     assert not mark.exists()
 
@@ -242,6 +255,15 @@ def test_a_model_is_loaded_at_its_revision(hub: Path):
     for revision, eps in (("v1", 1e-12), (OLD, 1e-12), (NEW, 1e-3), (None, 1e-3)):
         model, _ = load_model("owner/name", TASK, device="cpu", revision=revision)
         assert model.config.layer_norm_eps == eps
+
+
+def test_clients_in_python_take_a_revision(hub: Path):
+    lora = LoraConfig(target_modules=["query"])
+    [client] = fedelta.hf_clients("owner/name", None, [ROWS], lora, 2, revision="v1", device="cpu")
+    assert client.model.module.config.layer_norm_eps == 1e-12
+    loaded, tokenizer = load_model("owner/name", TASK, device="cpu")
+    with pytest.raises(ValueError, match="a loaded model has no revision"):
+        fedelta.hf_clients(loaded, tokenizer, [ROWS], lora, 2, revision="v1")
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,10 @@ def pinned(config: RunConfig) -> RunConfig:
 
 
 def _pins(model: Model) -> dict[str, str | None]:
-    """Revision and digest of a model. A package and the Hub write the configs of one model differently, so an alias has no digest."""
+    """Revision and digest of a model.
+
+    An alias has no digest: its package and the Hub hold the same weights, but may write the configs differently.
+    """
     try:
         files = find_base(model.name, model.revision)
     except (OSError, ValueError):

@@ -36,6 +36,7 @@ def hf_clients(
     task: str | Task = "classification",
     seed: int = 0,
     device: str | torch.device = "auto",
+    revision: str | None = None,
     base_dropout: bool = False,
     gemm: Backend | Literal["auto"] = "auto",
     compact: bool = True,
@@ -53,6 +54,7 @@ def hf_clients(
         task: a task or a task's name. What it leaves open, such as the labels, is read from all clients' rows.
         seed: of the initial adapter, of new heads, of batches and of dropout.
         device: where the model is to be.
+        revision: a branch, tag or commit of a model that is given by its Hub id.
         base_dropout: leaves the base model's own dropout on in training.
         gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.frozen_gemm`.
         compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.compact`.
@@ -72,11 +74,13 @@ def hf_clients(
     ranks = _one_for_each(ranks, len(rows))
     task = (get_task(task) if isinstance(task, str) else task).settled([row for part in rows for row in part])
     if isinstance(model, str | Path):
-        model, loaded = load_model(str(model), task, device=device, seed=seed)
+        model, loaded = load_model(str(model), task, device=device, revision=revision, seed=seed)
         tokenizer = tokenizer or loaded
     else:
         if tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer; only for a model given by name can it be None")
+        if revision is not None:
+            raise ValueError(f"a loaded model has no revision {revision!r}: load it at that revision, or give its Hub id")
         check_outputs(model, task)
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
     set_padding(model, tokenizer)

@@ -109,8 +109,8 @@ def _compiled(pattern: str, where: str) -> Matcher:
             re.compile(pattern)  # compiled only, never matched: PEFT must be able to read it, too
     except (re2.error, re.error, RecursionError, OverflowError, UnicodeError) as error:
         raise ValueError(
-            f"{where}: the pattern {shortened(pattern)} is not accepted ({_reason(error)}); back-references and look-around are "
-            "left out on purpose, since they can take years to match: list the layers' names instead"
+            f"{where}: the pattern {shortened(pattern)} is not accepted ({_reason(error)}); back-references and look-around "
+            "are left out on purpose, since they can take years to match: list the layers' names instead"
         ) from error
     return matcher
 
