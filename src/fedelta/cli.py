@@ -84,6 +84,11 @@ Which = Annotated[
 OfRank = Annotated[int | None, typer.Option("--rank", help="Of a run: what participants of this rank had at the end.")]
 OfClient = Annotated[int | None, typer.Option("--client", help="Of a run: what this client had at the end.")]
 
+Trust = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run the code that comes with the model; the folder of a run cannot ask for it."),
+]
+
 
 def main() -> None:
     """The entry point of the `fedelta` command."""
@@ -121,6 +126,7 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Drop what an earlier run left in the folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show bytes, memory and steps, and do not train.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a federation: a folder with config, log, adapters, checkpoint and picture.
@@ -128,7 +134,7 @@ def run(
     Ctrl-C ends after the round; --resume goes on with the same numbers as if it had not been stopped.
     """
     from fedelta.report.terminal import quieten_libraries, show_warnings
-    from fedelta.runs.config import ConfigError, load_config
+    from fedelta.runs.config import ConfigError, load_config, without_leave
     from fedelta.runs.folder import RunFolder
 
     if (config is None) == (resume is None):
@@ -138,7 +144,8 @@ def run(
     mode: Mode = "json" if as_json else "quiet" if quiet else "screen"
     show_warnings(mode)
     changes = [*(overrides or []), *([f"output={output}"] if output else [])]
-    settled = load_config(RunFolder(resume).config() if resume else config or {}, changes)
+    changes += ["model.trust_remote_code=true"] if trust else []
+    settled = load_config(without_leave(RunFolder(resume).config()) if resume else config or {}, changes)
     quieten_libraries()
     if dry_run:
         _show_plan(settled, as_json)
@@ -378,6 +385,7 @@ def evaluate(
     which: Which = None,
     rank: OfRank = None,
     client: OfClient = None,
+    trust: Trust = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -391,7 +399,7 @@ def evaluate(
 
     show_warnings("screen")
     quieten_libraries()
-    source = deployment.find(target, overrides or [], which=which, rank=rank, client=client)
+    source = deployment.find(target, overrides or [], which=which, rank=rank, client=client, trust_remote_code=trust)
     scores = deployment.score(source, data, split=split, limit=limit)
     print_json({"adapter": str(source.adapter), **scores}) if as_json else out.print(scores_table(str(source.adapter), scores))
 
@@ -404,6 +412,7 @@ def export(
     which: Which = None,
     rank: OfRank = None,
     client: OfClient = None,
+    trust: Trust = False,
     overrides: Overrides = None,
 ) -> None:
     """Write an adapter of a run as a PEFT folder, or merged as a Hugging Face model."""
@@ -412,6 +421,6 @@ def export(
 
     show_warnings("screen")
     quieten_libraries()
-    source = deployment.find(target, overrides or [], which=which, rank=rank, client=client)
+    source = deployment.find(target, overrides or [], which=which, rank=rank, client=client, trust_remote_code=trust)
     deployment.export(source, output, merged=merged)
     _note(f"wrote {source.adapter} to {output}{', merged into its model' if merged else ''}")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from fedelta import lowrank as lr
 from fedelta import tree
@@ -27,8 +25,8 @@ class Peer:
         base_version: of the base delta that it holds; 0 after a loss.
         lora_alpha: numerator of the scale; None means a constant scale of 1.
         rslora: scale lora_alpha / sqrt(r) in place of lora_alpha / r.
-        rank_pattern, alpha_pattern: exceptions by layer, with PEFT's meaning: a key is a regular expression that must
-            match the layer's whole name, or all of it after a dot. A layer's own name, escaped, goes before other keys.
+        rank_pattern, alpha_pattern: exceptions, by the layers' exact names. A file's or a user's regular expressions are
+            resolved into them where they come in, by `fedelta.models.patterns`.
     """
 
     id: int
@@ -42,22 +40,15 @@ class Peer:
 
     def rank_of(self, layer: str) -> int:
         """The rank that this peer can hold at a layer."""
-        return _lookup(self.rank_pattern, layer, self.rank)
+        return self.rank_pattern.get(layer, self.rank)
 
     def scale_of(self, layer: str, rank: int) -> float:
         """The scale with which this peer applies a rank-`rank` delta at a layer; without components, that of rank 1."""
-        lora_alpha = _lookup(self.alpha_pattern, layer, self.lora_alpha)
+        lora_alpha = self.alpha_pattern.get(layer, self.lora_alpha)
         if lora_alpha is None:
             return 1.0
         rank = max(rank, 1)
         return lora_alpha / (math.sqrt(rank) if self.rslora else rank)
-
-
-def _lookup(pattern: Mapping[str, Any], layer: str, default: Any) -> Any:
-    exact = re.escape(layer)  # goes first: the pattern "b" also matches a layer "a.b"
-    if exact in pattern:
-        return pattern[exact]
-    return next((v for key, v in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
 
 
 def demand_equal_ranks(name: str, template: Adapter, peers: Sequence[Peer]) -> None:
@@ -75,7 +66,7 @@ def demand_equal_ranks(name: str, template: Adapter, peers: Sequence[Peer]) -> N
 
 def with_ranks(peer: Peer, ranks: Mapping[str, int]) -> Peer:
     """The peer with these ranks by layer, such as those that are left to it after pruning."""
-    return replace(peer, rank_pattern={re.escape(n): r for n, r in ranks.items()})
+    return replace(peer, rank_pattern=dict(ranks))
 
 
 def template_for(peer: Peer, template: Adapter) -> Adapter:

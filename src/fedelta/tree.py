@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import UnionType
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -358,22 +359,75 @@ def unflatten(tensors: Tensors, structure: Any) -> Any:
         ValueError: for a structure that `flatten` does not write, or a tensor that is missing.
     """
     match structure:
-        case {"v": value}:
+        case {"v": None | bool() | int() | float() | str() as value}:
             return value
         case {"t": str(key)}:
             if key not in tensors:
                 raise ValueError(f"the message names tensor {key!r} but does not carry it: it was cut or altered")
             return tensors[key]
         case {"m": list(items)}:
-            return {k: unflatten(tensors, v) for k, v in items}
+            return dict(_unflatten_item(tensors, item) for item in items)
         case {"l": list(items)}:
             return [unflatten(tensors, v) for v in items]
         case {"p": list(items)}:
             return tuple(unflatten(tensors, v) for v in items)
         case {"c": str(name), "f": inner} if name in _NODES:
-            return _NODES[name](**unflatten(tensors, inner))
+            return _node(name, unflatten(tensors, inner))
         case _:
-            raise ValueError(f"not the structure of a message: {str(structure)[:80]}")
+            raise ValueError(f"not the structure of a message: {type(structure).__name__}")
+
+
+def _unflatten_item(tensors: Tensors, item: Any) -> tuple[str, Any]:
+    match item:
+        case [str(key), value]:
+            return key, unflatten(tensors, value)
+        case _:
+            raise ValueError("not the structure of a message: an entry needs a name and a value")
+
+
+def _node(name: str, given: Any) -> Any:
+    """A LoRA, an Adapter or a BaseDelta of these fields.
+
+    Raises:
+        ValueError: for fields of other names or kinds.
+    """
+    kind = _NODES[name]
+    if not isinstance(given, dict) or set(given) != set(kind.__dataclass_fields__):
+        raise ValueError(f"not the fields of a {name}: {given if isinstance(given, str) else type(given).__name__}")
+    for key, fits in _KINDS[name].items():
+        if not fits(given[key]):
+            raise ValueError(f"{key} of a {name} cannot be a {type(given[key]).__name__} like this one")
+    return kind(**given)
 
 
 _NODES: dict[str, Any] = {"LoRA": LoRA, "Adapter": Adapter, "BaseDelta": BaseDelta}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are(kind: type | UnionType, value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(x, kind) for x in value.values())
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_terms(value: object) -> bool:
+    if not isinstance(value, Mapping) or not _are(tuple | list, value):
+        return False
+    return all(isinstance(x, LoRA | Tensor) for terms in value.values() for x in terms)
+
+
+_KINDS: dict[str, dict[str, Callable[[object], bool]]] = {
+    "LoRA": {"B": lambda x: isinstance(x, Tensor), "A": lambda x: isinstance(x, Tensor), "scale": _is_number},
+    "Adapter": {
+        "layers": lambda x: _are(LoRA, x),
+        "dense": lambda x: _are(Tensor, x),
+        "base": lambda x: x is None or isinstance(x, str),
+    },
+    "BaseDelta": {"version": _is_count, "terms": _are_terms, "since": _is_count},
+}
+"""What the fields of each node hold, by its name."""

@@ -22,12 +22,12 @@ OPTIONS = {
     "": ["--debug", "--version"],
     "aggregate": ["--method", "--output", "--ranks", "--set", "--weights", "-o"],
     "check": ["--all", "--json"],
-    "evaluate": ["--client", "--json", "--limit", "--rank", "--round", "--set", "--split"],
-    "export": ["--client", "--merged", "--output", "--rank", "--round", "--set", "-o"],
+    "evaluate": ["--client", "--json", "--limit", "--rank", "--round", "--set", "--split", "--trust-remote-code"],
+    "export": ["--client", "--merged", "--output", "--rank", "--round", "--set", "--trust-remote-code", "-o"],
     "inspect": ["--json", "--plot"],
     "methods": ["--json", "--markdown"],
     "partition": ["--json", "--plot", "--set"],
-    "run": ["--dry-run", "--force", "--json", "--output", "--quiet", "--resume", "--set", "-q"],
+    "run": ["--dry-run", "--force", "--json", "--output", "--quiet", "--resume", "--set", "--trust-remote-code", "-q"],
 }
 """Every option there is. Scripts rely on them: change this table only with a line in CHANGELOG.md."""
 

@@ -114,7 +114,7 @@ def test_hub_data_sets_are_asked_for_by_split_and_subset(monkeypatch):
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kw: asked.append((args, kw)) or ROWS)
     assert load_rows("owner/name", split="test", subset="small", fields=["text"]) == [{"text": r["text"]} for r in ROWS]
-    assert asked == [(("owner/name", "small"), {"split": "test"})]
+    assert asked == [(("owner/name", "small"), {"split": "test", "revision": None})]
 
 
 def test_fields_are_kept_and_renamed(tmp_path):

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from fedelta.client import LocalClient, Training
-from fedelta.models.clients import peer_for
+from fedelta.models.clients import peers_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.peers import template_for
 from fedelta.tasks.task import IGNORED, pad_examples
@@ -110,7 +110,7 @@ class Setting:
     def clients(self) -> list[LocalClient]:
         """On a model of their own."""
         model, config = self.family.adapted(self.dtype, **self.lora)
-        peers = [peer_for(k, r, config, n) for k, (r, n) in enumerate(zip(self.ranks, self.sizes, strict=True))]
+        peers = peers_for(self.ranks, config, self.sizes, list(model.adapted_layers))
         common = trained(model.initial(max(peers, key=lambda p: p.rank)))
         collate = pad if self.family.example is text else partial(stack, self.dtype)
         return [

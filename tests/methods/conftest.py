@@ -21,7 +21,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "constant": {},
     "alpha/r": {"lora_alpha": 16.0},
     "alpha/sqrt(r)": {"lora_alpha": 4.0, "rslora": True},
-    "patterns": {"lora_alpha": 8.0, "rank_pattern": {"hidden": 5}, "alpha_pattern": {"out.*": 3.0}},
+    "patterns": {"lora_alpha": 8.0, "rank_pattern": {"hidden": 5}, "alpha_pattern": {"output": 3.0}},
 }
 """The fields of `Peer` that make each rule of scales."""
 

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fedelta.models.clients import peer_for
+from fedelta.models.clients import peers_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, parameters, with_parameters
@@ -48,7 +48,7 @@ class Case:
         return PeftAdaptedModel(self.model(seed), self.lora(**settings))
 
     def peer(self, rank: int, **settings: Any) -> Peer:
-        return peer_for(0, rank, self.lora(**settings), 1)
+        return peers_for([rank], self.lora(**settings), [1], list(self.adapted(**settings).adapted_layers))[0]
 
 
 def bert(**settings: Any) -> Any:

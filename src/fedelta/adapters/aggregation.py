@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -180,8 +179,8 @@ def _peer(id: int, layers: Mapping[str, LoRA | int], scale: ScaleRule) -> Peer:
     return Peer(
         id=id,
         rank=max(ranks.values(), default=1),
-        rank_pattern={re.escape(n): r for n, r in ranks.items()},
-        alpha_pattern={re.escape(n): _numerator(scale(n, r), max(r, 1)) for n, r in ranks.items()},
+        rank_pattern=ranks,
+        alpha_pattern={n: _numerator(scale(n, r), max(r, 1)) for n, r in ranks.items()},
     )
 
 

@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from huggingface_hub import constants, snapshot_download
 
 from fedelta.data import docstrings
 from fedelta.data.files import DATA_EXTRA, READERS, read_file, reader_of
@@ -43,6 +45,7 @@ def load_rows(
     fields: Mapping[str, str] | Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
+    revision: str | None = None,
 ) -> list[Row]:
     """The rows of one split of a source, in its order.
 
@@ -53,19 +56,50 @@ def load_rows(
         fields: the fields to keep; a mapping {new name: name in the source} renames them.
         limit: keep that many rows, drawn with `seed`; they stay in the source's order.
         seed: the seed of that draw.
+        revision: a branch, tag or commit of a Hub data set.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: the source needs the extra `data`.
         ValueError: the source cannot be read as what its suffix says, has no rows, or lacks a field or the split.
     """
-    rows = _read(source, split, subset)
+    rows = _read(source, split, subset, revision)
     if not rows:
         raise ValueError(f"{source} has no rows")
     return subsample(_with_fields(rows, fields, source), limit, seed)
 
 
-def _read(source: str | Path, split: str | None, subset: str | None) -> list[Row]:
+def pinned_revision(source: str | Path, revision: str | None = None) -> str | None:
+    """The commit that a Hub data set has now at a revision; None for what is not on the Hub, or known by no commit here.
+
+    Raises:
+        ValueError: for a revision of something that has none, or that cannot be found.
+    """
+    if not _is_on_hub(source):
+        if revision is not None:
+            raise ValueError(f"{source} is not a data set of the Hub and has no revision {revision!r}: leave the revision out")
+        return None
+    snapshot = _snapshot(str(source), revision)
+    return None if snapshot is None else snapshot.name
+
+
+def _is_on_hub(source: str | Path) -> bool:
+    if source == EMBEDDED or reader_of(Path(source)) or Path(source).exists():
+        return False
+    return isinstance(source, str) and HUB_ID.fullmatch(source) is not None
+
+
+def _snapshot(name: str, revision: str | None) -> Path | None:
+    """The folder of a Hub data set's commit in the cache, its card fetched; None if there is none and none was asked for."""
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=["README.md"]))
+    except (OSError, ValueError) as error:
+        if revision is None:
+            return None
+        raise ValueError(f"cannot find revision {revision!r} of data set {name!r}: {error}") from error
+
+
+def _read(source: str | Path, split: str | None, subset: str | None, revision: str | None) -> list[Row]:
     if source == EMBEDDED:
         return _embedded_split(docstrings.load(), split or "train")
     path = Path(source)
@@ -74,7 +108,7 @@ def _read(source: str | Path, split: str | None, subset: str | None) -> list[Row
             raise ValueError(f"{source} is a file and has no split {split!r}: give one file per split")
         return read_file(path)
     if isinstance(source, str) and HUB_ID.fullmatch(source):
-        return _from_hub(source, split or "train", subset)
+        return _from_hub(source, split or "train", subset, revision)
     raise ValueError(
         f"{source!r} is not {EMBEDDED!r}, nor a Hub id such as 'owner/name', "
         f"nor a file ending in {', '.join(READERS)} (or these with .gz)"
@@ -87,13 +121,16 @@ def _embedded_split(found: Mapping[str, list[Row]], split: str) -> list[Row]:
     return found[split]
 
 
-def _from_hub(name: str, split: str, subset: str | None) -> list[Row]:
+def _from_hub(name: str, split: str, subset: str | None, revision: str | None) -> list[Row]:
     try:
         import datasets
     except ImportError as error:
         raise ImportError(f"data set {name!r} is loaded from the Hub by `datasets`: {DATA_EXTRA}") from error
     try:
-        return [dict(row) for row in datasets.load_dataset(name, subset, split=split)]
+        # Without a network `datasets` takes whatever it prepared last, so a commit is read from its own folder.
+        snapshot = _snapshot(name, revision) if revision is not None and constants.HF_HUB_OFFLINE else None
+        where = (name, revision) if snapshot is None else (str(snapshot), None)
+        return [dict(row) for row in datasets.load_dataset(where[0], subset, split=split, revision=where[1])]
     except (ValueError, OSError) as error:  # unknown split or subset, no such data set, no network
         raise ValueError(f"cannot load split {split!r} of {name!r} (subset {subset!r}) from the Hub: {error}") from error
 
@@ -175,6 +212,7 @@ def load_splits(
     label: str | None = None,
     empty: Empty = "error",
     seed: int = 0,
+    revision: str | None = None,
 ) -> Splits:
     """Train, validation and test rows of a source; what is not named is carved from the training rows, the same each time.
 
@@ -193,13 +231,14 @@ def load_splits(
         empty: what is done with rows whose label is empty, before anything is carved or limited: "error" refuses them,
             "drop" leaves them out, "keep" takes a blank text for a class like any other.
         seed: for carving and limits.
+        revision: a branch, tag or commit of a Hub data set.
 
     Raises:
         ValueError, FileNotFoundError, ImportError: as `load_rows`; a limit names no part; a folder without `train`; an empty
             label.
     """
     limits = _limits(limit)
-    given = _named_parts(source, {"train": train, "validation": validation, "test": test}, subset, fields)
+    given = _named_parts(source, {"train": train, "validation": validation, "test": test}, subset, fields, revision)
     parts = {part: without_empty(rows, label, empty, part) for part, rows in given.items()}
     left_out = {part: len(given[part]) - len(rows) for part, rows in parts.items()}
     asked = {"validation": validation_fraction, "test": test_fraction}
@@ -226,6 +265,7 @@ def _named_parts(
     names: dict[str, str | None],
     subset: str | None,
     fields: Mapping[str, str] | Sequence[str] | None,
+    revision: str | None,
 ) -> dict[str, list[Row]]:
     """The parts that the source has, before anything is carved."""
     given = {part: name for part, name in names.items() if name}
@@ -241,4 +281,5 @@ def _named_parts(
         files = {"train": str(source), **given}
         return {part: load_rows(file, fields=fields) for part, file in files.items()}
     splits = {"train": "train", **given}
-    return {part: load_rows(source, split=name, subset=subset, fields=fields) for part, name in splits.items()}
+    where: dict[str, Any] = {"subset": subset, "fields": fields, "revision": revision}
+    return {part: load_rows(source, split=name, **where) for part, name in splits.items()}

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -44,6 +44,10 @@ DTYPES = {
 """What a tensor of a message may hold, by its name in safetensors."""
 
 
+class MalformedError(ValueError):
+    """Bytes or files that are not what they should be: cut, altered, a pickle, or of another form. Nothing of them was used."""
+
+
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 
@@ -70,22 +74,26 @@ def decode(data: bytes) -> Message:
     """The inverse of `encode`; the tensors are on the CPU and own their memory.
 
     Raises:
-        ValueError: for bytes that were cut, that are a pickle, that are safetensors but not a message of ours, or that
-            another version of the format wrote.
+        MalformedError: for bytes that were cut or altered, that are a pickle, that are safetensors but not a message of ours,
+            or that another version of the format wrote; for nothing else, whoever wrote them.
     """
     head = _read_header(data)
     if KEY not in head:
-        raise ValueError(
+        raise MalformedError(
             f"a safetensors file without the entry {KEY!r}: not a message of fedelta; an adapter folder is read by load_adapter"
         )
-    content = json.loads(head[KEY])
-    if content["format"] != FORMAT:
-        raise ValueError(f"the message has format {content['format']}, this version reads {FORMAT}: use the one that wrote it")
+    content = _parse(head[KEY])
+    if content.get("format") != FORMAT:
+        raise MalformedError(
+            f"the message has format {content.get('format')!r:.40}, this version reads {FORMAT}: use the one that wrote it"
+        )
     try:
-        tensors = load(data)
-    except SafetensorError as error:
-        raise ValueError(f"the message was cut or altered ({len(data)} bytes): {error}") from error
-    return tree.unflatten(tensors, content["message"])
+        message = tree.unflatten(_known_types(load(data)), content.get("message"))
+    except UNREADABLE as error:
+        raise MalformedError(f"the message was cut or altered ({len(data)} bytes): {error}") from error
+    if not isinstance(message, dict):
+        raise MalformedError(f"a message has entries by name, this is a {type(message).__name__}")
+    return cast("Message", message)
 
 
 def _header(message: Message) -> tuple[bytes, list[Tensor]]:
@@ -142,21 +150,49 @@ def _not_finite(structure: Any, where: str) -> Iterator[str]:
             return
 
 
-def _read_header(data: bytes) -> Mapping[str, str]:
+UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError)
+"""The errors of safetensors, torch and `tree.unflatten` on bytes that are no message; RecursionError is a RuntimeError."""
+
+
+def _parse(text: str | bytes) -> dict[str, Any]:
+    """The object in a JSON text.
+
+    Raises:
+        MalformedError: for anything else.
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise MalformedError(f"the header of the message is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise MalformedError(f"the header of the message is damaged: it holds a {type(value).__name__}, not entries by name")
+    return cast("dict[str, Any]", value)
+
+
+def _known_types(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors; raises ValueError if one is of a type that no message holds."""
+    if odd := [x.dtype for x in tensors.values() if x.dtype not in DTYPES]:
+        raise ValueError(f"no message holds a tensor of {odd[0]}")
+    return tensors
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _read_header(data: bytes) -> Mapping[str, Any]:
     """The metadata of a safetensors file.
 
     Raises:
-        ValueError: saying what the bytes are instead.
+        MalformedError: saying what the bytes are instead.
     """
     length = int.from_bytes(data[:8], "little")
     if data[8:9] == b"{" and length > len(data) - 8:
-        raise ValueError(f"the message was cut: its header takes {length + 8} bytes, only {len(data)} are here")
+        raise MalformedError(f"the message was cut: its header takes {length + 8} bytes, only {len(data)} are here")
     if data[8:9] != b"{" or len(data) < 8:
-        raise ValueError(f"not a message: {_kind(data)}, where safetensors bytes were expected")
-    try:
-        return json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except ValueError as error:
-        raise ValueError(f"the header of the message is damaged: {error}") from error
+        raise MalformedError(f"not a message: {_kind(data)}, where safetensors bytes were expected")
+    metadata = _parse(data[8 : 8 + length]).get("__metadata__")
+    return cast("dict[str, Any]", metadata) if isinstance(metadata, dict) else {}
 
 
 def _kind(data: bytes) -> str:
@@ -185,13 +221,13 @@ def read_file(path: Path) -> Message:
     """The message in a file.
 
     Raises:
-        ValueError: as `decode`, naming the file.
+        MalformedError: as `decode`, naming the file.
         FileNotFoundError: if there is none.
     """
     try:
         return decode(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except MalformedError as error:
+        raise MalformedError(f"{path}: {error}") from error
 
 
 def commit(path: Path, data: bytes) -> None:

@@ -14,17 +14,20 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fedelta.exchange.wire import MalformedError
 from fedelta.lowrank import LoRA
 from fedelta.models.lora_options import check_options
+from fedelta.models.patterns import by_layer, check_pattern, shortened
 from fedelta.peers import Peer
 from fedelta.tree import Adapter
 
@@ -43,6 +46,12 @@ SUFFIXES = {
     ".lora_embedding_B": "B",
 }
 """How a factor's key ends in the file: Embedding layers hold bare parameters."""
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""The types that a factor may have."""
+
+UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+"""The errors of safetensors on bytes that are no such file: its own, and those that escape it."""
 
 log = logging.getLogger("fedelta")
 
@@ -68,26 +77,30 @@ def load_adapter(path: str | Path) -> Adapter:
 
     Raises:
         FileNotFoundError: for a folder or file that is missing, naming it.
-        ValueError: for an adapter that is not plain LoRA, weights that are cut or a pickle, or keys that are not understood.
+        MalformedError: for files that are cut, a pickle, or not what such files hold; a ValueError.
+        ValueError: for an adapter that is not plain LoRA.
     """
     weights, config = _locate(Path(path))
     tensors, metadata = _read_tensors(weights)
     factors, dense, _ = _sort_keys(tensors, config, weights)
     scales, base = _read_extra(weights.parent / EXTRA)
     if base is not None and metadata.get(BASE_KEY, base) != base:
-        raise ValueError(
+        raise MalformedError(
             f"{weights.parent}: {EXTRA} names base {base}, {WEIGHTS} base {metadata[BASE_KEY]}: files were mixed up"
         )
-    peer = _as_peer(config)
+    peer = _as_peer(config, list(factors), weights.with_name(CONFIG))
     layers = {n: _layer(n, pair, peer, scales.get(n), weights) for n, pair in factors.items()}
     return Adapter(layers, dense, metadata.get(BASE_KEY, base))
 
 
 def read_layout(path: str | Path) -> Layout:
-    """The layout of a PEFT folder, to write another adapter like it."""
+    """The layout of a PEFT folder, to write another adapter like it; errors are those of `load_adapter`."""
     weights, config = _locate(Path(path))
-    with safe_open(weights, framework="pt") as file:
-        keys = [k.removeprefix(PREFIX) for k in file.keys()]  # noqa: SIM118 - not a mapping
+    try:
+        with safe_open(weights, framework="pt") as file:
+            keys = [k.removeprefix(PREFIX) for k in file.keys()]  # noqa: SIM118 - not a mapping
+    except UNREADABLE as error:
+        raise MalformedError(f"{weights} {_what_it_is(weights)} ({error})") from error
     return Layout(config, frozenset(k.removesuffix(".lora_embedding_A") for k in keys if k.endswith(".lora_embedding_A")))
 
 
@@ -100,19 +113,86 @@ def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
         raise FileNotFoundError(
             f"{folder} has no {CONFIG}, so the scale of its adapter is unknown; give a folder that PEFT wrote"
         )
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG} is not JSON: {error}") from error
+    config = _read_json(folder / CONFIG)
+    _check_types(config, folder / CONFIG)
     check_options(config, str(folder / CONFIG))
     return _weights_file(path if path.suffix == ".safetensors" else folder / WEIGHTS), config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        MalformedError: naming the file, for anything else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise MalformedError(f"{path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise MalformedError(f"{path} is nested too deeply for such a file") from error
+    if not isinstance(content, dict):
+        raise MalformedError(f"{path} holds a {type(content).__name__}, where an object with entries by name was expected")
+    return cast("dict[str, Any]", content)
+
+
+def _check_types(config: Mapping[str, Any], path: Path) -> None:
+    """Raises MalformedError, naming the file and the entry, for an entry that another kind of value stands in."""
+    for key, (fits, kind) in ENTRIES.items():
+        if key not in config and key in REQUIRED:
+            raise MalformedError(f"{path} has no entry {key!r}: it is incomplete")
+        value = config.get(key)
+        if not (fits(value) or (value is None and key not in REQUIRED)):
+            raise MalformedError(f"{path}: {key} must be {kind}, but is {shortened(repr(value)[:200])}")
+    targets = config.get("target_modules")
+    if isinstance(targets, str):
+        check_pattern(targets, f"{path}: target_modules")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, cast("list[object]", value)))
+
+
+def _is_values(value: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(value, dict) and all(map(fits, cast("dict[str, object]", value).values()))
+
+
+LARGEST = 1e300
+"""Numbers above it would overflow where they are multiplied."""
+
+REQUIRED = ("r", "lora_alpha")
+
+ENTRIES: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "r": (_is_whole, "a whole number of at least 1"),
+    "lora_alpha": (_is_number, "a finite number"),
+    "use_rslora": (lambda x: isinstance(x, bool), "true or false"),
+    "rank_pattern": (lambda x: _is_values(x, _is_whole), "whole numbers by pattern"),
+    "alpha_pattern": (lambda x: _is_values(x, _is_number), "finite numbers by pattern"),
+    "target_modules": (lambda x: _is_text(x) or _is_texts(x), "a text or a list of texts"),
+    "modules_to_save": (_is_texts, "a list of texts"),
+    "base_model_name_or_path": (_is_text, "a text"),
+    "task_type": (_is_text, "a text"),
+}
+"""The entries of adapter_config.json that are read here: a test of the value, and what it must be in words."""
 
 
 def _weights_file(path: Path) -> Path:
     if path.is_file():
         return path
     if path.with_suffix(".bin").is_file():
-        raise ValueError(
+        raise MalformedError(
             f"{path.with_suffix('.bin')} is a pickle, which may run code when it is opened and is never read; load it with "
             "PEFT where you trust it and save it again, which writes safetensors"
         )
@@ -123,8 +203,8 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} {_what_it_is(path)} ({error})") from error
+    except UNREADABLE as error:
+        raise MalformedError(f"{path} {_what_it_is(path)} ({error})") from error
 
 
 def _what_it_is(path: Path) -> str:
@@ -146,13 +226,18 @@ def _sort_keys(
         name = key.removeprefix(PREFIX)
         suffix = next((s for s in SUFFIXES if name.endswith(s)), None)
         if name != key and suffix is not None:
-            factors.setdefault(name.removesuffix(suffix), {})[SUFFIXES[suffix]] = tensor
+            pair, factor = factors.setdefault(name.removesuffix(suffix), {}), SUFFIXES[suffix]
+            if factor in pair:
+                raise MalformedError(f"{path}: {key!r} is a second lora_{factor} of one layer")
+            pair[factor] = tensor
         elif name != key and _is_saved_module(name, config):
             dense[name] = tensor
         elif name.endswith(".base_layer.weight"):
             copies.append(name)
         else:
-            raise ValueError(f"{path}: key {key!r} is not understood; expected {PREFIX}<layer>.lora_A.weight or a saved module")
+            raise MalformedError(
+                f"{path}: key {key!r} is not understood; expected {PREFIX}<layer>.lora_A.weight or a saved module"
+            )
     if copies:
         log.warning("%s holds copies of frozen weights, which are left aside: %s", path, copies)
     return factors, dense, copies
@@ -164,10 +249,17 @@ def _is_saved_module(name: str, config: Mapping[str, Any]) -> bool:
 
 def _layer(name: str, pair: Mapping[str, Tensor], peer: Peer, exact: float | None, path: Path) -> LoRA:
     if missing := {"A", "B"} - pair.keys():
-        raise ValueError(f"{path}: layer {name!r} lacks lora_{missing.pop()}: the file is incomplete")
-    rank = pair["A"].shape[0]
+        raise MalformedError(f"{path}: layer {name!r} lacks lora_{missing.pop()}: the file is incomplete")
+    shapes = {f: tuple(x.shape) for f, x in pair.items()}
+    if any(len(s) != 2 for s in shapes.values()) or shapes["B"][1] != shapes["A"][0]:
+        raise MalformedError(
+            f"{path}: layer {name!r} has lora_A {shapes['A']} and lora_B {shapes['B']}, which are not factors of one delta"
+        )
+    if kinds := [str(x.dtype) for x in pair.values() if x.dtype not in FLOATS]:
+        raise MalformedError(f"{path}: layer {name!r} holds {kinds[0]}, not floating-point numbers; save it in one of {FLOATS}")
+    rank = shapes["A"][0]
     if rank != peer.rank_of(name):
-        raise ValueError(
+        raise MalformedError(
             f"{path}: layer {name!r} has rank {rank}, {CONFIG} says {peer.rank_of(name)}; correct r or rank_pattern"
         )
     scale = peer.scale_of(name, rank)
@@ -176,23 +268,50 @@ def _layer(name: str, pair: Mapping[str, Tensor], peer: Peer, exact: float | Non
     return LoRA(pair["B"], pair["A"], scale)
 
 
-def _as_peer(config: Mapping[str, Any]) -> Peer:
-    """The ranks and scales of a PEFT config, under PEFT's own rules."""
+def _as_peer(config: Mapping[str, Any], layers: list[str], path: Path) -> Peer:
+    """The ranks and scales of a PEFT config, under PEFT's own rules, with its patterns resolved into the layers' names."""
     return Peer(
         id=0,
         rank=config["r"],
         lora_alpha=config["lora_alpha"],
         rslora=bool(config.get("use_rslora")),
-        rank_pattern=config.get("rank_pattern") or {},
-        alpha_pattern=config.get("alpha_pattern") or {},
+        rank_pattern=by_layer(config.get("rank_pattern") or {}, layers, f"{path}: rank_pattern"),
+        alpha_pattern=by_layer(config.get("alpha_pattern") or {}, layers, f"{path}: alpha_pattern"),
     )
 
 
 def _read_extra(path: Path) -> tuple[dict[str, float], str | None]:
     if not path.is_file():
         return {}, None
-    extra = json.loads(path.read_text(encoding="utf-8"))
-    return extra.get("scales", {}), extra.get("base")
+    extra = _read_json(path)
+    scales, base = extra.get("scales", {}), extra.get("base")
+    if not _is_values(scales, _is_number) or not (base is None or _is_text(base)):
+        raise MalformedError(f"{path} must hold finite numbers by layer as `scales` and a text as `base`")
+    return scales, base
+
+
+def copy_adapter(source: str | Path, folder: str | Path) -> None:
+    """Copies an adapter's own files, bit for bit, and nothing else that lies beside them.
+
+    Raises:
+        FileNotFoundError: for a folder that lacks one that every adapter has.
+        MalformedError: for one that is a link or no plain file: a copy would hold what the folder does not.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise FileNotFoundError(f"no adapter folder {source}; give a folder with {CONFIG} and {WEIGHTS}")
+    needed = (CONFIG, WEIGHTS)
+    there = [name for name in (*needed, EXTRA) if name in needed or os.path.lexists(source / name)]
+    _write_folder(Path(folder), {name: _read_plain(source / name) for name in there})
+
+
+def _read_plain(path: Path) -> bytes:
+    """The bytes of a file that is no link; opened in one step, so that it cannot become one in between."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise MalformedError(f"{path} is a link or no plain file, which is not followed; put the file itself there")
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+    with open(handle, "rb") as file:
+        return file.read()
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -44,6 +44,16 @@ ALIASES: Mapping[str, PackagedModel] = MappingProxyType(
 )
 
 
+def hub_id(name: str) -> str:
+    """The Hub id that an alias stands for; any other name as it is."""
+    return ALIASES[name].hub_id if name in ALIASES else name
+
+
+def is_packaged(name: str) -> bool:
+    """Tells if a name is an alias, or the Hub id of one."""
+    return any(name in (alias, model.hub_id) for alias, model in ALIASES.items())
+
+
 def resolve_model(name: str) -> str:
     """The string to give to `from_pretrained`: an alias, or the Hub id of one, resolved; any other name as it is.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from fedelta.models.base_store import delta_shape
 from fedelta.models.devices import pick_device
 from fedelta.models.fast.frozen_gemm import Backend
 from fedelta.models.loading import check_fits, load_model, main_input_of, set_padding
+from fedelta.models.patterns import by_layer
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.naming import nearest
 from fedelta.peers import Peer, largest, template_for, truncate_for
@@ -39,6 +40,7 @@ def hf_clients(
     task: str | Task = "classification",
     seed: int = 0,
     device: str | torch.device = "auto",
+    revision: str | None = None,
     base_dropout: bool = False,
     gemm: Backend | Literal["auto"] = "auto",
     compact: bool = True,
@@ -56,6 +58,7 @@ def hf_clients(
         task: a task or a task's name. What it leaves open, such as the labels, is read from all clients' rows.
         seed: of the initial adapter, of new heads, of batches and of dropout.
         device: where the model is to be.
+        revision: a branch, tag or commit of a model that is given by its Hub id.
         base_dropout: leaves the base model's own dropout on in training.
         gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.fast.frozen_gemm`.
         compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.fast.compact`.
@@ -75,12 +78,14 @@ def hf_clients(
     ranks = _one_for_each(ranks, len(rows))
     task = (get_task(task) if isinstance(task, str) else task).settled([row for part in rows for row in part])
     if isinstance(model, str | Path):
-        model, loaded = load_model(str(model), task, device=device, seed=seed)
+        model, loaded = load_model(str(model), task, device=device, revision=revision, seed=seed)
         tokenizer = tokenizer or loaded
     else:
         if tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer; only for a model given by name can it be None")
         check_fits(model.config, main_input_of(model), task, type(model).__name__)
+        if revision is not None:
+            raise ValueError(f"a loaded model has no revision {revision!r}: load it at that revision, or give its Hub id")
         check_outputs(model, task)
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
     check_dtype(model)
@@ -125,7 +130,7 @@ def clients_on(
     """
     collate = partial(task.collate, pad_token_id=pad_token_of(adapted))
     loss = cast("Callable[[nn.Module, Any], Tensor]", task.loss)  # its batches are what its own collate makes
-    peers = [peer_for(k, rank, lora_config, len(examples[k])) for k, rank in enumerate(ranks)]
+    peers = peers_for(ranks, lora_config, [len(part) for part in examples], list(adapted.adapted_layers))
     if start is not None:
         adapted.load(start)  # refuses what does not fit before any work is done
         common = _for_all(start, peers)
@@ -149,17 +154,28 @@ def pad_token_of(adapted: PeftAdaptedModel) -> int:
     return getattr(adapted.module.config, "pad_token_id", None) or 0
 
 
-def peer_for(id: int, rank: int, lora_config: LoraConfig, num_examples: int) -> Peer:
-    """A peer with a LoRA configuration's scales and patterns; a rank pattern goes before `rank`, as in PEFT."""
-    return Peer(
-        id=id,
-        rank=rank,
-        num_examples=num_examples,
+def peers_for(ranks: Sequence[int], lora_config: LoraConfig, sizes: Sequence[int], layers: Collection[str]) -> list[Peer]:
+    """Peers 0, 1, ... with a LoRA configuration's scales and patterns; a rank pattern goes before a rank, as in PEFT.
+
+    Args:
+        ranks: one for each peer.
+        lora_config: its patterns are resolved here, and nowhere later.
+        sizes: the number of each peer's examples.
+        layers: the names of the layers that carry the adapter.
+
+    Raises:
+        ValueError: for a pattern that is not accepted.
+    """
+    common = Peer(
+        id=0,
+        rank=1,
         lora_alpha=lora_config.lora_alpha,
         rslora=lora_config.use_rslora,
-        rank_pattern=dict(lora_config.rank_pattern or {}),
-        alpha_pattern=dict(lora_config.alpha_pattern or {}),
+        rank_pattern=by_layer(lora_config.rank_pattern or {}, layers, "rank_pattern"),
+        alpha_pattern=by_layer(lora_config.alpha_pattern or {}, layers, "alpha_pattern"),
     )
+    both = zip(ranks, sizes, strict=True)
+    return [replace(common, id=k, rank=rank, num_examples=size) for k, (rank, size) in enumerate(both)]
 
 
 def config_for(task: Task, lora_config: LoraConfig, model: nn.Module) -> LoraConfig:
@@ -189,8 +205,8 @@ def check_dtype(model: nn.Module) -> None:
 
 def check_ranks(adapted: PeftAdaptedModel, lora_config: LoraConfig, ranks: Sequence[int]) -> None:
     """Raises ValueError for a rank above min(o, i) of a layer: no delta of that layer needs it."""
-    for rank in sorted(set(ranks)):
-        peer = peer_for(0, rank, lora_config, 1)
+    distinct = sorted(set(ranks))
+    for peer in peers_for(distinct, lora_config, [1] * len(distinct), list(adapted.adapted_layers)):
         for name, layer in adapted.adapted_layers.items():
             o, i = delta_shape(cast("Any", layer).get_base_layer())
             if peer.rank_of(name) > min(o, i):

@@ -14,7 +14,8 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, BitsAndBytesC
 from transformers.utils import logging as transformers_logging
 
 from fedelta import seeding
-from fedelta.models.aliases import ALIASES, resolve_model
+from fedelta.models.aliases import ALIASES
+from fedelta.models.base_files import check_code, find_base
 from fedelta.models.devices import pick_device
 from fedelta.tasks.task import Task
 
@@ -39,6 +40,9 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     quantization: Quantization | None = None,
     trust_remote_code: bool = False,
+    use_safetensors: bool = True,
+    revision: str | None = None,
+    digest: str | None = None,
     seed: int = 0,
 ) -> tuple[Any, Any]:
     """A pretrained model for a task, and its tokenizer.
@@ -53,23 +57,33 @@ def load_model(
         dtype: of the weights; "auto" is float32 on the CPU and what the checkpoint has elsewhere.
         quantization: loads the frozen base in 4 or 8 bits by bitsandbytes.
         trust_remote_code: runs code that comes with the checkpoint.
+        use_safetensors: refuses weights in any other format, such as a pickle.
+        revision: a branch, tag or commit of a model on the Hub.
+        digest: that the checkpoint's code and configs must have (`fedelta.models.base_files`); None takes any.
         seed: for new parameters.
 
     Raises:
         OSError: for a model that is not here and cannot be fetched.
-        ValueError: for a device or a quantization that is not available, or a model of a kind that the task is not for.
+        ValueError: for a device or a quantization that is not available, a model of a kind that the task is not for, or files
+            of another digest.
     """
     place = pick_device(device)
     settings: dict[str, Any] = {"dtype": _dtype(dtype, place), "output_loading_info": True, **task.model_kwargs()}
     if quantization is not None:
         settings |= {"quantization_config": _quantized(quantization), "device_map": {"": place}}
-    source, trust = resolve_model(name), {"trust_remote_code": trust_remote_code}
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with _explained(name):
-        config = AutoConfig.from_pretrained(source, **trust)
+        files = find_base(name, revision)
+    check_code(files, name, digest=digest, trust_remote_code=trust_remote_code, use_safetensors=use_safetensors)
+    if files.revision is not None:
+        trust["revision"] = files.revision
+    with _explained(name):
+        config = AutoConfig.from_pretrained(files.source, **trust)
     check_fits(config, _main_input(config), task, name)
     with _explained(name), _hushed():
-        tokenizer = AutoTokenizer.from_pretrained(source, **trust)
-        model, info = getattr(transformers, task.auto_class).from_pretrained(source, **settings, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(files.source, **trust)
+        auto_class = getattr(transformers, task.auto_class)
+        model, info = auto_class.from_pretrained(files.source, use_safetensors=use_safetensors, **settings, **trust)
     draw_parameters(model, info["missing_keys"], seed)
     set_padding(model, tokenizer)
     return (model if quantization else model.to(place)), tokenizer

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND, SEQ_CLS_HEAD_NAMES
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -31,6 +31,7 @@ from fedelta.models.fast.compact import compacted
 from fedelta.models.fast.frozen_gemm import Backend, install, resolve, uninstall
 from fedelta.models.fingerprint import fingerprint
 from fedelta.models.lora_options import check_training_options
+from fedelta.models.patterns import PLAIN, exactly, harmless, matching, shortened
 from fedelta.models.wide_heads import bridge
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta
@@ -287,7 +288,7 @@ def _inject(model: Any, lora_config: LoraConfig) -> PeftModel:
     check_training_options(lora_config.to_dict())
     if isinstance(model, PeftModel) or any(isinstance(m, LoraLayer) for m in model.modules()):
         raise ValueError("the model carries an adapter already; unload() it first, or load the model again")
-    config = copy.deepcopy(lora_config)
+    config = _without_patterns(lora_config, model)
     config.base_model_name_or_path = None  # PEFT sets its own, and warns of any other; see `_written`
     config.modules_to_save = _heads_by_name(model, config)
     config.fan_in_fan_out = any(isinstance(m, Conv1D) for m in model.modules())
@@ -297,13 +298,40 @@ def _inject(model: Any, lora_config: LoraConfig) -> PeftModel:
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT's own use of it
             wrapped = get_peft_model(model, config, adapter_name=SLOT)
     except ValueError as error:
-        wanted = lora_config.target_modules
-        raise ValueError(
-            f"target_modules={wanted if isinstance(wanted, str) else sorted(wanted or ())} do not fit the model: {error} "
-            f"Names that can be targeted here: {', '.join(targetable(model))}"
-        ) from error
+        raise ValueError(_do_not_fit(lora_config.target_modules, str(error), model)) from error
     assert isinstance(wrapped, PeftModel)  # get_peft_model's other return type is for mixed adapters
     return wrapped
+
+
+def _do_not_fit(wanted: Collection[str] | str | None, why: str, model: nn.Module) -> str:
+    return (
+        f"target_modules={wanted if isinstance(wanted, str) else sorted(wanted or ())} do not fit the model: {why} "
+        f"Names that can be targeted here: {', '.join(targetable(model))}"
+    )
+
+
+def _without_patterns(asked: LoraConfig, model: nn.Module) -> LoraConfig:
+    """A copy of the configuration that PEFT evaluates in no time: its patterns are resolved into the model's exact names.
+
+    Raises:
+        ValueError: for a pattern that is not accepted.
+    """
+    config, names = copy.deepcopy(asked), [n for n, _ in model.named_modules()]
+    targets, excluded = config.target_modules, config.exclude_modules
+    if isinstance(targets, str) and targets.lower() != INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        found = matching(targets, names, "target_modules")
+        if not found:
+            raise ValueError(_do_not_fit(targets, "no layer's whole name is like that.", model))
+        config.target_modules = exactly(found)
+    if isinstance(excluded, str):
+        found = matching(excluded, names, "exclude_modules")
+        config.exclude_modules = exactly(found) if found else None
+    config.rank_pattern = harmless(config.rank_pattern or {}, names, "rank_pattern")
+    config.alpha_pattern = harmless(config.alpha_pattern or {}, names, "alpha_pattern")
+    listed = config.layers_pattern or []
+    if odd := [p for p in ([listed] if isinstance(listed, str) else listed) if not PLAIN.fullmatch(p)]:
+        raise ValueError(f"layers_pattern: {shortened(odd[0])} is a pattern, not a name such as 'layers'; list target_modules")
+    return config
 
 
 def _heads_by_name(model: nn.Module, config: LoraConfig) -> list[str] | None:
@@ -327,7 +355,8 @@ def modules_ending(model: nn.Module, name: str) -> list[str]:
 def _written(config: PeftConfig, asked: LoraConfig, saved: list[str]) -> dict[str, Any]:
     """What a PEFT folder says: the heads that there are, and a name of the base that means something on other machines."""
     base = asked.base_model_name_or_path or config.base_model_name_or_path
-    return {**config.to_dict(), "modules_to_save": saved or None, "base_model_name_or_path": base and portable_name(base)}
+    given = {"exclude_modules": asked.exclude_modules, "base_model_name_or_path": base and portable_name(base)}
+    return {**config.to_dict(), **given, "modules_to_save": saved or None}
 
 
 def targetable(model: nn.Module) -> list[str]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 import yaml
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -30,6 +31,7 @@ from fedelta.data.gaps import Empty
 from fedelta.method import Method
 from fedelta.methods import get_method
 from fedelta.models.devices import named_device
+from fedelta.models.patterns import check_pattern
 from fedelta.naming import nearest
 from fedelta.sampling import share
 from fedelta.split.partition import Scheme, get_scheme
@@ -38,6 +40,8 @@ from fedelta.tasks.registry import get_task
 from fedelta.tasks.task import Task
 from fedelta.topology import Topology, get_topology
 
+T = TypeVar("T")
+
 BUILT_IN = ("quickstart",)
 """Configs that come with the package, by name."""
 
@@ -45,7 +49,15 @@ EXTENDABLE = ("federation.rounds", "federation.quorum", "federation.spool", "eva
 """What a resumed run may change without becoming another run."""
 
 
-CHOSEN = ("model.gemm", "federation.engine", "federation.token_budget", "method.interval")
+CHOSEN = (
+    "model.gemm",
+    "model.revision",
+    "model.digest",
+    "data.revision",
+    "federation.engine",
+    "federation.token_budget",
+    "method.interval",
+)
 """What may be left to the machine or the graph. A run writes down what was chosen, and keeps it when it is taken up."""
 
 
@@ -65,7 +77,14 @@ class Model(Section):
     name: str = Field(default="minilm", description="an alias, a local folder or a Hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantization: Literal["4bit", "8bit"] | None = None
-    trust_remote_code: bool = False
+    revision: str | None = Field(default=None, description="a branch, tag or commit on the Hub; a run writes the commit down")
+    digest: str | None = Field(
+        default=None, description="of the model's code and configs; a run writes it down, and later uses compare it"
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="run code that comes with the model; a folder cannot ask for it, only a person"
+    )
+    use_safetensors: bool = Field(default=True, description="refuse weights in any other format, such as a pickle")
     base_dropout: bool = Field(default=False, description="leave the base model's own dropout on while training")
     gemm: Literal["auto", "default", "onednn", "bf16"] = Field(
         default="auto", description="products with frozen weights on a CPU; bf16 has a relative error of about 3e-3"
@@ -130,11 +149,19 @@ class Lora(Section):
             raise ValueError(f"ranks must be at least 1, got {rank}")
         return rank
 
+    @field_validator("rank_pattern", "alpha_pattern", "target_modules")
+    @classmethod
+    def _patterns(cls, value: T, info: ValidationInfo) -> T:
+        for pattern in [value] if isinstance(value, str) else value if isinstance(value, Mapping) else ():
+            check_pattern(pattern, str(info.field_name))
+        return value
+
 
 class Data(Section):
     """Where the rows come from; see `fedelta.data.sources.load_splits`."""
 
     source: str = "docstrings"
+    revision: str | None = Field(default=None, description="of a Hub data set; a run writes the commit down")
     train: str | None = None
     validation: str | None = None
     test: str | None = None
@@ -446,6 +473,33 @@ def keep_choices(old: RunConfig, new: RunConfig) -> RunConfig:
         if known and _flat(raw).get(key) in ("auto", None):
             raw = _with(raw, key.split("."), before[key], key)
     return RunConfig.model_validate(raw)
+
+
+def without_leave(config: RunConfig) -> RunConfig:
+    """The config of a folder without what only a person may allow, since anybody may have written the folder."""
+    safe = {"trust_remote_code": False, "use_safetensors": True}
+    return config.model_copy(update={"model": config.model.model_copy(update=safe)})
+
+
+def demand_leave(stored: RunConfig, settled: RunConfig) -> None:
+    """Raises ConfigError, saying how to allow it, if a folder's model needs what was not allowed anew.
+
+    Args:
+        stored: the config as the folder has it.
+        settled: what is about to be done, from `without_leave` and a person's own changes.
+    """
+    if stored.model.name != settled.model.name:
+        return
+    if stored.model.trust_remote_code and not settled.model.trust_remote_code:
+        raise ConfigError(
+            f"the run ran code that came with its model {stored.model.name!r}, and a folder cannot ask for that: read the "
+            "model's *.py files, then give --trust-remote-code (in Python: trust_remote_code=True)"
+        )
+    if not stored.model.use_safetensors and settled.model.use_safetensors:
+        raise ConfigError(
+            f"the run read weights of {stored.model.name!r} that are not safetensors, and a folder cannot ask for that: "
+            "convert them, or allow it again with --set model.use_safetensors=false"
+        )
 
 
 def demand_same_run(old: RunConfig, new: RunConfig) -> None:

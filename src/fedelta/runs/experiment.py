@@ -16,7 +16,7 @@ from peft import LoraConfig
 from fedelta import sampling, seeding, topology
 from fedelta.client import LocalClient
 from fedelta.data.rows import Row
-from fedelta.data.sources import Splits, load_splits
+from fedelta.data.sources import Splits, load_splits, pinned_revision
 from fedelta.engines.choice import choose
 from fedelta.engines.federation import largest_template
 from fedelta.engines.gossip import gossip
@@ -25,11 +25,13 @@ from fedelta.engines.server import federate
 from fedelta.engines.settings import Score
 from fedelta.method import Client, Method
 from fedelta.models.adapter_files import load_adapter
+from fedelta.models.aliases import is_packaged
+from fedelta.models.base_files import find_base
 from fedelta.models.clients import check_ranks, clients_on, config_for, pad_token_of
 from fedelta.models.devices import pick_device
 from fedelta.models.loading import load_model
 from fedelta.models.peft import PeftAdaptedModel
-from fedelta.runs.config import Partition, RankChoice, RunConfig
+from fedelta.runs.config import Model, Partition, RankChoice, RunConfig
 from fedelta.runs.evaluation import Evaluator
 from fedelta.split.partition import assign_ranks, partition
 from fedelta.tasks.gaps import warn_of_cut_texts, warn_of_empty_texts
@@ -114,6 +116,7 @@ def deal(config: RunConfig) -> Deal:
         label=config.build_task().label_field(),
         empty=data.empty,
         seed=config.seed,
+        revision=data.revision,
     )
     task = config.build_task().settled(splits.train)
     parts = _partition(config.partition, task, splits.train, config.seed)
@@ -129,6 +132,7 @@ def build(config: RunConfig) -> Experiment:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
     _check_model(config.model.dtype, config.device)  # before data are read
+    config = pinned(config)
     dealt = deal(config)
     _warn_of_missing_rows(config, dealt)
     graph = config.federation.build_topology()
@@ -172,6 +176,29 @@ def _check_model(dtype: str, device: str) -> None:
         raise ValueError(
             "model.dtype = float16 is not trained in, since small gradients become exactly zero in it: set bfloat16 or float32"
         )
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The config with the commits of what comes from the Hub, and the digest of the model's code, where it has none yet.
+
+    Raises:
+        OSError, ValueError: for a revision that is not there.
+    """
+    data = config.data.model_copy(update={"revision": pinned_revision(config.data.source, config.data.revision)})
+    return config.model_copy(update={"data": data, "model": config.model.model_copy(update=_pins(config.model))})
+
+
+def _pins(model: Model) -> dict[str, str | None]:
+    """Revision and digest of a model.
+
+    An alias has no digest: its package and the Hub hold the same weights, but may write the configs differently.
+    """
+    try:
+        files = find_base(model.name, model.revision)
+    except (OSError, ValueError):
+        return {}  # said at the loading of the model, with its remedies
+    digest = model.digest or (None if is_packaged(model.name) else files.digest())
+    return {"revision": files.revision, "digest": digest}
 
 
 def settled(config: RunConfig, rho_sq: float) -> RunConfig:
@@ -221,6 +248,9 @@ def load_adapted(config: RunConfig, task: Task) -> tuple[PeftAdaptedModel, Any]:
         dtype=config.model.dtype,
         quantization=config.model.quantization,
         trust_remote_code=config.model.trust_remote_code,
+        use_safetensors=config.model.use_safetensors,
+        revision=config.model.revision,
+        digest=config.model.digest,
         seed=config.seed,
     )
     lora = config_for(task, peft_config(config), base)

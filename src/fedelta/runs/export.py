@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any, Literal, TypeAlias
 
 from fedelta.data.gaps import without_empty
 from fedelta.data.sources import load_rows, subsample
-from fedelta.models.adapter_files import load_adapter, read_layout
+from fedelta.models.adapter_files import copy_adapter, load_adapter, read_layout
 from fedelta.models.export import merge_into
 from fedelta.models.loading import load_model
-from fedelta.runs.config import RunConfig, load_config
+from fedelta.runs.config import RunConfig, demand_leave, load_config, without_leave
 from fedelta.runs.experiment import deal, evaluator, load_adapted
 from fedelta.runs.folder import RunFolder
 from fedelta.tasks.task import Task
@@ -31,12 +30,22 @@ class Source:
     Attributes:
         adapter: the PEFT folder.
         config: of the run; for a bare PEFT folder, as far as the folder tells.
-        of_run: whether a run's config was found, so that the task's labels can be read from its data.
+        stored: the run's config as its folder has it; None for a bare PEFT folder.
     """
 
     adapter: Path
     config: RunConfig
-    of_run: bool
+    stored: RunConfig | None = None
+
+    @property
+    def of_run(self) -> bool:
+        """A run's config was found, so that the task's labels can be read from its data."""
+        return self.stored is not None
+
+    def demand_leave(self) -> None:
+        """Raises ConfigError if the model is not to be loaded as the folder alone would have it."""
+        if self.stored is not None:
+            demand_leave(self.stored, self.config)
 
 
 def find(
@@ -46,6 +55,7 @@ def find(
     which: Which | None = None,
     rank: int | None = None,
     client: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Source:
     """The adapter that is meant by a run's folder, one of its adapters, or any PEFT folder.
 
@@ -56,20 +66,26 @@ def find(
             had validation data. With `rank` or `client` it is always the last.
         rank: what a participant of this rank ran at the end.
         client: what this client ran at the end, for methods whose participants run different models.
+        trust_remote_code: allows the model's own code to run. The folder's word for it does not count.
 
     Raises:
         FileNotFoundError: for a folder that is neither, or an adapter that the run did not leave, naming those it left.
         ValueError: for the best round together with a rank or a client, or a choice where there is none.
     """
-    path = Path(path)
+    path, changes = Path(path), [*overrides, *(["model.trust_remote_code=true"] if trust_remote_code else [])]
     if (path / "config.yaml").is_file():
-        return Source(_adapter_of(RunFolder(path), which, rank, client), load_config(path / "config.yaml", overrides), True)
+        return _of_run(_adapter_of(RunFolder(path), which, rank, client), path, changes)
     if which is not None or rank is not None or client is not None:
         raise ValueError(f"{path} is not the folder of a run, so there is no choice of round, rank or client in it")
     run = path.resolve().parent.parent
     if path.resolve().parent.name == "adapters" and (run / "config.yaml").is_file():
-        return Source(path, load_config(run / "config.yaml", overrides), True)
-    return Source(path, _config_of(path, overrides), False)
+        return _of_run(path, run, changes)
+    return Source(path, _config_of(path, changes))
+
+
+def _of_run(adapter: Path, run: Path, changes: Sequence[str]) -> Source:
+    stored = load_config(run / "config.yaml")
+    return Source(adapter, load_config(without_leave(stored), changes), stored)
 
 
 def score(source: Source, data: str, *, split: str | None = None, limit: int | None = None) -> dict[str, float]:
@@ -84,8 +100,10 @@ def score(source: Source, data: str, *, split: str | None = None, limit: int | N
     Raises:
         ValueError, OSError: for rows or an adapter that do not fit the task or the base model.
     """
+    source.demand_leave()
     config = source.config
-    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seed)
+    revision = config.data.revision if data == config.data.source else None
+    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seed, revision=revision)
     rows = subsample(without_empty(rows, config.build_task().label_field(), config.data.empty, data), limit, config.seed)
     task = deal(config).task if source.of_run else config.build_task().settled(rows)
     model, tokenizer = load_adapted(config, task)
@@ -104,8 +122,9 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
     folder = Path(folder)
     demand_unused(folder)
     if not merged:
-        shutil.copytree(source.adapter, folder, dirs_exist_ok=True)
+        copy_adapter(source.adapter, folder)
         return
+    source.demand_leave()
     task = _task_with_labels(source)
     settings = source.config.model
     model, tokenizer = load_model(
@@ -114,6 +133,9 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
         device="cpu",
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
+        use_safetensors=settings.use_safetensors,
+        revision=settings.revision,
+        digest=settings.digest,
         seed=source.config.seed,  # what the checkpoint lacks and nobody trained is part of the base
     )
     # A quantised base has a fingerprint of its own, so the whole one that the delta goes into cannot be compared with it.
@@ -139,9 +161,17 @@ def _adapter_of(run: RunFolder, which: Which | None, rank: int | None, client: i
 
 def _existing(run: RunFolder, name: str) -> Path:
     if (run.adapters / name).is_dir():
-        return run.adapters / name
+        return _inside(run.adapters / name)
     left = sorted(p.name for p in run.adapters.iterdir()) if run.adapters.is_dir() else []
     raise FileNotFoundError(f"{run.path} has no adapter {name!r}; it has {', '.join(left) or 'none yet'}")
+
+
+def _inside(adapter: Path) -> Path:
+    """The same folder; raises ValueError if it, or `adapters` around it, leads out of the run's folder."""
+    for folder in (adapter, adapter.parent):
+        if folder.is_symlink():
+            raise ValueError(f"{folder} is a link, which is not followed in the folder of a run: name the folder it leads to")
+    return adapter
 
 
 def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:

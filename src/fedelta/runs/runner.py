@@ -16,7 +16,7 @@ from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.models.adapter_files import load_adapter, save_adapter
 from fedelta.report import tables as report
-from fedelta.runs.config import RunConfig, demand_same_run, keep_choices, load_config
+from fedelta.runs.config import RunConfig, demand_leave, demand_same_run, keep_choices, load_config, without_leave
 from fedelta.runs.evaluation import fairness, mean
 from fedelta.runs.experiment import Experiment, build, play, resolved
 from fedelta.runs.folder import Record, RunFolder, finite
@@ -54,10 +54,11 @@ def run(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     resume: str | Path | None = None,
+    trust_remote_code: bool = False,
 ) -> RunResult:
     """Runs a config to its end; arguments and errors are those of `rounds`."""
     folder = RunFolder(Path(resume) if resume else load_config(config or {}, overrides).folder())
-    for _ in rounds(config, overrides, resume=resume):
+    for _ in rounds(config, overrides, resume=resume, trust_remote_code=trust_remote_code):
         pass
     last = folder.adapters / "last"
     return RunResult(folder.path, folder.records(), load_adapter(last) if last.is_dir() else None)
@@ -68,6 +69,7 @@ def rounds(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     resume: str | Path | None = None,
+    trust_remote_code: bool = False,
 ) -> Generator[Record]:
     """Runs a config and yields each round's record once the round is on disk; the caller owns the loop.
 
@@ -77,13 +79,15 @@ def rounds(
         config: a YAML file, a built-in name, a mapping or a `RunConfig`; not needed with `resume`.
         overrides: changes by dotted key, as `fedelta.runs.config.load_config` takes them.
         resume: the folder of a run to go on with after its last checkpoint, to more rounds where the overrides say so.
+        trust_remote_code: allows the model's own code to run; asked for again at every resumption, since a folder's word for
+            it does not count.
 
     Raises:
         ConfigError: for a config that cannot be run, or changes that would make a resumed run another one.
         FileExistsError: for a folder that is in use.
         QuorumError: in a round with too few usable updates.
     """
-    config, folder, start = _begin(config, overrides, resume)
+    config, folder, start = _begin(config, overrides, resume, trust_remote_code)
     experiment = build(config)
     experiment = replace(experiment, config=resolved(experiment))
     folder.write_config(experiment.config)
@@ -98,16 +102,21 @@ def rounds(
 
 
 def _begin(
-    config: Source | None, overrides: Sequence[str] | Mapping[str, Any], resume: str | Path | None
+    config: Source | None, overrides: Sequence[str] | Mapping[str, Any], resume: str | Path | None, trust: bool
 ) -> tuple[RunConfig, RunFolder, Snapshot | None]:
+    leave = {"model.trust_remote_code": True} if trust else {}
     if resume is None:
-        settled = load_config(config if config is not None else {}, overrides)
+        settled = load_config(load_config(config if config is not None else {}, overrides), leave)
         folder = RunFolder(settled.folder())
         folder.demand_empty()
         return settled, folder, None
     folder = RunFolder(Path(resume))
     old = folder.config()
-    settled = keep_choices(old, load_config(old if config is None else config, overrides))
+    given = load_config(old if config is None else config)
+    if config is None or isinstance(config, str | Path):
+        given = without_leave(given)  # a file may be the folder's own
+    settled = keep_choices(old, load_config(load_config(given, overrides), leave))
+    demand_leave(old, settled)
     demand_same_run(old, settled)
     start = checkpoint.load(folder.checkpoint) if checkpoint.exists(folder.checkpoint) else None
     folder.rewind(start.t if start else 0)

@@ -25,7 +25,7 @@ CONVENTIONS: dict[str, list[dict[str, Any]]] = {
     "scale 1 of all": [{}, {}, {}],
     "lora_alpha / r": [{"lora_alpha": 8.0}] * 3,
     "lora_alpha / sqrt(r)": [{"lora_alpha": 4.0, "rslora": True}] * 3,
-    "alpha_pattern": [{"lora_alpha": 8.0, "alpha_pattern": {"out.*": 3.0}}] * 3,
+    "alpha_pattern": [{"lora_alpha": 8.0, "alpha_pattern": {"output": 3.0}}] * 3,
     "another lora_alpha at each client": [{"lora_alpha": 3.0 + k} for k in range(3)],
 }
 """The fields of three peers that make each rule of scales."""

@@ -29,7 +29,7 @@ from fedelta import tree
 from fedelta.client import LocalClient, Training
 from fedelta.engines.server import federate
 from fedelta.methods import get_method
-from fedelta.models.clients import peer_for
+from fedelta.models.clients import peers_for
 from fedelta.models.fast.activation_cache import MIB, Rows, Store
 from fedelta.models.fast.compact import transformer_layers
 from fedelta.models.fast.packing import Packing
@@ -122,7 +122,7 @@ def clients(model: PeftAdaptedModel, ranks: Any = (2, 3, 1), dropout: float = 0.
     """Three clients of unequal ranks and sizes, two epochs in a round."""
     config = LoraConfig(lora_alpha=4, lora_dropout=dropout)
     parts = [[example(10 * k + j, 3 + (5 * j + k) % 9) for j in range(4 + k)] for k in range(3)]
-    peers = [peer_for(k, r, config, len(parts[k])) for k, r in enumerate(ranks)]
+    peers = peers_for(ranks, config, [len(part) for part in parts], list(model.adapted_layers))
     common = model.initial(max(peers, key=lambda p: p.rank))
     for x in common.layers.values():
         x.B.copy_(0.1 * torch.randn(x.B.shape, generator=torch.Generator().manual_seed(3)))  # so that no gradient is zero

@@ -1,0 +1,131 @@
+"""Patterns of layer names, which anybody may have written: resolved once into exact names, in time linear in a name's length.
+
+Python's own matcher can take years for a pattern of six characters, `(a+)+`; RE2 has no such patterns, and in return takes no
+back-references and no look-around. What both accept means here what it means to PEFT, with \\w, \\d and \\s of ASCII alone.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeAlias, TypeVar
+
+import re2
+
+V = TypeVar("V")
+
+Matcher: TypeAlias = Callable[[str], object]
+"""Takes a whole name; what it returns is true where the name matches."""
+
+AMBIGUOUS = {
+    "[:": "a set that holds '[:'",
+    "{,": "a repetition without a lower bound; write {0,n}",
+}
+"""What RE2 and Python's matcher both accept and read in two ways."""
+
+PLAIN = re.compile(r"[\w.-]*", re.ASCII)
+"""Patterns without repetition or choice, which no matcher is slow at."""
+
+
+def check_pattern(pattern: str, where: str) -> None:
+    """Raises ValueError, naming `where` it stands, for a pattern that is not one or that RE2 does not accept."""
+    _compiled(pattern, where)
+
+
+def matching(pattern: str, names: Collection[str], where: str) -> list[str]:
+    """The names that a pattern matches as a whole, as PEFT reads a `target_modules` that is one text.
+
+    Raises:
+        ValueError: as `check_pattern`.
+    """
+    matcher = _compiled(pattern, where)
+    return [n for n in names if matcher(n)]
+
+
+def by_layer(patterns: Mapping[str, V], names: Collection[str], where: str) -> dict[str, V]:
+    """The values by exact name of a `rank_pattern` or an `alpha_pattern`; names without one are left out.
+
+    As in PEFT the first key counts that matches a name, or all of it after a dot, and a name that no key matches is looked
+    up as it is.
+
+    Raises:
+        ValueError: as `check_pattern`.
+    """
+    whole: dict[str, int] = {}  # keys that stand for one name, as adapters are saved: found without trying each
+    tried = [(k, _suffix_matcher(key, where)) for k, key in enumerate(patterns) if _whole_name(key) is None]
+    for k, key in enumerate(patterns):
+        if (name := _whole_name(key)) is not None:
+            whole.setdefault(name, k)
+    values = list(patterns.values())
+    found: dict[str, V] = {}
+    for name in names:
+        last = whole.get(name, len(values))
+        first = next((k for k, matcher in tried if k < last and matcher(name)), last)
+        if first < len(values):
+            found[name] = values[first]
+        elif name in patterns:
+            found[name] = patterns[name]
+    return found
+
+
+def harmless(patterns: Mapping[str, V], names: Collection[str], where: str) -> dict[str, V]:
+    """The same mapping for PEFT to evaluate: each key that is more than a name becomes a list of the exact names it matches."""
+    found: dict[str, V] = {}
+    for key, value in patterns.items():
+        if PLAIN.fullmatch(key):
+            found[key] = value
+        else:
+            matcher = _suffix_matcher(key, where)
+            matched = [n for n in names if matcher(n)]
+            found.setdefault(exactly(matched) if matched else f"(?!){re.escape(key)}", value)  # PEFT warns of what is unused
+    return found
+
+
+def exactly(names: Collection[str]) -> str:
+    """A regular expression that matches these whole names and nothing else, fast in any matcher."""
+    return f"^(?:{'|'.join(map(re.escape, names))})$"
+
+
+def _suffix_matcher(key: str, where: str) -> Matcher:
+    check_pattern(key, where)
+    return _compiled(rf"(.*\.)?({key})", where)
+
+
+def _whole_name(key: str) -> str | None:
+    """The name that a key written as `^` and the escaped name stands for; None for any other key."""
+    name = re.sub(r"\\(.)", r"\1", key.removeprefix("^"))
+    return name if key == f"^{re.escape(name)}" else None
+
+
+def _compiled(pattern: str, where: str) -> Matcher:
+    for text, what in AMBIGUOUS.items():
+        if text in pattern:
+            raise ValueError(f"{where}: the pattern {shortened(pattern)} holds {what}: matchers differ on it")
+    try:
+        matcher = re2.compile(pattern, _options()).fullmatch
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            re.compile(pattern)  # compiled only, never matched: PEFT must be able to read it, too
+    except (re2.error, re.error, RecursionError, OverflowError, UnicodeError) as error:
+        raise ValueError(
+            f"{where}: the pattern {shortened(pattern)} is not accepted ({_reason(error)}); back-references and look-around "
+            "are left out on purpose, since they can take years to match: list the layers' names instead"
+        ) from error
+    return matcher
+
+
+def _options() -> re2.Options:
+    options = re2.Options()
+    options.log_errors = False
+    return options
+
+
+def _reason(error: Exception) -> str:
+    first = error.args[0] if error.args else error
+    return first.decode(errors="replace") if isinstance(first, bytes) else str(first)
+
+
+def shortened(pattern: str) -> str:
+    """The pattern as an error message shows it."""
+    return repr(pattern if len(pattern) <= 80 else f"{pattern[:77]}...")
