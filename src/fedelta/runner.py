@@ -13,7 +13,7 @@ import torch
 
 from fedelta import checkpoint, report
 from fedelta.config import RunConfig, demand_same_run, keep_choices, load_config
-from fedelta.diagnostics import diagnose
+from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines.local import Round, Snapshot
 from fedelta.evaluation import fairness, is_better, mean
 from fedelta.experiment import Experiment, build, play, resolved
@@ -145,7 +145,8 @@ class _Log:
             record["topology"] = {**self.experiment.contraction, "lost_links": len(done.lost_links)}
         settings = self.experiment.config.evaluation
         if settings.diagnostics:
-            record["diagnostics"] = diagnose(done, per_layer=settings.diagnostics != "global")
+            values = diagnose(done, per_layer=settings.diagnostics != "global")
+            record["diagnostics"], self.notes["reasons"] = new_reasons(values, self.notes.get("reasons", {}))
         if (done.t + 1) % settings.every == 0 or self._is_last(done):
             began = time.perf_counter()
             record |= self._evaluate(done)

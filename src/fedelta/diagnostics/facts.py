@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fedelta import lowrank as lr
 from fedelta import tree
-from fedelta.diagnostics.layers import Layer, cumulative, increments
+from fedelta.diagnostics.layers import Layer, Span, cumulative, factor_spans, increments
 from fedelta.engines.rounds import Round
 from fedelta.lowrank import LoRA
 from fedelta.method import ClientUpdate, template_for, with_distinct_ranks
-from fedelta.tree import Adapter
+from fedelta.tree import Adapter, Message
 
 
 class Undefined(Exception):
@@ -54,11 +54,14 @@ class Facts:
     @cached_property
     def server(self) -> Mapping[str, Tensor]:
         """The singular values of the server's delta after the round, its base delta included."""
-        if self.round.gossip or self.round.method.personal:
-            raise Undefined("no model is common to all")
-        model = self.round.global_model()
+        model = self._global_model
         base = tree.total(model["base"]) if "base" in model else {}
         return {n: _spectrum(model["adapter"].layers[n], base.get(n)) for n in self.names}
+
+    @cached_property
+    def sent(self) -> Mapping[str, Span]:
+        """What the factors span that the server sends next to a client of the largest ranks."""
+        return {n: factor_spans(self._global_model["adapter"].layers[n]) for n in self.names}
 
     @cached_property
     def ranks(self) -> Mapping[str, list[int]]:
@@ -70,6 +73,12 @@ class Facts:
     def names(self) -> list[str]:
         """Of the layers."""
         return list(self.round.template.layers)
+
+    @cached_property
+    def _global_model(self) -> Message:
+        if self.round.gossip or self.round.method.personal:
+            raise Undefined("no model is common to all")
+        return self.round.global_model()
 
     @cached_property
     def _uploads(self) -> list[Adapter]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from fedelta.tree import Factor
 
 SIDES: tuple[Factor, Factor] = ("B", "A")
 """B stands for the column space of a delta, A for its row space."""
+
+Span: TypeAlias = Mapping[Factor, Tensor]
+"""Orthonormal bases of a column space, (o, q), and of a row space, (i, q)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +127,23 @@ def _equal(x: LoRA, y: LoRA) -> bool:
     return x.scale == y.scale and torch.equal(x.B, y.B) and torch.equal(x.A, y.A)
 
 
+def factor_spans(x: LoRA) -> dict[Factor, Tensor]:
+    """Orthonormal bases of what the factors span, in float64; of no columns for a factor that is zero."""
+    x = x.to("cpu", torch.float64)
+    return {"B": lr.basis(x.B), "A": lr.basis(x.A.mT)}
+
+
+def overlaps_with(spans: Sequence[Tensor], other: Tensor) -> Tensor:
+    """The mean squared cosine of the principal angles with another subspace, for each that both have dimensions."""
+    alive = [Q for Q in spans if Q.shape[1] and other.shape[1]]
+    shares = [(Q.mT @ other).square().sum() / min(Q.shape[1], other.shape[1]) for Q in alive]
+    return torch.stack(shares).clamp(max=1) if shares else torch.empty(0, dtype=torch.float64)
+
+
 def _spans(x: LoRA, rank: int) -> dict[Factor, Tensor]:
     """The spans of the factors; of a delta with more components than its rank may be, the leading subspaces."""
     if x.rank <= rank:
-        return {"B": lr.basis(x.B), "A": lr.basis(x.A.mT)}
+        return factor_spans(x)
     return _leading(*lr.svd(x), rank, x.shape)
 
 
