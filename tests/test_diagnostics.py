@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedelta import diagnostics, sampling, topology, tree
 from fedelta.client import Training
 from fedelta.diagnostics import diagnose, numbers
-from fedelta.diagnostics.layers import Layer, cumulative, factor_spans, increments
+from fedelta.diagnostics.layers import Layer, cumulative, increments, overlaps_with
 from fedelta.engines.local import Round, federate, gossip
 from fedelta.lowrank import LoRA
 from fedelta.method import template_for
@@ -229,16 +229,16 @@ def test_the_two_definitions_of_overlap_differ_by_the_root_of_each_pair() -> Non
 def test_overlap_with_the_servers_B_is_not_that_with_the_singular_vectors_of_the_mean() -> None:
     """Two orthogonal lines, one carrying twice as much: M leads along it, while the averaged B lies at 45 degrees to both."""
     eye = torch.eye(3, dtype=torch.float64)
-    pair = [cumulative([0.5, 0.5], [LoRA(eye[:, :1], 2 * eye[:1]), LoRA(eye[:, 1:2], eye[1:2])])]
-    averaged = [factor_spans(LoRA((eye[:, :1] + eye[:, 1:2]) / 2, (2 * eye[:1] + eye[1:2]) / 2))]
-    assert numbers.overlap_with_mean("B", "root", pair) == pytest.approx((1 + 0) / 2)
-    assert numbers.overlap_with_server("B", "root", pair, averaged) == pytest.approx(math.sqrt(0.5))
-    assert numbers.overlap_with_server("B", "squared", pair, averaged) == pytest.approx(0.5)
-    assert numbers.overlap_with_server("A", "squared", pair, averaged) == pytest.approx((0.8 + 0.2) / 2)
-    assert numbers.overlap_with_server("A", "root", pair, averaged) == pytest.approx((math.sqrt(0.8) + math.sqrt(0.2)) / 2)
-    nothing = [factor_spans(LoRA(0 * eye[:, :1], eye[:1]))]
+    pair = cumulative([0.5, 0.5], [LoRA(eye[:, :1], 2 * eye[:1]), LoRA(eye[:, 1:2], eye[1:2])])
+    averaged = [overlaps_with(pair, LoRA((eye[:, :1] + eye[:, 1:2]) / 2, (2 * eye[:1] + eye[1:2]) / 2))]
+    assert numbers.overlap_with_mean("B", "root", [pair]) == pytest.approx((1 + 0) / 2)
+    assert numbers.overlap_with_server("B", "root", averaged) == pytest.approx(math.sqrt(0.5))
+    assert numbers.overlap_with_server("B", "squared", averaged) == pytest.approx(0.5)
+    assert numbers.overlap_with_server("A", "squared", averaged) == pytest.approx((0.8 + 0.2) / 2)
+    assert numbers.overlap_with_server("A", "root", averaged) == pytest.approx((math.sqrt(0.8) + math.sqrt(0.2)) / 2)
+    nothing = [overlaps_with(pair, LoRA(0 * eye[:, :1], eye[:1]))]
     with pytest.raises(diagnostics.Undefined, match="the B that the server sends next is zero"):
-        numbers.overlap_with_server("B", "root", pair, nothing)
+        numbers.overlap_with_server("B", "root", nothing)
 
 
 # --- rounds ------------------------------------------------------------------------------------------------------------

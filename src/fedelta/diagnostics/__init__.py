@@ -15,7 +15,6 @@ from fedelta.diagnostics.numbers import (
     OF_CLIENTS,
     OF_CLIENTS_AND_SERVER,
     OF_NODES,
-    Between,
     Number,
     aggregation_error,
     energy_by_band,
@@ -157,8 +156,8 @@ def _of_nodes(number: Number, facts: Facts, names: Sequence[str]) -> float:
     return number([facts.nodes[n] for n in names])
 
 
-def _of_updates_and_server(number: Between, facts: Facts, names: Sequence[str]) -> float:
-    return number([facts.updates[n] for n in names], [facts.sent[n] for n in names])
+def _of_overlaps(number: Callable[..., float], facts: Facts, names: Sequence[str]) -> float:
+    return number([facts.overlaps[n] for n in names])
 
 
 def _of_server(number: Callable[..., Any], facts: Facts, names: Sequence[str]) -> Any:
@@ -169,7 +168,7 @@ def _sources() -> Iterator[tuple[str, Source]]:
     yield "aggregation_error", partial(_of_updates, aggregation_error)
     yield from ((name, partial(_of_updates, number)) for name, number in OF_CLIENTS.items())
     yield from ((f"increment_{name}", partial(_of_changes, number)) for name, number in OF_CLIENTS.items())
-    yield from ((name, partial(_of_updates_and_server, number)) for name, number in OF_CLIENTS_AND_SERVER.items())
+    yield from ((name, partial(_of_overlaps, number)) for name, number in OF_CLIENTS_AND_SERVER.items())
     yield "server_effective_rank", partial(_of_server, server_effective_rank)
     yield "server_stable_rank", partial(_of_server, server_stable_rank)
     yield "higher_rank_energy_ratio", partial(_of_server, higher_rank_energy_ratio)

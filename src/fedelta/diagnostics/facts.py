@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fedelta import lowrank as lr
 from fedelta import tree
-from fedelta.diagnostics.layers import Layer, Span, cumulative, factor_spans, increments
+from fedelta.diagnostics.layers import Layer, cumulative, increments, overlaps_with
 from fedelta.engines.rounds import Round
 from fedelta.lowrank import LoRA
 from fedelta.method import ClientUpdate, template_for, with_distinct_ranks
-from fedelta.tree import Adapter, Message
+from fedelta.tree import Adapter, Factor, Message
 
 
 class Undefined(Exception):
@@ -59,9 +59,10 @@ class Facts:
         return {n: _spectrum(model["adapter"].layers[n], base.get(n)) for n in self.names}
 
     @cached_property
-    def sent(self) -> Mapping[str, Span]:
-        """What the factors span that the server sends next to a client of the largest ranks."""
-        return {n: factor_spans(self._global_model["adapter"].layers[n]) for n in self.names}
+    def overlaps(self) -> Mapping[str, Mapping[Factor, Tensor]]:
+        """Squared overlaps of the clients' factors with those that the server sends next, to a client of the largest ranks."""
+        new = self._global_model["adapter"].layers
+        return {n: overlaps_with(x, new[n]) for n, x in self.updates.items()}
 
     @cached_property
     def ranks(self) -> Mapping[str, list[int]]:

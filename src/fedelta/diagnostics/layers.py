@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,9 +15,6 @@ from fedelta.tree import Factor
 
 SIDES: tuple[Factor, Factor] = ("B", "A")
 """B stands for the column space of a delta, A for its row space."""
-
-Span: TypeAlias = Mapping[Factor, Tensor]
-"""Orthonormal bases of a column space, (o, q), and of a row space, (i, q)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +106,15 @@ def increments(weights: Sequence[float], deltas: Sequence[LoRA], starts: Sequenc
     return Layer(weights, changes, mean, [x.rank for x in deltas])
 
 
+def overlaps_with(layer: Layer, factors: LoRA) -> dict[Factor, Tensor]:
+    """The mean squared cosine of the principal angles of each client's subspaces with what other factors span.
+
+    Of no entries for a factor that is zero, and without clients that have no subspace.
+    """
+    other = _factor_spans(factors.to("cpu", torch.float64))
+    return {side: _towards(layer.spans[side], other[side]) for side in SIDES}
+
+
 def _merged(weights: Sequence[float], xs: Sequence[LoRA]) -> tuple[list[LoRA], list[float]]:
     """Those that differ, with the sums of their weights: clients mostly start from one delta, and its SVD is then smaller."""
     kept: list[LoRA] = []
@@ -127,24 +132,15 @@ def _equal(x: LoRA, y: LoRA) -> bool:
     return x.scale == y.scale and torch.equal(x.B, y.B) and torch.equal(x.A, y.A)
 
 
-def factor_spans(x: LoRA) -> dict[Factor, Tensor]:
-    """Orthonormal bases of what the factors span, in float64; of no columns for a factor that is zero."""
-    x = x.to("cpu", torch.float64)
-    return {"B": lr.basis(x.B), "A": lr.basis(x.A.mT)}
-
-
-def overlaps_with(spans: Sequence[Tensor], other: Tensor) -> Tensor:
-    """The mean squared cosine of the principal angles with another subspace, for each that both have dimensions."""
-    alive = [Q for Q in spans if Q.shape[1] and other.shape[1]]
-    shares = [(Q.mT @ other).square().sum() / min(Q.shape[1], other.shape[1]) for Q in alive]
-    return torch.stack(shares).clamp(max=1) if shares else torch.empty(0, dtype=torch.float64)
-
-
 def _spans(x: LoRA, rank: int) -> dict[Factor, Tensor]:
     """The spans of the factors; of a delta with more components than its rank may be, the leading subspaces."""
     if x.rank <= rank:
-        return factor_spans(x)
+        return _factor_spans(x)
     return _leading(*lr.svd(x), rank, x.shape)
+
+
+def _factor_spans(x: LoRA) -> dict[Factor, Tensor]:
+    return {"B": lr.basis(x.B), "A": lr.basis(x.A.mT)}
 
 
 def _leading(U: Tensor, S: Tensor, Vh: Tensor, rank: int, shape: tuple[int, int]) -> dict[Factor, Tensor]:
@@ -161,6 +157,15 @@ def _pairs(spans: Sequence[Tensor]) -> Tensor:
     squares = owner.mT @ (Q.mT @ Q).square() @ owner
     both = torch.ones_like(squares).triu(1).bool()
     return (squares / torch.minimum(dims[:, None], dims))[both].clamp(max=1)
+
+
+def _towards(spans: Sequence[Tensor], other: Tensor) -> Tensor:
+    alive = [Q for Q in spans if Q.shape[1] and other.shape[1]]
+    if not alive:
+        return torch.empty(0, dtype=torch.float64)
+    dims = torch.tensor([Q.shape[1] for Q in alive])
+    squares = _owners(dims.tolist()).mT @ (torch.cat(alive, dim=1).mT @ other).square().sum(1)
+    return (squares / dims.clamp(max=other.shape[1])).clamp(max=1)
 
 
 def _angles(spans: Sequence[Tensor], other: Tensor) -> list[Tensor]:

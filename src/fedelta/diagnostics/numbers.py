@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedelta import lowrank as lr
 from fedelta.diagnostics.facts import Undefined
-from fedelta.diagnostics.layers import SIDES, Layer, Span, increments, overlaps_with
+from fedelta.diagnostics.layers import SIDES, Layer, increments
 from fedelta.lowrank import LoRA
 from fedelta.tree import Factor
 
@@ -121,17 +121,12 @@ OF_CLIENTS: dict[str, Number] = {
 # --- of the clients' deltas and the factors that the server sends next -------------------------------------------------
 
 
-def overlap_with_server(side: Factor, form: Form, layers: Sequence[Layer], sent: Sequence[Span]) -> float:
+def overlap_with_server(side: Factor, form: Form, squared: Sequence[Mapping[Factor, Tensor]]) -> float:
     """The overlap of a client's subspace with the span of the factor that the server sends next, the mean over clients."""
-    if not any(span[side].shape[1] for span in sent):
-        raise Undefined(f"the {side} that the server sends next is zero")
-    found = [overlaps_with(x.spans[side], span[side]) for x, span in zip(layers, sent, strict=True)]
-    return _mean((_formed(form, x) for x in found if len(x)), f"no client has a {side}")
+    return _mean((_formed(form, x[side]) for x in squared if len(x[side])), f"the {side} that the server sends next is zero")
 
 
-Between: TypeAlias = Callable[[Sequence[Layer], Sequence[Span]], float]
-
-OF_CLIENTS_AND_SERVER: dict[str, Between] = {
+OF_CLIENTS_AND_SERVER: dict[str, Callable[[Sequence[Mapping[Factor, Tensor]]], float]] = {
     f"overlap_with_server_{s}_{f}": partial(overlap_with_server, s, f) for s in SIDES for f in ("root", "squared")
 }
 
