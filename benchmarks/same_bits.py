@@ -1,10 +1,10 @@
 """Shows that this checkout computes, to the bit, what another commit does.
 
-Every registered method runs in the sequential and in the batched engine, and without a server where it claims that it can: on toy
-clients in float64 at equal and at unequal ranks, and on MiniLM at unequal ranks where the method claims them. What the runs leave
-is compared: on the toy every participant's model after every round, the diagnostics, losses and bytes; on MiniLM the adapter
-files, byte for byte, and `rounds.jsonl` but for its times; where a run is refused, the words. The other commit is checked out into a
-temporary git worktree. Changes of this checkout that are not committed count.
+Every registered method runs in the sequential and in the batched engine, and without a server where it claims that it can: on
+toy clients in float64 at equal and at unequal ranks, and on MiniLM at unequal ranks where the method claims them. What the runs
+leave is compared: on the toy every participant's model after every round, the diagnostics, losses and bytes; on MiniLM the
+adapter files, byte for byte, and `rounds.jsonl` but for its times; where a run is refused, the words. The other commit is checked
+out into a temporary git worktree. Changes of this checkout that are not committed count.
 
     python benchmarks/same_bits.py COMMIT [--toy] [--expect METHOD,...] [--without KEY,...] [--json]
 
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +72,10 @@ def _kept(facts: Facts, without: Sequence[str]) -> Facts:
 
 
 @contextmanager
-def checked_out(commit: str) -> Iterator[Path]:
+def checked_out(commit: str) -> Generator[Path]:
     """A temporary worktree of a commit."""
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
+        tree = Path(folder).resolve() / "tree"
         _git("worktree", "add", "--quiet", "--detach", str(tree), commit)
         try:
             yield tree
@@ -119,7 +119,7 @@ def table(model: str, verdicts: Mapping[Key, Verdict]) -> str:
 
 
 def _cell(words: Sequence[str]) -> str:
-    """ "same" with "refused alike" where some ranks are refused; one word where a difference hides all others; a dash for no run."""
+    """The words of all runs in a cell, or the worst alone if one is not well; a dash where there is no run."""
     for worst in ("differs", "gone", "new"):
         if worst in words:
             return worst
