@@ -3,8 +3,8 @@
 Every registered method runs in the sequential and in the batched engine, and without a server where it claims that it can: on
 toy clients in float64 at equal and at unequal ranks, and on MiniLM at unequal ranks where the method claims them. What the runs
 leave is compared: on the toy every participant's model after every round, the diagnostics, losses and bytes; on MiniLM the
-adapter files, byte for byte, and `rounds.jsonl` but for its times; where a run is refused, the words. The other commit is checked
-out into a temporary git worktree. Changes of this checkout that are not committed count.
+adapter files, byte for byte, and `rounds.jsonl` but for its times; where a run is refused, the words. The other commit is
+checked out into a temporary git worktree. Changes of this checkout that are not committed count.
 
     python benchmarks/same_bits.py COMMIT [--toy] [--expect METHOD,...] [--without KEY,...] [--json]
 
