@@ -25,7 +25,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PA
 import torch
 
 import fedelta
-from fedelta import sampling, topology
+from fedelta import sampling
 from fedelta.models.toy import toy_federation
 
 Facts: TypeAlias = dict[str, str]
@@ -33,6 +33,9 @@ Facts: TypeAlias = dict[str, str]
 
 TOY_RANKS = {"equal": [2, 2, 2, 2], "unequal": [1, 3, 2, 4]}
 MINILM_RANKS = {"equal": [4, 4, 4], "unequal": [2, 4, 8]}
+
+MIXING = torch.tensor([[0.75, 0.25, 0, 0], [0.25, 0.25, 0.5, 0], [0, 0.5, 0.2, 0.3], [0, 0, 0.3, 0.7]], dtype=torch.float64)
+"""A path of the toy's four nodes, with unequal weights: equal ones would hide who got which."""
 
 HYPER: dict[str, list[dict[str, Any]]] = {
     "compose": [
@@ -89,8 +92,7 @@ def _toy(case: Case) -> Iterator[tuple[str, str]]:
     method = fedelta.get_method(case.method, **case.hyper)
     options: dict[str, Any] = {"rounds": 3, "seed": 1, "score": _score}
     if case.engine == "gossip":
-        mixing = topology.ring(len(clients))
-        rounds = fedelta.gossip(method, clients, mixing=mixing, link_drop=0.1, engine="sequential", **options)
+        rounds = fedelta.gossip(method, clients, mixing=MIXING, link_drop=0.1, engine="sequential", **options)
     else:
         rounds = fedelta.federate(method, clients, cohort=sampling.uniform(0.75), engine=case.engine, **options)
     for done in rounds:
@@ -100,9 +102,9 @@ def _toy(case: Case) -> Iterator[tuple[str, str]]:
 def _of_round(done: fedelta.Round) -> Iterator[tuple[str, str]]:
     yield "train_loss", repr(done.loss)
     yield from _flat({"dropped": done.dropped, "bytes": {"down": done.bytes.down, "up": done.bytes.up}})
-    yield from _flat(fedelta.diagnose(done), "diagnostics")
     for peer in done.peers:
         yield from _flat(done.participant_model(peer), f"model of client {peer.id}")
+    yield from _flat(fedelta.diagnose(done), "diagnostics")
 
 
 def _score(adapter: fedelta.Adapter, base: object) -> dict[str, float]:
@@ -139,10 +141,10 @@ def _config(case: Case, rows: Path, folder: Path) -> dict[str, Any]:
             "target_modules": [f"layer.{k}.attention.self.{which}" for k in (4, 5) for which in ("query", "value")],
         },
         "data": {"source": str(rows), "validation_fraction": 0.2, "test_fraction": 0.2},
-        "partition": {"scheme": "iid", "clients": 3},
+        "partition": {"scheme": "quantity", "clients": 3, "concentration": 1.0, "min_examples": 2},
         "method": {"name": case.method, **case.hyper},
         "training": {"batch_size": 2, "local_steps": 2, "learning_rate": 0.01},
-        "federation": federation | ({"topology": "ring"} if without_server else {}),
+        "federation": federation | ({"topology": "ring", "weights": "examples"} if without_server else {}),
         "evaluation": {"every": 2},
     }
 
