@@ -12,14 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from fedelta import diagnostics, sampling, topology, tree
+from fedelta.client import Training
 from fedelta.diagnostics import diagnose, numbers
-from fedelta.diagnostics.layers import Layer, cumulative, increments
+from fedelta.diagnostics.layers import Layer, cumulative, increments, overlaps_with
 from fedelta.engines.gossip import gossip
 from fedelta.engines.rounds import Round
 from fedelta.engines.server import federate
 from fedelta.lowrank import LoRA
 from fedelta.methods import get_method
 from fedelta.models.toy import random_adapter, toy_federation
+from fedelta.optim import SGD
 from fedelta.peers import template_for
 from fedelta.tree import Adapter
 
@@ -27,6 +29,8 @@ Array = NDArray[np.float64]
 WEIGHTS = [0.5, 0.3, 0.2]
 RANKS, SCALES = (1, 3, 2), (1.0, 0.5, -3.0)
 SIDES = ("B", "A")
+BOLD = Training(local_steps=10, batch_size=8, learning_rate=0.2, optimizer=SGD())
+"""So that clients part within a round."""
 
 
 def crowd(ranks: Sequence[int] = RANKS, scales: Sequence[float] = SCALES, first: int = 0) -> list[Adapter]:
@@ -101,7 +105,7 @@ def oracle(deltas: Sequence[Sequence[Array]], ranks: Sequence[int]) -> Iterator[
     yield "cancellation_ratio", np.linalg.norm(total) / mean(length)  # type: ignore[arg-type]
     pairs = [(0, 1), (0, 2), (1, 2)]
     yield "client_cosine", average([flat[j] @ flat[k] / length[j] / length[k] for j, k in pairs])
-    yield "global_cosine", average([x @ total / n / np.linalg.norm(total) for x, n in zip(flat, length, strict=True)])
+    yield "cosine_with_mean", average([x @ total / n / np.linalg.norm(total) for x, n in zip(flat, length, strict=True)])
     for s in SIDES:
         spans = [[span(x, r, s) for x, r in zip(xs, ranks, strict=True)] for xs in deltas]
         whole = [span(M, max(ranks), s) for M in means]
@@ -109,12 +113,12 @@ def oracle(deltas: Sequence[Sequence[Array]], ranks: Sequence[int]) -> Iterator[
         yield f"overlap_{s}_squared", average(between)
         yield f"overlap_{s}_root", average(np.sqrt(between))
         towards = [squares(Q, [M] * 3) for Q, M in zip(spans, whole, strict=True)]
-        yield f"global_overlap_{s}_squared", average(towards)
-        yield f"global_overlap_{s}_root", average(np.sqrt(towards))
+        yield f"overlap_with_mean_{s}_squared", average(towards)
+        yield f"overlap_with_mean_{s}_root", average(np.sqrt(towards))
         angles = [[angle(P, M) for P in Q] for Q, M in zip(spans, whole, strict=True)]
-        yield f"global_angle_{s}_mean", average([np.concatenate(a).mean() for a in angles])
-        yield f"global_angle_{s}_max", max(float(x.max()) for a in angles for x in a)
-        yield f"global_energy_{s}", average([energy(x, M, s) for xs, M in zip(deltas, whole, strict=True) for x in xs])
+        yield f"angle_with_mean_{s}_average", average([np.concatenate(a).mean() for a in angles])
+        yield f"angle_with_mean_{s}_largest", max(float(x.max()) for a in angles for x in a)
+        yield f"energy_within_mean_{s}", average([energy(x, M, s) for xs, M in zip(deltas, whole, strict=True) for x in xs])
 
 
 def energy(x: Array, Q: Array, side: str) -> float:
@@ -191,10 +195,10 @@ def test_opposite_equal_and_idle_clients() -> None:
     of = numbers.OF_CLIENTS
     assert of["client_cosine"](layers([x, opposite], [0.5, 0.5])) == pytest.approx(-1)
     assert of["cancellation_ratio"](layers([x, opposite], [0.5, 0.5])) == pytest.approx(0, abs=1e-12)
-    for name in ("client_cosine", "global_cosine", "overlap_B_root", "global_overlap_A_squared", "global_energy_B"):
+    for name in ("client_cosine", "cosine_with_mean", "overlap_B_root", "overlap_with_mean_A_squared", "energy_within_mean_B"):
         assert of[name](layers([x, still, x])) == pytest.approx(1), name  # who did nothing does not count
     assert of["cancellation_ratio"](layers([x, still, x])) == pytest.approx(1)
-    assert of["global_angle_B_max"](layers([x, still, x])) == pytest.approx(0, abs=1e-9)
+    assert of["angle_with_mean_B_largest"](layers([x, still, x])) == pytest.approx(0, abs=1e-9)
 
 
 def test_orthogonal_clients_of_equal_size() -> None:
@@ -202,7 +206,7 @@ def test_orthogonal_clients_of_equal_size() -> None:
     eye = torch.eye(3, dtype=torch.float64)
     crowd = [cumulative([1 / 3] * 3, [LoRA(eye[:, k : k + 1], eye[k : k + 1]) for k in range(3)])]
     assert numbers.cancellation_ratio(crowd) == pytest.approx(1 / math.sqrt(3))
-    assert numbers.global_cosine(crowd) == pytest.approx(1 / math.sqrt(3))
+    assert numbers.cosine_with_mean(crowd) == pytest.approx(1 / math.sqrt(3))
     assert numbers.client_cosine(crowd) == numbers.overlap("B", "root", crowd) == 0
 
 
@@ -224,6 +228,21 @@ def test_the_two_definitions_of_overlap_differ_by_the_root_of_each_pair() -> Non
     assert numbers.overlap("A", "squared", pair) == pytest.approx(2 / 3)
 
 
+def test_overlap_with_the_servers_B_is_not_that_with_the_singular_vectors_of_the_mean() -> None:
+    """Two orthogonal lines, one carrying twice as much: M leads along it, while the averaged B lies at 45 degrees to both."""
+    eye = torch.eye(3, dtype=torch.float64)
+    pair = cumulative([0.5, 0.5], [LoRA(eye[:, :1], 2 * eye[:1]), LoRA(eye[:, 1:2], eye[1:2])])
+    averaged = [overlaps_with(pair, LoRA((eye[:, :1] + eye[:, 1:2]) / 2, (2 * eye[:1] + eye[1:2]) / 2))]
+    assert numbers.overlap_with_mean("B", "root", [pair]) == pytest.approx((1 + 0) / 2)
+    assert numbers.overlap_with_server("B", "root", averaged) == pytest.approx(math.sqrt(0.5))
+    assert numbers.overlap_with_server("B", "squared", averaged) == pytest.approx(0.5)
+    assert numbers.overlap_with_server("A", "squared", averaged) == pytest.approx((0.8 + 0.2) / 2)
+    assert numbers.overlap_with_server("A", "root", averaged) == pytest.approx((math.sqrt(0.8) + math.sqrt(0.2)) / 2)
+    nothing = [overlaps_with(pair, LoRA(0 * eye[:, :1], eye[:1]))]
+    with pytest.raises(diagnostics.Undefined, match="the B that the server sends next is zero"):
+        numbers.overlap_with_server("B", "root", nothing)
+
+
 # --- rounds ------------------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +258,8 @@ def undefined(values: Mapping[str, object]) -> set[str]:
 def test_a_round_of_every_kind_has_all_numbers(name: str) -> None:
     values = diagnose(play(name))
     assert [n for n in values if not n.endswith("_reason")] == diagnostics.NAMES
-    assert undefined(values) == {"higher_rank_energy_ratio", "energy_by_band", *numbers.OF_NODES}
+    sent = numbers.OF_CLIENTS_AND_SERVER if name == "flora" else {}  # which adds all to the base and sends an empty adapter
+    assert undefined(values) == {"higher_rank_energy_ratio", "energy_by_band", *numbers.OF_NODES, *sent}
     assert values["higher_rank_energy_ratio_reason"] == "equal ranks: every client holds all components"
     assert values["cross_term_norm_reason"] == "with a server there is one model"
     found = finite(values)
@@ -273,6 +293,58 @@ def test_increments_of_a_round_start_from_what_was_sent(name: str, ranks: tuple[
         assert values["increment_update_norm"] != pytest.approx(values["update_norm"], rel=1e-3)
 
 
+def towards_sent(done: Round, side: str) -> Array:
+    """Squared overlaps of the clients' factors with those that the server sends next, by layer and client."""
+    down = done.method.broadcast(done.t + 1, done.state, max(done.peers, key=lambda p: p.rank))
+    found = []
+    for n, new in down["adapter"].layers.items():
+        Q = np.linalg.qr(new.B.numpy() if side == "B" else new.A.numpy().T)[0]
+        own = [getattr(done.position(u)[0].layers[n], side).numpy() for u in done.updates]
+        found.append(squares([np.linalg.qr(x if side == "B" else x.T)[0] for x in own], [Q] * len(own)))
+    return np.array(found)
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("fedavg", (2, 2, 2)), ("subspace_reg", (2, 2, 2)), ("zeropad", RANKS)])
+def test_overlaps_with_the_server_are_with_the_factors_that_it_sends_next(name: str, ranks: tuple[int, ...]) -> None:
+    done = play(name, ranks=ranks, disagreement=1.0)
+    values = finite(diagnose(done))
+    for side in SIDES:
+        expected = towards_sent(done, side)
+        assert values[f"overlap_with_server_{side}_squared"] == pytest.approx(expected.mean(), rel=1e-9)
+        assert values[f"overlap_with_server_{side}_root"] == pytest.approx(np.sqrt(expected).mean(), rel=1e-9)
+
+
+def test_the_two_overlaps_differ_where_factors_are_averaged_and_agree_where_the_mean_is_factorised() -> None:
+    fedavg, flexlora = (finite(diagnose(play(n, training=BOLD, disagreement=1.0))) for n in ("fedavg", "flexlora"))
+    for form in ("root", "squared"):
+        apart = fedavg[f"overlap_with_server_B_{form}"] - fedavg[f"overlap_with_mean_B_{form}"]
+        assert apart > 0.01, "FedAvg's two overlaps"
+        for side in SIDES:
+            pair = (flexlora[f"overlap_with_{other}_{side}_{form}"] for other in ("server", "mean"))
+            assert next(pair) == pytest.approx(next(pair), rel=1e-9)
+
+
+def test_ranks_of_the_mean_and_of_the_servers_delta_are_two_numbers() -> None:
+    """The mean of rank-2 deltas has more directions than a server of rank 2 keeps; what FLoRA adds to its base keeps all."""
+    cut = finite(diagnose(play("flexlora", training=BOLD, disagreement=1.0)))
+    assert cut["server_effective_rank"] <= 2 < cut["effective_rank"]
+    assert cut["server_stable_rank"] < cut["stable_rank"]
+    whole = finite(diagnose(play("flora", rounds=1, training=BOLD, disagreement=1.0)))
+    for name in ("effective_rank", "stable_rank"):
+        assert whole[f"server_{name}"] == pytest.approx(whole[name], rel=1e-9)
+
+
+def test_server_ranks_are_those_of_its_dense_delta() -> None:
+    done = play("zeropad", ranks=(2, 4, 3), lora_alpha=8.0)
+    spectra = [np.linalg.svd(x, compute_uv=False) for x in dense(list(done.global_model()["adapter"].layers.values()))]
+    shares = [S[S > 1e-13 * S[0]] / S.sum() for S in spectra]
+    values = finite(diagnose(done))
+    assert values["server_effective_rank"] == pytest.approx(
+        average([math.exp(-(p * np.log(p)).sum()) for p in shares]), rel=1e-9
+    )
+    assert values["server_stable_rank"] == pytest.approx(average([(S**2).sum() / S[0] ** 2 for S in spectra]), rel=1e-9)
+
+
 def test_in_the_first_round_the_increments_are_the_deltas() -> None:
     values = finite(diagnose(play("fedavg", rounds=1)))
     for name in numbers.OF_CLIENTS:
@@ -285,7 +357,7 @@ def test_ffa_has_no_aggregation_error_and_one_row_space() -> None:
     assert ffa["aggregation_error"] == 0
     assert fedavg["aggregation_error"] > 1e-6
     assert ffa["overlap_A_squared"] == pytest.approx(1, abs=1e-12)
-    assert ffa["global_angle_A_max"] == pytest.approx(0, abs=1e-9)
+    assert ffa["angle_with_mean_A_largest"] == pytest.approx(0, abs=1e-9)
     assert ffa["increment_overlap_A_root"] == pytest.approx(1, abs=1e-9)
     assert ffa["overlap_B_squared"] < 0.999
 
@@ -314,7 +386,9 @@ def test_the_table_by_layer_is_that_of_each_layer_alone() -> None:
     assert "aggregation_error" not in table  # undefined everywhere
     assert {len(column) for column in table.values()} == {2}
     assert np.mean(table["effective_rank"]) == pytest.approx(values["effective_rank"], rel=1e-5)
-    assert max(table["increment_global_angle_B_max"]) == pytest.approx(values["increment_global_angle_B_max"], rel=1e-5)
+    assert max(table["increment_angle_with_mean_B_largest"]) == pytest.approx(
+        values["increment_angle_with_mean_B_largest"], rel=1e-5
+    )
     assert math.hypot(*table["update_norm"]) <= finite(values)["update_norm"] <= sum(table["update_norm"])
     adapters = [done.position(u)[0] for u in done.updates]
     alone = cumulative([u.weight for u in done.updates], by_layer(adapters)[1])
@@ -370,12 +444,9 @@ def test_no_cross_terms_while_one_factor_is_common() -> None:
 def test_unequal_nodes_have_a_distance_of_products_alone() -> None:
     values = diagnose(mixed("flexlora", mixing=APART, ranks=(1, 2, 3)))
     assert isinstance(values["consensus_product"], float)
-    assert (
-        values["consensus_A_reason"]
-        == values["cross_term_norm_reason"]
-        == "unequal ranks [1, 2, 3]: factors cannot be averaged"
-    )
-    assert values["higher_rank_energy_ratio_reason"] == values["energy_by_band_reason"] == "no model is common to all"
+    assert values["consensus_A_reason"] == values["cross_term_norm_reason"] == "unequal ranks: factors cannot be averaged"
+    common = {values[f"{n}_reason"] for n in ("higher_rank_energy_ratio", "energy_by_band", "server_stable_rank")}
+    assert common == {values["overlap_with_server_B_root_reason"]} == {"no model is common to all"}
 
 
 def test_increments_in_gossip_start_from_each_nodes_own_state() -> None:
@@ -392,14 +463,14 @@ def test_increments_in_gossip_start_from_each_nodes_own_state() -> None:
 def test_what_is_undefined_is_none_with_a_reason() -> None:
     unequal = diagnose(play("flexlora", ranks=(1, 2)))
     assert unequal["aggregation_error"] is None
-    assert unequal["aggregation_error_reason"] == "unequal ranks [1, 2]: factors cannot be averaged"
+    assert unequal["aggregation_error_reason"] == "unequal ranks: factors cannot be averaged"
     alone = diagnose(next(iter(federate(get_method("fedavg"), toy_federation(), rounds=1, cohort=sampling.uniform(1)))))
     assert (alone["client_cosine"], alone["client_cosine_reason"]) == (None, "fewer than two clients have a delta")
     assert (
         alone["overlap_B_root_reason"] == alone["increment_overlap_A_squared_reason"] == "fewer than two clients have a delta"
     )
     assert alone["aggregation_error"] == 0
-    for name in ("global_cosine", "cancellation_ratio", "global_overlap_B_squared"):
+    for name in ("cosine_with_mean", "cancellation_ratio", "overlap_with_mean_B_squared"):
         assert alone[name] == pytest.approx(1), name
     silent = diagnose(play("local_only", rounds=1), per_layer=True)
     assert undefined(silent) == {n for n in diagnostics.NAMES if "bytes" not in n}
@@ -407,6 +478,22 @@ def test_what_is_undefined_is_none_with_a_reason() -> None:
     assert silent["layers"] == {"layer": ["hidden", "output"]}
     for values in (unequal, alone, silent):
         json.dumps(values, allow_nan=False)
+
+
+def test_a_reason_is_given_once_until_it_changes() -> None:
+    first = diagnose(play("flexlora", ranks=(1, 2), rank_pattern={"output": 1}), per_layer=True)
+    assert first["layers"]["higher_rank_energy_ratio_reason"][0] is None  # type: ignore[index]
+    shown, said = diagnostics.new_reasons(first, {})
+    assert shown == first
+    said = json.loads(json.dumps(said))
+    shown, again = diagnostics.new_reasons(first, said)
+    assert again == said
+    assert "aggregation_error" in undefined(first)
+    assert undefined(shown) == undefined(shown["layers"]) == set()
+    assert shown["aggregation_error"] is None
+    shown, said = diagnostics.new_reasons({"aggregation_error": None, "aggregation_error_reason": "another"}, said)
+    assert shown["aggregation_error_reason"] == said["aggregation_error_reason"] == "another"
+    assert said["layers"], "a round without a table forgets nothing"
 
 
 def test_a_personal_method_does_not_say_where_its_clients_started() -> None:
@@ -425,7 +512,7 @@ def test_a_round_in_which_nothing_was_learned() -> None:
     for name, number in numbers.OF_CLIENTS.items():
         if name in ("effective_rank", "stable_rank", "update_norm"):
             assert number(still) == 0
-        elif "overlap_A" not in name or "global" in name:
+        elif "overlap_A" not in name or "with_mean" in name:
             with pytest.raises(diagnostics.Undefined, match="delta"):
                 number(still)
     with pytest.raises(diagnostics.Undefined, match="mean delta is zero"):

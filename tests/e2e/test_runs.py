@@ -89,6 +89,20 @@ def test_a_finished_run_can_be_extended_and_equals_the_longer_run(tiny_config: C
         assert (short / file).read_bytes() == (long / file).read_bytes()
 
 
+def test_a_run_says_once_why_a_diagnostic_has_no_value_resumed_or_not(tiny_config: Config, tmp_path: Path):
+    """The records stay null; flexlora at unequal ranks has nulls of every kind, in the table by layer too."""
+    changes = {"method": "flexlora", "lora.rank": [2, 4, 4], "federation.rounds": 3}
+    whole = fedelta.run(tiny_config, changes | {"output": str(tmp_path / "whole")})
+    found = [r["diagnostics"] for r in whole.records]
+    assert found[0]["aggregation_error_reason"] == "unequal ranks: factors cannot be averaged"
+    assert all(d["aggregation_error"] is None for d in found)
+    assert not [n for d in found[1:] for n in (*d, *d["layers"]) if n.endswith("_reason")]
+    records = rounds(tiny_config, changes | {"output": str(tmp_path / "stopped")})
+    next(records)
+    records.close()
+    assert without_times(fedelta.run(resume=tmp_path / "stopped").records) == without_times(whole.records)
+
+
 def test_a_run_that_is_left_early_goes_on(tiny_config: Config, tmp_path: Path):
     folder = tmp_path / "run"
     records = rounds(tiny_config, {"output": str(folder), "federation.rounds": 3})

@@ -100,6 +100,26 @@ def test_curves_draw_what_the_records_hold(tmp_path: Path):
     assert full.stat().st_size > plain.stat().st_size > 5000
 
 
+def test_a_rank_is_drawn_under_the_name_of_what_it_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The mean of the clients' deltas is not the server's delta: a server that truncates keeps fewer directions."""
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn: dict[str, list[float]] = {}
+
+    def look(self: Any, *args: Any, **kwargs: Any) -> None:
+        (panel,) = [axis for axis in self.axes if "rank" in axis.get_ylabel()]
+        assert "server" not in panel.get_ylabel()
+        drawn.update({str(line.get_label()): list(line.get_ydata()) for line in panel.get_lines()})
+
+    monkeypatch.setattr(figure.Figure, "savefig", look)
+    ranks = {"effective_rank": 18.6, "server_effective_rank": 9.5, "stable_rank": 4.0, "server_stable_rank": None}
+    report.curves([record(0, diagnostics=ranks)], tmp_path / "curves.png")
+    assert drawn == {
+        "effective rank, mean of the deltas": [18.6],
+        "effective rank, server's delta": [9.5],
+        "stable rank, mean of the deltas": [4.0],
+    }
+
+
 def test_curves_of_one_round_with_undefined_values(tmp_path: Path):
     pytest.importorskip("matplotlib")
     one = record(0, train_loss=None, test={"accuracy": None, "loss": None}, diagnostics={"effective_rank": None})

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fedelta import lowrank as lr
 from fedelta import tree
-from fedelta.diagnostics.layers import Layer, cumulative, increments
+from fedelta.diagnostics.layers import Layer, cumulative, increments, overlaps_with
 from fedelta.engines.rounds import Round
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.peers import template_for, with_distinct_ranks
-from fedelta.tree import Adapter
+from fedelta.tree import Adapter, Factor, Message
 
 
 class Undefined(Exception):
@@ -55,11 +55,15 @@ class Facts:
     @cached_property
     def server(self) -> Mapping[str, Tensor]:
         """The singular values of the server's delta after the round, its base delta included."""
-        if self.round.gossip or self.round.method.personal:
-            raise Undefined("no model is common to all")
-        model = self.round.global_model()
+        model = self._global_model
         base = tree.total(model["base"]) if "base" in model else {}
         return {n: _spectrum(model["adapter"].layers[n], base.get(n)) for n in self.names}
+
+    @cached_property
+    def overlaps(self) -> Mapping[str, Mapping[Factor, Tensor]]:
+        """Squared overlaps of the clients' factors with those that the server sends next, to a client of the largest ranks."""
+        new = self._global_model["adapter"].layers
+        return {n: overlaps_with(x, new[n]) for n, x in self.updates.items()}
 
     @cached_property
     def ranks(self) -> Mapping[str, list[int]]:
@@ -71,6 +75,12 @@ class Facts:
     def names(self) -> list[str]:
         """Of the layers."""
         return list(self.round.template.layers)
+
+    @cached_property
+    def _global_model(self) -> Message:
+        if self.round.gossip or self.round.method.personal:
+            raise Undefined("no model is common to all")
+        return self.round.global_model()
 
     @cached_property
     def _uploads(self) -> list[Adapter]:

@@ -106,6 +106,15 @@ def increments(weights: Sequence[float], deltas: Sequence[LoRA], starts: Sequenc
     return Layer(weights, changes, mean, [x.rank for x in deltas])
 
 
+def overlaps_with(layer: Layer, factors: LoRA) -> dict[Factor, Tensor]:
+    """The mean squared cosine of the principal angles of each client's subspaces with what other factors span.
+
+    Of no entries for a factor that is zero, and without clients that have no subspace.
+    """
+    other = _factor_spans(factors.to("cpu", torch.float64))
+    return {side: _towards(layer.spans[side], other[side]) for side in SIDES}
+
+
 def _merged(weights: Sequence[float], xs: Sequence[LoRA]) -> tuple[list[LoRA], list[float]]:
     """Those that differ, with the sums of their weights: clients mostly start from one delta, and its SVD is then smaller."""
     kept: list[LoRA] = []
@@ -126,8 +135,12 @@ def _equal(x: LoRA, y: LoRA) -> bool:
 def _spans(x: LoRA, rank: int) -> dict[Factor, Tensor]:
     """The spans of the factors; of a delta with more components than its rank may be, the leading subspaces."""
     if x.rank <= rank:
-        return {"B": lr.basis(x.B), "A": lr.basis(x.A.mT)}
+        return _factor_spans(x)
     return _leading(*lr.svd(x), rank, x.shape)
+
+
+def _factor_spans(x: LoRA) -> dict[Factor, Tensor]:
+    return {"B": lr.basis(x.B), "A": lr.basis(x.A.mT)}
 
 
 def _leading(U: Tensor, S: Tensor, Vh: Tensor, rank: int, shape: tuple[int, int]) -> dict[Factor, Tensor]:
@@ -144,6 +157,15 @@ def _pairs(spans: Sequence[Tensor]) -> Tensor:
     squares = owner.mT @ (Q.mT @ Q).square() @ owner
     both = torch.ones_like(squares).triu(1).bool()
     return (squares / torch.minimum(dims[:, None], dims))[both].clamp(max=1)
+
+
+def _towards(spans: Sequence[Tensor], other: Tensor) -> Tensor:
+    alive = [Q for Q in spans if Q.shape[1] and other.shape[1]]
+    if not alive:
+        return torch.empty(0, dtype=torch.float64)
+    dims = torch.tensor([Q.shape[1] for Q in alive])
+    squares = _owners(dims.tolist()).mT @ (torch.cat(alive, dim=1).mT @ other).square().sum(1)
+    return (squares / dims.clamp(max=other.shape[1])).clamp(max=1)
 
 
 def _angles(spans: Sequence[Tensor], other: Tensor) -> list[Tensor]:

@@ -64,7 +64,7 @@ def client_cosine(layers: Sequence[Layer]) -> float:
     return float(cosines[pairs].clamp(-1, 1).mean())
 
 
-def global_cosine(layers: Sequence[Layer]) -> float:
+def cosine_with_mean(layers: Sequence[Layer]) -> float:
     """The mean cosine between a client's delta and the mean, over clients whose delta is not zero, all alike."""
     size, length = _mean_norm(layers), _lengths(layers)
     if size == 0:
@@ -80,23 +80,23 @@ def overlap(side: Factor, form: Form, layers: Sequence[Layer]) -> float:
     return _mean((_formed(form, x.pairs[side]) for x in layers if len(x.pairs[side])), ALONE)
 
 
-def global_overlap(side: Factor, form: Form, layers: Sequence[Layer]) -> float:
-    """The overlap of a client's subspace with the mean's, the mean over clients."""
+def overlap_with_mean(side: Factor, form: Form, layers: Sequence[Layer]) -> float:
+    """The overlap of a client's subspace with the leading singular vectors of the mean delta, the mean over clients."""
     found = [torch.stack([a.cos().square().mean() for a in x.angles[side]]) for x in layers if x.angles[side]]
     return _mean((_formed(form, x) for x in found), NO_MEAN)
 
 
-def global_energy(side: Factor, layers: Sequence[Layer]) -> float:
+def energy_within_mean(side: Factor, layers: Sequence[Layer]) -> float:
     """The share of a client's energy that lies in the mean's subspace, the mean over clients."""
     return _mean((float(x.inside[side].mean()) for x in layers if len(x.inside[side])), NO_MEAN)
 
 
-def mean_angle(side: Factor, layers: Sequence[Layer]) -> float:
+def average_angle(side: Factor, layers: Sequence[Layer]) -> float:
     """The mean principal angle between a client's subspace and the mean's, radians."""
     return _mean((float(torch.cat(x.angles[side]).mean()) for x in layers if x.angles[side]), NO_MEAN)
 
 
-def max_angle(side: Factor, layers: Sequence[Layer]) -> float:
+def largest_angle(side: Factor, layers: Sequence[Layer]) -> float:
     """The largest of these angles, over all clients and layers."""
     found = [float(a.max()) for x in layers for a in x.angles[side]]
     if not found:
@@ -110,12 +110,24 @@ OF_CLIENTS: dict[str, Number] = {
     "update_norm": update_norm,
     "cancellation_ratio": cancellation_ratio,
     "client_cosine": client_cosine,
-    "global_cosine": global_cosine,
+    "cosine_with_mean": cosine_with_mean,
     **{f"overlap_{s}_{f}": partial(overlap, s, f) for s in SIDES for f in ("root", "squared")},
-    **{f"global_overlap_{s}_{f}": partial(global_overlap, s, f) for s in SIDES for f in ("root", "squared")},
-    **{f"global_energy_{s}": partial(global_energy, s) for s in SIDES},
-    **{f"global_angle_{s}_mean": partial(mean_angle, s) for s in SIDES},
-    **{f"global_angle_{s}_max": partial(max_angle, s) for s in SIDES},
+    **{f"overlap_with_mean_{s}_{f}": partial(overlap_with_mean, s, f) for s in SIDES for f in ("root", "squared")},
+    **{f"energy_within_mean_{s}": partial(energy_within_mean, s) for s in SIDES},
+    **{f"angle_with_mean_{s}_average": partial(average_angle, s) for s in SIDES},
+    **{f"angle_with_mean_{s}_largest": partial(largest_angle, s) for s in SIDES},
+}
+
+# --- of the clients' deltas and the factors that the server sends next -------------------------------------------------
+
+
+def overlap_with_server(side: Factor, form: Form, squared: Sequence[Mapping[Factor, Tensor]]) -> float:
+    """The overlap of a client's subspace with the span of the factor that the server sends next, the mean over clients."""
+    return _mean((_formed(form, x[side]) for x in squared if len(x[side])), f"the {side} that the server sends next is zero")
+
+
+OF_CLIENTS_AND_SERVER: dict[str, Callable[[Sequence[Mapping[Factor, Tensor]]], float]] = {
+    f"overlap_with_server_{s}_{f}": partial(overlap_with_server, s, f) for s in SIDES for f in ("root", "squared")
 }
 
 # --- of factors averaged one by one ------------------------------------------------------------------------------------
@@ -171,6 +183,16 @@ OF_NODES: dict[str, Number] = {
 # --- of the server's spectrum ------------------------------------------------------------------------------------------
 
 
+def server_effective_rank(spectra: Mapping[str, Tensor], _ranks: Mapping[str, Sequence[int]]) -> float:
+    """The effective rank of the server's delta, the mean over layers."""
+    return _mean(lr.effective_rank(S) for S in spectra.values())
+
+
+def server_stable_rank(spectra: Mapping[str, Tensor], _ranks: Mapping[str, Sequence[int]]) -> float:
+    """The stable rank of the server's delta, the mean over layers."""
+    return _mean(lr.stable_rank(S) for S in spectra.values())
+
+
 def higher_rank_energy_ratio(spectra: Mapping[str, Tensor], ranks: Mapping[str, Sequence[int]]) -> float:
     """The share of energy beyond the smallest configured rank, the mean over the layers of unequal ranks."""
     unequal = _unequal(spectra, ranks)
@@ -217,7 +239,7 @@ def _mean_norm(layers: Sequence[Layer]) -> float:
 def _at_one_scale(layer: Layer) -> list[LoRA]:
     xs = [lr.rescale(x, layer.deltas[0].scale) for x in layer.deltas]
     if len({x.rank for x in xs}) > 1:
-        raise Undefined(f"unequal ranks {[x.rank for x in xs]}: factors cannot be averaged")
+        raise Undefined("unequal ranks: factors cannot be averaged")
     return xs
 
 

@@ -28,6 +28,14 @@ PLOTS_EXTRA = "pip install 'fedelta[plots]'"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 COLOUR_OF = {"test": COLOURS[0], "validation": COLOURS[1], "training": COLOURS[2], "down": COLOURS[0], "up": COLOURS[1]}
 
+# The diagnostics of the panel of ranks: the mean of the clients' deltas is not yet what a server that truncates sends.
+RANKS = {
+    "effective_rank": ("effective rank, mean of the deltas", COLOURS[0], "-"),
+    "server_effective_rank": ("effective rank, server's delta", COLOURS[0], "--"),
+    "stable_rank": ("stable rank, mean of the deltas", COLOURS[1], "-"),
+    "server_stable_rank": ("stable rank, server's delta", COLOURS[1], "--"),
+}
+
 
 # --- words -----------------------------------------------------------------------------------------------------------
 
@@ -239,7 +247,7 @@ def overlap_table(pair: str, layers: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def curves(records: Sequence[Record], path: str | Path, *, title: str = "", majority: float | None = None) -> Path | None:
-    """Draws a run: score with the clients' spread, loss, bytes, and effective rank where it was measured.
+    """Draws a run: score with the clients' spread, loss, bytes, and where they were measured the ranks of deltas.
 
     Without matplotlib a warning says what to install, and None is returned.
 
@@ -285,7 +293,7 @@ def spectra(adapters: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Pat
             axes[1].plot([layer["effective_rank"] for layer in layers], color=colour, label=name, marker="o", markersize=3)
         axes[0].set_yscale("log")
         _name(axes[0], "component", "singular value of dW")
-        _name(axes[1], "layer", "effective rank")
+        _name(axes[1], "layer", "effective rank of dW")
         axes[1].set_ylim(bottom=0)
 
     return _picture(path, "", 2, draw)
@@ -351,14 +359,16 @@ def _draw_bytes(axis: Any, records: Sequence[Record]) -> None:
 
 
 def _draw_rank(axis: Any, records: Sequence[Record]) -> None:
-    for colour, name in zip(COLOURS, ("effective_rank", "stable_rank"), strict=False):
-        axis.plot(*_points(records, "diagnostics", name), color=colour, label=name.replace("_", " "))
-    _name(axis, "round", "rank of the server's delta")
+    for name, (label, colour, style) in RANKS.items():
+        ts, ranks = _points(records, "diagnostics", name)
+        if ts:
+            axis.plot(ts, ranks, color=colour, linestyle=style, label=label)
+    _name(axis, "round", "rank of a delta, mean over layers")
     axis.set_ylim(bottom=0)
 
 
 def _has_rank(records: Sequence[Record]) -> bool:
-    return any((r.get("diagnostics") or {}).get("effective_rank") is not None for r in records)
+    return any((r.get("diagnostics") or {}).get(name) is not None for r in records for name in RANKS)
 
 
 def _name(axis: Any, x: str, y: str) -> None:

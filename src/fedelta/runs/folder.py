@@ -1,7 +1,7 @@
 """What a run leaves on disk, and in what order, so that it can be stopped at any moment and taken up again.
 
     config.yaml      the resolved config
-    rounds.jsonl     one record for each round
+    rounds.jsonl     one record for each round; why a diagnostic is null stands in the first that says so
     adapters/        PEFT folders: last, best, and at the end one for each rank (or client)
     checkpoint/      what the next round needs
     curves.png       the records as a picture

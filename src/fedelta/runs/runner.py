@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from fedelta.diagnostics import diagnose
+from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.models.adapter_files import load_adapter, save_adapter
@@ -156,7 +156,8 @@ class _Log:
             record["topology"] = {**self.experiment.contraction, "lost_links": len(done.lost_links)}
         settings = self.experiment.config.evaluation
         if settings.diagnostics:
-            record["diagnostics"] = diagnose(done, per_layer=settings.diagnostics != "global")
+            values = diagnose(done, per_layer=settings.diagnostics != "global")
+            record["diagnostics"], self.notes["reasons"] = new_reasons(values, self.notes.get("reasons", {}))
         if (done.t + 1) % settings.every == 0 or self._is_last(done):
             began = time.perf_counter()
             record |= self._evaluate(done)
