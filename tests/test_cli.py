@@ -25,7 +25,7 @@ OPTIONS = {
     "evaluate": ["--client", "--json", "--limit", "--rank", "--round", "--set", "--split"],
     "export": ["--client", "--merged", "--output", "--rank", "--round", "--set", "-o"],
     "inspect": ["--json", "--plot"],
-    "methods": ["--json", "--markdown"],
+    "methods": ["--json"],
     "partition": ["--json", "--plot", "--set"],
     "run": ["--dry-run", "--force", "--json", "--output", "--quiet", "--resume", "--set", "-q"],
 }

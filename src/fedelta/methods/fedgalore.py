@@ -62,7 +62,8 @@ class FedGaLore(Method):
         side: "galore" projects the shorter side of a weight, "small_state" the longer.
         tie: the side whose basis is frozen for square weights; the paper's text says left, its code right.
         scale: GaLore's alpha, 0.25 in its pre-training: a factor on the learning rate of projected weights.
-        betas, eps: of Adam.
+        betas: decay of Adam's first and second moments.
+        eps: added to the root of Adam's second moment.
         state_sync: "ajive" as above. "mean": nu <- sum_k p_k v_k. "block_mean": the same of the mean of v over r, so that
             o numbers travel in place of o r. "none": GaLore at each client without synchronisation. The last three are the
             ablations.
