@@ -19,6 +19,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import yaml
 from typer.main import get_command
 
 from fedelta import catalogue
@@ -138,8 +139,8 @@ def default(about: Mapping[str, Any]) -> str:
     """Returns a key's default as YAML has it."""
     if "default" not in about:
         return "needed"
-    value = about["default"]
-    return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
+    text = yaml.safe_dump(about["default"], default_flow_style=True)
+    return f"`{text.removesuffix('...' + chr(10)).strip()}`"
 
 
 def kind(about: Mapping[str, Any]) -> str:

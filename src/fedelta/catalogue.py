@@ -14,10 +14,13 @@ from fedelta.methods import list_methods, method_class
 from fedelta.testing import scene_of
 from fedelta.testing.scene import Scene, quiet
 
-HEAD = """# Methods
+WIDE = "---\nhide: [toc]\n---\n\n"
+"""Leaves the page's contents out, since algorithms and tables need the width."""
+
+HEAD = f"""{WIDE}# Methods
 
 One page for each method, written from its class and from two rounds on a toy federation.
-[Which one is for me?](../../explanation/choosing.md) [How do I add my own?](../../how-to/own-method.md)
+[Which one is for me?](../../explanation/choosing.md) · [How do I add my own?](../../how-to/own-method.md)
 
 | column | meaning |
 | --- | --- |
@@ -80,7 +83,7 @@ def _page(name: str, cls: type[Method]) -> str:
     paragraphs = (inspect.getdoc(cls) or "").split("\n\n")
     prose = [_paragraph_of(x) for x in paragraphs if not x.startswith("Args:")]
     table = _table(["name", "default", "meaning"], _hyper_parameters(cls)) if fields(cls) else "None.\n"
-    parts = [f"# {name}", f"{names}: {cls.paper}", *prose, "## Hyper-parameters", table.rstrip(), "## Facts"]
+    parts = [f"{WIDE}# {name}", f"{names}: {cls.paper}", *prose, "## Hyper-parameters", table.rstrip(), "## Facts"]
     return "\n\n".join([*parts, _table(["", ""], _facts(cls))])
 
 

@@ -123,7 +123,7 @@ def run(
     config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or `quickstart`.")] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/<name> by default.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; `runs/<name>` by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Drop what an earlier run left in the folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show bytes, memory and steps, and do not train.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,

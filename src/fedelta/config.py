@@ -272,7 +272,7 @@ class RunConfig(Section):
     name: str = Field(default="run", description="of the run, and of its folder")
     seed: int = Field(default=0, description="of everything that is drawn; the same seed gives the same adapter")
     device: str = Field(default="auto", description="`cpu`, `cuda`, or the best that is there")
-    output: str | None = Field(default=None, description="the run's folder; runs/<name> by default")
+    output: str | None = Field(default=None, description="the run's folder; `runs/<name>` by default")
     model: Model = Model()
     lora: Lora = Lora()
     task: Named = Field(default={"name": "classification"}, description="what is learned from a row; see Tasks below")

@@ -58,8 +58,9 @@ class Peer:
         base_version: of the base delta that it holds; 0 after a loss.
         lora_alpha: numerator of the scale; None means a constant scale of 1.
         rslora: scale lora_alpha / sqrt(r) in place of lora_alpha / r.
-        rank_pattern, alpha_pattern: exceptions by layer, with PEFT's meaning: a key is a regular expression that must
-            match the layer's whole name, or all of it after a dot. A layer's own name, escaped, goes before other keys.
+        rank_pattern: ranks of single layers, with PEFT's meaning: a key is a regular expression that must match the layer's
+            whole name, or all of it after a dot. A layer's own name, escaped, goes before other keys.
+        alpha_pattern: the same for `lora_alpha`.
     """
 
     id: int

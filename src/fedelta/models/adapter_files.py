@@ -246,7 +246,9 @@ def _as_layout(like: Layout | LocalClient | LoraConfig | str | Path | None) -> L
 def _layout_of(client: LocalClient) -> Layout:
     layout = getattr(client.model, "layout", None)
     if not isinstance(layout, Layout):
-        raise TypeError(f"like: client {client.peer.id} has a {type(client.model).__name__}, not a model of PEFT; give a LoraConfig")
+        raise TypeError(
+            f"like: client {client.peer.id} has a {type(client.model).__name__}, not a model of PEFT; give a LoraConfig"
+        )
     return layout
 
 
