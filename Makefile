@@ -71,7 +71,7 @@ reference: $(INSTALLED)
 
 # Needs no network. `strict` in mkdocs.yml makes an error of a warning; the second step also follows links to anchors and pictures.
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	$(BIN)/python tools/links.py site
 
 check: lint types imports readme docs

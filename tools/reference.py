@@ -268,7 +268,7 @@ def command(found: Any) -> str:
     rows = [*([f"`{p.metavar}`", p.help] for p in arguments), *map(option, options)]
     text = "\n\n".join(" ".join(x.split()) for x in found.help.split("\n\n"))
     usage = f"```text\nfedelta {' '.join([found.name, *shown, '[OPTIONS]'])}\n```"
-    return "\n\n".join([f"## fedelta {found.name}", usage, text, table(["", "meaning"], rows)])
+    return "\n\n".join([f"## fedelta {found.name}", usage, text, table(["argument, option", "meaning"], rows)])
 
 
 def hides(parameter: Any) -> bool:
