@@ -28,21 +28,23 @@ ADVISE    := import torch; torch.version.cuda and print( \
              'This is a CUDA build of torch; for the smaller CPU build see Install in README.md.')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kills fuzz install venv lint types imports readme check bench clean
+.PHONY: help demo test kills fuzz install venv lint types imports readme reference docs check bench clean
 
 help:
 	@echo "make demo     fine-tune a real encoder across ten unequal clients"
 	@echo "make test     the test suite"
 	@echo "make kills    kill and resume a run twenty times"
 	@echo "make fuzz     50,000 malformed messages, and adapter folders"
-	@echo "make check    lint, types, import rules, the README's code blocks"
+	@echo "make check    lint, types, import rules, the code blocks of README and docs"
+	@echo "make docs     the documentation as a site, in site/"
+	@echo "make reference  the pages of docs/reference that are written from the code"
 	@echo "make bench    the benchmarks, in their quick form"
 	@echo "make clean    remove .venv and the tools' caches"
 
 demo: $(INSTALLED)
 	$(BIN)/fedelta run quickstart --force
 
-# The README's blocks have their own target, `readme`.
+# The blocks of README and docs have their own target, `readme`.
 test: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore=tests/docs
 
@@ -69,13 +71,21 @@ imports: $(INSTALLED)
 readme: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python -m pytest tests/docs
 
-check: lint types imports readme
+reference: $(INSTALLED)
+	$(OFFLINE) $(BIN)/python tools/reference.py
+
+# Needs no network. `strict` in mkdocs.yml makes an error of a warning; the second step also follows links to anchors and pictures.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	$(BIN)/python tools/links.py site
+
+check: lint types imports readme docs
 
 bench: $(INSTALLED)
 	@set -e; for script in benchmarks/*.py; do echo $$script; $(BIN)/python $$script --json --quick; done
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # Changing TORCH starts .venv anew: pip would take the build that is there as good enough.
 $(INSTALLED): pyproject.toml constraints.txt demo-model.txt

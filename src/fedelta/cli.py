@@ -79,10 +79,16 @@ Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw 
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="PEFT folders.")]
 Which = Annotated[
     Literal["best", "last"] | None,
-    typer.Option("--round", help="Of a run: the best round by validation (the default, where there is one), or the last."),
+    typer.Option(
+        "--round",
+        metavar="best|last",
+        help="Of a run: the best round by validation (the default, where there is one), or the last.",
+    ),
 ]
-OfRank = Annotated[int | None, typer.Option("--rank", help="Of a run: what participants of this rank had at the end.")]
-OfClient = Annotated[int | None, typer.Option("--client", help="Of a run: what this client had at the end.")]
+OfRank = Annotated[
+    int | None, typer.Option("--rank", metavar="R", help="Of a run: what participants of this rank had at the end.")
+]
+OfClient = Annotated[int | None, typer.Option("--client", metavar="K", help="Of a run: what this client had at the end.")]
 
 Trust = Annotated[
     bool,
@@ -122,7 +128,7 @@ def run(
     config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or `quickstart`.")] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/<name> by default.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; `runs/<name>` by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Drop what an earlier run left in the folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show bytes, memory and steps, and do not train.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
@@ -252,18 +258,12 @@ def _split_table(dealt: Deal) -> RenderableType:
 @app.command()
 def methods(
     as_json: AsJson = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Write the page of methods, docs/methods.md.")] = False,
 ) -> None:
     """List the methods: source, unequal ranks, what travels."""
     from fedelta.methods import list_methods, method_class
     from fedelta.report.tables import methods_table
     from fedelta.report.terminal import out, print_json
 
-    if markdown:
-        from fedelta.report import catalogue
-
-        typer.echo(catalogue.markdown(), nl=False)
-        return
     rows = [
         {"name": name, "paper": cls.paper, "hetero_rank": cls.hetero_rank, "travels": cls.travels, "aliases": list(cls.aliases)}
         for name, cls in ((name, method_class(name)) for name in list_methods())
@@ -281,7 +281,7 @@ def check(
 ) -> None:
     """Ask methods the laws that all methods obey; ends with code 1 if one is broken.
 
-    A file's code runs. Laws and exemptions: docs/add-a-method.md.
+    A file's code runs. The guide "Write your own method" says what each law is.
     """
     from fedelta.methods import list_methods
     from fedelta.report.tables import laws_table, reports_table
@@ -305,7 +305,7 @@ def check(
 def aggregate(
     folders: Folders,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write.")],
-    method: Annotated[str, typer.Option(help="One of `fedelta methods`.")] = "fedavg",
+    method: Annotated[str, typer.Option(metavar="NAME", help="One of `fedelta methods`.")] = "fedavg",
     ranks: Annotated[str | None, typer.Option(metavar="R,...", help="Of the results; by default those of the inputs.")] = None,
     weights: Annotated[str | None, typer.Option(metavar="W,...", help="One for each input; equal by default.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the method.")] = None,
@@ -380,8 +380,8 @@ def inspect(folders: Folders, plot: Plot = None, as_json: AsJson = False) -> Non
 def evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="The folder of a run, or a PEFT folder.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a Hub data set, or docstrings.")],
-    split: Annotated[str | None, typer.Option(help="Of a Hub data set or of docstrings.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Take so many rows, drawn at random.")] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Of a Hub data set or of docstrings.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Take so many rows, drawn at random.")] = None,
     which: Which = None,
     rank: OfRank = None,
     client: OfClient = None,

@@ -25,8 +25,9 @@ class Peer:
         base_version: of the base delta that it holds; 0 after a loss.
         lora_alpha: numerator of the scale; None means a constant scale of 1.
         rslora: scale lora_alpha / sqrt(r) in place of lora_alpha / r.
-        rank_pattern, alpha_pattern: exceptions, by the layers' exact names. A file's or a user's regular expressions are
-            resolved into them where they come in, by `fedelta.models.patterns`.
+        rank_pattern: ranks of single layers, by their exact names. A file's or a user's regular expressions are resolved into
+            names where they come in, by `fedelta.models.patterns`.
+        alpha_pattern: the same for `lora_alpha`.
     """
 
     id: int

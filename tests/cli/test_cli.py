@@ -25,7 +25,7 @@ OPTIONS = {
     "evaluate": ["--client", "--json", "--limit", "--rank", "--round", "--set", "--split", "--trust-remote-code"],
     "export": ["--client", "--merged", "--output", "--rank", "--round", "--set", "--trust-remote-code", "-o"],
     "inspect": ["--json", "--plot"],
-    "methods": ["--json", "--markdown"],
+    "methods": ["--json"],
     "partition": ["--json", "--plot", "--set"],
     "run": ["--dry-run", "--force", "--json", "--output", "--quiet", "--resume", "--set", "--trust-remote-code", "-q"],
 }

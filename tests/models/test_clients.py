@@ -11,6 +11,7 @@ from fedelta.methods import get_method
 from fedelta.models.adapter_files import save_adapter
 from fedelta.models.clients import hf_clients
 from fedelta.models.export import merge_into
+from fedelta.models.toy import toy_federation
 from fedelta.tasks import Classification, MultipleChoice
 
 ROWS = [{"text": f"{k % 7} {chr(97 + k % 5)} " * (1 + k % 3), "label": "xyz"[k % 3]} for k in range(20)]
@@ -177,3 +178,18 @@ def test_minilm_by_name(minilm, linear):
     assert torch.equal(again.template.dense["classifier.weight"], client.template.dense["classifier.weight"])
     assert again.template.base == client.template.base
     assert client.train(0, client.template, num_steps=12).loss < client.train(0, client.template, num_steps=1).loss
+
+
+def test_a_client_says_what_the_folder_of_its_adapter_needs(make, tmp_path):
+    client = make()[0]
+    save_adapter(client.template, tmp_path / "client", like=client)
+    save_adapter(client.template, tmp_path / "layout", like=client.model.layout)
+    written = [(tmp_path / name / "adapter_config.json").read_text() for name in ("client", "layout")]
+    assert written[0] == written[1]
+    assert '"modules_to_save": [\n    "classifier"\n  ]' in written[0]
+
+
+def test_a_client_without_a_model_of_peft_is_refused_as_a_layout(tmp_path):
+    client = toy_federation((2,))[0]
+    with pytest.raises(TypeError, match=r"client 0 has a ToyModel, not a model of PEFT; give a LoraConfig"):
+        save_adapter(client.template, tmp_path / "out", like=client)

@@ -79,7 +79,8 @@ def compare(x: Adapter, y: Adapter, names: tuple[str, str] = ("adapter 0", "adap
     """Cosine and principal angles at every layer.
 
     Args:
-        x, y: adapters of the same base; their ranks may differ.
+        x: an adapter.
+        y: another one of the same base; their ranks may differ.
         names: what an error message calls them.
 
     Raises:

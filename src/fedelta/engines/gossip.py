@@ -48,6 +48,8 @@ def gossip(
     both ends hold the other's update: what it weighed else goes back to both. So a node that is left out keeps its state, one
     without a neighbour in a round its own update. The ledger counts an upload once for each neighbour that it reached.
 
+    Arguments that are not listed mean what they mean in `federate`.
+
     Args:
         mixing: the matrix W, or t -> W, with rows and columns in the order of ids; `fedelta.topology` has many. On the
             complete graph every node computes what a server with uniform weights would.
@@ -55,8 +57,6 @@ def gossip(
             (`topology.for_sizes`).
         link_drop: the probability that a message gets lost, each direction on its own, or (t, sender, receiver) -> whether
             it did. `Round.lost_links` has the links that did not count for it. Needs a symmetric W.
-        method, clients, template, rounds, seed, quorum, score, start, debug, engine, token_budget, spool, channel: as in
-            `federate`.
 
     Raises:
         ValueError: before the first round, for a federation that cannot run; in a round, for a W that does not mix.

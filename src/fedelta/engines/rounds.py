@@ -57,7 +57,9 @@ class Round:
         dropped: by id, why a client of the cohort was left out.
         bytes: what travelled.
         seconds: of wall-clock time.
-        method, template, peers: of the run; every peer, in the order of ids.
+        method: of the run.
+        template: of the run.
+        peers: every peer of the run, in the order of ids.
         snapshot: what a run that continues after this round needs.
         gossip: whether each node has a state of its own.
         lost_links: in gossip, the pairs of ids whose link did not count because a message on it got lost.

@@ -111,7 +111,7 @@ def norm(x: LoRA) -> Tensor:
 
 
 def difference(x: LoRA, y: LoRA) -> LoRA:
-    """dW_x - dW_y at scale 1, as [s_x B_x - s_y B_y, s_y B_y] [A_x; A_x - A_y]: small where the two are near each other.
+    """dW_x - dW_y at scale 1, as `[s_x B_x - s_y B_y, s_y B_y] [A_x; A_x - A_y]`: small where the two are near each other.
 
     Its inner products keep their digits there, as those of a stack of x and -y do not.
     """

@@ -52,7 +52,7 @@ class FedGaLore(Method):
         side: "galore" projects the shorter side of a weight, "small_state" the longer.
         tie: the side whose basis is frozen for square weights; the paper's text says left, its code right.
         scale: GaLore's alpha, 0.25 in its pre-training: a factor on the learning rate of projected weights.
-        betas: of Adam.
+        betas: decay of Adam's first and second moments.
         eps: of Adam, added to the root of the second moment after its bias correction. GaLore's own AdamW adds its 1e-6 before:
             in step k of a cold start that eps counts 1 / sqrt(1 - b2^k) times as much as one of the same size here.
         state_sync: "ajive" as above. "mean": nu <- sum_k p_k v_k. "block_mean": the same of the mean of v over r, so that

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fedelta.client import LocalClient
 from fedelta.exchange.wire import MalformedError
 from fedelta.lowrank import LoRA
 from fedelta.models.lora_options import check_options
@@ -321,7 +322,7 @@ def save_adapter(
     adapter: Adapter,
     folder: str | Path,
     *,
-    like: Layout | LoraConfig | str | Path | None = None,
+    like: Layout | LocalClient | LoraConfig | str | Path | None = None,
     base_model_name: str | None = None,
     task_type: str | None = None,
     modules_to_save: list[str] | None = None,
@@ -333,10 +334,14 @@ def save_adapter(
     Args:
         adapter: of any rank and scale by layer.
         folder: to write.
-        like: where the rest of the config comes from: a model's layout, a `LoraConfig`, or a PEFT folder.
+        like: where the rest of the config comes from: a client of `hf_clients`, a model's layout, a `LoraConfig`, or a PEFT
+            folder.
         base_model_name: what PEFT is to load as the base; by default that of `like`.
         task_type: PEFT's, such as "SEQ_CLS"; by default that of `like`.
         modules_to_save: the modules that the dense tensors belong to; by default those of `like`, or their parents.
+
+    Raises:
+        TypeError: for a client whose model is not one of PEFT.
     """
     layout = _as_layout(like)
     given = {"base_model_name_or_path": base_model_name, "task_type": task_type, "modules_to_save": modules_to_save}
@@ -349,10 +354,21 @@ def save_adapter(
     _write_folder(Path(folder), files)
 
 
-def _as_layout(like: Layout | LoraConfig | str | Path | None) -> Layout:
+def _as_layout(like: Layout | LocalClient | LoraConfig | str | Path | None) -> Layout:
     if like is None or isinstance(like, Layout):
         return like or Layout()
+    if isinstance(like, LocalClient):
+        return _layout_of(like)
     return read_layout(like) if isinstance(like, str | Path) else Layout(like.to_dict())
+
+
+def _layout_of(client: LocalClient) -> Layout:
+    layout = getattr(client.model, "layout", None)
+    if not isinstance(layout, Layout):
+        raise TypeError(
+            f"like: client {client.peer.id} has a {type(client.model).__name__}, not a model of PEFT; give a LoraConfig"
+        )
+    return layout
 
 
 def _config(adapter: Adapter, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,11 +92,13 @@ def toy_federation(
     Args:
         ranks: one for each client.
         num_examples: one for each client, 12 + 4 k by default.
-        lora_alpha, rslora, peer_fields: as in `Peer`.
+        lora_alpha: as in `Peer`.
+        rslora: as in `Peer`.
         disagreement: size of each client's own deviation from the common target.
         seed: of targets, data and training.
         dtype: of everything.
         training: 4 steps of plain SGD at 0.05 by default.
+        peer_fields: further fields of each `Peer`.
     """
     training = training or Training(local_steps=4, batch_size=8, learning_rate=0.05, optimizer=SGD())
     sizes = num_examples or [12 + 4 * k for k in range(len(ranks))]

@@ -1,10 +1,11 @@
-"""The page of methods, written from the classes: what each says of itself, and what it keeps and sends when it is run."""
+"""The pages of the methods, written from the classes: what each says of itself, and what it keeps and sends when it is run."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from textwrap import dedent
 from typing import Any
 
@@ -13,17 +14,27 @@ from fedelta.methods import list_methods, method_class
 from fedelta.testing import scene_of
 from fedelta.testing.scene import Scene, quiet
 
-HEAD = """# Methods
+WIDE = "---\nhide: [toc]\n---\n\n"
+"""Leaves the page's contents out, since algorithms and tables need the width."""
 
-Written by `fedelta methods --markdown` from the classes, with what two rounds on the toy federation show; do not edit.
-[Which one for me?](choosing.md) · [Add your own](add-a-method.md)
+HEAD = f"""{WIDE}# Methods
 
-*Formula from*: what the implementation follows. "the paper": its formula, and no reservation is made. "published code": the
-paper's method as code that others rely on has it. "the authors' code": the paper's text was not at hand. "the abstract",
-"others' readings": neither text nor code was; the rest is notes and re-implementations by others, and our reading. Each entry
-says more under *Source*.
-*Reported*: what the source says it reached, and how we read it; neither measured nor reproduced here.
-Every method passes `fedelta check`; what it is exempt from, and why, is in its entry.
+One page for each method, written from its class and from two rounds on a toy federation.
+[Which one is for me?](../../explanation/choosing.md) · [How do I add my own?](../../how-to/own-method.md)
+
+| column | meaning |
+| --- | --- |
+| unequal ranks | clients may have different ranks |
+| gossip | it also works without a server, between nodes on a graph |
+| a model for each client | participants end with different models |
+| one-shot aggregation | it can merge trained adapters once, as `fedelta aggregate` does |
+| validation scores | it needs validation data |
+| formula from | the source that the implementation follows, see below |
+
+"the paper": its formula, and no reservation is made. "published code": the paper's method as code that others rely on has it.
+"the authors' code": the paper's text was not at hand. "the abstract", "others' readings": neither text nor code was; the rest
+is notes and re-implementations by others, and our reading. Each page says more under *Source*.
+Every method passes `fedelta check`; a page names what its method is exempt from, and why.
 """
 
 RESERVATIONS = {
@@ -44,12 +55,11 @@ CLAIMS = {
 """Claims of a class, in words."""
 
 
-def markdown() -> str:
-    """The whole page."""
+def pages() -> dict[str, str]:
+    """Returns the text of each page in Markdown: "index", and one for each method by its name."""
     with quiet():
         classes = {name: method_class(name) for name in list_methods()}
-        parts = [HEAD, _overview(classes), *(_entry(name, cls) for name, cls in classes.items())]
-    return "\n".join(parts)
+        return {"index": f"{HEAD}\n{_overview(classes)}", **{name: _page(name, cls) for name, cls in classes.items()}}
 
 
 def formula_from(cls: type[Method]) -> str:
@@ -62,30 +72,36 @@ def formula_from(cls: type[Method]) -> str:
 
 def _overview(classes: Mapping[str, type[Method]]) -> str:
     def row(name: str, cls: type[Method]) -> list[str]:
-        return [f"[`{name}`](#{name})", *("yes" if getattr(cls, c) else "" for c in CLAIMS), formula_from(cls)]
+        return [f"[`{name}`]({name}.md)", *("yes" if getattr(cls, c) else "" for c in CLAIMS), formula_from(cls)]
 
     head = ["method", *CLAIMS.values(), "formula from"]
     return _table(head, (row(name, cls) for name, cls in classes.items()))
 
 
-def _entry(name: str, cls: type[Method]) -> str:
-    blocks = (inspect.getdoc(cls) or "").split("\n\n")
+def _page(name: str, cls: type[Method]) -> str:
     names = f"{cls.__name__}, also {', '.join(f'`{a}`' for a in cls.aliases)}" if cls.aliases else cls.__name__
-    body = [_block(x) for x in blocks]
-    return "\n\n".join([f"## {name}", f"{names}: {cls.paper}", *body, _table(["", ""], _facts(cls))])
+    paragraphs = (inspect.getdoc(cls) or "").split("\n\n")
+    prose = [_paragraph_of(x) for x in paragraphs if not x.startswith("Args:")]
+    table = _table(["name", "default", "meaning"], _hyper_parameters(cls)) if fields(cls) else "None.\n"
+    parts = [f"{WIDE}# {name}", f"{names}: {cls.paper}", *prose, "## Hyper-parameters", table.rstrip(), "## Facts"]
+    return "\n\n".join([*parts, _table(["", ""], _facts(cls))])
 
 
-def _block(text: str) -> str:
-    """A paragraph of a docstring: algorithm boxes and tables as they stand, arguments as a list."""
+def _paragraph_of(text: str) -> str:
+    """A paragraph of a docstring in one line; the algorithm's box and tables as they stand."""
     if text.startswith("|"):
         return text
     head, _, rest = text.partition("\n")
-    if head == "Algorithm:":
-        return f"```text\n{dedent(rest)}\n```"
-    if head == "Args:":
-        lines = [" ".join(x.split()) for x in re.split(r"\n(?=\S)", dedent(rest))]
-        return "\n".join(f"- `{n}`:{about}" for n, _, about in (x.partition(":") for x in lines))
-    return " ".join(text.split())
+    return f"```text\n{dedent(rest)}\n```" if head == "Algorithm:" else " ".join(text.split())
+
+
+def _hyper_parameters(cls: type[Method]) -> Iterator[list[str]]:
+    """A row for each argument that the docstring explains, with the default of its field."""
+    defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(cls)}
+    explained = dedent(_paragraph(cls, "Args:").partition("\n")[2])
+    for entry in re.split(r"\n(?=\S)", explained):
+        name, _, meaning = " ".join(entry.split()).partition(": ")
+        yield [f"`{name}`", f"`{defaults[name]!r}`", meaning]
 
 
 def _facts(cls: type[Method]) -> list[list[str]]:

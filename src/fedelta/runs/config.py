@@ -21,6 +21,7 @@ from pydantic import (
     Tag,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -72,20 +73,24 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """The frozen base."""
+    """The base model, which stays frozen."""
 
-    name: str = Field(default="minilm", description="an alias, a local folder or a Hub id")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    quantization: Literal["4bit", "8bit"] | None = None
+    name: str = Field(default="minilm", description="an alias (`minilm`), a local folder or a Hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="precision of the frozen weights; float16 can answer, but not train"
+    )
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        default=None, description="loads the base model quantised; needs bitsandbytes"
+    )
     revision: str | None = Field(default=None, description="a branch, tag or commit on the Hub; a run writes the commit down")
     digest: str | None = Field(
         default=None, description="of the model's code and configs; a run writes it down, and later uses compare it"
     )
     trust_remote_code: bool = Field(
-        default=False, description="run code that comes with the model; a folder cannot ask for it, only a person"
+        default=False, description="lets the model's own code run; a folder cannot ask for it, only a person"
     )
-    use_safetensors: bool = Field(default=True, description="refuse weights in any other format, such as a pickle")
-    base_dropout: bool = Field(default=False, description="leave the base model's own dropout on while training")
+    use_safetensors: bool = Field(default=True, description="refuses weights in any other format, such as a pickle")
+    base_dropout: bool = Field(default=False, description="leaves the base model's own dropout on while training")
     gemm: Literal["auto", "default", "onednn", "bf16"] = Field(
         default="auto", description="products with frozen weights on a CPU; bf16 has a relative error of about 3e-3"
     )
@@ -104,7 +109,7 @@ class Model(Section):
 class RankChoice(Section):
     """Ranks drawn for each client."""
 
-    choices: list[int] = Field(min_length=1)
+    choices: list[int] = Field(min_length=1, description="the ranks to draw from")
     shares: list[Annotated[float, Field(ge=0)]] | None = Field(
         default=None, description="how often each choice is drawn; equally by default"
     )
@@ -130,16 +135,22 @@ Ranks: TypeAlias = Annotated[
 
 
 class Lora(Section):
-    """The adapter."""
+    """The adapter that clients train; the words are those of PEFT's `LoraConfig`."""
 
     rank: Ranks = Field(default=8, description="one for all, one for each client, or {choices: [...]}")
-    lora_alpha: float = Field(default=16.0, gt=0)
-    rslora: bool = False
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: list[str] | str | None = Field(default=None, description="PEFT's default for the architecture if not given")
-    modules_to_save: list[str] | None = None
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
-    alpha_pattern: dict[str, float] = {}
+    lora_alpha: float = Field(default=16.0, gt=0, description="the scale of an adapter is `lora_alpha` / rank")
+    rslora: bool = Field(default=False, description="takes `lora_alpha` / sqrt(rank) as the scale")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of what enters the adapter, while training")
+    target_modules: list[str] | str | None = Field(
+        default=None, description="the weights that get an adapter, by name; PEFT's default for the architecture if not given"
+    )
+    modules_to_save: list[str] | None = Field(
+        default=None, description="modules that train whole, beside the task's own head, such as `classifier`"
+    )
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default={}, description="ranks of single layers, by name or pattern; they go before `rank`"
+    )
+    alpha_pattern: dict[str, float] = Field(default={}, description="the same for `lora_alpha`")
     start: str | None = Field(default=None, description="a PEFT folder to start from in place of a fresh adapter")
 
     @field_validator("rank")
@@ -158,34 +169,50 @@ class Lora(Section):
 
 
 class Data(Section):
-    """Where the rows come from; see `fedelta.data.sources.load_splits`."""
+    """Where the rows come from. What is not named is carved from the training rows, the same each time."""
 
-    source: str = "docstrings"
-    revision: str | None = Field(default=None, description="of a Hub data set; a run writes the commit down")
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = None
-    subset: str | None = None
-    fields: dict[str, str] | list[str] | None = None
-    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    test_fraction: float = Field(default=0.1, ge=0, lt=1)
+    source: str = Field(
+        default="docstrings",
+        description="a file, a folder of files, a Hub id, or `docstrings`: texts of Python's libraries, not downloaded",
+    )
+    revision: str | None = Field(
+        default=None, description="a branch, tag or commit of a Hub data set; a run writes the commit down"
+    )
+    train: str | None = Field(default=None, description="the training rows: a split of the Hub, or a file of the folder")
+    validation: str | None = Field(default=None, description="the rows to choose by; carved if not given")
+    test: str | None = Field(default=None, description="the rows to report on; carved if not given")
+    subset: str | None = Field(default=None, description="the configuration of a Hub data set")
+    fields: dict[str, str] | list[str] | None = Field(
+        default=None, description="the fields to keep, or new names for them: {new: old}; all if not given"
+    )
+    validation_fraction: float = Field(
+        default=0.1, ge=0, lt=1, description="share of the training rows to choose by, if `validation` is not given"
+    )
+    test_fraction: float = Field(
+        default=0.1, ge=0, lt=1, description="share of the training rows to report on, if `test` is not given"
+    )
     client_test_fraction: float = Field(default=0.0, ge=0, lt=1, description="of each client's rows, kept to test it by")
-    stratify: str | None = None
-    limit: int | dict[str, int] | None = None
+    stratify: str | None = Field(default=None, description="the field whose shares the carved parts keep, such as the label")
+    limit: int | dict[str, int] | None = Field(
+        default=None, description="at most so many rows of each part, or of those named: {train: 1000, test: 200}"
+    )
     empty: Empty = Field(
-        default="error", description="rows without a label: refused, left out (drop), or a blank text is a class (keep)"
+        default="error",
+        description="rows without a label: `error` refuses them, `drop` leaves them out, `keep` takes a blank text for a class",
     )
 
 
 class Partition(Section):
-    """How the training rows are dealt to clients; see `fedelta.split.partition.partition`."""
+    """How the training rows are dealt to clients."""
 
-    scheme: Literal["iid", "dirichlet", "shards", "natural", "quantity"] = "iid"
+    scheme: Literal["iid", "dirichlet", "shards", "natural", "quantity"] = Field(
+        default="iid", description="the rule; see Schemes below"
+    )
     clients: int | None = Field(default=10, ge=1, description="may be null for `natural`: one client for each value")
     by: str | None = Field(default=None, description="the field that skews the split; the task's label by default")
     concentration: float | None = Field(default=None, gt=0, description="of the Dirichlet distribution; small is unequal")
-    shards_per_client: int | None = Field(default=None, ge=1)
-    min_examples: int = Field(default=1, ge=0)
+    shards_per_client: int | None = Field(default=None, ge=1, description="of the scheme `shards`; 2 if not given")
+    min_examples: int = Field(default=1, ge=0, description="the fewest examples that a client may get; 0 allows empty clients")
 
     def build(self) -> Scheme:
         """The scheme with its settings."""
@@ -210,20 +237,24 @@ def _leaves(tree: Any) -> Iterator[Any]:
         yield tree
 
 
-Named: TypeAlias = Annotated[dict[str, Any], AfterValidator(_demand_finite)]
+Named: TypeAlias = Annotated[
+    dict[str, Any],
+    AfterValidator(_demand_finite),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "properties": {"name": {"type": "string"}}}]}),
+]
 """A choice by name with settings of its own, validated by the registry that knows the name."""
 
 
 class LocalTraining(Section):
-    """What a client does in a round; see `fedelta.client.Training`."""
+    """What a client does in a round."""
 
-    batch_size: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    learning_rate_decay: float = Field(default=1.0, gt=0)
-    local_steps: int | None = Field(default=None, ge=1)
-    local_epochs: int = Field(default=1, ge=1)
-    max_grad_norm: float | None = Field(default=None, gt=0)
-    optimizer: Named = {"name": "adamw"}
+    batch_size: int = Field(default=16, ge=1, description="examples in a step")
+    learning_rate: float = Field(default=1e-3, gt=0, description="in round 0")
+    learning_rate_decay: float = Field(default=1.0, gt=0, description="factor for each further round")
+    local_steps: int | None = Field(default=None, ge=1, description="steps in a round; if not given, `local_epochs` counts")
+    local_epochs: int = Field(default=1, ge=1, description="passes over the client's examples in a round")
+    max_grad_norm: float | None = Field(default=None, gt=0, description="clips the gradient to this norm")
+    optimizer: Named = Field(default={"name": "adamw"}, description="fresh in every round; see Optimizers below")
 
     @field_validator("optimizer", mode="before")
     @classmethod
@@ -245,7 +276,7 @@ class LocalTraining(Section):
 class Federation(Section):
     """Who takes part, and for how long; with a server, or on a graph of nodes without one."""
 
-    rounds: int = Field(default=10, ge=1)
+    rounds: int = Field(default=10, ge=1, description="of the whole run")
     participation: float = Field(default=1.0, gt=0, le=1, description="share of the clients in each round's cohort")
     weights: Literal["examples", "uniform"] = Field(
         default="examples", description="of the updates; `uniform` by default where there is no server"
@@ -263,9 +294,7 @@ class Federation(Section):
     spool: bool | Literal["auto"] = Field(
         default="auto", description="updates wait for their aggregation on disk: all, none, or beyond the first GiB of a round"
     )
-    topology: Named | None = Field(
-        default=None, description="who hears whom, in place of a server; see `fedelta.topology.get_topology`"
-    )
+    topology: Named | None = Field(default=None, description="who hears whom, in place of a server; see Topologies below")
     link_drop: float = Field(default=0.0, ge=0, le=1, description="probability that a message between two nodes gets lost")
 
     @model_validator(mode="before")
@@ -287,8 +316,8 @@ class Federation(Section):
 class Evaluation(Section):
     """What is measured, and when. Round numbers start at 0; the last round is always evaluated."""
 
-    every: int = Field(default=1, ge=1)
-    batch_size: int = Field(default=64, ge=1)
+    every: int = Field(default=1, ge=1, description="rounds from one evaluation to the next")
+    batch_size: int = Field(default=64, ge=1, description="examples in a pass")
     best_by: str = Field(default="accuracy", description="the validation metric that chooses the best round")
     diagnostics: bool | Literal["global"] = Field(
         default=True, description="of every round; 'global' leaves out the table by layer, under 1 KB a layer"
@@ -298,16 +327,18 @@ class Evaluation(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    name: str = "run"
-    seed: int = 0
-    device: str = "auto"
-    output: str | None = Field(default=None, description="the run's folder; runs/<name> by default")
+    name: str = Field(default="run", description="of the run, and of its folder")
+    seed: int = Field(default=0, description="of everything that is drawn; the same seed gives the same adapter")
+    device: str = Field(default="auto", description="`cpu`, `cuda`, or the best that is there")
+    output: str | None = Field(default=None, description="the run's folder; `runs/<name>` by default")
     model: Model = Model()
     lora: Lora = Lora()
-    task: Named = {"name": "classification"}
+    task: Named = Field(default={"name": "classification"}, description="what is learned from a row; see Tasks below")
     data: Data = Data()
     partition: Partition = Partition()
-    method: Named = {"name": "fedavg"}
+    method: Named = Field(
+        default={"name": "fedavg"}, description="a name, or a name with settings; see the pages of the methods"
+    )
     training: LocalTraining = LocalTraining()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()

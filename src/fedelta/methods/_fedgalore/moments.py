@@ -101,8 +101,9 @@ def shared_moments(
 ) -> tuple[Tensor, int]:
     """The mean of the blocks' joint parts, by AJIVE; that of the blocks themselves where they have no part in common.
 
+    Arguments that are not listed mean what they mean in `mean_moments`.
+
     Args:
-        weights, blocks, rank, old: as in `mean_moments`.
         settings: of AJIVE.
         domain: "sqrt" takes the roots first and squares the mean.
         seed: of AJIVE's draws.

@@ -139,7 +139,9 @@ def attention(
 
     Args:
         module: the attention layer.
-        query, key, value: (1, heads, N, width), or a grid's (B, heads, L, width).
+        query: (1, heads, N, width), or a grid's (B, heads, L, width).
+        key: as `query`.
+        value: as `query`.
         attention_mask: of the grid, as for "sdpa".
         options: as for "sdpa".
     """

@@ -1,0 +1,318 @@
+"""Writes the reference of the documentation from the code: config keys with a JSON schema, command line, methods.
+
+python tools/reference.py            writes docs/reference and the list of methods in mkdocs.yml
+python tools/reference.py --check    writes nothing; ends with code 1 if a file is stale
+
+Names come from registries, keys and their meaning from pydantic, options from typer, settings from docstrings.
+So a change of the code is a change of these pages, and `make reference` makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import yaml
+from fedelta.config import RunConfig
+from fedelta.tasks.partition import SCHEMES
+from typer.main import get_command
+
+from fedelta import catalogue
+from fedelta.cli import app
+from fedelta.optim import OPTIMIZERS
+from fedelta.tasks.metrics import METRICS
+from fedelta.tasks.registry import TASKS
+from fedelta.topology import TOPOLOGIES
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = "config.schema.json"
+NAV = re.compile(r"(?<=# methods: begin\n).*(?=^ *# methods: end)", re.DOTALL | re.MULTILINE)
+"""What stands between two comments of mkdocs.yml."""
+
+Table = Sequence[Sequence[str]]
+
+
+def files() -> dict[Path, str]:
+    """Returns every generated file with its text."""
+    reference, pages = ROOT / "docs/reference", catalogue.pages()
+    return {
+        reference / "config.md": config_page(),
+        reference / SCHEMA: json.dumps(schema(), indent=2) + "\n",
+        reference / "cli.md": command_line(),
+        **{reference / f"methods/{name}.md": text for name, text in pages.items()},
+        ROOT / "mkdocs.yml": with_methods((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), pages),
+    }
+
+
+def left_over(wanted: Mapping[Path, str]) -> list[Path]:
+    """Returns pages of methods that are no more."""
+    return sorted({*(ROOT / "docs/reference/methods").glob("*.md")} - wanted.keys())
+
+
+def with_methods(settings: str, names: Iterable[str]) -> str:
+    """Returns mkdocs.yml with one line for each method's page."""
+    lines = (f"          - reference/methods/{name}.md\n" for name in names)
+    return NAV.sub("".join(lines), settings)
+
+
+# --- config ----------------------------------------------------------------------------------------------------------
+
+
+def schema() -> dict[str, Any]:
+    """Returns the JSON schema of a config, for editors that complete and check YAML."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()}
+
+
+def config_page() -> str:
+    """Returns the page of config keys."""
+    whole = schema()
+    sections = {key: whole["$defs"][ref(about)] for key, about in whole["properties"].items() if ref(about)}
+    alone = {key: about for key, about in whole["properties"].items() if key not in sections}
+    parts = [
+        CONFIG_HEAD,
+        f"## At the top\n\n{keys_table('', alone)}",
+        *(section(key, about, whole["$defs"]) for key, about in sections.items()),
+        CHOICES_HEAD,
+        choices_of("Tasks", "task", TASKS),
+        metrics(),
+        schemes(),
+        choices_of("Optimizers", "training.optimizer", OPTIMIZERS),
+        choices_of("Topologies", "federation.topology", TOPOLOGIES, ACTIVATION),
+    ]
+    return "\n".join(parts)
+
+
+def section(key: str, about: Mapping[str, Any], known: Mapping[str, Any], mark: str = "##") -> str:
+    """Returns a section of the config: what it is, its keys, and the keys of those that may be mappings themselves."""
+    text = f"{mark} {key}\n\n{about['description']}\n\n{keys_table(key, about['properties'])}"
+    for inner, value in about["properties"].items():
+        for form in filter(ref, value.get("oneOf", ())):
+            text += "\n" + section(f"{key}.{inner}", known[ref(form)], known, mark + "#")
+    return text
+
+
+CONFIG_HEAD = f"""# Config keys
+
+A run is described by one YAML file. Every key has a default, so that an empty file is a valid one.
+An unknown key is refused, with the nearest one that is known. `--set key=value` changes one key from the command line, by its
+dotted name. A run writes the whole config, with every key, into its folder.
+
+An editor that knows JSON schemas completes and checks such a file: [{SCHEMA}]({SCHEMA}). Many read this first line:
+
+```yaml
+# yaml-language-server: $schema=config.schema.json
+```
+"""
+
+CHOICES_HEAD = """## Choices by name
+
+Some keys choose a thing by its name. The name alone is enough, `method: flexlora`; with settings of its own it is a mapping,
+`method: {name: fedprox, mu: 0.1}`. The [methods](methods/index.md) have pages of their own.
+"""
+
+ACTIVATION = """All but `exponential` also take `activation`, the probability with which each edge is up in a round (1 by
+default). `weights` is "metropolis" or "laplacian"."""
+
+
+def ref(value: Mapping[str, Any]) -> str:
+    """Returns the name of the section that a key holds; an empty string for a plain value."""
+    return str(value.get("$ref", "")).rpartition("/")[2]
+
+
+def keys_table(prefix: str, properties: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a row for each key: dotted name, type, default, description."""
+    rows = [
+        [f"`{prefix}.{key}`" if prefix else f"`{key}`", kind(about), default(about), about["description"]]
+        for key, about in properties.items()
+    ]
+    return table(["key", "type", "default", "meaning"], rows)
+
+
+def default(about: Mapping[str, Any]) -> str:
+    """Returns a key's default as YAML has it."""
+    if "default" not in about:
+        return "needed"
+    text = yaml.safe_dump(about["default"], default_flow_style=True)
+    return f"`{text.removesuffix('...' + chr(10)).strip()}`"
+
+
+def kind(about: Mapping[str, Any]) -> str:
+    """Returns the type of a value in words."""
+    if "enum" in about:
+        return ", ".join(f"`{x}`" for x in about["enum"])
+    if "const" in about:
+        return f"`{about['const']}`"
+    if ref(about):
+        return "mapping"
+    options: Sequence[Mapping[str, Any]] = about.get("anyOf") or about.get("oneOf") or ()
+    if options:
+        found = [kind(option) for option in options]
+        return " or ".join(dict.fromkeys(found))
+    if about["type"] == "array":
+        return f"list of {kind(about['items'])}"
+    return f"{WORDS[about['type']]}{bounds(about)}"
+
+
+WORDS = {
+    "string": "text",
+    "integer": "integer",
+    "number": "number",
+    "boolean": "`true`, `false`",
+    "null": "`null`",
+    "object": "mapping",
+}
+
+
+def bounds(about: Mapping[str, Any]) -> str:
+    """Returns the range of a number, such as " >= 1"."""
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    found = [f"{sign} {about[key]:g}" for key, sign in signs.items() if key in about]
+    return f" {', '.join(found)}" if found else ""
+
+
+def choices_of(title: str, key: str, registry: Mapping[str, Callable[..., Any]], note: str = "") -> str:
+    """Returns a section on what a key can name: an entry for each, with its settings."""
+    entries = [f"**`{name}`** {summary(what)}\n\n{settings(what)}" for name, what in registry.items()]
+    return "\n".join([f"### {title}\n\n{sentence(f'For `{key}`.', note)}\n", *entries])
+
+
+def schemes() -> str:
+    """Returns the table of schemes, whose settings are keys of their own."""
+    rows = [[f"`{name}`", summary(what)] for name, what in SCHEMES.items()]
+    return f"### Schemes\n\nFor `partition.scheme`.\n\n{table(['name', 'meaning'], rows)}"
+
+
+def metrics() -> str:
+    """Returns the table of metrics."""
+    rows = [[f"`{name}`", summary(function)] for name, function in METRICS.items()]
+    return f"### Metrics\n\nFor `task.metrics`, a list, and `evaluation.best_by`.\n\n{table(['name', 'meaning'], rows)}"
+
+
+def settings(what: Callable[..., Any]) -> str:
+    """Returns a list of the settings of a choice, each with its default and, where the docstring explains it, its meaning."""
+    explained = explanations(what)
+    lines: list[str] = []
+    for name, start in own_settings(what):
+        value = "" if start is inspect.Parameter.empty else f" = `{start!r}`"
+        meaning = f": {explained[name]}" if name in explained else ""
+        lines.append(f"- `{name}`{value}{meaning}\n")
+    return "".join(lines)
+
+
+def sentence(*parts: str) -> str:
+    """Returns the parts that are not empty, with a space between."""
+    return " ".join(part for part in parts if part)
+
+
+def own_settings(what: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    """Yields names and defaults of what a config can set; the number of nodes and the seed come from elsewhere."""
+    for name, parameter in inspect.signature(what).parameters.items():
+        if name not in ("n", "seed"):
+            yield name, parameter.default
+
+
+def explanations(what: Callable[..., Any]) -> dict[str, str]:
+    """Returns what docstrings say of each argument, those of base classes too."""
+    found: dict[str, str] = {}
+    for owner in reversed(inspect.getmro(what) if inspect.isclass(what) else (what,)):
+        paragraphs = inspect.cleandoc(owner.__doc__ or "").split("\n\n")
+        box = next((x for x in paragraphs if x.startswith("Args:")), "")
+        for entry in re.split(r"\n(?=\S)", dedent(box.partition("\n")[2])):
+            name, colon, meaning = " ".join(entry.split()).partition(": ")
+            found |= {name: meaning} if colon else {}
+    return found
+
+
+def summary(what: Callable[..., Any]) -> str:
+    """Returns the first paragraph of a docstring."""
+    return " ".join((inspect.getdoc(what) or "").split("\n\n")[0].split())
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+CLI_HEAD = """# The command line
+
+Results go to stdout, everything else to stderr. With `--json` a command writes JSON to stdout and nothing else.
+
+| exit code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | `fedelta check` found a law that is broken |
+| 2 | an error that you can mend; one message says how |
+| 130 | stopped by Ctrl-C |
+
+`fedelta --debug COMMAND ...` shows where an error came from.
+"""
+
+
+def command_line() -> str:
+    """Returns the page of commands, from what `--help` reads."""
+    group: Any = get_command(app)  # typer's own click has no types for its parameters
+    shared = table(["option", "meaning"], [option(p) for p in group.params if not hides(p)])
+    return "\n".join([CLI_HEAD, f"## fedelta\n\n{group.help}\n\n{shared}", *map(command, group.commands.values())])
+
+
+def command(found: Any) -> str:
+    """Returns a command's section: usage, text, arguments, options."""
+    arguments = [p for p in found.params if p.param_type_name == "argument"]
+    options = [p for p in found.params if p.param_type_name == "option" and not hides(p)]
+    shown = [p.metavar if p.required else f"[{p.metavar}]" for p in arguments]
+    rows = [*([f"`{p.metavar}`", p.help] for p in arguments), *map(option, options)]
+    text = "\n\n".join(" ".join(x.split()) for x in found.help.split("\n\n"))
+    usage = f"```text\nfedelta {' '.join([found.name, *shown, '[OPTIONS]'])}\n```"
+    return "\n\n".join([f"## fedelta {found.name}", usage, text, table(["argument, option", "meaning"], rows)])
+
+
+def hides(parameter: Any) -> bool:
+    """Returns whether an option is left out: every command has --help."""
+    return bool(parameter.hidden) or "--help" in parameter.opts
+
+
+def option(parameter: Any) -> list[str]:
+    """Returns an option's row."""
+    value = "" if parameter.is_flag else f" {parameter.metavar}"
+    names = ", ".join(f"`{name}{value}`" for name in parameter.opts)
+    notes = [*(["Needed."] if parameter.required else []), *(["May be repeated."] if parameter.multiple else [])]
+    start = parameter.default
+    if isinstance(start, str):
+        notes.append(f"Default: `{start}`.")
+    return [names, " ".join([parameter.help, *notes])]
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Table) -> str:
+    """Returns a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; end with code 1 if a file is stale")
+    check = parser.parse_args().check
+    wanted = files()
+    old = left_over(wanted)
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in [*stale, *old]:
+        print("stale:" if check else "wrote:", path.relative_to(ROOT))
+    if check:
+        sys.exit(1 if stale or old else 0)
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(wanted[path], encoding="utf-8")
+    for path in old:
+        path.unlink()
+
+
+if __name__ == "__main__":
+    main()
