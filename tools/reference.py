@@ -20,11 +20,11 @@ from textwrap import dedent
 from typing import Any
 
 import yaml
-from fedelta.config import RunConfig
+from fedelta.runs.config import RunConfig
 from fedelta.tasks.partition import SCHEMES
 from typer.main import get_command
 
-from fedelta import catalogue
+from fedelta.report import catalogue
 from fedelta.cli import app
 from fedelta.optim import OPTIMIZERS
 from fedelta.tasks.metrics import METRICS
