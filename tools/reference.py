@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 from fedelta.runs.config import RunConfig
-from fedelta.tasks.partition import SCHEMES
+from fedelta.split.partition import SCHEMES
 from typer.main import get_command
 
 from fedelta.report import catalogue
