@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedelta import checkpoint, sampling, wire
+from fedelta import checkpoint, files, sampling, wire
 from fedelta.client import LocalClient, Training
 from fedelta.engines.local import federate
 from fedelta.engines.rounds import Snapshot
@@ -88,7 +88,7 @@ class DyingSystem:
 def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def install(last: int | None = None) -> DyingSystem:
         dying = DyingSystem(last)
-        monkeypatch.setattr(wire, "os", dying)
+        monkeypatch.setattr(files, "os", dying)
         monkeypatch.setattr(checkpoint, "os", dying)
         return dying
 

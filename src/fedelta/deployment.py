@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from fedelta import files
 from fedelta.config import RunConfig, load_config
 from fedelta.experiment import deal, evaluator, load_adapted
 from fedelta.models.adapter_files import load_adapter, read_layout
@@ -95,6 +96,8 @@ def score(source: Source, data: str, *, split: str | None = None, limit: int | N
 def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
     """Writes the adapter as a PEFT folder, or a whole model with the delta in its weights, tokenizer included.
 
+    The folder appears whole or not at all.
+
     Raises:
         FileExistsError: if the folder holds anything.
         ValueError: if the adapter belongs to another base than the config's.
@@ -102,7 +105,8 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
     folder = Path(folder)
     demand_unused(folder)
     if not merged:
-        shutil.copytree(source.adapter, folder, dirs_exist_ok=True)
+        with files.whole_folder(folder) as draft:
+            shutil.copytree(source.adapter, draft, dirs_exist_ok=True)
         return
     task = _task_with_labels(source)
     settings = source.config.model
@@ -117,8 +121,9 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
     # A quantised base has a fingerprint of its own, so the whole one that the delta goes into cannot be compared with it.
     checked_by = None if settings.quantization else tokenizer
     merged_model = merge_into(model, load_adapter(source.adapter), tokenizer=checked_by)
-    merged_model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with files.whole_folder(folder) as draft:
+        merged_model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
 
 
 def demand_unused(folder: Path) -> None:
