@@ -107,7 +107,7 @@ def load(folder: str | Path) -> Snapshot:
         if damages:  # the damaged files stay for whoever wants to look at them, until their round is done again
             logger.warning("the last checkpoint is damaged (%s): going on after round %d", "; ".join(damages), snapshot.t - 1)
         else:
-            _remove_others(folder, _manifests(folder))
+            _remove_others(folder, _manifests(folder)[:2])
         return snapshot
     raise ValueError(f"no checkpoint of {folder} can be read: {'; '.join(damages)}; copy it from a backup, or start a new run")
 
@@ -180,16 +180,20 @@ def _read_manifest(path: Path) -> _Manifest:
         VersionError: for one of another release.
         ValueError: for one that was cut or altered.
     """
+    data = path.read_bytes()
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(data)
         digest = content.pop("sha256")
-        if _digest(json.dumps(content).encode()) != digest:
-            raise ValueError("another digest")
+        if digest != _digest(json.dumps(content).encode()):
+            raise ValueError("its digest is another")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} was cut or altered: {error}") from error
     if content["version"] != VERSION:
         raise VersionError(_other_version(path, content["version"]))
-    return _Manifest(content["t"], content["files"])
+    manifest = _Manifest(content["t"], content["files"])
+    if _dump(manifest) != data:
+        raise ValueError(f"{path} was cut or altered: its layout is another")
+    return manifest
 
 
 def _other_version(path: Path, found: object) -> str:
