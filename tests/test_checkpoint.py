@@ -270,7 +270,9 @@ def test_the_checkpoint_of_another_release_is_refused(tmp_path: Path, monkeypatc
     with monkeypatch.context() as later:
         later.setattr(checkpoint, "VERSION", 9)
         checkpoint.save(tmp_path / "later", Snapshot(1, 0, {"x": torch.ones(2)}))
-    with pytest.raises(ValueError, match=r"1\.json: version 2 of a checkpoint was expected, found 9; .*the release that wrote it"):
+    with pytest.raises(
+        ValueError, match=r"1\.json: version 2 of a checkpoint was expected, found 9; .*the release that wrote it"
+    ):
         checkpoint.load(tmp_path / "later")
     wire.write_file(tmp_path / "earlier/state.safetensors", {"version": 1})
     assert checkpoint.exists(tmp_path / "earlier")

@@ -203,7 +203,9 @@ def test_a_file_that_is_not_a_config_is_named(tmp_path: Path):
 def test_only_what_leaves_the_rounds_alone_may_change_on_resume():
     old = fixed_values(load_config({}))
     demand_same_run(old, load_config({}, ["federation.rounds=99", "evaluation.every=2", "name=x", "federation.quorum=0.1"]))
-    with pytest.raises(ConfigError, match=r"seed, training\.learning_rate cannot change when a run is taken up.*seed was 0, is 1"):
+    with pytest.raises(
+        ConfigError, match=r"seed, training\.learning_rate cannot change when a run is taken up.*seed was 0, is 1"
+    ):
         demand_same_run(old, load_config({}, ["federation.rounds=99", "seed=1", "training.learning_rate=0.1"]))
 
 

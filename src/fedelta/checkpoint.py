@@ -198,8 +198,8 @@ def _read_manifest(path: Path) -> _Manifest:
 
 def _other_version(path: Path, found: object) -> str:
     return (
-        f"{path}: version {VERSION} of a checkpoint was expected, found {found}; take the run up with the release that wrote it, "
-        "or start a new run"
+        f"{path}: version {VERSION} of a checkpoint was expected, found {found}; take the run up with the release that wrote "
+        "it, or start a new run"
     )
 
 

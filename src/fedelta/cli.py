@@ -118,7 +118,9 @@ def run(
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/<name> by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Take the place of an earlier run in the folder, which becomes NAME.old.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take the place of an earlier run in the folder, which becomes NAME.old.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show bytes, memory and steps, and do not train.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     as_json: AsJson = False,

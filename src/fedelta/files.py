@@ -9,7 +9,7 @@ import ctypes
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def _write_all(handle: int, data: bytes) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Generator[Path]:
     """Gives a folder to write to, which takes the name `folder` when the block ends well; else it is removed.
 
     The draft is `.<name>.draft` beside it. A crash may leave it; the next time it is written anew. `folder` must not exist, or
@@ -147,7 +147,7 @@ def _system_call(name: str) -> Callable[..., int] | None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Generator[None]:
     """Keeps other writers out of a folder while the block runs; makes the folder if it is not there.
 
     Raises:

@@ -10,8 +10,8 @@
 A round writes its adapters, then its record, then its checkpoint; the checkpoint is what makes it count. Whatever a killed
 run wrote after the last checkpoint is dropped when the run is taken up, and comes again from the same numbers.
 
-A new run in the place of an old one begins in `.<name>.new` beside it. Once its first round is done, it takes the folder's name,
-and the old run is called `<name>.old`. Until then the old run is as it was.
+A new run in the place of an old one begins in `.<name>.new` beside it. Once its first round is done, it takes the folder's
+name, and the old run is called `<name>.old`. Until then the old run is as it was.
 """
 
 from __future__ import annotations
@@ -96,15 +96,15 @@ class RunFolder:
         return bool(complete) or checkpoint.exists(self.checkpoint) or b"\n" in _bytes(self.records_file)
 
     def demand_room(self, *, force: bool) -> None:
-        """Raises FileExistsError if a new run cannot start here: over files that no run wrote, or without `force` over a run."""
+        """Raises FileExistsError if a new run may not start here: over files that no run wrote, or over a run without `force`."""
         _demand_own(self.path)
         if not self.holds_results():
             return
         if not force:
             resume = f"take it up with --resume {self.path}, " if self.config_file.is_file() else ""
             raise FileExistsError(
-                f"{self.path} is not empty, it holds a run: {resume}give the new run another --output, or with --force the place "
-                f"of this one, which then becomes {self.old.path.name}"
+                f"{self.path} is not empty, it holds a run: {resume}give the new run another --output, or with --force the "
+                f"place of this one, which then becomes {self.old.path.name}"
             )
         _demand_own(self.old.path)
 
@@ -146,8 +146,8 @@ class RunFolder:
         """
         if not self.config_file.is_file():
             raise FileNotFoundError(
-                f"{self.path} is not the folder of a run: it has no {CONFIG}; a run that was stopped before it wrote one has done "
-                "nothing yet, start it again"
+                f"{self.path} is not the folder of a run: it has no {CONFIG}; a run that was stopped before it wrote one "
+                "has done nothing yet, start it again"
             )
         return load_config(self.config_file)
 
@@ -245,7 +245,11 @@ def _spans(numbers: Sequence[int]) -> str:
 def _demand_own(path: Path) -> None:
     foreign = sorted(p.name for p in path.iterdir() if p.name not in OWN) if path.is_dir() else []
     if foreign or (path.exists() and not path.is_dir()):
-        what = f"holds {', '.join(foreign[:5])}{', ...' if len(foreign) > 5 else ''}, which no run wrote" if foreign else "is a file"
+        what = (
+            f"holds {', '.join(foreign[:5])}{', ...' if len(foreign) > 5 else ''}, which no run wrote"
+            if foreign
+            else "is a file"
+        )
         raise FileExistsError(f"{path} {what}: move that elsewhere, or give another --output")
 
 

@@ -76,8 +76,8 @@ def rounds(
 ) -> Generator[Record]:
     """Runs a config and yields each round's record once the round is on disk; the caller owns the loop.
 
-    Leaving the loop, or closing the iterator, ends the run cleanly after the round that it yielded last. A new run that ends before
-    its first round is on disk leaves nothing.
+    Leaving the loop, or closing the iterator, ends the run cleanly after the round that it yielded last. A new run that ends
+    before its first round is on disk leaves nothing.
 
     Args:
         config: a YAML file, a built-in name, a mapping or a `RunConfig`; not needed with `resume`.
@@ -116,8 +116,9 @@ def _new(config: RunConfig, force: bool) -> Generator[Record]:
         try:
             yield from log.play(None)
         finally:
-            log.close()
-            if not log.folder.holds_results():
+            if log.folder is target and checkpoint.exists(target.checkpoint):
+                log.close()
+            else:  # no round is done, and what there is of one would only be in the way
                 log.folder.clear()
 
 
@@ -157,8 +158,8 @@ def _demand_checkpoint(folder: RunFolder, start: Snapshot | None) -> None:
     done = len(folder.survey()[0])
     if start is None and done > 1:
         raise FileNotFoundError(
-            f"{folder.path} has the records of {done} rounds, but no checkpoint to go on from: bring {folder.checkpoint} back, or "
-            "start a new run"
+            f"{folder.path} has the records of {done} rounds, but no checkpoint to go on from: bring {folder.checkpoint} back, "
+            "or start a new run"
         )
 
 
@@ -271,7 +272,10 @@ class _Log:
                 shutil.copytree(self.folder.adapters / "last", draft, dirs_exist_ok=True)
         else:
             logger.warning(
-                "the best round by %s is %d, whose adapter was not kept: adapters/best is now adapters/%s", metric, t, aside.name
+                "the best round by %s is %d, whose adapter was not kept: adapters/best is now adapters/%s",
+                metric,
+                t,
+                aside.name,
             )
 
     def _is_last(self, done: Round) -> bool:

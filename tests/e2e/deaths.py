@@ -1,7 +1,7 @@
 """Runs a toy command again and again, dies at each change of the disk in turn, and tries what a user would do next.
 
-A process imports everything once, and forks for each death: `python deaths.py COMMAND EVERY FOLDER`, where FOLDER/config.yaml is
-the run. It prints how many deaths were died. Before and after every replace, unlink, fsync and exchange of names there is one.
+`python deaths.py COMMAND EVERY FOLDER`, where FOLDER/config.yaml is the run, imports everything once and forks for each death:
+before and after every EVERY-th replace, unlink, fsync and exchange of names. It prints how many there were.
 """
 
 import json

@@ -210,8 +210,8 @@ def save_adapter(
 ) -> None:
     """Writes an adapter as a PEFT folder; equal adapters give equal bytes.
 
-    The folder appears, or replaces an earlier one, whole or not at all. Where it also holds other files, those stay and its own are
-    replaced one by one.
+    The folder appears, or replaces an earlier one, whole or not at all. Where it also holds other files, those stay and its
+    own are replaced one by one.
 
     Args:
         adapter: of any rank and scale by layer.
