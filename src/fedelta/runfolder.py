@@ -96,7 +96,7 @@ class RunFolder:
         return bool(complete) or checkpoint.exists(self.checkpoint) or b"\n" in _bytes(self.records_file)
 
     def demand_room(self, *, force: bool) -> None:
-        """Raises FileExistsError if a new run may not start here: over files that no run wrote, or over a run without `force`."""
+        """Raises FileExistsError where a new run may not start: over files that no run wrote, or without `force` over a run."""
         _demand_own(self.path)
         if not self.holds_results():
             return
