@@ -139,8 +139,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Sequence[str] 
         demand_same_rows(notes.get("rows", {}), now["rows"])
         _compare_platforms(notes.get("platform", {}), now["platform"])
         folder.rewind(start.t if start else 0, notes.get("record"))
-        kept = {**now, **{key: notes[key] for key in ("best", "record") if key in notes}}
-        log = _Log(experiment, folder, kept, folder)
+        log = _Log(experiment, folder, {**notes, **now}, folder)
         log.choose_best_anew()
         try:
             yield from log.play(start)
