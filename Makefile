@@ -33,7 +33,7 @@ ADVISE    := import torch; torch.version.cuda and print( \
 help:
 	@echo "make demo     fine-tune a real encoder across ten unequal clients"
 	@echo "make test     the test suite"
-	@echo "make kills    kill and resume a run twenty times"
+	@echo "make kills    kill runs and exports at every change of the disk, and twenty times at random; go on with each"
 	@echo "make fuzz     50,000 malformed messages, and adapter folders"
 	@echo "make check    lint, types, import rules, the code blocks of README and docs"
 	@echo "make docs     the documentation as a site, in site/"
@@ -48,9 +48,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore=tests/docs
 
-# Twenty real kills at random moments; `make test` has three.
+# Twenty real kills at random moments and a death at every change of the disk; `make test` has three, and every fifth.
 kills: $(INSTALLED)
-	FEDELTA_KILLS=20 $(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/e2e/test_kill.py
+	FEDELTA_KILLS=20 FEDELTA_DEATHS_EVERY=1 $(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup \
+	  tests/e2e/test_kill.py tests/e2e/test_deaths.py
 
 # `make test` has 2,000.
 fuzz: $(INSTALLED)

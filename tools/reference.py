@@ -20,13 +20,13 @@ from textwrap import dedent
 from typing import Any
 
 import yaml
-from fedelta.runs.config import RunConfig
-from fedelta.split.partition import SCHEMES
 from typer.main import get_command
 
-from fedelta.report import catalogue
 from fedelta.cli import app
 from fedelta.optim import OPTIMIZERS
+from fedelta.report import catalogue
+from fedelta.runs.config import RunConfig
+from fedelta.split.partition import SCHEMES
 from fedelta.tasks.metrics import METRICS
 from fedelta.tasks.registry import TASKS
 from fedelta.topology import TOPOLOGIES

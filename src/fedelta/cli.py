@@ -38,7 +38,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _note("stopped at once; a run can be taken up after its last whole round with --resume")
+            _note("stopped at once; a run that has finished a round can be taken up after it with --resume")
             raise typer.Exit(STOPPED) from None
         except Exception as error:
             if ctx.params.get("debug") or not _is_mendable(error):
@@ -129,7 +129,9 @@ def run(
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; `runs/<name>` by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Drop what an earlier run left in the folder.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take the place of an earlier run in the folder, which becomes NAME.old.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show bytes, memory and steps, and do not train.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     trust: Trust = False,
@@ -140,7 +142,8 @@ def run(
     Ctrl-C ends after the round; --resume goes on with the same numbers as if it had not been stopped.
     """
     from fedelta.report.terminal import quieten_libraries, show_warnings
-    from fedelta.runs.config import ConfigError, load_config, without_leave
+    from fedelta.runs.config import ConfigError, load_config
+    from fedelta.runs.config.resume import without_leave
     from fedelta.runs.folder import RunFolder
 
     if (config is None) == (resume is None):
@@ -157,25 +160,23 @@ def run(
         _show_plan(settled, as_json)
         return
     folder = RunFolder(resume or settled.folder())
-    if force:
-        folder.clear()
-    _play(folder, settled, resume, mode)
+    if not resume:
+        folder.demand_room(force=force)
+    _play(folder, settled, resume, force, mode)
 
 
-def _play(folder: RunFolder, config: RunConfig, resume: Path | None, mode: Mode) -> None:
+def _play(folder: RunFolder, config: RunConfig, resume: Path | None, force: bool, mode: Mode) -> None:
     """Runs round by round; what a person reads is shown around it."""
     from contextlib import closing
 
     from fedelta.report.terminal import CtrlC, RunView, out
     from fedelta.runs import runner
 
-    if not resume:
-        folder.demand_empty()
     dealt = _deal(config) if mode == "screen" else None
     if dealt is not None:
         out.print(_split_table(dealt))
-    view = RunView(mode, config.federation.rounds, folder.records() if resume else [])
-    with CtrlC() as ctrl_c, closing(runner.rounds(config, resume=resume)) as records, view.shown():
+    view = RunView(mode, config.federation.rounds, folder.survey()[0] if resume else [])
+    with CtrlC() as ctrl_c, closing(runner.rounds(config, resume=resume, force=force)) as records, view.shown():
         for record in records:
             view.show(record)
             if ctrl_c.asked:

@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from fedelta.engines import checkpoint
 from fedelta.engines.guards import Size
 from fedelta.engines.rounds import Snapshot
 from fedelta.engines.server import federate
-from fedelta.exchange import wire
+from fedelta.exchange import files, wire
 from fedelta.method import Client, ClientState, Method
 from fedelta.methods.fedavg import FedAvg
 from fedelta.methods.flora import FLoRA
@@ -91,7 +91,7 @@ class DyingSystem:
 def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def install(last: int | None = None) -> DyingSystem:
         dying = DyingSystem(last)
-        monkeypatch.setattr(wire, "os", dying)
+        monkeypatch.setattr(files, "os", dying)
         monkeypatch.setattr(checkpoint, "os", dying)
         return dying
 
@@ -134,10 +134,11 @@ def test_what_a_checkpoint_names_is_on_the_disk_before_it(tmp_path: Path, system
     log = system()
     checkpoint.save(tmp_path, Snapshot(1, 0, {"x": torch.ones(2)}, {3: {"y": 1}}, {3: 0}))
     one_file = ["open", "write", "fsync", "close", "replace", "open", "fsync", "close"]
-    assert log.calls == one_file * 2
-    log.calls.clear()
-    checkpoint.save(tmp_path, Snapshot(2, 0, {"x": torch.ones(2)}))
-    assert log.calls == [*one_file, "unlink"]
+    assert log.calls == one_file * 3  # the memory, the state, the manifest
+    for t, removed in ((2, 0), (3, 3)):
+        log.calls.clear()
+        checkpoint.save(tmp_path, Snapshot(t, 0, {"x": torch.ones(2)}))
+        assert log.calls == one_file * 2 + ["unlink"] * removed
 
 
 def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_only_what_changed_is_written(tmp_path: Path, system: Any) -> None:
     log = system()
     states = {**states, 7: {"x": -1}}
     checkpoint.save(tmp_path, Snapshot(2, 0, {}, states, {**dict.fromkeys(range(100), 0), 7: 1}))
-    assert log.calls.count("replace") == 2
+    assert log.calls.count("replace") == 3
     assert checkpoint.load(tmp_path).client_states == states
 
 
@@ -195,53 +196,98 @@ def test_what_a_round_changed_is_written_over_what_lies_there(tmp_path: Path) ->
 def test_leftovers_are_removed_on_load(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, Snapshot(1, 0, {}, {0: {"x": 1}}, {0: 0}))
     before = contents(tmp_path)
-    for name in ("clients/0-1.safetensors", "clients/.0-1.safetensors.tmp", ".state.safetensors.tmp"):
+    for name in ("clients/0-1.safetensors", "clients/.0-1.safetensors.tmp", "state-2.safetensors", ".state-2.safetensors.tmp"):
         (tmp_path / name).write_bytes(b"half")
     checkpoint.load(tmp_path)
     assert contents(tmp_path) == before
 
 
-def damaged(kind: str, data: bytes) -> bytes:
-    return {
-        "cut": data[:-3],
-        "pickle": pickle.dumps({"t": 1}),
-        "empty": b"",
-        "message": wire.encode({"adapter": random_adapter(1, seed=0)}),
-        "version": wire.encode({**wire.decode(data), "version": 9}),
-    }[kind]
+def two_rounds(folder: Path) -> None:
+    """Two checkpoints of a client that trained in both rounds and one that trained in the first."""
+    checkpoint.save(folder, Snapshot(1, 0, {"x": torch.ones(2)}, {6: {"y": 1}, 7: {"y": 1}}, {6: 0, 7: 0}))
+    checkpoint.save(folder, Snapshot(2, 0, {"x": torch.zeros(2)}, {6: {"y": 2}, 7: {"y": 1}}, {6: 1, 7: 0}))
 
 
-@pytest.mark.parametrize(
-    ("kind", "what"),
-    [
-        ("cut", "state.safetensors: the message was cut"),
-        ("pickle", "state.safetensors: not a message: a pickle"),
-        ("empty", "state.safetensors: not a message: an empty file"),
-        ("message", "state.safetensors: version 1 of a checkpoint was expected, found no checkpoint at all"),
-        ("version", "state.safetensors: version 1 of a checkpoint was expected, found 9"),
-    ],
-)
-def test_a_damaged_checkpoint_is_named(kind: str, what: str, tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, Snapshot(1, 0, {"x": torch.ones(2)}))
-    path = tmp_path / checkpoint.MAIN
-    path.write_bytes(damaged(kind, path.read_bytes()))
-    with pytest.raises(ValueError, match=what):
+def one_bit_later(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "a flipped bit": one_bit_later,
+    "cut": lambda data: data[:-3],
+    "pickle": lambda data: pickle.dumps({"t": 1}),
+    "empty": lambda data: b"",
+    "another message": lambda data: wire.encode({"adapter": random_adapter(1, seed=0)}),
+}
+
+
+@pytest.mark.parametrize("file", ["state-2.safetensors", "clients/6-1.safetensors", "2.json"])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_the_checkpoint_before_serves_where_the_last_is_damaged(
+    kind: str, file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    two_rounds(tmp_path)
+    whole = contents(tmp_path)
+    (tmp_path / file).write_bytes(DAMAGES[kind](whole[file])[: None if file != "2.json" else -9])
+    again = checkpoint.load(tmp_path)
+    assert (again.t, again.client_states) == (1, {6: {"y": 1}, 7: {"y": 1}})
+    assert torch.equal(again.state["x"], torch.ones(2))
+    assert f"{file} was cut or altered" in caplog.text
+    assert "going on after round 0" in caplog.text
+    checkpoint.save(tmp_path, Snapshot(2, 0, {"x": torch.zeros(2)}, {6: {"y": 2}, 7: {"y": 1}}, {6: 1, 7: 0}))
+    assert contents(tmp_path) == whole, "the round done again mends the folder"
+
+
+def test_every_byte_of_a_checkpoint_is_covered(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, Snapshot(1, 0, {"x": torch.ones(2)}, {6: {"y": 1}}, {6: 0}))
+    for name, data in contents(tmp_path).items():
+        for at in range(0, len(data), 7):
+            (tmp_path / name).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+            with pytest.raises((ValueError, FileNotFoundError)):
+                checkpoint.load(tmp_path)
+        (tmp_path / name).write_bytes(data)
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    two_rounds(tmp_path)
+    checkpoint.save(tmp_path, Snapshot(3, 0, {"x": torch.ones(2)}, {7: {"y": 1}}, {7: 0}))
+    assert sorted(contents(tmp_path)) == [
+        "2.json",
+        "3.json",
+        "clients/6-1.safetensors",
+        "clients/7-0.safetensors",
+        "state-2.safetensors",
+        "state-3.safetensors",
+    ]
+
+
+def test_a_checkpoint_without_a_whole_one_before_is_named(tmp_path: Path) -> None:
+    two_rounds(tmp_path)
+    (tmp_path / "clients/7-0.safetensors").write_bytes(b"")  # in both
+    with pytest.raises(ValueError, match=r"no checkpoint of .* can be read: .*7-0\.safetensors was cut or altered"):
+        checkpoint.load(tmp_path)
+    (tmp_path / "clients/7-0.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint of .* can be read: .*7-0\.safetensors"):
         checkpoint.load(tmp_path)
 
 
-def test_a_damaged_client_file_is_named(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, Snapshot(1, 0, {}, {6: {"x": 1}}, {6: 0}))
-    (tmp_path / "clients/6-0.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"6-0\.safetensors: not a message: an empty file"):
-        checkpoint.load(tmp_path)
-    (tmp_path / "clients/6-0.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"6-0\.safetensors"):
-        checkpoint.load(tmp_path)
+def test_the_checkpoint_of_another_release_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as later:
+        later.setattr(checkpoint, "VERSION", 9)
+        checkpoint.save(tmp_path / "later", Snapshot(1, 0, {"x": torch.ones(2)}))
+    with pytest.raises(
+        ValueError, match=r"1\.json: version 2 of a checkpoint was expected, found 9; .*the release that wrote it"
+    ):
+        checkpoint.load(tmp_path / "later")
+    wire.write_file(tmp_path / "earlier/state.safetensors", {"version": 1})
+    assert checkpoint.exists(tmp_path / "earlier")
+    with pytest.raises(ValueError, match=r"state\.safetensors: version 2 of a checkpoint was expected, found 1"):
+        checkpoint.load(tmp_path / "earlier")
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     assert not checkpoint.exists(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*: state\.safetensors is missing"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*: resume needs a run that finished a round"):
         checkpoint.load(tmp_path)
 
 

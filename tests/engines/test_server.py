@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedelta import sampling, tree
+from fedelta.client import Training
 from fedelta.engines.rounds import Round
 from fedelta.engines.server import federate
 from fedelta.exchange import wire
@@ -22,6 +23,15 @@ from fedelta.peers import Peer, template_for, with_distinct_ranks
 from fedelta.tree import Adapter, Message
 
 RANKS = (1, 3, 2, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates(FedAvg):
+    """FedAvg whose clients remember the learning rate of each round that they trained in."""
+
+    def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
+        result = client.train(t, down["adapter"])
+        return {"adapter": result.adapter}, {"rates": [*client_state.get("rates", []), result.learning_rate]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,3 +271,9 @@ def test_peers_of_the_same_ranks_are_asked_once() -> None:
     assert len(distinct) == 6
     for layer in ("hidden", "output"):
         assert {p.rank_of(layer) for p in distinct} == {p.rank_of(layer) for p in peers}
+
+
+def test_the_learning_rate_decays_from_the_second_round_on():
+    training = Training(local_steps=1, batch_size=4, learning_rate=0.5, learning_rate_decay=0.1)
+    *_, last = federate(Rates(), toy_federation((2, 2), training=training), rounds=3, debug=True)
+    assert [state["rates"] for state in last.client_states.values()] == [pytest.approx([0.5, 0.05, 0.005])] * 2

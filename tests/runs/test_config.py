@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fedelta.runs.config import ConfigError, RunConfig, demand_same_run, dump_config, keep_choices, load_config
+from fedelta.runs.config import ConfigError, RunConfig, dump_config, load_config
+from fedelta.runs.config.resume import demand_rounds, demand_same_rows, demand_same_run, fixed_values, keep_choices
 
 INF, NAN = float("inf"), float("nan")
 
@@ -238,14 +239,23 @@ def test_a_file_that_is_not_a_config_is_named(tmp_path: Path):
 
 
 def test_only_what_leaves_the_rounds_alone_may_change_on_resume():
-    old = load_config({})
+    old = fixed_values(load_config({}))
     demand_same_run(old, load_config({}, ["federation.rounds=99", "evaluation.every=2", "name=x", "federation.quorum=0.1"]))
-    with pytest.raises(ConfigError, match=r"seed, training\.learning_rate cannot change when a run is taken up"):
+    with pytest.raises(
+        ConfigError, match=r"seed, training\.learning_rate cannot change when a run is taken up.*seed was 0, is 1"
+    ):
         demand_same_run(old, load_config({}, ["federation.rounds=99", "seed=1", "training.learning_rate=0.1"]))
 
 
+def test_a_key_that_came_with_a_later_version_is_no_change_at_its_default():
+    old = {k: v for k, v in fixed_values(load_config({})).items() if k != "model.compact"}
+    demand_same_run(old, load_config({}))
+    with pytest.raises(ConfigError, match=r"model\.compact cannot change"):
+        demand_same_run(old, load_config({}, ["model.compact=false"]))
+
+
 def test_a_resumed_run_keeps_what_was_chosen_for_it():
-    old, asked = load_config({"model": {"gemm": "default"}}), load_config({"model": {"gemm": "auto"}, "seed": 3})
+    old, asked = fixed_values(load_config({"model": {"gemm": "default"}})), load_config({"model": {"gemm": "auto"}, "seed": 3})
     assert keep_choices(old, asked).model.gemm == "default"
     assert keep_choices(old, asked).seed == 3
     with pytest.raises(ConfigError, match=r"model\.gemm cannot change"):
@@ -253,7 +263,7 @@ def test_a_resumed_run_keeps_what_was_chosen_for_it():
 
 
 def test_an_interval_that_a_graph_settled_is_kept_and_another_method_is_not_given_it():
-    old = load_config({"method": {"name": "tad_lora", "interval": 4}})
+    old = fixed_values(load_config({"method": {"name": "tad_lora", "interval": 4}}))
     same = keep_choices(old, load_config({"method": "tad_lora"}))
     demand_same_run(old, same)
     assert same.method["interval"] == 4
@@ -261,6 +271,18 @@ def test_an_interval_that_a_graph_settled_is_kept_and_another_method_is_not_give
         demand_same_run(old, keep_choices(old, load_config({"method": {"name": "tad_lora", "interval": 2}})))
     with pytest.raises(ConfigError, match=r"method\.name cannot change|method\.interval, method\.name cannot change"):
         demand_same_run(old, keep_choices(old, load_config({"method": "rolora"})))
+
+
+def test_rounds_below_those_that_are_done_are_refused():
+    demand_rounds(load_config({}, ["federation.rounds=3"]), 3)
+    with pytest.raises(ConfigError, match=r"federation\.rounds = 2 is below the 3 rounds that are done"):
+        demand_rounds(load_config({}, ["federation.rounds=2"]), 3)
+
+
+def test_other_rows_are_refused_by_split():
+    demand_same_rows({"train": "a", "test": "b"}, {"train": "a", "test": "b"})
+    with pytest.raises(ConfigError, match="the test rows are not those that the run began with"):
+        demand_same_rows({"train": "a", "test": "b"}, {"train": "a", "test": "c"})
 
 
 def test_the_built_in_config_is_valid():

@@ -1,28 +1,54 @@
-"""Checkpoints: a snapshot on the disk, whole after a crash at any moment.
+"""Checkpoints: the last two snapshots on the disk, each whole after a crash at any moment.
 
-    DIR/state.safetensors             the snapshot, all but the clients' own memories
+    DIR/<t>.json                      the manifest of the snapshot after t rounds: its files, each with its sha256
+    DIR/state-<t>.safetensors         the snapshot, all but the clients' own memories
     DIR/clients/<id>-<t>.safetensors  the memory of a client, as it was replaced in round t
 
-Replacing `state.safetensors` is the commit: it names the client files that belong to it. They are written before, so what it
-names exists; those that it no longer names are removed after, and those that a crash left over by the next save or load. A
-round so costs the writing of its cohort's memories only, however many clients there are. Equal snapshots give equal bytes.
+Writing the manifest is the commit. The files that it names are written before, so what it names exists; those that neither of
+the last two names are removed after, and those that a crash left over by the next save or load. A round so costs the writing of
+its cohort's memories only, however many clients there are. Equal snapshots give equal bytes.
+
+Every byte is covered by a digest, which is compared when a snapshot is read. If the last one is damaged, the one before serves.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fedelta.engines.guards import Size
 from fedelta.engines.rounds import Snapshot
-from fedelta.exchange import wire
+from fedelta.exchange import files, wire
 
-VERSION = 1
-"""Of the entries below; a reader refuses any other."""
+VERSION = 2
+"""Of the manifest and of the entries below; a reader refuses any other."""
 
-MAIN = "state.safetensors"
+BEFORE_MANIFESTS = "state.safetensors"
+"""The file of a checkpoint of version 1."""
+
+logger = logging.getLogger("fedelta.resume")
+
+
+class VersionError(ValueError):
+    """A checkpoint that another release wrote."""
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The files of a snapshot by name, each with its sha256."""
+
+    t: int
+    digests: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.t}.json"
 
 
 def save(folder: str | Path, snapshot: Snapshot) -> None:
@@ -35,40 +61,64 @@ def save(folder: str | Path, snapshot: Snapshot) -> None:
         TypeError: for a state with an entry that cannot be written, saying where.
     """
     folder = Path(folder)
-    names = _client_files(snapshot.client_rounds)
-    for k, name in names.items():
+    before = next((m for m in _manifests(folder) if m.t < snapshot.t), _Manifest(0, {}))
+    digests: dict[str, str] = {}
+    for k, name in _client_files(snapshot.client_rounds).items():
         path = folder / name
         if not path.exists() or snapshot.client_rounds[k] == snapshot.t - 1:
-            wire.write_file(path, snapshot.client_states[k])
-    wire.write_file(folder / MAIN, _main(snapshot))
-    _remove_others(folder, names.values())
+            digests[name] = _write(path, snapshot.client_states[k])
+        else:
+            digests[name] = before.digests.get(name) or _digest(path.read_bytes())
+    name = _state_file(snapshot.t)
+    digests[name] = _write(folder / name, _main(snapshot))
+    manifest = _Manifest(snapshot.t, digests)
+    files.commit(folder / manifest.name, _dump(manifest))
+    _remove_others(folder, [manifest, before])
 
 
 def exists(folder: str | Path) -> bool:
     """Whether a round has been saved in a folder."""
-    return (Path(folder) / MAIN).is_file()
+    return (Path(folder) / BEFORE_MANIFESTS).is_file() or bool(_manifest_files(Path(folder)))
 
 
 def load(folder: str | Path) -> Snapshot:
     """The snapshot that was saved last, and a folder without leftovers of a crash.
 
+    If it is damaged, that is said on the log, and the snapshot before is returned.
+
     Raises:
         FileNotFoundError: for a folder without a checkpoint.
-        ValueError: for files that were cut, that are pickles or of another format or version, naming them.
+        ValueError: for files that were cut or altered, or that another release wrote, naming them.
     """
-    path = Path(folder) / MAIN
+    folder = Path(folder)
     if not exists(folder):
-        raise FileNotFoundError(f"no checkpoint in {folder}: {MAIN} is missing; resume needs a run that finished a round")
-    content = wire.read_file(path)
-    if content.get("version") != VERSION:
-        found = content.get("version", "no checkpoint at all")
-        raise ValueError(
-            f"{path}: version {VERSION} of a checkpoint was expected, found {found}; use the release that wrote it"
-        )
+        raise FileNotFoundError(f"no checkpoint in {folder}: resume needs a run that finished a round")
+    paths = _manifest_files(folder)
+    if not paths:
+        raise VersionError(_other_version(folder / BEFORE_MANIFESTS, 1))
+    damages: list[str] = []
+    for path in paths:
+        try:
+            snapshot = _load(path)
+        except VersionError:
+            raise
+        except (ValueError, OSError) as error:
+            damages.append(str(error))
+            continue
+        if damages:  # the damaged files stay for whoever wants to look at them, until their round is done again
+            logger.warning("the last checkpoint is damaged (%s): going on after round %d", "; ".join(damages), snapshot.t - 1)
+        else:
+            _remove_others(folder, _manifests(folder)[:2])
+        return snapshot
+    raise ValueError(f"no checkpoint of {folder} can be read: {'; '.join(damages)}; copy it from a backup, or start a new run")
+
+
+def _load(path: Path) -> Snapshot:
+    manifest = _read_manifest(path)
+    contents = {name: _read(path.parent / name, digest) for name, digest in manifest.digests.items()}
+    content = contents[_state_file(manifest.t)]
     rounds = {int(k): t for k, t in content["client_rounds"].items()}
-    names = _client_files(rounds)
-    states = {k: wire.read_file(path.parent / name) for k, name in names.items()}
-    _remove_others(path.parent, names.values())
+    states = {k: contents[name] for k, name in _client_files(rounds).items()}
     versions = {int(k): v for k, v in content["base_versions"].items()}
     sizes = {int(k): [Size(*x) for x in found] for k, found in content.get("sizes", {}).items()}
     return Snapshot(content["t"], content["seed"], content["state"], states, rounds, versions, content["notes"], sizes)
@@ -96,9 +146,88 @@ def _client_files(client_rounds: Mapping[int, int]) -> dict[int, str]:
     return {k: f"clients/{k}-{t}.safetensors" for k, t in client_rounds.items()}
 
 
-def _remove_others(folder: Path, keep: Iterable[str]) -> None:
-    """Removes client files that the checkpoint does not name, and half-written files."""
-    kept = {folder / name for name in keep}
-    found = [*folder.glob("clients/*.safetensors"), *folder.glob("clients/.*.tmp"), *folder.glob(f".{MAIN}.tmp")]
-    for path in sorted(set(found) - kept):
-        os.unlink(path)
+def _state_file(t: int) -> str:
+    return f"state-{t}.safetensors"
+
+
+# --- files and manifests ---------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> str:
+    data = wire.encode(content)
+    files.commit(path, data)
+    return _digest(data)
+
+
+def _read(path: Path, digest: str) -> Mapping[str, Any]:
+    data = path.read_bytes()
+    if _digest(data) != digest:
+        raise ValueError(f"{path} was cut or altered: its bytes are not those that the run wrote")
+    return wire.decode(data)
+
+
+def _digest(data: bytes) -> str:
+    return sha256(data).hexdigest()
+
+
+def _dump(manifest: _Manifest) -> bytes:
+    """JSON with a digest of its own content."""
+    content = {"version": VERSION, "t": manifest.t, "files": dict(sorted(manifest.digests.items()))}
+    return (json.dumps({**content, "sha256": _digest(json.dumps(content).encode())}, indent=1) + "\n").encode()
+
+
+def _read_manifest(path: Path) -> _Manifest:
+    """A manifest whose digest is right.
+
+    Raises:
+        VersionError: for one of another release.
+        ValueError: for one that was cut or altered.
+    """
+    data = path.read_bytes()
+    try:
+        content = json.loads(data)
+        digest = content.pop("sha256")
+        if digest != _digest(json.dumps(content).encode()):
+            raise ValueError("its digest is another")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} was cut or altered: {error}") from error
+    if content["version"] != VERSION:
+        raise VersionError(_other_version(path, content["version"]))
+    manifest = _Manifest(content["t"], content["files"])
+    if _dump(manifest) != data:
+        raise ValueError(f"{path} was cut or altered: its layout is another")
+    return manifest
+
+
+def _other_version(path: Path, found: object) -> str:
+    return (
+        f"{path}: version {VERSION} of a checkpoint was expected, found {found}; take the run up with the release that wrote "
+        "it, or start a new run"
+    )
+
+
+def _manifest_files(folder: Path) -> list[Path]:
+    """The manifests, the last one first."""
+    found = [p for p in folder.glob("*.json") if p.stem.isdecimal()]
+    return sorted(found, key=lambda p: -int(p.stem))
+
+
+def _manifests(folder: Path) -> list[_Manifest]:
+    """Those that can be read, the last one first."""
+    found: list[_Manifest] = []
+    for path in _manifest_files(folder):
+        try:
+            found.append(_read_manifest(path))
+        except (ValueError, OSError):
+            continue
+    return found
+
+
+def _remove_others(folder: Path, keep: Iterable[_Manifest]) -> None:
+    """Removes the files that no kept manifest names, and half-written ones; manifests go first, before what they name."""
+    kept = {folder / name for manifest in keep for name in (manifest.name, *manifest.digests)}
+    patterns = ("state-*.safetensors", "clients/*.safetensors", ".*.tmp", "clients/.*.tmp")
+    others = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    for path in [*_manifest_files(folder), *others]:
+        if path not in kept:
+            os.unlink(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from fedelta import tree
+from fedelta.exchange import files
 from fedelta.tree import Message
 
 FORMAT = 1
@@ -214,7 +214,7 @@ def write_file(path: Path, message: Message) -> None:
     Raises:
         OSError: for a disk that cannot be written; the old content stands.
     """
-    commit(path, encode(message))
+    files.commit(path, encode(message))
 
 
 def read_file(path: Path) -> Message:
@@ -228,41 +228,6 @@ def read_file(path: Path) -> Message:
         return decode(path.read_bytes())
     except MalformedError as error:
         raise MalformedError(f"{path}: {error}") from error
-
-
-def commit(path: Path, data: bytes) -> None:
-    """Replaces the content of `path` in one step, and returns once it is on the disk.
-
-    The bytes go to a file beside it, `.<name>.tmp`, which then takes its name. A crash may leave that file; the next
-    commit overwrites it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
-    try:
-        _write_all(handle, data)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable, on systems where a folder can be opened."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    """os.write may take a part only: of more than 2 GiB it always does."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(handle, rest) :]
 
 
 # --- the ledger ------------------------------------------------------------------------------------------------------

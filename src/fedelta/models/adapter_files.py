@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedelta.client import LocalClient
+from fedelta.exchange import files
 from fedelta.exchange.wire import MalformedError
 from fedelta.lowrank import LoRA
 from fedelta.models.lora_options import check_options
@@ -329,7 +330,8 @@ def save_adapter(
 ) -> None:
     """Writes an adapter as a PEFT folder; equal adapters give equal bytes.
 
-    A new folder appears whole or not at all. In a folder that exists, the files are replaced one by one and others stay.
+    The folder appears, or replaces an earlier one, whole or not at all. Where it also holds other files, those stay and its
+    own are replaced one by one.
 
     Args:
         adapter: of any rank and scale by layer.
@@ -346,12 +348,12 @@ def save_adapter(
     layout = _as_layout(like)
     given = {"base_model_name_or_path": base_model_name, "task_type": task_type, "modules_to_save": modules_to_save}
     settings = {**layout.config, **{k: v for k, v in given.items() if v is not None}}
-    files = {
+    contents = {
         CONFIG: _json(_config(adapter, settings)),
         WEIGHTS: _weights(adapter, layout.embeddings),
         EXTRA: _json({"format": 1, "base": adapter.base, "scales": {n: x.scale for n, x in adapter.layers.items()}}),
     }
-    _write_folder(Path(folder), files)
+    _write_folder(Path(folder), contents)
 
 
 def _as_layout(like: Layout | LocalClient | LoraConfig | str | Path | None) -> Layout:
@@ -445,24 +447,17 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, default=sorted) + "\n").encode()
 
 
-def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def _write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         draft.chmod(0o755)  # mkdtemp's folders are private, an adapter's is not
-        for name, data in files.items():
-            _write_durably(draft / name, data)
-        if folder.exists():
-            for name in files:
+        for name, data in contents.items():
+            files.write(draft / name, data)
+        if folder.is_dir() and {p.name for p in folder.iterdir()} - contents.keys():
+            for name in contents:
                 os.replace(draft / name, folder / name)
         else:
-            os.replace(draft, folder)
+            files.replace_folder(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

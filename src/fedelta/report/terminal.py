@@ -43,11 +43,15 @@ def print_json(value: object) -> None:
 
 
 def show_warnings(mode: Mode) -> None:
-    """Sends fedelta's log to stderr: warnings, or only errors where quiet."""
+    """Sends fedelta's log to stderr: warnings, or where quiet only errors and what is special about a resumed run.
+
+    That a resumed run may end with other bytes, or that a part of it was damaged, must not be missed.
+    """
     handler = RichHandler(console=err, show_time=False, show_path=False, markup=False, rich_tracebacks=False)
     log = logging.getLogger("fedelta")
     log.handlers[:] = [handler]
     log.setLevel(logging.ERROR if mode == "quiet" else logging.WARNING)
+    logging.getLogger("fedelta.resume").setLevel(logging.WARNING)
 
 
 def quieten_libraries() -> None:

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -123,6 +125,19 @@ def deal(config: RunConfig) -> Deal:
     kept = [_hold_out(part, data.client_test_fraction, config.seed, k) for k, part in enumerate(parts)]
     ranks = _ranks(config.lora.rank, len(parts), config.seed)
     return Deal(task, splits, [train for train, _ in kept], [test for _, test in kept], ranks)
+
+
+def row_digests(splits: Splits) -> dict[str, str]:
+    """A digest of the rows of each split that has any, by which a resumed run knows its data again."""
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    return {name: _digest(rows) for name, rows in parts.items() if rows}
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    found = sha256()
+    for row in rows:
+        found.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return found.hexdigest()
 
 
 def build(config: RunConfig) -> Experiment:

@@ -9,10 +9,12 @@ from typing import Any, Literal, TypeAlias
 
 from fedelta.data.gaps import without_empty
 from fedelta.data.sources import load_rows, subsample
+from fedelta.exchange import files
 from fedelta.models.adapter_files import copy_adapter, load_adapter, read_layout
 from fedelta.models.export import merge_into
 from fedelta.models.loading import load_model
-from fedelta.runs.config import RunConfig, demand_leave, load_config, without_leave
+from fedelta.runs.config import RunConfig, load_config
+from fedelta.runs.config.resume import demand_leave, without_leave
 from fedelta.runs.experiment import deal, evaluator, load_adapted
 from fedelta.runs.folder import RunFolder
 from fedelta.tasks.task import Task
@@ -115,6 +117,8 @@ def score(source: Source, data: str, *, split: str | None = None, limit: int | N
 def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
     """Writes the adapter as a PEFT folder, or a whole model with the delta in its weights, tokenizer included.
 
+    The folder appears whole or not at all.
+
     Raises:
         FileExistsError: if the folder holds anything.
         ValueError: if the adapter belongs to another base than the config's.
@@ -122,7 +126,8 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
     folder = Path(folder)
     demand_unused(folder)
     if not merged:
-        copy_adapter(source.adapter, folder)
+        with files.whole_folder(folder) as draft:
+            copy_adapter(source.adapter, draft)
         return
     source.demand_leave()
     task = _task_with_labels(source)
@@ -141,8 +146,9 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
     # A quantised base has a fingerprint of its own, so the whole one that the delta goes into cannot be compared with it.
     checked_by = None if settings.quantization else tokenizer
     merged_model = merge_into(model, load_adapter(source.adapter), tokenizer=checked_by)
-    merged_model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with files.whole_folder(folder) as draft:
+        merged_model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
 
 
 def demand_unused(folder: Path) -> None:

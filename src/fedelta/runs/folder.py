@@ -3,28 +3,48 @@
     config.yaml      the resolved config
     rounds.jsonl     one record for each round; why a diagnostic is null stands in the first that says so
     adapters/        PEFT folders: last, best, and at the end one for each rank (or client)
-    checkpoint/      what the next round needs
+    checkpoint/      what the next round needs, and what the last round needed
     curves.png       the records as a picture
+    .lock            locked by the process that writes here
 
 A round writes its adapters, then its record, then its checkpoint; the checkpoint is what makes it count. Whatever a killed
 run wrote after the last checkpoint is dropped when the run is taken up, and comes again from the same numbers.
+
+A new run in the place of an old one begins in `.<name>.new` beside it. Once its first round is done, it takes the folder's
+name, and the old run is called `<name>.old`. Until then the old run is as it was.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
-from fedelta.exchange.wire import commit
+from fedelta.engines import checkpoint
+from fedelta.exchange import files
 from fedelta.runs.config import RunConfig, dump_config, load_config
 
 Record: TypeAlias = dict[str, Any]
 """One line of rounds.jsonl; plain JSON values."""
+
+logger = logging.getLogger("fedelta.resume")
+
+CONFIG, RECORDS, DAMAGED, ADAPTERS, CHECKPOINT, CURVES = (
+    "config.yaml",
+    "rounds.jsonl",
+    "rounds.damaged.jsonl",
+    "adapters",
+    "checkpoint",
+    "curves.png",
+)
+OWN = frozenset({CONFIG, RECORDS, DAMAGED, ADAPTERS, CHECKPOINT, CURVES, files.LOCK, f".{CONFIG}.tmp", f".{RECORDS}.tmp"})
+"""All that a run may leave in its folder."""
 
 
 @dataclass(frozen=True)
@@ -35,43 +55,89 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def records_file(self) -> Path:
-        return self.path / "rounds.jsonl"
+        return self.path / RECORDS
 
     @property
     def adapters(self) -> Path:
-        return self.path / "adapters"
+        return self.path / ADAPTERS
 
     @property
     def checkpoint(self) -> Path:
-        return self.path / "checkpoint"
+        return self.path / CHECKPOINT
 
     @property
     def curves(self) -> Path:
-        return self.path / "curves.png"
+        return self.path / CURVES
 
-    def demand_empty(self) -> None:
-        """Raises FileExistsError if a new run cannot start here."""
-        if self.path.is_dir() and any(self.path.iterdir()):
+    @property
+    def old(self) -> RunFolder:
+        """Where the run goes whose place a new one takes."""
+        path = self.path.resolve()
+        return RunFolder(path.with_name(f"{path.name}.old"))
+
+    @property
+    def draft(self) -> RunFolder:
+        """Where a run begins that is to take the place of the one here."""
+        path = self.path.resolve()
+        return RunFolder(path.with_name(f".{path.name}.new"))
+
+    # --- who may write here ------------------------------------------------------------------------------------------
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keeps other runs out, in the block of a `with`; raises BlockingIOError if one is going on here."""
+        return files.locked(self.path)
+
+    def holds_results(self) -> bool:
+        """Whether a run has left a round here, or anything of one that could be wanted."""
+        complete = [p for p in self.adapters.glob("*") if not p.name.startswith(".")]
+        return bool(complete) or checkpoint.exists(self.checkpoint) or b"\n" in _bytes(self.records_file)
+
+    def demand_room(self, *, force: bool) -> None:
+        """Raises FileExistsError where a new run may not start: over files that no run wrote, or without `force` over a run."""
+        _demand_own(self.path)
+        if not self.holds_results():
+            return
+        if not force:
+            resume = f"take it up with --resume {self.path}, " if self.config_file.is_file() else ""
             raise FileExistsError(
-                f"{self.path} is not empty: take the run up with --resume {self.path}, give another --output, or drop the "
-                "earlier run with --force"
+                f"{self.path} is not empty, it holds a run: {resume}give the new run another --output, or with --force the "
+                f"place of this one, which then becomes {self.old.path.name}"
             )
+        _demand_own(self.old.path)
 
     def clear(self) -> None:
-        """Removes what a run left here; other files stay, and are in the way of a new run."""
+        """Removes what a run left here, but for its lock."""
         for folder in (self.adapters, self.checkpoint):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.config_file, self.records_file, self.curves):
-            file.unlink(missing_ok=True)
+        for name in sorted(OWN - {ADAPTERS, CHECKPOINT, files.LOCK}):
+            (self.path / name).unlink(missing_ok=True)
+
+    def remove_if_unused(self) -> None:
+        """Removes a folder that holds nothing but its lock, which must be held."""
+        if self.path.is_dir() and {p.name for p in self.path.iterdir()} <= {files.LOCK}:
+            shutil.rmtree(self.path)
+
+    def take_place_of(self, target: RunFolder) -> None:
+        """Gives this folder the name of `target`, and what was there the name `target.old`, in place of an earlier one.
+
+        A death at any point leaves the old run whole, under one of the two names.
+        """
+        target, old = RunFolder(target.path.resolve()), target.old
+        if old.path.exists():
+            shutil.rmtree(old.path)
+        os.replace(self.path, old.path)
+        files.swap(old.path, target.path)
+        files.sync_folder(target.path.parent)
+
+    # --- what is here ------------------------------------------------------------------------------------------------
 
     def write_config(self, config: RunConfig) -> None:
         """Writes the resolved config, and makes the folder if it is not there."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        commit(self.config_file, dump_config(config).encode())
+        files.commit(self.config_file, dump_config(config).encode())
 
     def config(self) -> RunConfig:
         """The resolved config of the run.
@@ -80,7 +146,10 @@ class RunFolder:
             FileNotFoundError: if this is not the folder of a run.
         """
         if not self.config_file.is_file():
-            raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no config.yaml")
+            raise FileNotFoundError(
+                f"{self.path} is not the folder of a run: it has no {CONFIG}; a run that was stopped before it wrote one "
+                "has done nothing yet, start it again"
+            )
         return load_config(self.config_file)
 
     def append(self, record: Record) -> None:
@@ -91,22 +160,98 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def records(self) -> list[Record]:
-        """The records so far; a last line that a kill cut off does not count."""
-        if not self.records_file.is_file():
-            return []
-        lines = self.records_file.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        """The records so far; a last line that a kill cut off does not count.
 
-    def rewind(self, count: int) -> None:
-        """Back to the last checkpoint: drops the records of rounds from `count` on, and files that a kill left half-written."""
-        kept = [r for r in self.records() if r["t"] < count]
-        text = "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept)
-        if not self.records_file.is_file() or self.records_file.read_text(encoding="utf-8") != text:
-            commit(self.records_file, text.encode())
+        Raises:
+            ValueError: for a line that is no record, by file and number.
+        """
+        records, damages = self.survey()
+        if damages:
+            raise ValueError(f"{damages[0]}; `fedelta run --resume {self.path}` mends what can be mended")
+        return records
+
+    def survey(self) -> tuple[list[Record], list[str]]:
+        """The records that can be read, by round, and where a line cannot be, by file and number."""
+        records: dict[int, Record] = {}
+        damages: list[str] = []
+        for number, line in enumerate(_bytes(self.records_file).split(b"\n")[:-1], start=1):
+            record = _record(line)
+            if record is None:
+                damages.append(f"{self.records_file}, line {number}: damaged, not the record of a round")
+            else:
+                records[record["t"]] = record
+        return [records[t] for t in sorted(records)], damages
+
+    def rewind(self, count: int, last: Record | None = None) -> None:
+        """Goes back to a checkpoint: drops the records of rounds from `count` on, and files that a kill left half-written.
+
+        Records that are damaged or gone are named on the log; the damaged file is kept as rounds.damaged.jsonl.
+
+        Args:
+            count: the rounds that are done.
+            last: the record of the last of them, as the checkpoint has it, for a log that lost it.
+        """
+        records, damages = self.survey()
+        kept = {record["t"]: record for record in records if record["t"] < count}
+        lost = sorted(set(range(count)) - kept.keys())
+        if lost and last is not None and lost[-1] == last["t"]:
+            kept[lost.pop()] = last
+            damages.append(f"{self.records_file}: the record of round {last['t']} was gone and comes from the checkpoint")
+        if lost:
+            damages.append(f"{self.records_file}: the records of rounds {_spans(lost)} are gone; the run itself is whole")
+        if damages:
+            logger.warning("%s", "; ".join(damages))
+        self._rewrite([kept[t] for t in sorted(kept)], keep_damaged=bool(damages))
         for draft in self.adapters.glob(".*"):
             shutil.rmtree(draft)
         for draft in self.path.glob(".*.tmp"):
             draft.unlink()
+
+    def _rewrite(self, records: Sequence[Record], *, keep_damaged: bool) -> None:
+        found = _bytes(self.records_file)
+        text = "".join(json.dumps(r, allow_nan=False) + "\n" for r in records).encode()
+        if found == text and self.records_file.is_file():
+            return
+        if keep_damaged and found:
+            files.commit(self.path / DAMAGED, found)
+        files.commit(self.records_file, text)
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _record(line: bytes) -> Record | None:
+    """The record in a line; None where it holds none."""
+    try:
+        record: object = json.loads(line)
+    except ValueError:
+        return None
+    if isinstance(record, dict) and isinstance(cast("Record", record).get("t"), int):
+        return cast("Record", record)
+    return None
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers for a reader: `0 to 3, 7`."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], number]
+        else:
+            spans.append([number])
+    return ", ".join(" to ".join(map(str, span)) for span in spans)
+
+
+def _demand_own(path: Path) -> None:
+    foreign = sorted(p.name for p in path.iterdir() if p.name not in OWN) if path.is_dir() else []
+    if foreign or (path.exists() and not path.is_dir()):
+        what = (
+            f"holds {', '.join(foreign[:5])}{', ...' if len(foreign) > 5 else ''}, which no run wrote"
+            if foreign
+            else "is a file"
+        )
+        raise FileExistsError(f"{path} {what}: move that elsewhere, or give another --output")
 
 
 def finite(tree: Any) -> Any:

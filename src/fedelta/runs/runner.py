@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
+import fedelta
 from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Round, Snapshot
+from fedelta.exchange import files
 from fedelta.models.adapter_files import load_adapter, save_adapter
 from fedelta.report import tables as report
-from fedelta.runs.config import RunConfig, demand_leave, demand_same_run, keep_choices, load_config, without_leave
+from fedelta.runs.config import RunConfig, load_config
+from fedelta.runs.config.resume import (
+    demand_leave,
+    demand_rounds,
+    demand_same_rows,
+    demand_same_run,
+    fixed_values,
+    keep_choices,
+    without_leave,
+)
 from fedelta.runs.evaluation import fairness, mean
-from fedelta.runs.experiment import Experiment, build, play, resolved
+from fedelta.runs.experiment import Experiment, build, play, resolved, row_digests
 from fedelta.runs.folder import Record, RunFolder, finite
 from fedelta.tasks.metrics import is_better
 from fedelta.tree import Adapter, Message, effective
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fedelta.resume")
 
 Source: TypeAlias = str | Path | Mapping[str, Any] | RunConfig
 
@@ -54,11 +68,12 @@ def run(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     resume: str | Path | None = None,
+    force: bool = False,
     trust_remote_code: bool = False,
 ) -> RunResult:
     """Runs a config to its end; arguments and errors are those of `rounds`."""
     folder = RunFolder(Path(resume) if resume else load_config(config or {}, overrides).folder())
-    for _ in rounds(config, overrides, resume=resume, trust_remote_code=trust_remote_code):
+    for _ in rounds(config, overrides, resume=resume, force=force, trust_remote_code=trust_remote_code):
         pass
     last = folder.adapters / "last"
     return RunResult(folder.path, folder.records(), load_adapter(last) if last.is_dir() else None)
@@ -69,11 +84,13 @@ def rounds(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     resume: str | Path | None = None,
+    force: bool = False,
     trust_remote_code: bool = False,
 ) -> Generator[Record]:
     """Runs a config and yields each round's record once the round is on disk; the caller owns the loop.
 
-    Leaving the loop, or closing the iterator, ends the run cleanly after the round that it yielded last.
+    Leaving the loop, or closing the iterator, ends the run cleanly after the round that it yielded last. A new run that ends
+    before its first round is on disk leaves nothing.
 
     Args:
         config: a YAML file, a built-in name, a mapping or a `RunConfig`; not needed with `resume`.
@@ -81,57 +98,119 @@ def rounds(
         resume: the folder of a run to go on with after its last checkpoint, to more rounds where the overrides say so.
         trust_remote_code: allows the model's own code to run; asked for again at every resumption, since a folder's word for
             it does not count.
+        force: takes the place of a run in the folder, which becomes `<name>.old` once the first round of the new one is done.
 
     Raises:
         ConfigError: for a config that cannot be run, or changes that would make a resumed run another one.
         FileExistsError: for a folder that is in use.
+        BlockingIOError: for a folder that another process is writing to.
         QuorumError: in a round with too few usable updates.
     """
-    config, folder, start = _begin(config, overrides, resume, trust_remote_code)
+    leave = {"model.trust_remote_code": True} if trust_remote_code else {}
+    if resume is not None:
+        yield from _resumed(RunFolder(Path(resume)), config, overrides, leave)
+    else:
+        yield from _new(load_config(load_config(config if config is not None else {}, overrides), leave), force)
+
+
+def _new(config: RunConfig, force: bool) -> Generator[Record]:
+    """A run from its first round. All that can fail is built before anything in the folder is touched."""
+    target = RunFolder(config.folder())
+    target.demand_room(force=force)  # before the lock, which would make a file in a folder that is not ours
+    with ExitStack() as stack:
+        stack.enter_context(target.locked())
+        stack.callback(target.remove_if_unused)
+        target.demand_room(force=force)
+        experiment = _built(config)
+        folder = target
+        if target.holds_results():
+            folder = target.draft
+            stack.enter_context(folder.locked())  # the lock moves with it, so that its new name is never without one
+            stack.callback(folder.remove_if_unused)
+        folder.clear()
+        log = _Log(experiment, folder, _notes(experiment), target)
+        try:
+            yield from log.play(None)
+        finally:
+            if log.folder is target and checkpoint.exists(target.checkpoint):
+                log.close()
+            else:  # no round is done, and what there is of one would only be in the way
+                log.folder.clear()
+
+
+def _resumed(
+    folder: RunFolder, config: Source | None, overrides: Sequence[str] | Mapping[str, Any], leave: Mapping[str, Any]
+) -> Generator[Record]:
+    """The rounds of a run that are left."""
+    folder.config()  # or locking would make a folder where there is no run
+    with folder.locked():
+        old = folder.config()
+        start = checkpoint.load(folder.checkpoint) if checkpoint.exists(folder.checkpoint) else None
+        _demand_checkpoint(folder, start)
+        notes: Mapping[str, Any] = start.notes if start else {}
+        fixed = notes["fixed"] if start else fixed_values(old)
+        given = load_config(old if config is None else config)
+        if config is None or isinstance(config, str | Path):
+            given = without_leave(given)  # a file may be the folder's own
+        settled = keep_choices(fixed, load_config(load_config(given, overrides), leave))
+        demand_leave(old, settled)
+        demand_same_run(fixed, settled)
+        demand_rounds(settled, start.t if start else 0)
+        experiment = _built(settled)
+        now = _notes(experiment)
+        demand_same_rows(notes.get("rows", {}), now["rows"])
+        _compare_platforms(notes.get("platform", {}), now["platform"])
+        folder.rewind(start.t if start else 0, notes.get("record"))
+        log = _Log(experiment, folder, {**notes, **now}, folder)
+        log.choose_best_anew()
+        try:
+            yield from log.play(start)
+        finally:
+            log.close()
+
+
+def _built(config: RunConfig) -> Experiment:
     experiment = build(config)
-    experiment = replace(experiment, config=resolved(experiment))
-    folder.write_config(experiment.config)
-    notes = dict(start.notes) if start else {}
+    return replace(experiment, config=resolved(experiment))
+
+
+def _demand_checkpoint(folder: RunFolder, start: Snapshot | None) -> None:
+    """Raises FileNotFoundError if a run's checkpoint was taken away: a kill leaves one record without it at most."""
+    done = len(folder.survey()[0])
+    if start is None and done > 1:
+        raise FileNotFoundError(
+            f"{folder.path} has the records of {done} rounds, but no checkpoint to go on from: bring {folder.checkpoint} back, "
+            "or start a new run"
+        )
+
+
+def _notes(experiment: Experiment) -> dict[str, Any]:
+    """What a checkpoint keeps of the run beside the method's state: what makes it this run, and where it runs."""
     graph = {"topology": dict(experiment.contraction)} if experiment.contraction else {}
-    log = _Log(experiment, folder, {**notes, **graph, "platform": _platform(experiment, notes)})
-    last = experiment.config.federation.rounds
-    try:
-        yield from map(log.write, play(experiment, experiment.clients, rounds=last, score=_validate(experiment), start=start))
-    finally:
-        log.close()
+    return {
+        **graph,
+        "fixed": fixed_values(experiment.config),
+        "rows": row_digests(experiment.deal.splits),
+        "platform": _platform(experiment),
+    }
 
 
-def _begin(
-    config: Source | None, overrides: Sequence[str] | Mapping[str, Any], resume: str | Path | None, trust: bool
-) -> tuple[RunConfig, RunFolder, Snapshot | None]:
-    leave = {"model.trust_remote_code": True} if trust else {}
-    if resume is None:
-        settled = load_config(load_config(config if config is not None else {}, overrides), leave)
-        folder = RunFolder(settled.folder())
-        folder.demand_empty()
-        return settled, folder, None
-    folder = RunFolder(Path(resume))
-    old = folder.config()
-    given = load_config(old if config is None else config)
-    if config is None or isinstance(config, str | Path):
-        given = without_leave(given)  # a file may be the folder's own
-    settled = keep_choices(old, load_config(load_config(given, overrides), leave))
-    demand_leave(old, settled)
-    demand_same_run(old, settled)
-    start = checkpoint.load(folder.checkpoint) if checkpoint.exists(folder.checkpoint) else None
-    folder.rewind(start.t if start else 0)
-    return settled, folder, start
+def _platform(experiment: Experiment) -> dict[str, Any]:
+    """What the bits of a result depend on beside the config."""
+    return {
+        "device": experiment.model.device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "fedelta": fedelta.__version__,
+    }
 
 
-def _platform(experiment: Experiment, notes: Mapping[str, Any]) -> dict[str, Any]:
-    """What the bits of a result depend on beside the config; a warning if a resumed run began on another."""
-    now = {"device": experiment.model.device.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    before = notes.get("platform", now)
-    if changed := [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]:
+def _compare_platforms(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warns if a resumed run began on another platform."""
+    if changed := [f"{k} {before[k]} -> {v}" for k, v in now.items() if k in before and before[k] != v]:
         logger.warning(
             "the run began on another platform (%s): its bytes may differ from an uninterrupted run's", ", ".join(changed)
         )
-    return now
 
 
 @dataclass
@@ -140,7 +219,17 @@ class _Log:
 
     experiment: Experiment
     folder: RunFolder
-    notes: dict[str, Any] = field(default_factory=dict[str, Any])
+    notes: dict[str, Any]
+    target: RunFolder
+    """The folder that the run is to be in: another than `folder` until it has taken the place of an earlier run."""
+
+    def play(self, start: Snapshot | None) -> Iterator[Record]:
+        """Runs the rounds that are left; each is on disk when its record is yielded."""
+        e = self.experiment
+        self.folder.write_config(e.config)
+        last = e.config.federation.rounds
+        for done in play(e, e.clients, rounds=last, score=_validate(e), start=start):
+            yield self.write(done)
 
     def write(self, done: Round) -> Record:
         """Adapters, record, checkpoint, in this order: see `fedelta.runs.folder`."""
@@ -165,7 +254,11 @@ class _Log:
             record["seconds"]["evaluation"] = round(time.perf_counter() - began, 3)
         record = finite(record)
         self.folder.append(record)
+        self.notes["record"] = {k: v for k, v in record.items() if k != "seconds"} | {"seconds": {}}  # times are no result
         checkpoint.save(self.folder.checkpoint, replace(done.snapshot, notes=self.notes))
+        if self.folder is not self.target:
+            self.folder.take_place_of(self.target)
+            self.folder = self.target
         return record
 
     def close(self) -> None:
@@ -175,6 +268,37 @@ class _Log:
             dealt = self.experiment.deal
             majority = report.majority([dealt.task.label_of(row) for row in dealt.splits.test])
             report.curves(records, self.folder.curves, title=self.experiment.config.name, majority=majority)
+
+    def choose_best_anew(self) -> None:
+        """Takes the best round from the records if `evaluation.best_by` is another metric than when it was chosen.
+
+        Its adapter is there if it is the last evaluated round or was the best before. Else adapters/best would not be what its
+        name says: it is renamed after the metric it was chosen by, and comes again with the next better round.
+        """
+        metric, before = self.experiment.config.evaluation.best_by, self.notes.get("best")
+        if before is None or before["metric"] == metric:
+            return
+        records = [r for r in self.folder.records() if r.get("validation")]
+        t = report.best_round(records, metric)
+        if t is None:
+            return
+        self.notes["best"] = {"t": t, "metric": metric, "value": next(r["validation"][metric] for r in records if r["t"] == t)}
+        best = self.folder.adapters / "best"
+        if t == before["t"] or not best.is_dir():
+            return
+        aside = best.with_name(f"best-{before['metric']}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(best, aside)
+        if t == records[-1]["t"]:
+            with files.whole_folder(best) as draft:
+                shutil.copytree(self.folder.adapters / "last", draft, dirs_exist_ok=True)
+        else:
+            logger.warning(
+                "the best round by %s is %d, whose adapter was not kept: adapters/best is now adapters/%s",
+                metric,
+                t,
+                aside.name,
+            )
 
     def _is_last(self, done: Round) -> bool:
         return done.t + 1 == self.experiment.config.federation.rounds

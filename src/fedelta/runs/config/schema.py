@@ -1,17 +1,15 @@
-"""One YAML file describes a run. It is validated here, before data or a model is loaded, and written back as resolved.
+"""The keys of a config, their defaults and what is valid together; nothing here reads a file.
 
-Every section is a frozen model that refuses unknown keys; the message names the nearest valid one.
+Every section is a frozen model that refuses unknown keys.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -19,7 +17,6 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
@@ -33,7 +30,6 @@ from fedelta.method import Method
 from fedelta.methods import get_method
 from fedelta.models.devices import named_device
 from fedelta.models.patterns import check_pattern
-from fedelta.naming import nearest
 from fedelta.sampling import share
 from fedelta.split.partition import Scheme, get_scheme
 from fedelta.tasks.metrics import get_metric
@@ -42,24 +38,6 @@ from fedelta.tasks.task import Task
 from fedelta.topology import Topology, get_topology
 
 T = TypeVar("T")
-
-BUILT_IN = ("quickstart",)
-"""Configs that come with the package, by name."""
-
-EXTENDABLE = ("federation.rounds", "federation.quorum", "federation.spool", "evaluation", "output", "name")
-"""What a resumed run may change without becoming another run."""
-
-
-CHOSEN = (
-    "model.gemm",
-    "model.revision",
-    "model.digest",
-    "data.revision",
-    "federation.engine",
-    "federation.token_budget",
-    "method.interval",
-)
-"""What may be left to the machine or the graph. A run writes down what was chosen, and keeps it when it is taken up."""
 
 
 class ConfigError(ValueError):
@@ -464,172 +442,3 @@ def rank_values(rank: int | list[int] | RankChoice) -> list[int]:
     if isinstance(rank, RankChoice):
         return rank.choices
     return rank if isinstance(rank, list) else [rank]
-
-
-# --- reading and writing ---------------------------------------------------------------------------------------------
-
-
-def load_config(
-    source: str | Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str] | Mapping[str, Any] = ()
-) -> RunConfig:
-    """A validated config from a file, a built-in name, a mapping, or a config.
-
-    Args:
-        source: path of a YAML file, one of `BUILT_IN`, a mapping, or a config.
-        overrides: changes by dotted key, as a mapping or as texts `a.b=value` with a YAML value.
-
-    Raises:
-        ConfigError: naming every key that is wrong, the nearest valid one, and the remedy.
-    """
-    raw = _raw(source)
-    for key, value in pairs(overrides):
-        raw = _with(raw, key.split("."), value, key)
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(dict(e)) for e in error.errors())) from None
-
-
-def dump_config(config: RunConfig) -> str:
-    """The resolved config as YAML, every key written out; `load_config` reads it back as the same config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def keep_choices(old: RunConfig, new: RunConfig) -> RunConfig:
-    """`new` with what it leaves open as `old`, the config of a run, has it."""
-    raw, before = new.model_dump(mode="json"), _flat(old.model_dump(mode="json"))
-    same_method = new.method["name"] == old.method["name"]
-    for key in CHOSEN:
-        known = key in before and (same_method or not key.startswith("method."))
-        if known and _flat(raw).get(key) in ("auto", None):
-            raw = _with(raw, key.split("."), before[key], key)
-    return RunConfig.model_validate(raw)
-
-
-def without_leave(config: RunConfig) -> RunConfig:
-    """The config of a folder without what only a person may allow, since anybody may have written the folder."""
-    safe = {"trust_remote_code": False, "use_safetensors": True}
-    return config.model_copy(update={"model": config.model.model_copy(update=safe)})
-
-
-def demand_leave(stored: RunConfig, settled: RunConfig) -> None:
-    """Raises ConfigError, saying how to allow it, if a folder's model needs what was not allowed anew.
-
-    Args:
-        stored: the config as the folder has it.
-        settled: what is about to be done, from `without_leave` and a person's own changes.
-    """
-    if stored.model.name != settled.model.name:
-        return
-    if stored.model.trust_remote_code and not settled.model.trust_remote_code:
-        raise ConfigError(
-            f"the run ran code that came with its model {stored.model.name!r}, and a folder cannot ask for that: read the "
-            "model's *.py files, then give --trust-remote-code (in Python: trust_remote_code=True)"
-        )
-    if not stored.model.use_safetensors and settled.model.use_safetensors:
-        raise ConfigError(
-            f"the run read weights of {stored.model.name!r} that are not safetensors, and a folder cannot ask for that: "
-            "convert them, or allow it again with --set model.use_safetensors=false"
-        )
-
-
-def demand_same_run(old: RunConfig, new: RunConfig) -> None:
-    """Raises ConfigError if a resumed run would be another one: only the keys of `EXTENDABLE` may change."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    keys = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
-    if fixed := [k for k in keys if not any(k == e or k.startswith(f"{e}.") for e in EXTENDABLE)]:
-        raise ConfigError(
-            f"{', '.join(fixed)} cannot change when a run is taken up, since its rounds would not belong together; start a "
-            f"new run, from adapters/last by lora.start if you like (may change: {', '.join(EXTENDABLE)})"
-        )
-
-
-def _raw(source: str | Path | Mapping[str, Any] | RunConfig) -> dict[str, Any]:
-    if isinstance(source, RunConfig):
-        return source.model_dump(mode="json")
-    if isinstance(source, Mapping):
-        return dict(source)
-    if str(source) in BUILT_IN:
-        return _parse(files("fedelta.runs").joinpath(f"configs/{source}.yaml").read_text(encoding="utf-8"), str(source))
-    path = Path(source)
-    if not path.is_file():
-        raise ConfigError(f"no config file at {path}{nearest(str(source), BUILT_IN)}; built in: {', '.join(BUILT_IN)}")
-    return _parse(path.read_text(encoding="utf-8"), str(path))
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{where} is nested too deeply for a config") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{where} must hold keys and values, but holds a {type(raw).__name__}")
-    return cast("dict[str, Any]", raw)
-
-
-def pairs(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Keys and values of overrides: a mapping's own, or those of texts `key=value` with a YAML value.
-
-    Raises:
-        ConfigError: for a text that is not of that form.
-    """
-    if isinstance(overrides, Mapping):
-        return list(overrides.items())
-    found: list[tuple[str, Any]] = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"override {text!r} has no value: write it as key=value, such as federation.rounds=20")
-        found.append((key.strip(), _value(text, value)))
-    return found
-
-
-def _value(override: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; quote it if it is meant as text") from None
-    except RecursionError:
-        raise ConfigError(f"override {override[:40]!r}... is nested too deeply for a value") from None
-
-
-def _with(raw: Mapping[str, Any], path: Sequence[str], value: Any, whole: str) -> dict[str, Any]:
-    head, *rest = path
-    if not rest:
-        return {**raw, head: value}
-    inner = raw.get(head, {})
-    inner = {"name": inner} if isinstance(inner, str) else inner
-    if not isinstance(inner, Mapping):
-        raise ConfigError(f"override {whole!r}: {head!r} is {inner!r}, not a section with keys of its own")
-    return {**raw, head: _with(cast("Mapping[str, Any]", inner), rest, value, whole)}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= (
-            _flat(cast("Mapping[str, Any]", value), f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-        )
-    return flat
-
-
-def _explain(error: Mapping[str, Any]) -> str:
-    """One line for one of pydantic's findings."""
-    path = [str(part) for part in error["loc"] if not str(part).startswith("<")]
-    where = ".".join(path)
-    if error["type"] == "extra_forbidden":
-        *parents, key = path
-        return f"unknown key {where!r}{nearest(key, _known_keys(parents))}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
-
-
-def _known_keys(path: Sequence[str]) -> list[str]:
-    section: Any = RunConfig
-    for part in path:
-        field = getattr(section, "model_fields", {}).get(part)
-        annotation = None if field is None else field.annotation
-        section = annotation if hasattr(annotation, "model_fields") else RankChoice
-    return list(getattr(section, "model_fields", {}))

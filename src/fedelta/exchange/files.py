@@ -1,0 +1,195 @@
+"""Durable writes: after a crash at any moment the disk holds the old or the new, whole. And locks on folders.
+
+The lock is the system's own (`flock`): it is gone with the process that holds it, however that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: there a folder is not locked
+    fcntl = None
+
+LOCK = ".lock"
+"""The file in a folder whose lock a writer holds; it is empty and stays."""
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def commit(path: Path, data: bytes) -> None:
+    """Replaces the content of `path` in one step, and returns once it is on the disk.
+
+    The bytes go to a file beside it, `.<name>.tmp`, which then takes its name. A crash may leave that file; the next
+    commit overwrites it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary, data)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Writes a file that nobody reads yet; its bytes are on the disk before this returns."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
+    try:
+        _write_all(handle, data)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, on systems where a folder can be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    """os.write may take a part only: of more than 2 GiB it always does."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Generator[Path]:
+    """Gives a folder to write to, which takes the name `folder` when the block ends well; else it is removed.
+
+    The draft is `.<name>.draft` beside it. A crash may leave it; the next time it is written anew. `folder` must not exist, or
+    be empty.
+    """
+    folder = folder.resolve()
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        sync_tree(draft)
+        os.replace(draft, folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Makes all files in a folder durable, which others have written."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(folder)
+
+
+def replace_folder(draft: Path, folder: Path) -> None:
+    """Puts a finished draft in the place of a folder, in one step; what was there is removed."""
+    sync_folder(draft)
+    if folder.is_dir():
+        swap(draft, folder)
+        shutil.rmtree(draft)
+    else:
+        os.replace(draft, folder)
+    sync_folder(folder.parent)
+
+
+def swap(one: Path, other: Path) -> None:
+    """Exchanges two names in one folder, in one step where the system can.
+
+    Elsewhere there are three steps, and a crash between them leaves `other` under the name `.<other>.swap`.
+    """
+    if _exchange(os.fsencode(one), os.fsencode(other)):
+        return
+    spare = other.with_name(f".{other.name}.swap")
+    os.replace(other, spare)
+    os.replace(one, other)
+    os.replace(spare, one)
+
+
+def _exchange(one: bytes, other: bytes) -> bool:
+    """Exchanges two names by one call to the system; False where it has none, or the file system refuses it."""
+    call = _system_call("renamex_np" if sys.platform == "darwin" else "renameat2")
+    if call is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD; RENAME_EXCHANGE, as RENAME_SWAP is 2, too
+    return call(one, other, exchange) == 0 if sys.platform == "darwin" else call(here, one, here, other, exchange) == 0
+
+
+def _system_call(name: str) -> Callable[..., int] | None:
+    """A function of the C library; None where it has none of this name."""
+    try:
+        return getattr(ctypes.CDLL(None), name, None)
+    except (OSError, TypeError):  # Windows
+        return None
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: Path) -> Generator[None]:
+    """Keeps other writers out of a folder while the block runs; makes the folder if it is not there.
+
+    Raises:
+        BlockingIOError: if another writer holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = _lock(folder / LOCK)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(path: Path) -> int:
+    """The handle of a lock file, locked; closing it lets go."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _flock(handle)
+        except BlockingIOError:
+            os.close(handle)
+            raise BlockingIOError(
+                f"another process is writing to {path.parent}: wait until it has ended, or give another folder"
+            ) from None
+        if _is_still(handle, path):
+            return handle
+        os.close(handle)  # its last holder removed the file, and another may hold the new one
+
+
+def _flock(handle: int) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks: better a run without one than none
+        return
+
+
+def _is_still(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False

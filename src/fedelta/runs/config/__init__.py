@@ -1,0 +1,39 @@
+"""One YAML file describes a run. It is validated before data or a model is loaded, and written back as resolved.
+
+`schema` has the keys, `read` reads and writes files, `resume` says what may change when a run is taken up.
+"""
+
+from fedelta.runs.config.read import BUILT_IN, dump_config, load_config, pairs
+from fedelta.runs.config.schema import (
+    ConfigError,
+    Data,
+    Evaluation,
+    Federation,
+    LocalTraining,
+    Lora,
+    Model,
+    Partition,
+    RankChoice,
+    RunConfig,
+    named,
+    rank_values,
+)
+
+__all__ = [
+    "BUILT_IN",
+    "ConfigError",
+    "Data",
+    "Evaluation",
+    "Federation",
+    "LocalTraining",
+    "Lora",
+    "Model",
+    "Partition",
+    "RankChoice",
+    "RunConfig",
+    "dump_config",
+    "load_config",
+    "named",
+    "pairs",
+    "rank_values",
+]

@@ -1,0 +1,135 @@
+"""Configs from YAML and back, with changes by dotted key; the message about a wrong key names the nearest valid one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from fedelta.naming import nearest
+from fedelta.runs.config.schema import ConfigError, RankChoice, RunConfig
+
+BUILT_IN = ("quickstart",)
+"""Configs that come with the package, by name."""
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> RunConfig:
+    """A validated config from a file, a built-in name, a mapping, or a config.
+
+    Args:
+        source: path of a YAML file, one of `BUILT_IN`, a mapping, or a config.
+        overrides: changes by dotted key, as a mapping or as texts `a.b=value` with a YAML value.
+
+    Raises:
+        ConfigError: naming every key that is wrong, the nearest valid one, and the remedy.
+    """
+    raw = _raw(source)
+    for key, value in pairs(overrides):
+        raw = changed(raw, key.split("."), value, key)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(dict(e)) for e in error.errors())) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML, every key written out; `load_config` reads it back as the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _raw(source: str | Path | Mapping[str, Any] | RunConfig) -> dict[str, Any]:
+    if isinstance(source, RunConfig):
+        return source.model_dump(mode="json")
+    if isinstance(source, Mapping):
+        return dict(source)
+    if str(source) in BUILT_IN:
+        return _parse(files("fedelta.runs").joinpath(f"configs/{source}.yaml").read_text(encoding="utf-8"), str(source))
+    path = Path(source)
+    if not path.is_file():
+        raise ConfigError(f"no config file at {path}{nearest(str(source), BUILT_IN)}; built in: {', '.join(BUILT_IN)}")
+    return _parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where} is nested too deeply for a config") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where} must hold keys and values, but holds a {type(raw).__name__}")
+    return cast("dict[str, Any]", raw)
+
+
+def pairs(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Keys and values of overrides: a mapping's own, or those of texts `key=value` with a YAML value.
+
+    Raises:
+        ConfigError: for a text that is not of that form.
+    """
+    if isinstance(overrides, Mapping):
+        return list(overrides.items())
+    found: list[tuple[str, Any]] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"override {text!r} has no value: write it as key=value, such as federation.rounds=20")
+        found.append((key.strip(), _value(text, value)))
+    return found
+
+
+def _value(override: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; quote it if it is meant as text") from None
+    except RecursionError:
+        raise ConfigError(f"override {override[:40]!r}... is nested too deeply for a value") from None
+
+
+def changed(raw: Mapping[str, Any], path: Sequence[str], value: Any, whole: str) -> dict[str, Any]:
+    """A copy of nested mappings with one value replaced; `whole` is the dotted key, for the message of an error."""
+    head, *rest = path
+    if not rest:
+        return {**raw, head: value}
+    inner = raw.get(head, {})
+    inner = {"name": inner} if isinstance(inner, str) else inner
+    if not isinstance(inner, Mapping):
+        raise ConfigError(f"override {whole!r}: {head!r} is {inner!r}, not a section with keys of its own")
+    return {**raw, head: changed(cast("Mapping[str, Any]", inner), rest, value, whole)}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, Mapping)
+        found |= flat(cast("Mapping[str, Any]", value), f"{prefix}{key}.") if inner else {prefix + key: value}
+    return found
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """One line for one of pydantic's findings."""
+    path = [str(part) for part in error["loc"] if not str(part).startswith("<")]
+    where = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        *parents, key = path
+        return f"unknown key {where!r}{nearest(key, _known_keys(parents))}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    section: Any = RunConfig
+    for part in path:
+        field = getattr(section, "model_fields", {}).get(part)
+        annotation = None if field is None else field.annotation
+        section = annotation if hasattr(annotation, "model_fields") else RankChoice
+    return list(getattr(section, "model_fields", {}))

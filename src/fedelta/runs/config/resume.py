@@ -1,0 +1,107 @@
+"""What may change when a run is taken up, and what may not: the whole policy.
+
+A run keeps in its checkpoint what makes it this run and no other: the values of all keys but those of `MAY_CHANGE`, and a
+digest of the rows of its data. They are compared when it is taken up, so that an edit of config.yaml counts like `--set`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedelta.runs.config.read import changed, flat
+from fedelta.runs.config.schema import ConfigError, RunConfig
+
+MAY_CHANGE = ("federation.rounds", "federation.quorum", "federation.spool", "evaluation", "output", "name")
+"""What a resumed run may change without becoming another run: keys, and sections with all their keys."""
+
+CHOSEN = (
+    "model.gemm",
+    "model.revision",
+    "model.digest",
+    "data.revision",
+    "federation.engine",
+    "federation.token_budget",
+    "method.interval",
+)
+"""What may be left to the machine or the graph. A run writes down what was chosen, and keeps it when it is taken up."""
+
+
+def fixed_values(config: RunConfig) -> dict[str, Any]:
+    """By dotted key, the values that a resumed run may not change."""
+    return {k: v for k, v in _values(config).items() if not any(k == may or k.startswith(f"{may}.") for may in MAY_CHANGE)}
+
+
+def keep_choices(fixed: Mapping[str, Any], config: RunConfig) -> RunConfig:
+    """The config with what it leaves open as the run's fixed values have it."""
+    raw = config.model_dump(mode="json")
+    same_method = config.method["name"] == fixed.get("method.name")
+    for key in CHOSEN:
+        known = key in fixed and (same_method or not key.startswith("method."))
+        if known and flat(raw).get(key) in ("auto", None):
+            raw = changed(raw, key.split("."), fixed[key], key)
+    return RunConfig.model_validate(raw)
+
+
+def demand_same_run(fixed: Mapping[str, Any], config: RunConfig) -> None:
+    """Raises ConfigError if the config gives one of a run's fixed values another value."""
+    now, defaults = fixed_values(config), _values(RunConfig())
+    # A key that the library did not have when the run began has its default.
+    new = {k for k in now.keys() - fixed.keys() if k in defaults and now[k] == defaults[k]}
+    keys = sorted(k for k in (fixed.keys() | now.keys()) - new if fixed.get(k) != now.get(k))
+    if keys:
+        values = "; ".join(f"{k} was {fixed.get(k)!r}, is {now.get(k)!r}" for k in keys)
+        raise ConfigError(
+            f"{', '.join(keys)} cannot change when a run is taken up, since its rounds would not belong together ({values}): "
+            f"take the change back, in config.yaml or --set, or start a new run, from adapters/last by lora.start if you like "
+            f"(may change: {', '.join(MAY_CHANGE)})"
+        )
+
+
+def without_leave(config: RunConfig) -> RunConfig:
+    """The config of a folder without what only a person may allow, since anybody may have written the folder."""
+    safe = {"trust_remote_code": False, "use_safetensors": True}
+    return config.model_copy(update={"model": config.model.model_copy(update=safe)})
+
+
+def demand_leave(stored: RunConfig, settled: RunConfig) -> None:
+    """Raises ConfigError, saying how to allow it, if a folder's model needs what was not allowed anew.
+
+    Args:
+        stored: the config as the folder has it.
+        settled: what is about to be done, from `without_leave` and a person's own changes.
+    """
+    if stored.model.name != settled.model.name:
+        return
+    if stored.model.trust_remote_code and not settled.model.trust_remote_code:
+        raise ConfigError(
+            f"the run ran code that came with its model {stored.model.name!r}, and a folder cannot ask for that: read the "
+            "model's *.py files, then give --trust-remote-code (in Python: trust_remote_code=True)"
+        )
+    if not stored.model.use_safetensors and settled.model.use_safetensors:
+        raise ConfigError(
+            f"the run read weights of {stored.model.name!r} that are not safetensors, and a folder cannot ask for that: "
+            "convert them, or allow it again with --set model.use_safetensors=false"
+        )
+
+
+def demand_rounds(config: RunConfig, done: int) -> None:
+    """Raises ConfigError if a run is to end before the rounds that it has done."""
+    if config.federation.rounds < done:
+        raise ConfigError(
+            f"federation.rounds = {config.federation.rounds} is below the {done} rounds that are done: no round can be taken "
+            f"back; set it to {done} or more"
+        )
+
+
+def demand_same_rows(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises ConfigError if a digest of the run's rows, by split, is another than when it began."""
+    if other := [split for split, digest in before.items() if now.get(split) != digest]:
+        raise ConfigError(
+            f"the {' and '.join(other)} rows are not those that the run began with: the data have changed since, and its "
+            "rounds would not belong together; bring the data back as they were, or start a new run"
+        )
+
+
+def _values(config: RunConfig) -> dict[str, Any]:
+    return flat(config.model_dump(mode="json"))

@@ -1,0 +1,403 @@
+"""The folder of a run: who may write to it, what becomes of the run that was there, and what a resumed run accepts."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import fedelta
+from fedelta.engines import checkpoint
+from fedelta.exchange import files
+from fedelta.models.adapter_files import load_adapter, save_adapter
+from fedelta.models.toy import random_adapter
+from fedelta.report.terminal import show_warnings
+from fedelta.runs.config import ConfigError
+from fedelta.runs.evaluation import LOWER_IS_BETTER
+from fedelta.runs.folder import RunFolder
+from fedelta.runs.runner import rounds
+from fedelta.tree import Adapter
+
+Config = dict[str, Any]
+ONE_ROUND = {"federation.rounds": 1}
+
+
+def adapter_of(rank: int) -> Adapter:
+    return Adapter(random_adapter(rank, seed=rank).layers, {})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def quick(tiny_config: Config) -> Config:
+    """Two clients of one rank, without diagnostics."""
+    lora = {"rank": 2, "target_modules": ["query"]}
+    evaluation = {"diagnostics": False}
+    return tiny_config | {"lora": lora, "partition": {"scheme": "iid", "clients": 2}, "evaluation": evaluation}
+
+
+@pytest.fixture(scope="module")
+def original(quick: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two rounds; tests work on copies."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    fedelta.run(quick, {"output": str(folder)})
+    return folder
+
+
+@pytest.fixture
+def finished(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "run"))
+
+
+# --- a new run in the place of an old one ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mistake", [{"model.name": "nowhere"}, {"data.source": "nowhere.jsonl"}, {"lora.target_modules": ["x"]}]
+)
+def test_force_touches_nothing_before_everything_is_built(mistake: Config, quick: Config, finished: Path):
+    before = contents(finished)
+    with pytest.raises((OSError, ValueError)):
+        fedelta.run(quick, {"output": str(finished), **mistake}, force=True)
+    assert contents(finished) == before
+    assert [p.name for p in finished.parent.iterdir()] == ["run"]
+
+
+def test_the_old_run_is_there_until_the_new_one_has_finished_a_round(quick: Config, finished: Path):
+    before = contents(finished)
+    new = rounds(quick, {"output": str(finished), "seed": 5}, force=True)
+    next(new)
+    assert contents(finished.with_name("run.old")) == before
+    assert len(RunFolder(finished).records()) == 1
+    new.close()
+    assert (finished / "curves.png").exists()
+    again = fedelta.run(quick, {"output": str(finished), "seed": 6, **ONE_ROUND}, force=True)
+    assert len(again.records) == 1
+    assert RunFolder(finished.with_name("run.old")).config().seed == 5, "an old run is replaced at the next time"
+    assert sorted(p.name for p in finished.parent.iterdir()) == ["run", "run.old"]
+
+
+def test_a_new_run_that_fails_in_its_first_round_leaves_the_old_one(
+    quick: Config, finished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = contents(finished)
+
+    def fail(*args: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, "save", fail)
+    with pytest.raises(OSError, match="no space left"):
+        fedelta.run(quick, {"output": str(finished)}, force=True)
+    assert contents(finished) == before
+    assert [p.name for p in finished.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("place", ["run", "run.old"])
+def test_foreign_files_are_refused_before_anything_is_touched_by_advice_that_works(
+    place: str, quick: Config, finished: Path, tmp_path: Path
+):
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=rf"{place} holds notes\.txt, which no run wrote: move that elsewhere"):
+        fedelta.run(quick, {"output": str(finished), **ONE_ROUND}, force=True)
+    assert contents(tmp_path) == before
+    (tmp_path / place / "notes.txt").rename(tmp_path / "notes.txt")
+    fedelta.run(quick, {"output": str(finished), **ONE_ROUND}, force=True)
+
+
+def test_a_run_that_was_stopped_before_its_first_round_was_done_is_not_in_the_way(
+    quick: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fedelta.run(quick, {"output": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()
+    fedelta.run(quick, {"output": str(tmp_path / "run"), **ONE_ROUND})
+
+
+def interrupt(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("left", [[".config.yaml.tmp"], ["config.yaml"], ["config.yaml", ".lock"]])
+def test_what_a_kill_before_round_0_leaves_is_not_in_the_way(left: list[str], quick: Config, tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in left:
+        (folder / name).write_text("name: ru")
+    if "config.yaml" not in left:
+        with pytest.raises(FileNotFoundError, match=r"has no config\.yaml; .* start it again"):
+            fedelta.run(resume=folder)
+    assert len(fedelta.run(quick, {"output": str(folder), **ONE_ROUND}).records) == 1
+    assert not (folder / ".config.yaml.tmp").exists()
+
+
+# --- one writer at a time --------------------------------------------------------------------------------------------
+
+
+def test_a_second_writer_is_refused(quick: Config, finished: Path):
+    message = "another process is writing to .*run: wait until it has ended"
+    with closing(rounds(overrides={"federation.rounds": 4}, resume=finished)) as first:
+        next(first)
+        with pytest.raises(BlockingIOError, match=message):
+            fedelta.run(overrides={"federation.rounds": 4}, resume=finished)
+        with pytest.raises(BlockingIOError, match=message):
+            fedelta.run(quick, {"output": str(finished)}, force=True)
+        assert next(first)["t"] == 3
+    fedelta.run(overrides={"federation.rounds": 5}, resume=finished)
+
+
+def test_a_forced_run_keeps_its_folder_locked_on_both_sides_of_the_change_of_names(quick: Config, finished: Path):
+    with closing(rounds(quick, {"output": str(finished)}, force=True)) as new:
+        next(new)
+        with pytest.raises(BlockingIOError):
+            fedelta.run(resume=finished)
+
+
+def test_a_lock_is_gone_with_its_process(finished: Path):
+    code = (
+        "import os, sys; from pathlib import Path; from fedelta import files\n"
+        "with files.locked(Path(sys.argv[1])):\n    print('locked', flush=True); os.read(0, 1); os._exit(9)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(finished)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"locked\n"
+    with pytest.raises(BlockingIOError), files.locked(finished):
+        pass
+    holder.communicate(b"x")
+    with files.locked(finished):
+        pass
+
+
+# --- folders in one step ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_an_adapter_folder_is_replaced_in_one_step(exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "last"
+    save_adapter(adapter_of(2), folder)
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    place, seen = files.os.replace, list[str]()
+
+    def watch(source: Any, target: Any) -> None:
+        seen.append(Path(target).name)
+        place(source, target)
+
+    monkeypatch.setattr(files.os, "replace", watch)
+    save_adapter(adapter_of(3), folder)
+    assert {layer.rank for layer in load_adapter(folder).layers.values()} == {3}
+    assert seen == (
+        [] if exchange else [".last.swap", "last", next(n for n in seen if n.startswith(".last.") and n != ".last.swap")]
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["last"]
+
+
+def test_other_files_beside_an_adapter_stay(tmp_path: Path):
+    save_adapter(adapter_of(2), tmp_path / "mine")
+    (tmp_path / "mine/README.md").write_text("mine")
+    save_adapter(adapter_of(3), tmp_path / "mine")
+    assert (tmp_path / "mine/README.md").read_text() == "mine"
+    assert {layer.rank for layer in load_adapter(tmp_path / "mine").layers.values()} == {3}
+
+
+# --- what a resumed run accepts --------------------------------------------------------------------------------------
+
+
+def edit(folder: Path, section: str, **values: Any) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config[section].update(values)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_an_edit_of_the_config_by_hand_is_refused_like_set(finished: Path):
+    edit(finished, "training", learning_rate=0.5)
+    edit(finished, "federation", rounds=3)
+    before = contents(finished)
+    with pytest.raises(ConfigError, match=r"training\.learning_rate cannot change .* was 0\.01, is 0\.5"):
+        fedelta.run(resume=finished)
+    assert contents(finished) == before
+    fedelta.run(overrides={"training.learning_rate": 0.01}, resume=finished)
+
+
+def test_a_choice_that_was_edited_away_comes_from_the_checkpoint(finished: Path):
+    edit(finished, "federation", engine="auto", token_budget=None, rounds=3)
+    fedelta.run(resume=finished)
+    assert RunFolder(finished).config().federation.engine == "batched"
+
+
+def test_other_rows_are_refused(quick: Config, rows_file: Path, tmp_path: Path):
+    data = tmp_path / "rows.jsonl"
+    rows = rows_file.read_text().splitlines()
+    data.write_text("\n".join(rows))
+    folder = tmp_path / "run"
+    fedelta.run(quick, {"output": str(folder), "data.source": str(data), **ONE_ROUND})
+    data.write_text("\n".join(rows[1:] + rows[:1]))
+    before = contents(folder)
+    with pytest.raises(ConfigError, match="rows are not those that the run began with"):
+        fedelta.run(overrides={"federation.rounds": 2}, resume=folder)
+    assert contents(folder) == before
+
+
+def test_rounds_cannot_go_below_those_that_are_done(finished: Path):
+    with pytest.raises(ConfigError, match=r"federation\.rounds = 1 is below the 2 rounds that are done"):
+        fedelta.run(overrides=ONE_ROUND, resume=finished)
+    assert len(RunFolder(finished).records()) == 2
+
+
+def test_another_version_of_the_library_is_said(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(fedelta, "__version__", "9.9")
+    fedelta.run(overrides={"federation.rounds": 3}, resume=finished)
+    assert f"fedelta {fedelta_version()} -> 9.9" in caplog.text
+
+
+def fedelta_version() -> str:
+    from importlib.metadata import version
+
+    return version("fedelta")
+
+
+def test_quiet_says_that_a_run_began_on_another_platform(finished: Path, monkeypatch: pytest.MonkeyPatch):
+    from fedelta.report import terminal
+
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    monkeypatch.setattr(terminal, "RichHandler", lambda **options: handler)
+    log, level = logging.getLogger("fedelta"), logging.getLogger("fedelta").level
+    try:
+        show_warnings("quiet")
+        monkeypatch.setattr(fedelta, "__version__", "9.9")
+        fedelta.run(resume=finished)
+        logging.getLogger("fedelta.engines").warning("a client is left out")
+    finally:
+        log.handlers.clear()
+        log.setLevel(level)
+    assert len(said) == 1
+    assert "began on another platform" in said[0]
+
+
+# --- the best round --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_the_best_round_is_the_best_of_the_records_by_its_metric(metric: str, quick: Config, tmp_path: Path):
+    changes = {
+        "evaluation.best_by": metric,
+        "federation.rounds": 3,
+        "training.learning_rate": 0.05,
+        "output": str(tmp_path / "run"),
+    }
+    result = fedelta.run(quick, changes)
+    values = [r["validation"][metric] for r in result.records]
+    best = checkpoint.load(tmp_path / "run/checkpoint").notes["best"]
+    assert best["value"] == (min if metric == "loss" else max)(values)
+    assert best["t"] == values.index(best["value"])
+
+
+def test_small_losses_and_perplexities_are_good():
+    from fedelta.runs.evaluation import is_better
+
+    assert LOWER_IS_BETTER == {"loss", "perplexity"}
+    for metric in ("loss", "perplexity"):
+        assert is_better(1.0, 2.0, metric)
+        assert not is_better(2.0, 1.0, metric)
+    assert is_better(2.0, 1.0, "accuracy")
+    assert not is_better(1.0, 2.0, "accuracy")
+
+
+def with_scores(folder: Path, accuracy: list[float], loss: list[float]) -> None:
+    """Rewrites the validation scores of a run's records, and the best round of its checkpoint by accuracy."""
+    records = RunFolder(folder).records()
+    for record, a, x in zip(records, accuracy, loss, strict=True):
+        record["validation"] |= {"accuracy": a, "loss": x}
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    snapshot = checkpoint.load(folder / "checkpoint")
+    t = accuracy.index(max(accuracy))
+    notes = {**snapshot.notes, "best": {"t": t, "metric": "accuracy", "value": accuracy[t]}}
+    object.__setattr__(snapshot, "notes", notes)
+    checkpoint.save(folder / "checkpoint", snapshot)
+
+
+def best_after(folder: Path) -> Config:
+    """The best round as a resumed run by loss begins with it; its third round is not better."""
+    fedelta.run(overrides={"evaluation.best_by": "loss", "federation.rounds": 3}, resume=folder)
+    return checkpoint.load(folder / "checkpoint").notes["best"]
+
+
+def test_another_best_by_is_answered_from_the_records(finished: Path):
+    with_scores(finished, accuracy=[0.9, 0.1], loss=[0.2, 1e-9])
+    before = contents(finished / "adapters")
+    assert best_after(finished) == {"t": 1, "metric": "loss", "value": 1e-9}
+    after = contents(finished / "adapters")
+    assert after["best/adapter_model.safetensors"] == before["last/adapter_model.safetensors"]
+    assert after["best-accuracy/adapter_model.safetensors"] == before["best/adapter_model.safetensors"]
+
+
+def test_a_best_round_whose_adapter_was_not_kept_is_said(finished: Path, caplog: pytest.LogCaptureFixture):
+    with_scores(finished, accuracy=[0.1, 0.9], loss=[1e-9, 0.2])
+    assert best_after(finished) == {"t": 0, "metric": "loss", "value": 1e-9}
+    assert "the best round by loss is 0, whose adapter was not kept: adapters/best is now adapters/best-accuracy" in caplog.text
+    assert not (finished / "adapters/best").exists()
+
+
+# --- damaged records -------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_record_is_named_by_file_and_line_and_kept(finished: Path, caplog: pytest.LogCaptureFixture):
+    log = finished / "rounds.jsonl"
+    first, second = log.read_text().splitlines()
+    log.write_text(f"{first[:40]}\n{second}\n")
+    with pytest.raises(ValueError, match=r"rounds\.jsonl, line 1: damaged.*--resume"):
+        RunFolder(finished).records()
+    damaged = log.read_bytes()
+    result = fedelta.run(overrides={"federation.rounds": 3}, resume=finished)
+    assert [r["t"] for r in result.records] == [1, 2]
+    assert "rounds.jsonl, line 1: damaged" in caplog.text
+    assert "the records of rounds 0 are gone" in caplog.text
+    assert (finished / "rounds.damaged.jsonl").read_bytes() == damaged
+
+
+@pytest.mark.parametrize("left", [None, "first", "cut"])
+def test_the_last_record_comes_back_from_the_checkpoint(left: str | None, finished: Path, caplog: pytest.LogCaptureFixture):
+    log = finished / "rounds.jsonl"
+    first, second = log.read_text().splitlines()
+    log.unlink()
+    if left is not None:
+        log.write_text(f"{first}\n" + (second[:50] if left == "cut" else ""))
+    result = fedelta.run(resume=finished)
+    assert [r["t"] for r in result.records] == ([1] if left is None else [0, 1])
+    assert {**result.records[-1], "seconds": {}} == {**json.loads(second), "seconds": {}}
+    assert "the record of round 1 was gone and comes from the checkpoint" in caplog.text
+    assert ("the records of rounds 0 are gone" in caplog.text) == (left is None)
+
+
+def test_a_damaged_checkpoint_goes_back_a_round_and_ends_with_the_same_bytes(
+    finished: Path, original: Path, caplog: pytest.LogCaptureFixture
+):
+    state = finished / "checkpoint/state-2.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"\x55")
+    fedelta.run(resume=finished)
+    assert "state-2.safetensors was cut or altered" in caplog.text
+    names = ("adapters/last/adapter_model.safetensors", "checkpoint/state-2.safetensors", "checkpoint/2.json")
+    assert all((finished / name).read_bytes() == (original / name).read_bytes() for name in names)
+
+
+def test_a_checkpoint_that_was_taken_away_is_missed_before_a_record_is_dropped(finished: Path):
+    shutil.rmtree(finished / "checkpoint")
+    before = contents(finished)
+    with pytest.raises(FileNotFoundError, match=r"has the records of 2 rounds, but no checkpoint to go on from"):
+        fedelta.run(resume=finished)
+    assert contents(finished) == before
