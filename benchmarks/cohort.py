@@ -40,7 +40,6 @@ from fedelta.client import LocalClient
 from fedelta.engines.local import federate
 from fedelta.engines.runners.batched import Engine
 from fedelta.methods import get_method
-from fedelta.models.cohort.sharing import refusal
 from fedelta.models.peft import PeftAdaptedModel
 
 
@@ -115,7 +114,7 @@ class Bench:
         }
 
     def _clients(self, adapted: PeftAdaptedModel, count: int, shape: Shape, steps: int) -> list[LocalClient]:
-        refusal(adapted)  # rehearses the model, whose passes are not to be counted among those of a round
+        adapted.joint_refusal()  # rehearses the model, whose passes are not to be counted among those of a round
         return make_clients(adapted, count, batch=shape.batch, length=shape.length, steps=steps)
 
     def _disagreement(self, ours: Any, by_hand: bare.State) -> float:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fedelta.client import LocalClient, Training
 from fedelta.data.rows import Row
-from fedelta.models.fast.frozen_gemm import Backend
 from fedelta.models.loading import load_model, pick_device, set_padding
+from fedelta.models.passes import Backend
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.naming import nearest
 from fedelta.peers import Peer, largest, template_for, truncate_for
@@ -54,7 +54,7 @@ def hf_clients(
         device: where the model is to be.
         base_dropout: leaves the base model's own dropout on in training.
         gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.fast.frozen_gemm`.
-        compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.fast.compact`.
+        compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.fast.no_padding`.
         cache_activations: MiB of memory in which to keep what the layers below all adapters compute, so that they run once
             for an example; 0 keeps nothing. See `fedelta.models.fast.activation_cache`.
         training: settings of `fedelta.client.Training`: batch_size, learning_rate, local_steps, ...
