@@ -1,4 +1,4 @@
-"""What a model offers to those that train it: a client alone, or an engine that trains several clients in one pass."""
+"""The protocol of a model: all that a client, or an engine that trains several clients in one pass, may ask of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Batch: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 
 CPU_TOKENS = 2048
-"""Of one pass on a CPU; with more the activations fall out of its caches."""
+"""The tokens of one pass on a CPU; with more the activations fall out of its caches."""
 
 
 class AdaptedModel(Protocol):

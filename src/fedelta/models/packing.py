@@ -1,4 +1,4 @@
-"""Where the real tokens of a padded batch are, for layers that see nothing else.
+"""Packs the real tokens of a padded batch, for layers that see nothing else.
 
 Hidden states of a batch (B, L, d) may come to a layer as its N real tokens (1, N, d). Whoever draws by place (dropout) or
 counts rows (a joint pass) asks `packing_of`; it answers None in passes that keep their padding.

@@ -25,14 +25,14 @@ from torch import nn
 from fedelta.models.products import Product
 
 Backend: TypeAlias = Literal["default", "onednn", "bf16"]
-"""How a frozen product is formed. "bf16" rounds weights, inputs and results to bfloat16: a relative error of about 3e-3."""
+"""Ways to form a frozen product. "bf16" rounds weights, inputs and results to bfloat16: a relative error of about 3e-3."""
 
 FOLDER = "fedelta.models.fast"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassSettings:
-    """What is asked of a model's passes.
+    """Settings of a model's passes.
 
     Args:
         gemm: how products with frozen weights are formed on a CPU.
@@ -82,7 +82,7 @@ class Trained(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """What a task calls."""
+        """The model itself, which a task calls."""
         ...
 
     @property

@@ -53,7 +53,7 @@ CLASSIFIER_HEADS = (*SEQ_CLS_HEAD_NAMES, "classification_head")
 
 
 class PeftAdaptedModel:
-    """A frozen base with an adapter that can be exchanged; what `fedelta.client.AdaptedModel` asks for.
+    """A frozen base with an adapter that can be exchanged; what `fedelta.adapted.AdaptedModel` asks for.
 
     The model is changed in place: it gets PEFT's layers. `unload` takes them out again.
 
@@ -72,7 +72,7 @@ class PeftAdaptedModel:
             layers below run once for an example; see `fedelta.models.fast.activation_cache`.
 
     Attributes:
-        module: what a task calls.
+        module: the model itself, which a task calls.
         passes: those of `fedelta.models.fast` that are installed.
         patches: all that was changed in the model, in order; `unload` takes it back.
         fingerprint: of the base.
@@ -99,6 +99,7 @@ class PeftAdaptedModel:
         settings = PassSettings(gemm=gemm, compact=compact, cache_activations=cache_activations, base_dropout=base_dropout)
         self.base_dropout = base_dropout
         self.patches: list[Patch] = []
+        self.passes: list[FastPass] = []
         with whole_or_undone(self.patches):
             peft = _inject(model, lora_config)
             self.patches.append(Undo(peft.unload))
@@ -120,7 +121,6 @@ class PeftAdaptedModel:
             self._widen_heads()
             self._first_heads = {n: getattr(m, a).detach().cpu().clone() for n, (m, a) in self._heads.items()}
             self._live = self._read()
-            self.passes: list[FastPass] = []
             for fast in installed(self, settings):
                 self.passes.append(fast)
                 self.patches.append(fast)
@@ -145,7 +145,7 @@ class PeftAdaptedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the trained tensors: float32, or float64 under a float64 base. Half precision loses small steps."""
+        """The dtype of the trained tensors: float32, or float64 under a float64 base. Half precision loses small steps."""
         return wide(self._base_dtype)
 
     @property

@@ -30,7 +30,7 @@ class Shared(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the trained tensors."""
+        """The dtype of the trained tensors."""
         ...
 
     @property

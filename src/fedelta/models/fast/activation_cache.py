@@ -1,4 +1,4 @@
-"""What enters the lowest layer that trains, computed once for an example and kept for later epochs, rounds and evaluations.
+"""Keeps what enters the lowest layer that trains, once for an example, for later epochs, rounds and evaluations.
 
 Below that layer nothing changes and nothing is drawn, so an example's hidden states there are the same whenever it comes. They
 are kept by its tokens, their positions and their types. A batch of which all examples are known skips the layers below; any

@@ -23,7 +23,7 @@ from fedelta.models.trial import kept_if_harmless
 SETTING, ORDER = "compact", 2
 
 ATTENTION = "fedelta_packed"
-"""What a model's attention is called while its layers are packed."""
+"""The name of a model's attention while its layers are packed."""
 
 
 def install(model: Trained, settings: PassSettings) -> FastPass | None:
