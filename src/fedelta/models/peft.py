@@ -193,7 +193,7 @@ class PeftAdaptedModel:
     @property
     def gemm(self) -> Backend:
         """The backend of products with frozen weights, as chosen."""
-        chosen = [fast.gemm for fast in self.passes if fast.gemm is not None]
+        chosen: list[Backend] = [fast.gemm for fast in self.passes if fast.gemm is not None]
         return chosen[0] if chosen else "default"
 
     @property
