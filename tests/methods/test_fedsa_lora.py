@@ -97,6 +97,7 @@ def test_uploads_that_do_not_fit_are_refused() -> None:
 
 
 def test_the_order_of_updates_changes_no_bit_and_nothing_given_is_changed() -> None:
+    """The law's clients cannot tell the order: their sums of A have the same bits either way."""
     method, peers = get_method("fedsa_lora"), [Peer(k, 2 + k) for k in range(3)]
     state = method.init(toy_template(4), peers)
     updates = [ClientUpdate(p, 1 / 3, method.upload(random_adapter(p.rank, seed=p.id))) for p in peers]
