@@ -92,6 +92,9 @@ class LocalClient:
         seed: of the run.
     """
 
+    copies_start = True
+    """`train` never writes into the adapter that it is given; engines give other clients a copy."""
+
     def __init__(
         self,
         peer: Peer,

@@ -10,7 +10,7 @@ from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.numerics import threads
 from fedelta.peers import Peer
-from fedelta.tree import Adapter, Message
+from fedelta.tree import Adapter, Message, Tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +87,17 @@ def merge(rule: Rule, updates: Sequence[ClientUpdate], into: Adapter, *, adapter
         for u, adapter in zip(in_order(updates), adapters, strict=True):
             check_update(adapter, into, f"client {u.sender.id}")
 
+    # In the server's dtypes: else whoever comes first would choose the dtype of the next state, and so everybody's.
     def at(layer: str) -> LoRA:
-        return _at(layer, rule, weights, [a.layers[layer] for a in adapters], into.layers[layer])
+        old = into.layers[layer]
+        return _at(layer, rule, weights, [a.layers[layer].to(old.dtype) for a in adapters], old)
 
     layers = threads.ordered(at, list(into.layers), 1 if _in_turn(into, len(adapters)) else None)
-    return Adapter(layers, tree.mean(weights, [a.dense for a in adapters]), base)
+    return Adapter(layers, tree.mean(weights, [_as_in(into.dense, a.dense) for a in adapters]), base)
+
+
+def _as_in(like: Tensors, sent: Tensors) -> Tensors:
+    return {n: x.to(like[n].dtype) for n, x in sent.items()}
 
 
 def _in_turn(into: Adapter, count: int) -> bool:

@@ -267,6 +267,6 @@ MOST = 10**12
 
 
 def check_count(value: object, what: str, who: str) -> None:
-    """Raises ValueError unless a number that a client claims is above 0 and not beyond what can be."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST:
-        raise ValueError(f"{who} claims {value!r:.40} {what}: it must be a number above 0 and no more than {MOST:g}")
+    """Raises ValueError unless a number that a client claims is at least 1 and not beyond what can be."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MOST:
+        raise ValueError(f"{who} claims {value!r:.40} {what}: it must be a number from 1 to {MOST:g}")

@@ -166,6 +166,18 @@ def oversized(sizes: Mapping[int, Size], past: Sequence[Size]) -> dict[int, str]
     }
 
 
+def overclaimed(steps: Mapping[int, float]) -> dict[int, str]:
+    """Returns by id why a claim of steps is not believed: it is above `FAR` times the median of the others'.
+
+    A server can count nobody's steps, and some methods divide or multiply by them.
+    """
+    return {
+        k: f"client {k}: it claims {steps[k]:.3g} local steps, above {FAR:g} times {median:.3g}, the median of the others"
+        for k, median in medians_of_others(steps).items()
+        if steps[k] > FAR * median > 0
+    }
+
+
 def _too_large(kind: str, value: float, reference: float) -> str:
     what = "delta" if kind == "delta" else "factors"
     return (

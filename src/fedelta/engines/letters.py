@@ -70,3 +70,9 @@ class Visit:
 def sizes_of(visits: Sequence[Visit]) -> dict[int, Size]:
     """Returns the sizes of the updates that arrived, by their senders' ids."""
     return {v.peer.id: v.size for v in visits if v.update is not None}
+
+
+def steps_of(visits: Sequence[Visit]) -> dict[int, float]:
+    """Returns the steps that the senders of the updates that arrived say they have taken, by their ids."""
+    arrived = [v.update for v in visits if v.update is not None]
+    return {u.sender.id: u.metrics["num_steps"] for u in arrived if "num_steps" in u.metrics}
