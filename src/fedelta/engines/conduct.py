@@ -97,7 +97,7 @@ def _commit(
         method=federation.method,
         template=federation.template,
         peers=federation.peers,
-        snapshot=federation.snapshot(t + 1, found.state, memories),
+        snapshot=federation.snapshot(t + 1, found.state, memories, [v.peer.id for v in found.visits]),
         gossip=gossip,
         lost_links=found.lost,
     )
