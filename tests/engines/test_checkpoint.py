@@ -14,7 +14,7 @@ import torch
 
 from fedelta import sampling
 from fedelta.client import LocalClient, Training
-from fedelta.engines import checkpoint
+from fedelta.engines import checkpoint, manifests
 from fedelta.engines.guards import Size
 from fedelta.engines.rounds import Snapshot
 from fedelta.engines.server import federate
@@ -310,6 +310,43 @@ def test_a_file_too_many_one_too_few_and_an_old_one_are_seen(tmp_path: Path) -> 
         checkpoint.load(tmp_path)
 
 
+def test_a_memory_that_was_forgotten_stays_so_after_a_death_before_its_file_was_removed(tmp_path: Path) -> None:
+    _, second, third, fourth = rounds_of(20)  # the second forgets client 3
+    checkpoint.save(tmp_path, second)
+    second_files = contents(tmp_path)
+    checkpoint.save(tmp_path, third)
+    checkpoint.save(tmp_path, fourth)
+    whole = contents(tmp_path)
+    for name in set(second_files) - set(whole):
+        (tmp_path / name).write_bytes(second_files[name])
+    assert checkpoint.load(tmp_path).t == 4
+    assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("memories", [{}, {4: {"count": 9}}])
+def test_a_death_in_a_round_that_is_done_again_with_another_result_leaves_no_mixture(
+    memories: dict[int, ClientState], tmp_path: Path, system: Any
+) -> None:
+    first, second, _, _ = rounds_of(20)
+    other = replace(second, client_states={**second.client_states, **memories}, state={"x": 1})
+    whole = [(x.t, dict(x.client_states), x.state.keys()) for x in (first, second, other)]
+    for last in range(100):
+        folder = tmp_path / str(last)
+        system()
+        for snapshot in (first, second):
+            checkpoint.save(folder, snapshot)
+        system(last)
+        try:
+            checkpoint.save(folder, other)
+        except Killed:
+            system()
+            found = checkpoint.load(folder)
+            assert (found.t, found.client_states, found.state.keys()) in whole
+        else:
+            break
+    assert last > 20
+
+
 def test_many_files_are_confirmed_together_and_before_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     monkeypatch.setattr(files, "_sync_file_system", lambda folder: (log.append(folder.name), True)[1])
@@ -404,7 +441,7 @@ def test_a_checkpoint_without_a_whole_one_before_is_named(tmp_path: Path) -> Non
 
 def test_the_checkpoint_of_another_release_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as later:
-        later.setattr(checkpoint, "VERSION", 9)
+        later.setattr(manifests, "VERSION", 9)
         checkpoint.save(tmp_path / "later", Snapshot(1, 0, {"x": torch.ones(2)}))
     with pytest.raises(
         ValueError, match=r"1\.json: version 2 of a checkpoint was expected, found 9; .*the release that wrote it"

@@ -18,7 +18,6 @@ manifest. They are compared when a snapshot is read. If the last one is damaged,
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,15 +27,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from fedelta.engines import manifests
 from fedelta.engines.guards import Size
+from fedelta.engines.manifests import Manifest, VersionError
 from fedelta.engines.rounds import Snapshot
 from fedelta.exchange import files, wire
 
-VERSION = 2
-"""Of the manifest and of the files below; a reader refuses any other."""
-
 BEFORE_MANIFESTS = "state.safetensors"
-"""The file of a checkpoint of version 1."""
+"""The file of a checkpoint of the first version."""
 
 CLIENTS = "clients"
 """The folder of the clients' files."""
@@ -45,35 +43,6 @@ DIGEST = 64
 """Characters of a sha256, with which a client's file begins."""
 
 logger = logging.getLogger("fedelta.resume")
-
-
-class VersionError(ValueError):
-    """A checkpoint that another release wrote."""
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    """The snapshot after t rounds.
-
-    Attributes:
-        t: the rounds.
-        state: the sha256 of the state's file.
-        count: of the clients' files.
-        digest: the exclusive or of their sha256, so that files can join and leave in any order.
-        replaced: names of clients' files that the checkpoint before has and this one has not; they go when that one goes.
-        gone: those that the checkpoint before replaced; they go once this one is there.
-    """
-
-    t: int
-    state: str
-    count: int
-    digest: str
-    replaced: Sequence[str]
-    gone: Sequence[str]
-
-    @property
-    def name(self) -> str:
-        return f"{self.t}.json"
 
 
 @dataclass(frozen=True)
@@ -101,27 +70,25 @@ def save(folder: str | Path, snapshot: Snapshot) -> None:
     """
     folder = Path(folder)
     state = wire.encode(_main(snapshot))
-    redone = [path for path in _manifest_files(folder) if int(path.stem) >= snapshot.t]
-    for path in redone:  # of rounds that are done again: what is about to change must not count
-        os.unlink(path)
-    before = next(iter(_manifests(folder)), None)
+    again = any(int(path.stem) >= snapshot.t for path in manifests.paths(folder))  # files of this round may lie there
+    before = next((m for m in manifests.readable(folder) if m.t < snapshot.t), None)
     try:
-        if redone or before is None:
+        if again or before is None:
             raise _StaleError
         clients = _save_cohort(folder, snapshot, before)
     except _StaleError:
         clients = _save_all(folder, snapshot, before)
     files.commit(folder / _state_file(snapshot.t), state)
     gone = before.replaced if before is not None else ()
-    manifest = _Manifest(snapshot.t, _digest(state), clients.count, f"{clients.digest:064x}", clients.replaced, gone)
-    files.commit(folder / manifest.name, _dump(manifest))
+    manifest = Manifest(snapshot.t, _digest(state), clients.count, f"{clients.digest:064x}", clients.replaced, gone)
+    files.commit(folder / manifest.name, manifests.dump(manifest))
     _remove_older(folder, [manifest] if before is None else [manifest, before])
     _remove(folder / CLIENTS / name for name in gone)
 
 
 def exists(folder: str | Path) -> bool:
     """Returns whether a round has been saved in a folder."""
-    return (Path(folder) / BEFORE_MANIFESTS).is_file() or bool(_manifest_files(Path(folder)))
+    return (Path(folder) / BEFORE_MANIFESTS).is_file() or bool(manifests.paths(Path(folder)))
 
 
 def load(folder: str | Path) -> Snapshot:
@@ -136,13 +103,13 @@ def load(folder: str | Path) -> Snapshot:
     folder = Path(folder)
     if not exists(folder):
         raise FileNotFoundError(f"no checkpoint in {folder}: resume needs a run that finished a round")
-    paths = _manifest_files(folder)
+    paths = manifests.paths(folder)
     if not paths:
-        raise VersionError(_other_version(folder / BEFORE_MANIFESTS, 1))
+        raise VersionError(manifests.other_version(folder / BEFORE_MANIFESTS, 1))
     damages: list[str] = []
     for path in paths:
         try:
-            manifest = _read_manifest(path)
+            manifest = manifests.read(path)
             snapshot = _load(folder, manifest)
         except VersionError:
             raise
@@ -152,13 +119,13 @@ def load(folder: str | Path) -> Snapshot:
         if damages:  # the damaged files stay for whoever wants to look at them, until their round is done again
             logger.warning("the last checkpoint is damaged (%s): going on after round %d", "; ".join(damages), snapshot.t - 1)
         else:
-            _remove_older(folder, _manifests(folder)[:2])
+            _remove_older(folder, manifests.readable(folder)[:2])
             _remove_leftovers(folder, manifest)
         return snapshot
     raise ValueError(f"no checkpoint of {folder} can be read: {'; '.join(damages)}; copy it from a backup, or start a new run")
 
 
-def _load(folder: Path, manifest: _Manifest) -> Snapshot:
+def _load(folder: Path, manifest: Manifest) -> Snapshot:
     content = wire.decode(_read(folder / _state_file(manifest.t), manifest.state))
     names = _live(_names(folder), manifest)
     count, total = 0, 0
@@ -195,7 +162,6 @@ def _load(folder: Path, manifest: _Manifest) -> Snapshot:
 
 def _main(snapshot: Snapshot) -> dict[str, Any]:
     return {
-        "version": VERSION,
         "t": snapshot.t,
         "seed": snapshot.seed,
         "state": snapshot.state,
@@ -207,7 +173,7 @@ def _main(snapshot: Snapshot) -> dict[str, Any]:
 # --- clients ---------------------------------------------------------------------------------------------------------
 
 
-def _save_cohort(folder: Path, snapshot: Snapshot, before: _Manifest) -> _Clients:
+def _save_cohort(folder: Path, snapshot: Snapshot, before: Manifest) -> _Clients:
     """Writes the files of the clients that the last round touched; returns what the manifest says of all.
 
     Raises:
@@ -226,7 +192,7 @@ def _save_cohort(folder: Path, snapshot: Snapshot, before: _Manifest) -> _Client
     return _Clients(count, digest ^ _write_clients(folder, snapshot, touched), replaced)
 
 
-def _save_all(folder: Path, snapshot: Snapshot, before: _Manifest | None) -> _Clients:
+def _save_all(folder: Path, snapshot: Snapshot, before: Manifest | None) -> _Clients:
     """Brings the clients' files to a snapshot, whatever lies there; returns what the manifest says of them."""
     there = _names(folder)
     live = set[str]() if before is None else set(_live(there, before).values())
@@ -308,7 +274,7 @@ def _names(folder: Path) -> set[str]:
     return set()
 
 
-def _live(names: Iterable[str], manifest: _Manifest) -> dict[int, str]:
+def _live(names: Iterable[str], manifest: Manifest) -> dict[int, str]:
     """Returns by client id, ascending, the names of a manifest's snapshot: of rounds before it, and not replaced."""
     found: dict[int, int] = {}
     for name in set(names).difference(manifest.replaced, manifest.gone):
@@ -322,7 +288,7 @@ def _state_file(t: int) -> str:
     return f"state-{t}.safetensors"
 
 
-# --- files and manifests ---------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------------------------
 
 
 def _read(path: Path, digest: str) -> bytes:
@@ -340,65 +306,14 @@ def _digest(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
-def _dump(manifest: _Manifest) -> bytes:
-    """Returns JSON with a digest of its own content."""
-    content = {"version": VERSION, **vars(manifest), "replaced": list(manifest.replaced), "gone": list(manifest.gone)}
-    return (json.dumps({**content, "sha256": _digest(json.dumps(content).encode())}, indent=1) + "\n").encode()
-
-
-def _read_manifest(path: Path) -> _Manifest:
-    """Returns a manifest whose digest is right.
-
-    Raises:
-        VersionError: for one of another release.
-        ValueError: for one that was cut or altered.
-    """
-    data = path.read_bytes()
-    try:
-        content = json.loads(data)
-        digest = content.pop("sha256")
-        if digest != _digest(json.dumps(content).encode()):
-            raise ValueError("its digest is another")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} was cut or altered: {error}") from error
-    if (version := content.pop("version")) != VERSION:
-        raise VersionError(_other_version(path, version))
-    manifest = _Manifest(**content)
-    if _dump(manifest) != data or manifest.name != path.name:
-        raise ValueError(f"{path} was cut or altered: its layout is another")
-    return manifest
-
-
-def _other_version(path: Path, found: object) -> str:
-    return (
-        f"{path}: version {VERSION} of a checkpoint was expected, found {found}; take the run up with the release that wrote "
-        "it, or start a new run"
-    )
-
-
-def _manifest_files(folder: Path) -> list[Path]:
-    """Returns the manifests, the last one first."""
-    found = [p for p in folder.glob("*.json") if p.stem.isdecimal()]
-    return sorted(found, key=lambda p: -int(p.stem))
-
-
-def _manifests(folder: Path) -> list[_Manifest]:
-    """Returns those that can be read, the last one first."""
-    found: list[_Manifest] = []
-    for path in _manifest_files(folder):
-        with suppress(ValueError, OSError):
-            found.append(_read_manifest(path))
-    return found
-
-
-def _remove_older(folder: Path, keep: Sequence[_Manifest]) -> None:
+def _remove_older(folder: Path, keep: Sequence[Manifest]) -> None:
     """Removes manifests and states of other snapshots than those to keep, manifests first, and half-written files."""
     kept = {folder / name for manifest in keep for name in (manifest.name, _state_file(manifest.t))}
     others = sorted(path for pattern in ("state-*.safetensors", ".*.tmp") for path in folder.glob(pattern))
-    _remove(path for path in [*_manifest_files(folder), *others] if path not in kept)
+    _remove(path for path in [*manifests.paths(folder), *others] if path not in kept)
 
 
-def _remove_leftovers(folder: Path, manifest: _Manifest) -> None:
+def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
     """Removes clients' files that neither the snapshot nor the one before has."""
     there = _names(folder)
     kept = {*_live(there, manifest).values(), *manifest.replaced}

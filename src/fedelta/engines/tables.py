@@ -34,7 +34,7 @@ class Table(Mapping[int, V]):
         if not new and not gone:
             return self
         entries = self._entries if self._newer is None else dict(self)
-        differences: dict[int, V] = {k: entries.get(k, _ABSENT) for k in (*new, *gone)}
+        differences = {k: self._find(k) for k in (*new, *gone)}
         entries |= new
         for k in gone:
             del entries[k]
@@ -81,7 +81,7 @@ class Table(Mapping[int, V]):
 
     def _copy(self) -> dict[int, V]:
         """Returns the entries of a version that others have followed."""
-        later = [self]
+        later: list[Table[V]] = [self]
         while (newer := later[-1]._newer) is not None:
             later.append(newer)
         entries = dict(later[-1]._entries)
