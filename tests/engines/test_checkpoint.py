@@ -347,6 +347,18 @@ def test_a_death_in_a_round_that_is_done_again_with_another_result_leaves_no_mix
     assert last > 20
 
 
+def test_a_round_done_again_without_a_client_leaves_nothing_of_it(tmp_path: Path) -> None:
+    first, second, _, _ = rounds_of(20)
+    checkpoint.save(tmp_path, first)
+    checkpoint.save(tmp_path, second)
+    (tmp_path / "2.json").write_bytes(b"damaged")
+    client_4 = {"client_states": {"count": 1}, "client_rounds": 0, "touched": 0}
+    tables: Any = {name: {**getattr(second, name), 4: value} for name, value in client_4.items()}
+    other = replace(second, **tables, before={3: 0, 5: 0})
+    checkpoint.save(tmp_path, other)
+    assert checkpoint.load(tmp_path).client_states == other.client_states
+
+
 def test_many_files_are_confirmed_together_and_before_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     monkeypatch.setattr(files, "_sync_file_system", lambda folder: (log.append(folder.name), True)[1])
