@@ -51,7 +51,7 @@ class AdaptedModel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a client trains in one round.
+    """Settings of a client's training in one round.
 
     Args:
         batch_size: examples in a step; the last batch of an epoch may be smaller.
@@ -89,7 +89,7 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What a method asks of `Client.train`; see there."""
+    """A call of `Client.train` as a value; its fields are the arguments, see there."""
 
     t: int
     start: Adapter
@@ -177,7 +177,7 @@ class LocalClient:
         return session.result(tree.parameters(self.model.live()))
 
     def dropout(self, t: int) -> torch.Generator:
-        """What a round's adapter dropout is drawn from."""
+        """Returns the generator from which a round's adapter dropout is drawn."""
         return seeding.generator(self.seed, t, self.peer.id, "dropout")
 
     def gradient(self, start: Adapter, num_batches: int, *, base: BaseDelta | None = None, t: int = 0) -> Adapter:
@@ -272,7 +272,7 @@ class Session:
         self.losses.append(loss)
 
     def result(self, trained: Tensors) -> TrainResult:
-        """What the training came to.
+        """Returns the result of the training.
 
         Args:
             trained: all tensors of the adapter after the last step; copied to the CPU, for the model is the next client's too.

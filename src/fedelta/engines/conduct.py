@@ -19,7 +19,7 @@ from fedelta.method import State
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a round came to, before it is committed.
+    """The result of a round, before it is committed.
 
     Attributes:
         visits: of the cohort.

@@ -1,4 +1,4 @@
-"""What clients remember between rounds, kept where the clients are.
+"""The memories of clients between rounds, kept where the clients are.
 
 In one process that is a dictionary; a real site keeps its own on its disk, and no reply holds a byte of it. The server only
 knows in which round it took in a client's last answer, so that one which came too late, or was refused, never counts.

@@ -1,4 +1,4 @@
-"""What an engine yields and what it needs to go on: rounds and snapshots, the same for every engine."""
+"""Rounds, which an engine yields, and snapshots, from which it goes on; the same for every engine."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Round:
 
     @property
     def client_states(self) -> Mapping[int, ClientState]:
-        """By client id, the memory of each client that has any."""
+        """Returns by client id the memory of each client that has any."""
         return self.snapshot.client_states
 
     @property
@@ -104,11 +104,11 @@ class Round:
 
     @property
     def personal(self) -> bool:
-        """Whether participants run models of their own: by the method, or without a server."""
+        """Returns whether participants run models of their own: by the method, or without a server."""
         return self.gossip or self.method.personal
 
     def position(self, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
-        """What one of this round's updates means as a model."""
+        """Returns the model that one of this round's updates stands for."""
         before = self.before[str(update.sender.id)] if self.gossip else self.before
         return self.method.position(self.t, before, update)
 

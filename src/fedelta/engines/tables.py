@@ -1,4 +1,4 @@
-"""What is known of each client, as a value that never changes and whose next version costs no more than what is new in it."""
+"""Tables by client id that never change, and whose next version costs no more than what is new in it."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _write_all(handle: int, data: bytes) -> None:
-    """os.write may take a part only: of more than 2 GiB it always does."""
+    """Writes all of `data`; one os.write may take a part only, and of more than 2 GiB it always does."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(handle, rest) :]

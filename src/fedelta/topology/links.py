@@ -1,4 +1,4 @@
-"""What each node hears in a round of gossip, after messages that got lost and nodes that failed."""
+"""The links of a round of gossip that count, after messages that got lost and nodes that failed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Refusal: TypeAlias = Callable[[int, Sequence[int]], Mapping[int, str]]
 
 @dataclass(frozen=True)
 class Heard:
-    """What reached whom.
+    """The messages that reached their receivers, and the weights that come of it.
 
     Attributes:
         rows: rows[i][j] is the weight of node j at node i; rows have sum one.
@@ -79,7 +79,7 @@ def hear(
 def _refused(
     ids: Sequence[int], silent: Set[int], arrived: Sequence[tuple[int, int]], refuse: Refusal
 ) -> dict[int, Mapping[int, str]]:
-    """What each node that is not silent refuses of its neighbours' updates and its own; nodes that take all are not there."""
+    """Returns which updates each node that is not silent refuses, its own among them; nodes that take all are left out."""
     senders = {k: [k] for k in ids if k not in silent}
     for a, b in arrived:
         if ids[a] in senders and ids[b] in senders:

@@ -1,7 +1,7 @@
 """A whole cohort's training in few passes: the frozen base sees the tokens of many clients at once.
 
-Of a window of the cohort every visit runs until its method asks for training; the requests are put into groups that fit into
-one pass, and each group trains together. What cannot be grouped trains alone, as in the sequential engine.
+Starts up to `WINDOW` visits; each runs until its method calls `client.train`. The requests are put into groups that fit into
+one pass, and each group trains together. A request that fits into no group trains alone, as in the sequential engine.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Batched:
             answers = self.serve([(v.client, v.asks) for v in waiting if v.asks is not None])
 
     def serve(self, asked: Sequence[Asked]) -> list[Answer]:
-        """What each request comes to, in order."""
+        """Returns the answer to each request, in order."""
         answers: dict[int, Answer] = {}
         for group in self._groups(asked):
             answers |= zip(group, self._train([asked[k] for k in group]), strict=True)
@@ -161,7 +161,7 @@ class Batched:
         return [_alone(client, request) for client, request in asked]
 
     def _say(self, reason: str) -> None:
-        """Once for each reason."""
+        """Says a reason once."""
         if reason not in self._said:
             self._said.add(reason)
             logger.warning("some clients train one after another: %s", reason)
@@ -199,7 +199,7 @@ def length(batch: Batch) -> int:
 
 
 def _refusal(client: Client) -> str | None:
-    """Why a client cannot share a pass with others."""
+    """Returns why a client cannot share a pass with others; None if it can."""
     if not isinstance(client, LocalClient):
         return f"a {type(client).__name__} trains in its own way"
     if not client.examples:

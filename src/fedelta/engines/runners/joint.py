@@ -16,7 +16,7 @@ from fedelta.tree import Tensors
 
 
 def train_together(clients: Sequence[LocalClient], requests: Sequence[Request]) -> list[Answer]:
-    """What each request comes to, as `client.train` would have it up to rounding; a client that has finished leaves the pass.
+    """Answers each request as `client.train` would, up to rounding; a client that has finished leaves the pass.
 
     Args:
         clients: of one model, which `refusal` does not refuse.
@@ -148,7 +148,7 @@ class _Stacked:
 
 
 def _alike(sessions: Sequence[Session]) -> bool:
-    """Whether one step on stacked tensors is every client's own: entry by entry, at one rate, without hooks."""
+    """Returns whether one step on stacked tensors is every client's own: entry by entry, at one rate, without hooks."""
     first = sessions[0]
 
     def like_first(s: Session) -> bool:
