@@ -309,7 +309,7 @@ def _digest(data: bytes) -> str:
 def _remove_older(folder: Path, keep: Sequence[Manifest]) -> None:
     """Removes manifests and states of other snapshots than those to keep, manifests first, and half-written files."""
     kept = {folder / name for manifest in keep for name in (manifest.name, _state_file(manifest.t))}
-    others = sorted(path for pattern in ("state-*.safetensors", ".*.tmp") for path in folder.glob(pattern))
+    others = sorted([*folder.glob("state-*.safetensors"), *folder.glob(".*.tmp")])
     _remove(path for path in [*manifests.paths(folder), *others] if path not in kept)
 
 

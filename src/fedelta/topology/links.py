@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -61,18 +62,22 @@ def hear(
     """
     topology.check_mixing(W, len(ids))
     links = topology.links_of(W)
-    sent = [(a, b) for i, j in links for a, b in ((i, j), (j, i)) if W[b, a] > 0]
+    both_ways = [pair for i, j in links for pair in ((i, j), (j, i))]
+    sent = [(a, b) for a, b in both_ways if W[b, a] > 0]
     missing = {(a, b) for a, b in sent if is_lost(ids[a], ids[b])}
     lost = [(i, j) for i, j in links if {(i, j), (j, i)} & missing]
     if lost and not topology.is_symmetric(W):
         raise ValueError("link_drop needs a symmetric mixing matrix: on a directed graph a lost message moves the mean")
-    refused = _refused(ids, silent, [pair for pair in sent if pair not in missing], refuse)
-    silent = silent | {k for k, reasons in refused.items() if k in reasons}
-    cut = {*lost, *((i, j) for i, j in links if silent & {ids[i], ids[j]} or _one_refuses(refused, ids[i], ids[j]))}
+    arrived = [pair for pair in sent if pair not in missing]
+    refused = _refused(ids, silent, arrived, refuse)
+    silent = silent | {k for k, reasons in refused.items() if k in reasons}  # who refuses its own update has none to send
+    unused = [(i, j) for i, j in links if silent & {ids[i], ids[j]} or _one_refuses(refused, ids[i], ids[j])]
+    cut = {*lost, *unused}
     W = topology.without_links(W, cut)
     W = topology.for_sizes(W, sizes) if len(set(sizes)) > 1 else W
     rows = {k: dict(zip(ids, row, strict=True)) for k, row in zip(ids, W.tolist(), strict=True)}
-    reached = {k: sum(a == n for a, b in sent if (a, b) not in missing) for n, k in enumerate(ids)}
+    messages = Counter(sender for sender, _ in arrived)
+    reached = {k: messages[n] for n, k in enumerate(ids)}
     return Heard(rows, reached, [(ids[i], ids[j]) for i, j in lost], refused)
 
 

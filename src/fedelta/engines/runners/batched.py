@@ -95,7 +95,7 @@ class Batched:
         """Returns what each client answers; their requests for training are answered together."""
         visitors = [self._visitor(federation, letter) for letter in letters]
         try:
-            self._play(visitors)
+            self._finish(visitors)
         finally:
             for visitor in visitors:
                 visitor.close()
@@ -120,7 +120,8 @@ class Batched:
         self.memories.offer(k, memory)  # counts only if the visit does
         return receive(federation, letter.t, states[k], letter, reply)
 
-    def _play(self, waiting: Sequence[Visitor[Answered]]) -> None:
+    def _finish(self, waiting: Sequence[Visitor[Answered]]) -> None:
+        """Lets visits go on until all have ended; what those that wait ask for is answered together."""
         answers: Sequence[Answer | None] = [None] * len(waiting)
         while waiting:
             for visitor, given in zip(waiting, answers, strict=True):

@@ -133,9 +133,13 @@ class _Stacked:
 
     def keep(self, which: Sequence[int]) -> None:
         self.sessions = [self.sessions[k] for k in which]
-        self._state = {
-            slot: {n: x[list(which)] if x.ndim else x for n, x in tensors.items()} for slot, tensors in self._state.items()
-        }
+        kept = list(which)
+
+        def rows(x: Tensor) -> Tensor:
+            return x[kept] if x.ndim else x  # a step counter is one for all
+
+        for slot, tensors in self._state.items():
+            self._state[slot] = {n: rows(x) for n, x in tensors.items()}
 
     def state(self, k: int) -> dict[str, dict[str, Tensor]]:
         def part(name: str, x: Tensor) -> Tensor:
