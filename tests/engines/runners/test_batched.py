@@ -14,9 +14,10 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 import fedelta
 from fedelta import topology, tree
 from fedelta.client import Request, Training
+from fedelta.engines.choice import choose
 from fedelta.engines.gossip import gossip
 from fedelta.engines.runners import batched
-from fedelta.engines.runners.batched import Batched, choose, packed
+from fedelta.engines.runners.batched import Batched, packed
 from fedelta.engines.runners.joint import each_clipped, train_together
 from fedelta.engines.server import federate
 from fedelta.methods import get_method, method_class
