@@ -1,4 +1,4 @@
-"""How updates become one adapter: their order, their checks, and a rule applied layer by layer."""
+"""The way from updates to one adapter: their order, their checks, and a rule applied layer by layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedelta.tree import Adapter, Message, Tensors
 
 @dataclass(frozen=True, eq=False)
 class ClientUpdate:
-    """What `aggregate` gets from one client. The weights of a round sum to one.
+    """One client's update, as `aggregate` gets it. The weights of a round sum to one.
 
     Attributes:
         sender: who sent it.
@@ -101,7 +101,7 @@ def _as_in(like: Tensors, sent: Tensors) -> Tensors:
 
 
 def _in_turn(into: Adapter, count: int) -> bool:
-    """Whether a merge goes layer by layer: threads would be idle, their stacks too large together, or the work elsewhere."""
+    """Says that a merge goes layer by layer: threads would be idle, their stacks too large together, or the work elsewhere."""
     entries = sum(x.rank * sum(x.shape) for x in into.layers.values())
     return count > MANY or count * entries < FEW or any(x.B.device.type != "cpu" for x in into.layers.values())
 

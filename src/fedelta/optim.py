@@ -23,7 +23,7 @@ OptimizerState: TypeAlias = dict[str, dict[str, Tensor]]
 
 
 class Optimizer(Protocol):
-    """What `client.train` asks of an optimiser."""
+    """The optimiser that `client.train` takes: two functions and a state that is passed between them."""
 
     def init(self, params: dict[str, Tensor]) -> OptimizerState:
         """A fresh state for these parameters."""
@@ -97,7 +97,7 @@ class AdamW:
 
 
 def has_fused_step(param: Tensor) -> bool:
-    """Whether AdamW's step of a tensor is torch's fused kernel, whose counter must lie beside the tensor.
+    """Returns whether AdamW's step of a tensor is torch's fused kernel, whose counter must lie beside the tensor.
 
     The kernel takes the tensor for contiguous: on a CPU it would write what lies between the rows of a view, unasked.
     """

@@ -1,4 +1,4 @@
-"""Which runner answers: chosen once for a run, and found by name.
+"""The choice of the runner that answers: made once for a run, by name.
 
 No runner is imported by statement, for some bring libraries that a server of remote clients does without. A file of
 `engines.runners` whose name does not begin with `_` is a runner: it has a function `runner(token_budget) -> VisitAll`, and

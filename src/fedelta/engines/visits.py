@@ -145,7 +145,7 @@ def screened(federation: Federation, t: int, visits: Sequence[Visit]) -> list[Vi
 
 
 def _left_out(federation: Federation, t: int, visit: Visit, stage: str, error: Exception) -> Visit:
-    """The one place where a client is left out of a round."""
+    """Says that a client is left out of a round and returns its visit; no other place leaves one out."""
     k = visit.peer.id
     if federation.settings.debug:
         error.add_note(f"client {k}, round {t}, stage: {stage}")

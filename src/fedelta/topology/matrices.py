@@ -394,12 +394,12 @@ def numbers(mixing: Mixing, *, rounds: int = 2000) -> dict[str, Any]:
 
 
 def is_connected(W: Tensor) -> bool:
-    """Whether what any node has can reach any other, if W stays."""
+    """Returns whether what any node has can reach any other, if W stays."""
     return connected(W.shape[0], links_of(W))
 
 
 def is_symmetric(W: Tensor) -> bool:
-    """Whether both ends of every link give each other the same weight."""
+    """Returns whether both ends of every link give each other the same weight."""
     return bool((W - W.mT).abs().max() < 1e-9)
 
 

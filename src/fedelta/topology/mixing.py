@@ -125,7 +125,7 @@ class PushSum:
 
     @classmethod
     def start(cls, X: Tensor) -> PushSum:
-        """Before the first round."""
+        """Returns the state before the first round."""
         return cls(X, torch.ones(len(X), dtype=torch.float64, device=X.device))
 
     @property
@@ -134,7 +134,7 @@ class PushSum:
         return self.x / self.w[:, None].to(self.x)
 
     def step(self, P: Tensor) -> PushSum:
-        """One round, with a P that may be another one in each.
+        """Carries out one round, with a P that may be another one in each.
 
         Raises:
             ValueError: for a P of another size, with a negative entry, with nothing kept by a node, or that makes mass.
@@ -199,11 +199,11 @@ class Choco:
 
     @classmethod
     def start(cls, X: Tensor) -> Choco:
-        """Before the first round: nobody has been told anything."""
+        """Returns the state before the first round, in which nobody has been told anything."""
         return cls(X, torch.zeros_like(X))
 
     def step(self, W: Tensor, compress: Compressor, gamma: float) -> tuple[Choco, Tensor]:
-        """One round, and what was sent in it: q (n, d), row i by node i.
+        """Carries out one round; returns the state after it, and what was sent: q (n, d), row i by node i.
 
         Raises:
             ValueError: for a W that does not mix, or a gamma that is not in (0, 1].
@@ -248,12 +248,12 @@ class Tracking:
 
     @classmethod
     def start(cls, X: Tensor, gradient: Gradient) -> Tracking:
-        """Before the first round."""
+        """Returns the state before the first round."""
         g = gradient(X)
         return cls(X, g, g)
 
     def step(self, W: Tensor, gradient: Gradient, learning_rate: float) -> Tracking:
-        """One round; `learning_rate` is eta.
+        """Carries out one round; `learning_rate` is eta.
 
         Raises:
             ValueError: for a W that does not mix.
