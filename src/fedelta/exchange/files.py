@@ -144,7 +144,8 @@ def sync_tree(folder: Path) -> None:
 
 
 def replace_folder(draft: Path, folder: Path) -> None:
-    """Puts a finished draft in the place of a folder, in one step; what was there is removed."""
+    """Puts a finished draft in the place of a folder, in one step; what was there is removed. A link to a folder stays."""
+    folder = folder.resolve()
     sync_folder(draft)
     if folder.is_dir():
         swap(draft, folder)
