@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedelta.naming import nearest
+from fedelta.registry import check_name
 
 Ints = np.ndarray
 Floats = np.ndarray
@@ -137,9 +137,8 @@ def get_metric(metric: str | Metric) -> tuple[str, Metric]:
     """
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), metric
-    if metric in METRICS:
-        return metric, METRICS[metric]
-    raise ValueError(f"no metric is called {metric!r}{nearest(metric, METRICS)}; there are {', '.join(METRICS)}")
+    check_name("metric", metric, METRICS)
+    return metric, METRICS[metric]
 
 
 def score(predictions: Predictions, metrics: Sequence[str | Metric]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from fedelta.naming import nearest
+from fedelta.registry import check_name, check_settings
 from fedelta.tasks.causal_lm import Instruction
 from fedelta.tasks.classification import Classification
 from fedelta.tasks.multiple_choice import ChoiceByLikelihood, MultipleChoice
@@ -25,11 +25,7 @@ def get_task(name: str, **settings: Any) -> Task:
     Raises:
         ValueError: the name or a setting is unknown (the nearest known one is named), or a value does not fit.
     """
-    if name not in TASKS:
-        raise ValueError(f"no task is called {name!r}{nearest(name, TASKS)}; there are {', '.join(TASKS)}")
-    known = [field.name for field in fields(TASKS[name])]
-    for setting in settings:
-        if setting not in known:
-            raise ValueError(f"task {name!r} has no setting {setting!r}{nearest(setting, known)}; it has {', '.join(known)}")
+    check_name("task", name, TASKS)
+    check_settings(f"task {name!r}", settings, [field.name for field in fields(TASKS[name])])
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     return TASKS[name](**values)
