@@ -25,8 +25,8 @@ from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.peers import Peer, largest, template_for, truncate_for
 from fedelta.registry import check_name
 from fedelta.tasks import Task, get_task
-from fedelta.tasks.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.tasks.task import Example
+from fedelta.tasks.text.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.tree import Adapter
 
 

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 from fedelta.client import Batch
 from fedelta.models.cohort.grouped import Rows
-from fedelta.tasks.logits import logits_at
+from fedelta.tasks.text.logits import logits_at
 
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 Inputs: TypeAlias = Mapping[str, Any]
 
 
 WANTED = "wanted"
-"""What the positions of which a loss asks logits are called among the inputs; see `fedelta.tasks.logits.logits_at`."""
+"""What the positions of which a loss asks logits are called among the inputs; see `fedelta.tasks.text.logits.logits_at`."""
 
 
 def asked(loss: Loss, module: nn.Module, batch: Batch) -> Inputs:

@@ -32,8 +32,8 @@ from fedelta.models.devices import named_device
 from fedelta.models.patterns import check_pattern
 from fedelta.sampling import share
 from fedelta.split.partition import Scheme, get_scheme
+from fedelta.tasks import get_task
 from fedelta.tasks.metrics import get_metric
-from fedelta.tasks.registry import get_task
 from fedelta.tasks.task import Task
 from fedelta.topology import Topology, get_topology
 
