@@ -75,21 +75,26 @@ def aliases_in(package: str) -> dict[str, str]:
     return found
 
 
+def file_named(package: str, name: str) -> str | None:
+    """Returns the name of the file that a name or an alias means, however it is spelled; None if there is no such file."""
+    files = names_in(package)
+    if name in files:  # the usual case reads no file
+        return name
+    by_letters = {_letters(alias): file for alias, file in aliases_in(package).items()}
+    by_letters |= {_letters(file): file for file in files}
+    return by_letters.get(_letters(name))
+
+
 def find_name(kind: str, package: str, name: str) -> str:
     """Returns the name of the file that a name or an alias means; case, hyphens and underscores do not matter.
 
     Raises:
         ValueError: for an unknown name, with the nearest known one.
     """
-    files = names_in(package)
-    if name in files:  # the usual case reads no file
-        return name
-    aliases = aliases_in(package)
-    by_letters = {_letters(alias): file for alias, file in aliases.items()} | {_letters(file): file for file in files}
-    if _letters(name) in by_letters:
-        return by_letters[_letters(name)]
-    check_name(kind, name, files, also=aliases)
-    return name
+    found = file_named(package, name)
+    if found is None:
+        check_name(kind, name, names_in(package), also=aliases_in(package))
+    return found or name
 
 
 def class_in(package: str, name: str, base: type[T]) -> type[T]:
