@@ -10,9 +10,10 @@ from collections.abc import Collection
 from importlib import import_module
 from typing import Any, cast
 
+from fedelta.adapted import CPU_TOKENS
 from fedelta.client import LocalClient
 from fedelta.engines import runners
-from fedelta.engines.settings import CPU_TOKENS, Choice, RunSettings
+from fedelta.engines.settings import Choice, RunSettings
 from fedelta.engines.visits import VisitAll
 from fedelta.method import Client
 from fedelta.registry import check_name, names_in
