@@ -77,12 +77,16 @@ def aliases_in(package: str) -> dict[str, str]:
 
 def file_named(package: str, name: str) -> str | None:
     """Returns the name of the file that a name or an alias means, however it is spelled; None if there is no such file."""
-    files = names_in(package)
-    if name in files:  # the usual case reads no file
+    spelled = one_spelling(package, name)
+    return spelled if spelled in names_in(package) else aliases_in(package).get(spelled)
+
+
+def one_spelling(package: str, name: str) -> str:
+    """Returns the name of a file, or an alias, as its package spells it; an unknown name as it is."""
+    if name in names_in(package):  # the usual case reads no file
         return name
-    by_letters = {_letters(alias): file for alias, file in aliases_in(package).items()}
-    by_letters |= {_letters(file): file for file in files}
-    return by_letters.get(_letters(name))
+    known = {_letters(known): known for known in (*aliases_in(package), *names_in(package))}
+    return known.get(_letters(name), name)
 
 
 def find_name(kind: str, package: str, name: str) -> str:
