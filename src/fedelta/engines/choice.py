@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any, cast
 
 from fedelta.adapted import CPU_TOKENS
@@ -18,7 +17,7 @@ from fedelta.engines import runners
 from fedelta.engines.settings import Choice, RunSettings
 from fedelta.engines.visits import VisitAll
 from fedelta.method import Client
-from fedelta.naming import nearest
+from fedelta.registry import check_name, names_in
 
 AUTO = "auto"
 
@@ -47,11 +46,9 @@ def visitor(settings: RunSettings, clients: Collection[Client]) -> VisitAll:
 
 def runner_names() -> list[str]:
     """Returns the names of all runners, without importing one: the files of `engines.runners` that do not begin with `_`."""
-    return sorted(module.name for module in iter_modules(runners.__path__) if not module.name.startswith("_"))
+    return sorted(names_in(runners.__name__))
 
 
 def _load(name: str) -> Any:
-    if name not in runner_names():
-        known = [AUTO, *runner_names()]
-        raise ValueError(f"no engine is called {name!r}; there are {', '.join(known)}{nearest(name, known)}")
+    check_name("engine", name, [AUTO, *runner_names()])
     return import_module(f"{runners.__name__}.{name}")
