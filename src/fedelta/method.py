@@ -40,6 +40,15 @@ Names that a mapping does not mention train fully; None freezes."""
 Penalty: TypeAlias = Callable[[Adapter], Tensor]
 """A scalar to add to the loss, from the live adapter."""
 
+Provenance: TypeAlias = Literal[
+    "the paper", "published code", "the authors' code", "others' readings", "the abstract", "no paper of its own"
+]
+"""The source of an implementation, from the surest to the least sure.
+
+"the paper" was read. "published code" is code that others rely on, of a paper whose formula is well known. Of the others the text
+was not at hand: they follow "the authors' code"; notes and re-implementations, which are "others' readings"; or little more than
+"the abstract". A baseline, and a method of ours, has "no paper of its own"."""
+
 GradientHook: TypeAlias = Callable[[Tensors, Tensors, int], Tensors]
 """(gradients, parameters, step) -> gradients, before clipping; names as in `tree.parameters`."""
 
@@ -116,6 +125,7 @@ class Method(ABC):
 
     Class attributes, all claims that the conformance suite tests both ways:
         paper: one line of source.
+        follows: where the formula was read; the docstring says more under "Source".
         reported: one or two sentences: the main numbers that the source reports (task, model, clients, figure of the method
             against its named baselines) and how they were read (in the paper, in the authors' repository, second-hand); what
             was not available is said so. Empty for a baseline without a paper. Nothing that this library measured.
@@ -135,6 +145,7 @@ class Method(ABC):
     """
 
     paper: ClassVar[str] = ""
+    follows: ClassVar[Provenance] = "no paper of its own"
     reported: ClassVar[str] = ""
     hetero_rank: ClassVar[bool] = False
     decentralised: ClassVar[bool] = False

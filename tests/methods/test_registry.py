@@ -2,12 +2,13 @@
 
 import inspect
 import pkgutil
+from typing import get_args
 
 import pytest
 
 import fedelta
 from fedelta import methods
-from fedelta.method import Method
+from fedelta.method import Method, Provenance
 from fedelta.methods import get_method, list_methods, method_class
 
 
@@ -25,6 +26,7 @@ def test_a_method_is_a_frozen_value_with_a_documented_algorithm(name: str) -> No
     assert isinstance(get_method(name), Method)
     assert "Algorithm:" in (inspect.getdoc(cls) or "")
     assert cls.paper
+    assert vars(cls).get("follows") in get_args(Provenance), f"{name} must say itself where its formula was read"
     assert cls.travels
     assert getattr(methods, cls.__name__) is cls
     assert cls.__name__ in dir(methods)

@@ -31,6 +31,7 @@ class DampedMean(Method):
     rate: float = 0.5
 
     paper = "an example to copy"
+    follows = "no paper of its own"
     coordinates = "factors"
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:

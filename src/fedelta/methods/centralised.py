@@ -33,6 +33,7 @@ class Centralised(Method):
     """
 
     paper = "baseline"
+    follows = "no paper of its own"
     coordinates = "factors"
     one_shot = False
     travels = "nothing (the data are pooled)"

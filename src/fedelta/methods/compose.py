@@ -42,6 +42,7 @@ class Compose(Composite):
     optimizer: Choice | None = None
 
     paper = "combines methods"
+    follows = "no paper of its own"
     decentralised = True
     travels = "what the parts send"
 

@@ -47,6 +47,7 @@ class DeCAF(Method):
     align: Literal["none", "procrustes"] = "none"
 
     paper = "Saadati et al. 2026, DeCAF, arXiv 2505.21382"
+    follows = "others' readings"
     reported = "none available to us: neither the abstract nor the reviews that we read have a table"
     hetero_rank = True
     decentralised = True

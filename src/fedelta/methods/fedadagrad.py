@@ -36,6 +36,7 @@ class FedAdagrad(Adaptive):
     beta1: float = 0.0
 
     paper = "Reddi et al. 2021, FedAdagrad, arXiv 2003.00295"
+    follows = "published code"
     reported = "none collected by us"
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class FedAdam(Decaying):
     """
 
     paper = "Reddi et al. 2021, FedAdam, arXiv 2003.00295"
+    follows = "published code"
     reported = "none collected by us"
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class FedAvgM(ServerOptimizer):
     momentum: float = 0.9
 
     paper = "Hsu et al. 2019, FedAvgM, arXiv 1909.06335"
+    follows = "the paper"
     reported = "none collected by us"
     exempt: ClassVar[Mapping[str, str]] = {"one client": "the server moves by momentum, not by what was sent"}
 

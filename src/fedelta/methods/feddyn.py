@@ -46,6 +46,7 @@ class FedDyn(LocalRule):
     strength: float = 0.1
 
     paper = "Acar et al. 2021, FedDyn, arXiv 2111.04263"
+    follows = "published code"
     reported = "none collected by us"
     stable = True
     needs_updates = True

@@ -46,6 +46,7 @@ class FedExLoRA(Method):
     residual_rank: int | None = None
 
     paper = "Singhal et al. 2025, FedEx-LoRA, arXiv 2410.09432"
+    follows = "the authors' code"
     reported = (
         "none of its own paper available to us; as a baseline of FLoRG, MNLI with RoBERTa-large: 90.96 against FedIT "
         "84.91 (FLoRG 91.27). Second-hand, unverified"

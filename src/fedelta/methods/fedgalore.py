@@ -83,6 +83,7 @@ class FedGaLore(Method):
     power_iterations: int = 1
 
     paper = "Peng et al. 2026, FedGaLore, arXiv 2602.01746"
+    follows = "the abstract"
     reported = "none available to us: no figure in what could be read (the abstract, the first page, a topic page)"
     hetero_rank = True
     coordinates = "base"

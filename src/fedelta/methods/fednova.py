@@ -40,6 +40,7 @@ class FedNova(LocalRule):
     momentum: float = 0.0
 
     paper = "Wang et al. 2020, FedNova, arXiv 2007.07481"
+    follows = "published code"
     reported = "none collected by us"
     stable = True
     needs_updates = True

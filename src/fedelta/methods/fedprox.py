@@ -32,6 +32,7 @@ class FedProx(LocalRule):
     mu: float = 0.01
 
     paper = "Li et al. 2020, FedProx, arXiv 1812.06127"
+    follows = "published code"
     reported = "none collected by us"
     decentralised = True
 

@@ -36,6 +36,7 @@ class FedSALoRA(Method):
     """
 
     paper = "Guo et al. 2025, FedSA-LoRA, arXiv 2410.01463"
+    follows = "the authors' code"
     reported = "none available to us"
     hetero_rank = True
     decentralised = True

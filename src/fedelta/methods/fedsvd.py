@@ -52,6 +52,7 @@ class FedSVD(Method):
     norm_cap: float | None = None
 
     paper = "Lee et al. 2025, FedSVD, arXiv 2505.12805"
+    follows = "the authors' code"
     reported = (
         "mean accuracy without privacy over SNLI, MNLI, SST-2, QQP, QNLI: 86.18 against FFA-LoRA 84.57, FedAvg 75.51, "
         "FLoRA 57.09. Second-hand, unverified: another note has about +1.3 over FFA-LoRA"

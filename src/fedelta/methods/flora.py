@@ -43,6 +43,7 @@ class FLoRA(Method):
     """
 
     paper = "Wang et al. 2024, FLoRA, arXiv 2409.05976"
+    follows = "the authors' code"
     reported = (
         "MMLU after Dolly, 10 clients of ranks 4 to 64, TinyLlama / LLaMA-7B: 18.45 / 29.54 against zero-padded FedIT "
         "15.76 / 7.97; equal ranks: 30.80 / 29.85 against FedIT 16.35 / 29.41. Second-hand, unverified"

@@ -50,6 +50,7 @@ class FLoRIST(Method):
     tau: float = 0.99
 
     paper = "Ramesh and Dass 2026, FLoRIST, arXiv 2506.09199"
+    follows = "the paper"
     reported = (
         "MMLU after Dolly, 8 clients of ranks 4 to 64, LLaMA-7B: 35.54 (FLoRIST-O) against FlexLoRA 33.78, FLoRA 32.77, "
         "zero padding .27; TinyLlama: 29.78 against 28.47, 26.82, 31.47. Read in the paper"

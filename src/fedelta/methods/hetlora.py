@@ -58,6 +58,7 @@ class HetLoRA(Method):
     scale_policy: ScalePolicy = "effective"
 
     paper = "Cho et al. 2024, HetLoRA, arXiv 2401.06432"
+    follows = "others' readings"
     reported = (
         "PaLM 2-XXS, Reddit RougeL / chat perplexity: 94.23 / 53.93 against one rank for all 92.57 / 80.51 (r = 5) and "
         "70.57 / 307.96 (r = 50), reconstruction with SVD 63.28 / 323.89. Second-hand, unverified"

@@ -22,6 +22,7 @@ class LocalOnly(Method):
     """
 
     paper = "baseline"
+    follows = "no paper of its own"
     hetero_rank = True
     personal = True
     one_shot = False

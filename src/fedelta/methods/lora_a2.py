@@ -50,6 +50,7 @@ class LoRAA2(Method):
     lr_ratio: float = 0.2
 
     paper = "Koo et al. 2025, LoRA-A2, arXiv 2410.22815"
+    follows = "the paper"
     reported = (
         "BANKING77 at Dirichlet .01, RoBERTa-base, 30 clients, r = 8 / r = 1: 70.13 / 68.88 against averaged LoRA 60.96 "
         "/ 45.78, FFA-LoRA 40.88 / 33.68, FlexLoRA 69.84 / 42.75. Read in the paper"

@@ -49,6 +49,7 @@ class LoRAFAIR(Method):
     steps: int = 50
 
     paper = "Bian et al. 2025, LoRA-FAIR, arXiv 2411.14961"
+    follows = "others' readings"
     reported = (
         "DomainNet with ViT: 77.07 against FedIT 75.75, FLoRA 75.53, FlexLoRA 76.02, pooled data 77.77; with lambda = 0 "
         "only 73.22. Second-hand, unverified"

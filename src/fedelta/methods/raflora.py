@@ -64,6 +64,7 @@ class RaFLoRA(Method):
     svd: lr.SvdKind = "auto"
 
     paper = "Wu et al. 2026, raFLoRA, arXiv 2602.13486"
+    follows = "others' readings"
     reported = (
         "one figure found, BoolQ 65.35, on a public listing without its baselines (unverified). As RB-LoRA "
         "(Llama-3.1-8B, 10 clients, MMLU after Dolly, 1 round): .57 against weighted zero padding .54; from its project "

@@ -65,6 +65,7 @@ class Replication(Method):
     scale_policy: ScalePolicy = "effective"
 
     paper = "Byun and Lee 2025, replication padding, arXiv 2406.17477"
+    follows = "others' readings"
     reported = (
         "round 1 alone, accuracy of the well-balanced client: 84.34 before aggregation, 38.95 after zero padding, 82.11 "
         "after replication. Second-hand, unverified; the final tables were not found"

@@ -43,6 +43,7 @@ class Scaffold(LocalRule):
     """
 
     paper = "Karimireddy et al. 2020, SCAFFOLD, arXiv 1910.06378"
+    follows = "published code"
     reported = "none collected by us"
     stable = True
     needs_updates = True

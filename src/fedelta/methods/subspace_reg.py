@@ -83,6 +83,7 @@ class SubspaceReg(Method):
     rescale: bool = False
 
     paper = "Senarath et al. 2026, Subspace-Reg, arXiv 2606.22724"
+    follows = "the authors' code"
     reported = (
         "HellaSwag, RoBERTa-large, 3 of 10 clients a round: final accuracy 0.4290 against FedSVD 0.3357, FedAvg 0.3317, "
         "chance 0.25; recomputed from the authors' published logs. Its SmolLM-360M figures have no run behind them there"

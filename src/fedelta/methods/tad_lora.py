@@ -50,6 +50,7 @@ class TadLoRA(Method):
     freeze_head: bool = False
 
     paper = "Wang et al. 2026, TAD-LoRA, arXiv 2602.00451"
+    follows = "others' readings"
     reported = (
         "mean over four GLUE tasks, RoBERTa-large, 10 clients, edges active with probability .02 / .1 / .5: .8032 / "
         ".8418 / .8731 against plain LoRA .7798 / .8375 / .8754. From a single second-hand reader, unverified"
