@@ -8,14 +8,18 @@ from typing import Any, TypeAlias, cast
 
 from fedelta.method import Method
 from fedelta.methods import get_method
-from fedelta.methods._compose.composition import Composite, LocalRule, Parts, ServerOptimizer
+from fedelta.methods._compose.composition import Composite
+from fedelta.methods._compose.optimisers import ServerOptimizer
+from fedelta.methods._compose.parts import Parts, claims
+from fedelta.methods._compose.rules import LocalRule
+from fedelta.methods.fedavg import FedAvg
 
 Choice: TypeAlias = Method | str | Mapping[str, Any]
 """A method; or its name; or {"name": its name, and its hyper-parameters}, as in a config file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compose(Composite):
+class Compose(Composite, Method):
     """A method with other rules for its clients, and an optimiser for its server.
 
     Algorithm:
@@ -43,8 +47,6 @@ class Compose(Composite):
 
     paper = "combines methods"
     follows = "no paper of its own"
-    decentralised = True
-    travels = "what the parts send"
 
     def __post_init__(self) -> None:
         single = isinstance(self.local, Method | str | Mapping)
@@ -58,6 +60,7 @@ class Compose(Composite):
         object.__setattr__(self, "local", tuple(sorted(rules, key=lambda rule: cast("LocalRule", rule).order)))
         self._resolve_server()
         super().__post_init__()
+        self.parts.demand_stable()
 
     def _resolve_server(self) -> None:
         server = _method(self.server, "server")
@@ -85,3 +88,17 @@ def _method(choice: Choice, where: str) -> Method:
     if not isinstance(settings.get("name"), str):
         raise ValueError(f"`{where}` needs a name: write {{name: ..., and its settings}}, or the name alone; got {choice!r}")
     return get_method(**settings)
+
+
+class _OfParts:
+    """A claim of `Compose`: on an instance what its parts make of it, on the class that of the defaults."""
+
+    def __init__(self, claim: str, default: object) -> None:
+        self.claim, self.default = claim, default
+
+    def __get__(self, made: Compose | None, cls: type[Compose]) -> object:
+        return self.default if made is None else {**made.parts.claims()}[self.claim]
+
+
+for _claim, _value in claims(FedAvg, []).items():
+    setattr(Compose, _claim, _OfParts(_claim, "what the parts send" if _claim == "travels" else _value))

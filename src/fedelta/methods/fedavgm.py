@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedelta.method import State
-from fedelta.methods._compose.composition import ServerOptimizer
+from fedelta.methods._compose.optimisers import ServerOptimizer
 
 
 @dataclass(frozen=True, kw_only=True)

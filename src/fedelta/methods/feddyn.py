@@ -11,7 +11,7 @@ from torch import Tensor
 from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, GradientHook, State
-from fedelta.methods._compose.composition import LocalRule, Pull, demand_one_scale
+from fedelta.methods._compose.rules import LocalRule, Pull, demand_one_scale
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
 

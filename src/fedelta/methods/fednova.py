@@ -10,7 +10,7 @@ from typing import ClassVar
 from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import State
-from fedelta.methods._compose.composition import LocalRule
+from fedelta.methods._compose.rules import LocalRule
 from fedelta.tree import Tensors
 
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from fedelta.method import ClientState, GradientHook
-from fedelta.methods._compose.composition import LocalRule
+from fedelta.methods._compose.rules import LocalRule
 from fedelta.tree import Adapter, Message, Tensors
 
 Axis: TypeAlias = Literal["auto", "output"]
@@ -48,7 +48,6 @@ class FedZMG(LocalRule):
         "CIFAR-100: 250 rounds to a given accuracy against 805 for FedAvg; 39.5 % against 34.7 %. Second-hand, unverified; "
         "full training, no adapters"
     )
-    decentralised = True
     order = 2
 
     def hook(self, sent: Message, own: ClientState, start: Adapter) -> GradientHook | None:

@@ -12,7 +12,7 @@ from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, GradientHook, State
-from fedelta.methods._compose.composition import LocalRule, demand_one_scale
+from fedelta.methods._compose.rules import LocalRule, demand_one_scale
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
 
@@ -50,7 +50,6 @@ class Scaffold(LocalRule):
     equal_ranks = True
     order = 1
     extra = "control variates both ways"
-    travels = "A, B, head; control variates both ways"
     exempt: ClassVar[Mapping[str, str]] = {"scale": "an upload holds what training did to a control variate"}
 
     def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
