@@ -45,9 +45,9 @@ Provenance: TypeAlias = Literal[
 ]
 """The source of an implementation, from the surest to the least sure.
 
-"the paper" was read. "published code" is code that others rely on, of a paper whose formula is well known. Of all others the text
-was not at hand: they follow "the authors' code"; or notes and re-implementations, "others' readings"; or little more than "the
-abstract". A baseline, and a method of ours, has "no paper of its own"."""
+"the paper" was read. "published code" is code that others rely on, of a paper whose formula is well known. Of all others the
+text was not at hand: they follow "the authors' code"; or notes and re-implementations, "others' readings"; or little more than
+"the abstract". A baseline, and a method of ours, has "no paper of its own"."""
 
 GradientHook: TypeAlias = Callable[[Tensors, Tensors, int], Tensors]
 """(gradients, parameters, step) -> gradients, before clipping; names as in `tree.parameters`."""

@@ -23,7 +23,7 @@ from fedelta.tree import Adapter, BaseDelta, Message, Tensors
 
 
 class Composite(ABC):
-    """The verbs of `Method`, carried out by parts; a class with both bases is a method: `LocalRule`, `ServerOptimizer`, `Compose`."""
+    """The verbs of `Method`, carried out by parts; with it `LocalRule`, `ServerOptimizer` and `Compose` are methods."""
 
     hetero_rank: ClassVar[bool]
     one_shot: ClassVar[bool] = False  # what a part adds takes rounds; for a single aggregation ask the method in the middle
