@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 from torch import Tensor
 
@@ -14,6 +14,18 @@ from fedelta.method import ClientState, GradientHook, State
 from fedelta.methods._compose.rules import LocalRule, Pull, demand_one_scale
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
+
+
+class FedDynState(TypedDict):
+    """The rule's memory at the server.
+
+    Attributes:
+        h: the mean of all h_k by flat name, of what has been trained so far.
+        clients: N.
+    """
+
+    h: Tensors
+    clients: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +79,7 @@ class FedDyn(LocalRule):
         demand_one_scale(self.name, template, peers)
 
     def open(self, peers: Sequence[Peer]) -> State:
-        return {"h": {}, "clients": len(peers)}
+        return FedDynState(h={}, clients=len(peers))
 
     def hook(self, sent: Message, own: ClientState, start: Adapter) -> GradientHook | None:
         h, at = own.get("h", {}), tree.parameters(start)
@@ -83,7 +95,7 @@ class FedDyn(LocalRule):
     def displace(self, state: State, step: Tensors, updates: Sequence[ClientUpdate]) -> tuple[Tensors, State]:
         share = len(updates) / state["clients"]
         h = _added(state["h"], {n: share * x for n, x in step.items()})
-        return {n: x + h[n] for n, x in step.items()}, {**state, "h": h}
+        return {n: x + h[n] for n, x in step.items()}, FedDynState(h=h, clients=state["clients"])
 
 
 def _added(old: Tensors, more: Tensors) -> dict[str, Tensor]:

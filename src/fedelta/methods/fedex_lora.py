@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,21 @@ from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, merge, unzip
 from fedelta.method import Method, State
-from fedelta.methods._shared.base_delta import advance, base_for, open_base, step_entries
+from fedelta.methods._shared.base_delta import BaseAccount, advance, base_for, open_base, step_entries
 from fedelta.peers import Peer, at_largest, slice_for, template_for
 from fedelta.tree import Adapter, Message
+
+
+class FedExLoRAState(BaseAccount):
+    """The server's memory.
+
+    Attributes:
+        adapter: the means at the largest ranks, beyond the shared components with B = 0.
+        shared: by layer, the number of components that all clients can hold.
+    """
+
+    adapter: Adapter
+    shared: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +77,8 @@ class FedExLoRA(Method):
         full = at_largest(template, peers)
         beyond = tree.map_named(lambda n, x: lr.components(x, shared[n], x.rank), full)
         adapter = tree.map(_continue, _shared(full, shared), full)
-        return {"adapter": adapter, "shared": shared, **open_base(beyond.layers)}
+        state: FedExLoRAState = {"adapter": adapter, "shared": shared, **open_base(beyond.layers)}
+        return state
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return {"adapter": slice_for(state["adapter"], to), "base": base_for(state, to)}
@@ -93,7 +106,7 @@ def _mean(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
     return lr.mean_factors(weights, [lr.rescale(x, old.scale) for x in xs])
 
 
-def _shared(adapter: Adapter, ranks: dict[str, int]) -> Adapter:
+def _shared(adapter: Adapter, ranks: Mapping[str, int]) -> Adapter:
     # A client may send fewer components than it can hold: those that it lacks are zero, and the residual is exact still.
     return tree.map_named(lambda n, x: lr.pad(lr.components(x, 0, ranks[n]), ranks[n], live=False), adapter)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 from torch import Tensor
 
@@ -15,6 +15,18 @@ from fedelta.method import ClientState, GradientHook, State
 from fedelta.methods._compose.rules import LocalRule, demand_one_scale
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
+
+
+class ScaffoldState(TypedDict):
+    """The rule's memory at the server.
+
+    Attributes:
+        c: the server's control variate by flat name, of what has been trained so far.
+        clients: N.
+    """
+
+    c: Tensors
+    clients: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +69,7 @@ class Scaffold(LocalRule):
         demand_one_scale(self.name, template, peers)
 
     def open(self, peers: Sequence[Peer]) -> State:
-        return {"c": {}, "clients": len(peers)}
+        return ScaffoldState(c={}, clients=len(peers))
 
     def send(self, state: State) -> Message:
         return {"c": state["c"]} if state["c"] else {}
@@ -94,7 +106,7 @@ class Scaffold(LocalRule):
         for u in updates:
             for name, x in u.content["dc"].items():
                 c[name] = c[name] + x / state["clients"] if name in c else x / state["clients"]
-        return step, {**state, "c": c}
+        return step, ScaffoldState(c=c, clients=state["clients"])
 
 
 class _Correction:
@@ -118,5 +130,5 @@ class _Correction:
         return {n: g + self.shift[n] if n in self.shift else g for n, g in gradients.items()}
 
     def mean(self) -> dict[str, Tensor]:
-        """The mean of the gradients over the steps."""
+        """Returns the mean of the gradients over the steps."""
         return {n: (x / self.steps).cpu() for n, x in self.total.items()}
