@@ -38,7 +38,7 @@ class Compose(Composite, Method):
     Args:
         local: rules of clients: fedprox, scaffold, feddyn, fednova, fedzmg; one, or several.
         server: the method in the middle.
-        optimizer: of the server: fedavgm, fedadam, fedyogi, fedadagrad.
+        optimizer: the server's: fedavgm, fedadam, fedyogi or fedadagrad.
     """
 
     local: Choice | Sequence[Choice] = ()

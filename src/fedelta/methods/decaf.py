@@ -70,7 +70,7 @@ class DeCAF(Method):
 
 
 def aligned(x: LoRA, like: LoRA) -> LoRA:
-    """The same dW with its components turned so that A is nearest to that of `like`, of the same rank (Procrustes).
+    """Returns the same dW with its components turned so that A is nearest to that of `like`, of the same rank (Procrustes).
 
     With Q = argmin ||Q A - A'||_F over orthogonal Q: B Q^T and Q A.
     """

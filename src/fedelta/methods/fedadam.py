@@ -42,7 +42,7 @@ class FedAdam(ServerOptimizer):
     A tensor that the round did not move, such as a frozen factor, keeps its value, its m and its v.
 
     Args:
-        learning_rate: of the server, about the size of one round's step in each number.
+        learning_rate: the server's, about the size of one round's step in each number.
         lr_ratio: learning rate of the factors A over that of B and of the head.
         beta1: decay of the first moment.
         tau: added to the root of v; the smaller, the more alike the steps of all numbers.

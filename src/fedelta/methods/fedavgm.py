@@ -29,7 +29,7 @@ class FedAvgM(ServerOptimizer):
 
     Args:
         momentum: 0 with a learning_rate of 1 is, to the bit, the method without it.
-        learning_rate: of the server.
+        learning_rate: the server's.
         lr_ratio: learning rate of the factors A over that of B and of the head.
 
     Source: Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",

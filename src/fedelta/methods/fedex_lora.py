@@ -73,7 +73,7 @@ class FedExLoRA(Method):
             raise ValueError(f"residual_rank must be at least 1, or None for all of it, got {self.residual_rank}")
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        shared = {n: min(p.rank_of(n) for p in peers) for n in template.layers}
+        shared = _common_ranks(template, peers)
         full = at_largest(template, peers)
         beyond = tree.map_named(lambda n, x: lr.components(x, shared[n], x.rank), full)
         adapter = tree.map(_continue, _shared(full, shared), full)
@@ -97,9 +97,15 @@ class FedExLoRA(Method):
 
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
         own = template_for(peer, template)
-        stacked = {n: sum(p.rank_of(n) for p in peers) + min(p.rank_of(n) for p in peers) for n in own.layers}
+        # The residual stacks the factors of all and, negative, their mean.
+        stacked = {n: sum(p.rank_of(n) for p in peers) + r for n, r in _common_ranks(own, peers).items()}
         residual = step_entries(own, {n: self.residual_rank or r for n, r in stacked.items()})
         return tree.count(own) + (residual if t else 0), tree.count(own)
+
+
+def _common_ranks(template: Adapter, peers: Sequence[Peer]) -> dict[str, int]:
+    """Returns by layer the number of components that all peers can hold."""
+    return {n: min(p.rank_of(n) for p in peers) for n in template.layers}
 
 
 def _mean(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:

@@ -73,13 +73,13 @@ class FedGaLore(Method):
         side: "galore" projects the shorter side of a weight, "small_state" the longer, so that less is kept and sent.
         scale: GaLore's alpha, 0.25 in its pre-training: a factor on the learning rate of projected weights.
         betas: decay of Adam's first and second moments.
-        eps: of Adam, added to the root of the second moment after its bias correction. GaLore's own AdamW adds its 1e-6 before:
+        eps: Adam's, added to the root of the second moment after its bias correction. GaLore's own AdamW adds its 1e-6 before:
             in step k of a cold start that eps counts 1 / sqrt(1 - b2^k) times as much as one of the same size here.
         state_sync: "ajive" as above. "mean": nu <- sum_k p_k v_k. "block_mean": the same of the mean of v over r, so that
             o numbers travel in place of o r. "none": GaLore at each client without synchronisation. The last three are the
             ablations.
         ajive: settings of AJIVE, as a mapping in a config.
-        power_iterations: of the randomised SVD of a gradient, which takes 2 + 2 power_iterations minibatches.
+        power_iterations: those of the randomised SVD of a gradient, which takes 2 + 2 power_iterations minibatches.
 
     Unequal ranks are ours: client k has the first r_k columns of Q; the other columns of C_k count as zero, and a column of nu
     is that of the clients who have it. The joint ranks are in the state, by layer.
@@ -219,7 +219,7 @@ class FedGaLore(Method):
         return {**state, "second_moment": nu, "joint_ranks": joint}
 
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
-        """As in `Method`; with "server_basis" and refresh_rounds "auto" only the first sketch is counted."""
+        """Counts the numbers down and up; with "server_basis" and refresh_rounds "auto" only the first sketch is counted."""
         own = self.init(template, [peer])["adapter"]
         down, up = self.rule.traffic(t, own, self._given_rounds())
         up += tree.count(self.projection.coordinates(own)) + tree.count(own.dense) + self._moments(own)

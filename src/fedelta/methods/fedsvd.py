@@ -83,7 +83,7 @@ class FedSVD(Method):
         return self.upload(client.train(t, down["adapter"], trainable="B").adapter), client_state
 
     def orthogonalises(self, t: int) -> bool:
-        """Whether round t ends with an SVD."""
+        """Returns True if round t ends with an SVD."""
         done = t + 1
         return done > self.warmup_rounds and done % self.period == 0
 
@@ -91,6 +91,7 @@ class FedSVD(Method):
         return self._turned(t, averaged("B", updates, state["adapter"], equal_ranks=True))
 
     def _turned(self, t: int, mean: Adapter) -> State:
+        """Returns the next state from the mean: capped, and in some rounds with orthonormal rows of A."""
         mean = tree.map(lambda x: capped(x, self.norm_cap), mean)
         return {"adapter": tree.map(lr.orthonormal_rows, mean) if self.orthogonalises(t) else mean}
 

@@ -58,7 +58,7 @@ class FedZMG(LocalRule):
 
 
 def centred(gradient: Tensor, *, rank_last: bool = False) -> Tensor:
-    """The gradient less its mean over all axes but the first, or over the first one if the last is that of the rank."""
+    """Returns the gradient less its mean over all axes but the first, or over the first one if the last is that of the rank."""
     if gradient.ndim < 2:
         return gradient
     return gradient - gradient.mean(0 if rank_last else tuple(range(1, gradient.ndim)), keepdim=True)

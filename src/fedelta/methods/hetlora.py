@@ -53,7 +53,7 @@ class HetLoRA(Method):
         gamma: factor of one pruning step, in (0, 1).
         lam: weight of the penalty on the tail.
         r_min: the rank below which no layer is pruned. At it there is no tail, hence no penalty.
-        level: of the norms: "client" has one weight per client, "layer" one per client and layer.
+        level: that of the norms: "client" has one weight per client, "layer" one per client and layer.
         scale_policy: "raw" ignores scales in norms and factors.
 
     Source: Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", arXiv 2401.06432

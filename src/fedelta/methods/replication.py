@@ -60,8 +60,8 @@ class Replication(Method):
     it. With q by examples the mean is that of `rbla`, and only the promotion differs.
 
     Args:
-        low_rank: of everybody at first, and of those not promoted ever after; less where a capacity is less.
-        fraction: of the first cohort's clients that are promoted, rounded up.
+        low_rank: the rank of everybody at first, and of those not promoted ever after; less where a capacity is less.
+        fraction: the share of the first cohort's clients that are promoted, rounded up.
         q: weights among several clients of high rank: by "sample", n_k / sum_{j in H} n_j, or "uniform".
         scale_policy: "raw" leaves factors as they are whatever their scales.
 

@@ -59,7 +59,7 @@ class RoLoRA(Method):
             raise ValueError(f"period must be at least 1 round, got {self.period}")
 
     def factor(self, t: int) -> Factor:
-        """The factor that round t trains."""
+        """Returns the factor that round t trains."""
         return "B" if t // self.period % 2 == 0 else "A"
 
     def upload(self, adapter: Adapter) -> Message:

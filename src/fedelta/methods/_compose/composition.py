@@ -31,7 +31,7 @@ class Composite(ABC):
     @property
     @abstractmethod
     def parts(self) -> Parts:
-        """The parts that it is made of."""
+        """Returns the parts that it is made of."""
 
     def population(self, clients: Sequence[Client]) -> Sequence[Client]:
         return self.parts.server.population(clients)

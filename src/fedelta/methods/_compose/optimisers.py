@@ -32,7 +32,7 @@ class ServerOptimizer(Part, Composite, Method):
     the middle. A subclass says what `step` makes of one tensor.
 
     Args:
-        learning_rate: of the server.
+        learning_rate: the server's.
         lr_ratio: learning rate of the factors A over that of B and of the dense tensors.
     """
 

@@ -46,7 +46,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Names its entries in messages and memories."""
+        """Returns the name of its entries in messages and memories."""
         return type(self).__name__
 
     def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
@@ -141,7 +141,7 @@ class Parts:
 
     @property
     def at_server(self) -> list[Part]:
-        """The parts that read or change what a round adds to the server's factors, the optimiser last."""
+        """Returns the parts that read or change what a round adds to the server's factors, the optimiser last."""
         rules = [rule for rule in self.local if rule.stable]
         return [*rules, self.optimizer] if self.optimizer is not None else rules
 

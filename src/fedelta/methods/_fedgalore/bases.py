@@ -123,7 +123,8 @@ class ServerBasis(BasisRule):
         if not sketches or not self._sketch_due(t, state):
             return state
         weights, layers = shares([u.weight for u in sketches]), state["adapter"].layers
-        mean = {n: stack(weights, [u.content["sketch"][n] for u in sketches]) for n in layers}
+        sent = [u.content["sketch"] for u in sketches]
+        mean = {n: stack(weights, [G[n] for G in sent]) for n in layers}
         bases = self.projection.leading_bases(mean, {n: x.rank for n, x in layers.items()})
         return _on_another_basis(t, state, bases, self.projection)
 

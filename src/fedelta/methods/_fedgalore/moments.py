@@ -1,4 +1,4 @@
-"""The server's part of `fedgalore`'s second moments: one estimate from those of the clients.
+"""The synchronisation of `fedgalore`'s second moments: one estimate from those of the clients.
 
 A layer's moments are (m, r_k), on a basis that all share, of which client k has the first r_k columns.
 """
@@ -66,7 +66,8 @@ class Synchroniser:
         `old` are those of before, for columns that nobody has who sent any. AJIVE's draws depend on the run's seed, the round t
         and the layer's name.
         """
-        values = tree.mean(weights, [{n: v[n] for n in server.dense} for v in sent])
+        heads = [{n: v[n] for n in server.dense} for v in sent]
+        values = tree.mean(weights, heads)
         joint: dict[str, int] = {}
         for n, x in server.layers.items():
             blocks, rank = [v[n] for v in sent], 1 if self.kind == "block_mean" else x.rank
@@ -106,12 +107,12 @@ def shared_moments(
         The moments, none negative, and the joint rank; 0 says that they are the mean.
     """
     xs = [x.sqrt() for x in blocks]
-    found = decompose(xs, settings, seed=seed) if len(xs) > 1 else None
-    if found is None or not found.joint_rank:
+    ajive = decompose(xs, settings, seed=seed) if len(xs) > 1 else None
+    if ajive is None or not ajive.joint_rank:
         return mean_moments(weights, blocks, rank, old), 0
-    joint = [found.joint(x).clamp(min=0).to(x.dtype) for x in xs]  # a projection may fall below zero
+    joint = [ajive.joint(x).clamp(min=0).to(x.dtype) for x in xs]  # a projection may fall below zero
     mean = mean_moments(weights, joint, rank, None if old is None else old.sqrt())
-    return mean.square(), found.joint_rank
+    return mean.square(), ajive.joint_rank
 
 
 def widened(v: Tensor, rank: int) -> Tensor:

@@ -130,8 +130,8 @@ def sketch(client: Client, t: int, like: Adapter, base: BaseDelta, seed: int, po
             Q = bases[layer].to(x.A)
             return project_back(Q.new_zeros(x.shape[0 if which == "B" else 1], Q.shape[1]), Q, which, 1.0)
 
-        found = client.gradient(tree.map_named(probe, like), 1, base=base, t=t)
-        return {n: coordinates(x, which) for n, x in found.layers.items()}
+        gradient = client.gradient(tree.map_named(probe, like), 1, base=base, t=t)
+        return {n: coordinates(x, which) for n, x in gradient.layers.items()}
 
     def draw(layer: str, x: LoRA) -> Tensor:
         source = generator(seed, t, client.peer.id, "fedgalore sketch", layer)

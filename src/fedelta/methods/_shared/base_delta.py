@@ -57,7 +57,8 @@ def base_for(state: State, to: Peer) -> BaseDelta:
     steps: Sequence[Step] = state["steps"][len(state["steps"]) - missed :]
     if sum(map(_size, steps)) >= _size(tree.total(base)):
         return base
-    return BaseDelta(base.version, {n: [s[n] for s in steps] for n in base.terms if steps}, since=to.base_version)
+    terms = {n: [step[n] for step in steps] for n in base.terms} if steps else {}  # a peer that is up to date misses nothing
+    return BaseDelta(base.version, terms, since=to.base_version)
 
 
 def step_entries(template: Adapter, ranks: Mapping[str, int]) -> int:
