@@ -55,7 +55,7 @@ GradientHook: TypeAlias = Callable[[Tensors, Tensors, int], Tensors]
 
 @dataclass(frozen=True, eq=False)
 class TrainResult:
-    """What local training returns.
+    """The result of local training.
 
     Attributes:
         adapter: after the last step, detached.
@@ -163,11 +163,11 @@ class Method(ABC):
         check_choices(self)
 
     def population(self, clients: Sequence[Client]) -> Sequence[Client]:
-        """The clients that the engine is to work with; only a baseline that pools data replaces them."""
+        """Returns the clients that the engine is to work with; only a baseline that pools data replaces them."""
         return clients
 
     def for_topology(self, rounds: int, rho_sq: Callable[[], float]) -> Method:
-        """The method with what depends on the graph and the length of the run filled in; by default the method itself.
+        """Returns the method with what depends on the graph and the length of the run filled in; by default the method itself.
 
         Engines ask for it before round 0.
 
@@ -186,28 +186,28 @@ class Method(ABC):
             demand_equal_ranks(type(self).__name__, template, peers)
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        """The state before round 0; by default the common initial adapter `template` at the largest ranks of the peers.
+        """Returns the state before round 0; by default the common initial adapter `template` at the largest ranks of the peers.
 
         All A come from the seed.
         """
         return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        """What the server sends to a peer; by default the leading components of the adapter that the peer can hold."""
+        """Returns the server's message to a peer; by default the leading components of the adapter that the peer can hold."""
         return {"adapter": slice_for(state["adapter"], to)}
 
     def upload(self, adapter: Adapter) -> Message:
-        """What of a trained adapter travels."""
+        """Returns the message of a trained adapter; by default all of it."""
         return {"adapter": adapter}
 
     def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
-        """The client's part; by default it trains what it got and uploads it."""
+        """Returns the client's upload and next memory; by default it trains what it got and uploads that."""
         result = client.train(t, down["adapter"], base=down.get("base"))
         return self.upload(result.adapter), client_state
 
     @abstractmethod
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
-        """The next state. Raises ValueError for updates that do not fit together."""
+        """Returns the next state. Raises ValueError for updates that do not fit together."""
 
     def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
         """Returns what a client adds to the cohort's sum in place of its upload, by flat name; an idle client adds zeros.
@@ -233,7 +233,7 @@ class Method(ABC):
         raise ValueError(f"{type(self).__name__} needs single updates, no sum of them: take a method that averages factors")
 
     def deploy(self, down: Message, client_state: ClientState, template: Adapter | None = None) -> Message:
-        """What a participant runs: an "adapter" and perhaps a "base".
+        """Returns the model that a participant runs: an "adapter" and perhaps a "base".
 
         `template` is the participant's own initial adapter (`Client.template`): some methods never send what never changes,
         and some participants have trained nothing yet. Such methods raise ValueError without it.
@@ -241,7 +241,7 @@ class Method(ABC):
         return {k: down[k] for k in ("adapter", "base") if k in down}
 
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
-        """What an upload means as a model: adapter and base delta. Diagnostics and checks read only this."""
+        """Returns an upload as a model: adapter and base delta. Diagnostics and checks read only this."""
         return update.content["adapter"], state.get("base")
 
     def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
@@ -255,7 +255,7 @@ class Method(ABC):
             raise ValueError(f"client {update.sender.id} sent an empty message, where {self.travels} should travel")
 
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
-        """The numbers (entries of tensors) that go down to `peer` and up from it in round t, when all `peers` always take part.
+        """Counts the entries of tensors that go down to `peer` and up from it in round t, when all `peers` always take part.
 
         The declared formula of the method's bytes, which the laws compare with encoded messages. By default a peer's adapter
         goes down, and what `upload` keeps of it goes up.

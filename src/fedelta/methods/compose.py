@@ -49,18 +49,23 @@ class Compose(Composite, Method):
     follows = "no paper of its own"
 
     def __post_init__(self) -> None:
-        single = isinstance(self.local, Method | str | Mapping)
-        rules = [_method(x, "local") for x in (cast("Sequence[Choice]", [self.local] if single else self.local))]
-        for rule in rules:
-            if not isinstance(rule, LocalRule):
-                raise ValueError(f"{type(rule).__name__} is no local rule such as fedprox or scaffold; give it as `server`")
-        names = [type(rule).__name__ for rule in rules]
-        if len(set(names)) < len(names):
-            raise ValueError(f"each local rule can be there once, got {names}")
-        object.__setattr__(self, "local", tuple(sorted(rules, key=lambda rule: cast("LocalRule", rule).order)))
+        # Names and mappings of a config file become methods, so that the fields, and the resolved config, hold what is run.
+        object.__setattr__(self, "local", tuple(sorted(self._rules(), key=lambda rule: rule.order)))
         self._resolve_server()
         super().__post_init__()
         self.parts.demand_stable()
+
+    def _rules(self) -> list[LocalRule]:
+        rules: list[LocalRule] = []
+        for choice in [self.local] if isinstance(self.local, Method | str | Mapping) else self.local:
+            rule = _method(choice, "local")
+            if not isinstance(rule, LocalRule):
+                raise ValueError(f"{type(rule).__name__} is no local rule such as fedprox or scaffold; give it as `server`")
+            rules.append(rule)
+        names = [rule.name for rule in rules]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each local rule can be there once, got {names}")
+        return rules
 
     def _resolve_server(self) -> None:
         server = _method(self.server, "server")

@@ -82,6 +82,7 @@ class FedDyn(LocalRule):
         return FedDynState(h={}, clients=len(peers))
 
     def hook(self, sent: Message, own: ClientState, start: Adapter) -> GradientHook | None:
+        # lambda (h_k + x - w_t) is a pull to w_t - h_k.
         h, at = own.get("h", {}), tree.parameters(start)
         return Pull(self.strength, {n: x - h[n].to(x) if n in h else x for n, x in at.items()})
 
@@ -99,4 +100,8 @@ class FedDyn(LocalRule):
 
 
 def _added(old: Tensors, more: Tensors) -> dict[str, Tensor]:
-    return {**old, **{n: old[n] + x if n in old else x for n, x in more.items()}}
+    """Returns the sum by name; a tensor that one of them lacks counts as zero there."""
+    total = dict(old)
+    for n, x in more.items():
+        total[n] = old[n] + x if n in old else x
+    return total

@@ -84,7 +84,9 @@ class Scaffold(LocalRule):
         if not isinstance(hook, _Correction):
             return {}, own
         old, mean = own.get("c", {}), hook.mean()
-        return {"dc": {n: x - old[n] if n in old else x for n, x in mean.items()}}, {"c": {**old, **mean}}
+        change = {n: x - old[n] if n in old else x for n, x in mean.items()}
+        # A factor that this round did not train keeps its variate.
+        return {"dc": change}, {"c": {**old, **mean}}
 
     def check_sent(self, updates: Sequence[ClientUpdate], like: Tensors) -> None:
         for u in updates:
@@ -110,13 +112,13 @@ class Scaffold(LocalRule):
 
 
 class _Correction:
-    """Adds c - c_k to the gradients, and sums them up as they were before."""
+    """A hook that adds c - c_k to the gradients, and sums them up as they were before."""
 
     def __init__(self, c: Tensors, own: Tensors) -> None:
-        self.shift: dict[str, Tensor] = {
-            **{n: -x for n, x in own.items()},
-            **{n: x - own[n] if n in own else x for n, x in c.items()},
-        }
+        # c - c_k, where a variate counts as zero that the server, or this client, does not have yet.
+        self.shift: dict[str, Tensor] = {n: -x for n, x in own.items()}
+        for n, x in c.items():
+            self.shift[n] = x - own[n] if n in own else x
         self.total: dict[str, Tensor] = {}
         self.steps = 0
 

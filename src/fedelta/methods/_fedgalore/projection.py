@@ -99,18 +99,18 @@ class Projection:
 
     def to_parameters(self, moments: Tensors, start: Adapter) -> dict[str, Tensor]:
         """Returns second moments as the optimiser has them: by parameter name, of gradients that the scale has multiplied."""
-        found = {n: v for n, v in moments.items() if n in start.dense}
+        named = {n: v for n, v in moments.items() if n in start.dense}
         for n, which in self.factors(start).items():
             if n in moments:
                 v = self.scale**2 * moments[n].expand(-1, start.layers[n].rank)
-                found[f"{n}.lora_{which}"] = v if which == "B" else v.mT
-        return found
+                named[f"{n}.lora_{which}"] = v if which == "B" else v.mT
+        return named
 
-    def from_parameters(self, found: Tensors, start: Adapter) -> dict[str, Tensor]:
+    def from_parameters(self, named: Tensors, start: Adapter) -> dict[str, Tensor]:
         """Returns the optimiser's second moments by layer, on the CPU: the inverse of `to_parameters`."""
-        moments = {n: found[n].cpu() for n in start.dense if n in found}
+        moments = {n: named[n].cpu() for n in start.dense if n in named}
         for n, which in self.factors(start).items():
-            v = found[f"{n}.lora_{which}"].cpu() / self.scale**2
+            v = named[f"{n}.lora_{which}"].cpu() / self.scale**2
             moments[n] = v if which == "B" else v.mT.contiguous()
         return moments
 
