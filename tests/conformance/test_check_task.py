@@ -186,7 +186,10 @@ WRONG: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize(("law", "task"), [(law, task) for law, tasks in WRONG.items() for task in tasks], ids=str)
+CASES = {f"{law} {k}": (law, task) for law, tasks in WRONG.items() for k, task in enumerate(tasks)}
+
+
+@pytest.mark.parametrize(("law", "task"), CASES.values(), ids=CASES)
 def test_a_wrong_task_breaks_exactly_the_law_that_it_is_made_to_break(law: str, task: Any) -> None:
     report = check_task(task, raise_on_failure=False)
     assert list(report.violations) == [law], str(report)

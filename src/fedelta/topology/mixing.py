@@ -1,6 +1,7 @@
-"""Averaging over a graph beyond one product with W: directed links, compressed messages, and tracked gradients.
+"""Experimental: averaging over a graph beyond one product with W: directed links, compressed messages, tracked gradients.
 
-For those who build a method without a server of their own: no method of `fedelta.methods`, and no engine, calls these.
+No engine, and no method of `fedelta.methods`, uses these, so no run has tried them; names and arguments may change, or go, in
+any version. They are for those who build a method without a server of their own.
 
 X (n, d) holds the numbers of n nodes, row i those of node i, in the order of ids; `pack` and `unpack` lead from adapters to X
 and back. Matrices have the convention of `fedelta.topology`: W[i, j] is the weight that node i gives to what it hears from
