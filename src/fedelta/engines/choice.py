@@ -40,7 +40,11 @@ def visitor(settings: RunSettings, clients: Collection[Client]) -> VisitAll:
     """Returns the settings' own engine if it is a function, else the runner that they name or that is chosen for them."""
     if callable(settings.engine):
         return cast("VisitAll", settings.engine)
-    chosen = choose(settings.engine, clients, settings.token_budget)
+    return runner_of(choose(settings.engine, clients, settings.token_budget))
+
+
+def runner_of(chosen: Choice) -> VisitAll:
+    """Returns a fresh runner, as it was chosen."""
     return _load(chosen.engine).runner(chosen.token_budget)
 
 

@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from fedelta.report.tables import Record, main_metric, number, round_line, size, total_bytes
+from fedelta.report.words import Record, main_metric, number, round_line, size, total_bytes
 
 Mode: TypeAlias = Literal["screen", "json", "quiet"]
 

@@ -35,8 +35,8 @@ from fedelta.models.fast.compact import transformer_layers
 from fedelta.models.fast.packing import Packing
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.peers import template_for
+from fedelta.runs.base import load_adapted
 from fedelta.runs.config import load_config
-from fedelta.runs.experiment import load_adapted
 from fedelta.tasks import Classification
 from fedelta.tasks.task import IGNORED, pad_examples
 

@@ -1,6 +1,7 @@
 """One YAML file describes a run. It is validated before data or a model is loaded, and written back as resolved.
 
-`schema` has the keys, `read` reads and writes files, `resume` says what may change when a run is taken up.
+`schema` has the keys and `read` reads and writes files, neither with torch. `choices` builds what is chosen by name, `checks`
+says what goes together, `resume` what may change when a run is taken up.
 """
 
 from fedelta.runs.config.read import BUILT_IN, dump_config, load_config, pairs

@@ -32,10 +32,26 @@ def load_config(
     raw = _raw(source)
     for key, value in pairs(overrides):
         raw = changed(raw, key.split("."), value, key)
+    return checked(raw)
+
+
+def checked(raw: Mapping[str, Any]) -> RunConfig:
+    """A validated config from the values of its keys.
+
+    Raises:
+        ConfigError: as `load_config` does.
+    """
     try:
-        return RunConfig.model_validate(raw)
+        config = RunConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(dict(e)) for e in error.errors())) from None
+    from fedelta.runs.config.checks import check  # with torch, which a wrong key need not wait for
+
+    try:
+        check(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return config
 
 
 def dump_config(config: RunConfig) -> str:
