@@ -166,7 +166,7 @@ def test_a_forced_run_keeps_its_folder_locked_on_both_sides_of_the_change_of_nam
 
 def test_a_lock_is_gone_with_its_process(finished: Path):
     code = (
-        "import os, sys; from pathlib import Path; from fedelta import files\n"
+        "import os, sys; from pathlib import Path; from fedelta.exchange import files\n"
         "with files.locked(Path(sys.argv[1])):\n    print('locked', flush=True); os.read(0, 1); os._exit(9)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(finished)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
