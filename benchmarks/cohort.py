@@ -39,7 +39,6 @@ from fedelta import save_adapter
 from fedelta.client import LocalClient
 from fedelta.engines.server import federate
 from fedelta.methods import get_method
-from fedelta.models.cohort.sharing import refusal
 from fedelta.models.peft import PeftAdaptedModel
 
 
@@ -114,7 +113,7 @@ class Bench:
         }
 
     def _clients(self, adapted: PeftAdaptedModel, count: int, shape: Shape, steps: int) -> list[LocalClient]:
-        refusal(adapted)  # rehearses the model, whose passes are not to be counted among those of a round
+        adapted.joint_refusal()  # rehearses the model, whose passes are not to be counted among those of a round
         return make_clients(adapted, count, batch=shape.batch, length=shape.length, steps=steps)
 
     def _disagreement(self, ours: Any, by_hand: bare.State) -> float:

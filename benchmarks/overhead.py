@@ -44,7 +44,7 @@ from rivals.work import Work
 from fedelta.client import LocalClient
 from fedelta.engines.server import federate
 from fedelta.methods import get_method
-from fedelta.models.fast.frozen_gemm import install, resolve
+from fedelta.models.fast.frozen_gemm import FrozenProducts, resolve
 
 MODEL, CLIENTS, BATCH, LENGTH = "minilm", 10, 4, 64
 MANY = 32
@@ -72,7 +72,7 @@ def bare_model(clients: Sequence[LocalClient], gemm: Gemm = "default") -> Any:
     with tempfile.TemporaryDirectory() as folder:
         write_start(Path(folder), MODEL, clients)
         model = bare.load_model(Path(folder))
-    install(model, resolve(gemm))
+    FrozenProducts(model, resolve(gemm))
     return model
 
 

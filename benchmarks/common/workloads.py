@@ -23,8 +23,8 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from fedelta import save_adapter
 from fedelta.client import LocalClient, Training
 from fedelta.models.clients import clients_on, config_for
-from fedelta.models.fast.frozen_gemm import Backend
 from fedelta.models.loading import load_model
+from fedelta.models.passes import Backend
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tasks import Classification
 

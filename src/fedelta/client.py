@@ -10,48 +10,24 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import Any, Protocol, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedelta import seeding, tree
+from fedelta.adapted import AdaptedModel, Batch, Loss
 from fedelta.method import GradientHook, Penalty, Trainable, TrainResult
 from fedelta.optim import AdamW, Optimizer, OptimizerState
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta, Tensors
 
-Example = Mapping[str, Any]
-Batch = dict[str, Tensor]
-
-
-class AdaptedModel(Protocol):
-    """A frozen base with an adapter that can be exchanged."""
-
-    @property
-    def module(self) -> nn.Module:
-        """What a loss calls."""
-        ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def load(self, adapter: Adapter, base: BaseDelta | None = None) -> None:
-        """Takes over the adapter's values, of any rank and scale, and brings the base to `base`."""
-        ...
-
-    def live(self) -> Adapter:
-        """The trained tensors themselves, not copies: what gradients are taken of."""
-        ...
-
-    def mode(self, dropout: torch.Generator | None) -> None:
-        """Training, with adapter dropout drawn from the generator; or evaluation, for None."""
-        ...
+Example: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a client trains in one round.
+    """Sets how a client trains in one round.
 
     Args:
         batch_size: examples in a step; the last batch of an epoch may be smaller.
@@ -83,13 +59,13 @@ class Training:
                 raise ValueError(f"{name} must be a finite number, got {value}")
 
     def steps_for(self, num_examples: int) -> int:
-        """The steps of a round for a client with so many examples."""
+        """Counts the steps of a round for a client with so many examples."""
         return self.local_steps or self.local_epochs * math.ceil(num_examples / self.batch_size)
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What a method asks of `Client.train`; see there."""
+    """The arguments of a call of `Client.train`; see there."""
 
     t: int
     start: Adapter
@@ -123,7 +99,7 @@ class LocalClient:
         model: AdaptedModel,
         examples: Sequence[Example],
         collate: Callable[[Sequence[Example]], Batch],
-        loss: Callable[[nn.Module, Batch], Tensor],
+        loss: Loss,
         training: Training,
         seed: int = 0,
     ) -> None:
@@ -138,7 +114,7 @@ class LocalClient:
         return self.training.steps_for(len(self.examples))
 
     def pool(self, others: Sequence[LocalClient]) -> LocalClient:
-        """One client with the examples of all `others`, the largest ranks, and as many steps as they take together."""
+        """Joins clients into one with all their examples, the largest ranks, and as many steps as they take together."""
         top = max(others, key=lambda c: c.peer.rank)
         examples = [e for c in others for e in c.examples]
         training = replace(self.training, local_steps=sum(c.num_steps for c in others))
@@ -177,11 +153,11 @@ class LocalClient:
         return session.result(tree.parameters(self.model.live()))
 
     def dropout(self, t: int) -> torch.Generator:
-        """What a round's adapter dropout is drawn from."""
+        """Returns the generator that a round's adapter dropout is drawn from."""
         return seeding.generator(self.seed, t, self.peer.id, "dropout")
 
     def gradient(self, start: Adapter, num_batches: int, *, base: BaseDelta | None = None, t: int = 0) -> Adapter:
-        """The mean gradient over `num_batches` batches at `start`, in its shape; zero where a tensor does not matter."""
+        """Returns the mean gradient over some batches at `start`, in its shape; zero where a tensor does not matter."""
         params = self._load(start, base, None)
         self.model.mode(None)
         total = {n: torch.zeros_like(p) for n, p in params.items()}
@@ -191,12 +167,12 @@ class LocalClient:
         return tree.with_parameters(start, {n: g.cpu() for n, g in total.items()})
 
     def batches(self, t: int, purpose: str = "batches") -> Iterator[Batch]:
-        """Endless batches of a round: epochs of a fresh order each, drawn for this client and round alone."""
+        """Yields endless batches of a round: epochs of a fresh order each, drawn for this client and round alone."""
         ahead, self._ahead = self._ahead, None
         return ahead[1] if ahead is not None and ahead[0] == (t, purpose) else self._drawn(t, purpose)
 
     def first_batch(self, t: int) -> Batch:
-        """The first of a round's `batches`, for who plans a pass; a call of `batches` right after it does not make it again."""
+        """Returns the first of a round's `batches`, to plan a pass by; the next call of `batches` does not make it again."""
         drawn = self._drawn(t, "batches")
         first = next(drawn)
         self._ahead = (t, "batches"), chain([first], drawn)
@@ -231,14 +207,14 @@ class LocalClient:
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch on a device. CUDA copies it from pinned memory while the step before it still runs; nobody waits."""
+    """Moves a batch to a device. CUDA copies it from pinned memory while the step before it still runs; nobody waits."""
     if device.type != "cuda":
         return {name: value.to(device) for name, value in batch.items()}
     return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
 
 
 class Session:
-    """The training that one request asks for, a step at a time, wherever its gradients come from.
+    """Trains as one request asks, a step at a time, wherever its gradients come from.
 
     Args:
         client: whose it is.
@@ -258,11 +234,11 @@ class Session:
         self.losses: list[Tensor] = []
 
     def batches(self) -> Iterator[Batch]:
-        """One batch for each step."""
+        """Yields one batch for each step."""
         return islice(self.client.batches(self.request.t), self.request.num_steps or self.client.num_steps)
 
     def step(self, loss: Tensor, grads: dict[str, Tensor]) -> None:
-        """One step, from a batch's mean loss and its gradients by flat name."""
+        """Takes one step, from a batch's mean loss and its gradients by flat name."""
         if self.request.gradient is not None:
             grads = dict(self.request.gradient(grads, self.params, len(self.losses)))
         if self.client.training.max_grad_norm is not None and grads:
@@ -272,7 +248,7 @@ class Session:
         self.losses.append(loss)
 
     def result(self, trained: Tensors) -> TrainResult:
-        """What the training came to.
+        """Returns the trained adapter, the mean loss and the optimiser's state.
 
         Args:
             trained: all tensors of the adapter after the last step; copied to the CPU, for the model is the next client's too.
@@ -285,7 +261,7 @@ class Session:
         return TrainResult(adapter, len(self.losses), self._mean_loss(), self.learning_rate, self._given_back())
 
     def _given_back(self) -> OptimizerState:
-        """The optimiser's state, on the CPU where a method brought the optimiser: it may compute with the moments."""
+        """Returns the optimiser's state, on the CPU where a method brought the optimiser: it may compute with the moments."""
         if self.request.optimizer is None:
             return self.state
         return {slot: {n: x.cpu() for n, x in tensors.items()} for slot, tensors in self.state.items()}
@@ -302,14 +278,14 @@ class Session:
 
 
 def clipped(grads: Tensors, max_norm: float) -> dict[str, Tensor]:
-    """The gradients, scaled down together if their common norm is above `max_norm`."""
+    """Scales gradients down together if their common norm is above `max_norm`."""
     norm = nn.utils.get_total_norm(list(grads.values()))
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     return {n: g * factor for n, g in grads.items()}
 
 
 def trainable_names(adapter: Adapter, trainable: Trainable | None) -> list[str]:
-    """The flat names, as in `tree.parameters`, of the tensors that train.
+    """Returns the flat names, as in `tree.parameters`, of the tensors that train.
 
     Raises:
         ValueError: for a name that the adapter does not have, or a choice that is not known.

@@ -20,7 +20,7 @@ from fedelta.methods.flexlora import FlexLoRA
 from fedelta.methods.zeropad import ZeroPad
 from fedelta.peers import Peer
 from fedelta.testing import LAWS, UNEQUAL_RANKS, ConformanceError, check_method, named
-from fedelta.tree import Adapter, BaseDelta, Message
+from fedelta.tree import Adapter, BaseDelta, Message, Tensors
 
 
 def shifted(state: State, by: float) -> State:
@@ -80,7 +80,15 @@ class UnseededRandom(FedAvg):
         return shifted(super().init(template, peers, seed=seed), float(torch.rand((), generator=generator)))
 
 
-class OrderDependent(FedAvg):
+class NoSums(FedAvg):
+    """A mean that does not offer itself as a sum, for whoever breaks `aggregate`."""
+
+    sums = None
+    summand = Method.summand
+    from_mean = Method.from_mean
+
+
+class OrderDependent(NoSums):
     """Takes the head of whoever arrives last."""
 
     decentralised = False
@@ -89,7 +97,7 @@ class OrderDependent(FedAvg):
         return {"adapter": replace(super().aggregate(t, state, updates)["adapter"], dense=updates[-1].content["adapter"].dense)}
 
 
-class Mutating(FedAvg):
+class Mutating(NoSums):
     """Rescales the uploads in place."""
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
@@ -202,7 +210,7 @@ class Noted(dict[str, Any]):
     note = 0.0
 
 
-class KeepsNotes(FedAvg):
+class KeepsNotes(NoSums):
     """Reads what a checkpoint loses."""
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
@@ -211,7 +219,7 @@ class KeepsNotes(FedAvg):
         return after
 
 
-class Uniform(FedAvg):
+class Uniform(NoSums):
     """Replaces whatever weights it is given."""
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
@@ -231,6 +239,26 @@ class Peeking(FedAvg):
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         return shifted(super().aggregate(t, state, updates), sum(u.metrics.get("validation_loss", 0.0) for u in updates))
+
+
+class OtherSum(FedAvg):
+    """Leads elsewhere by a sum than by updates."""
+
+    def from_mean(self, t: int, state: State, mean: Tensors) -> State:
+        return shifted(super().from_mean(t, state, mean), 1e-3)
+
+
+class SecretSum(FedAvg):
+    """Can be summed, and does not say so."""
+
+    sums = None
+
+
+class LoudWhenIdle(FedAvg):
+    """Sends where a client stands in place of what it learned."""
+
+    def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
+        return {n: x + 1.0 for n, x in super().summand(t, down, up, peer, ranks).items()}
 
 
 class Impersonal(FedAvg):
@@ -297,6 +325,9 @@ WRONG: dict[str, tuple[Any, str]] = {
     "overwrites weights": (Uniform, "weights"),
     "swallows NaN": (Averages, "finite"),
     "reads scores": (Peeking, "validation"),
+    "another state from a sum": (OtherSum, "sums"),
+    "is a sum": (SecretSum, "sums"),
+    "an idle client that adds to the sum": (LoudWhenIdle, "sums"),
     "claims to be personal": (Impersonal, "personal"),
     "is personal": (SecretlyPersonal, "personal"),
     "cannot do without training": (NotAtOnce, "one shot"),

@@ -7,7 +7,7 @@ from fedelta import tree
 from fedelta.client import Request
 from fedelta.engines.runners.joint import train_together
 from fedelta.models import peft
-from fedelta.models.checkpointing import recompute
+from fedelta.models.checkpointing import Recomputed, recompute
 from fedelta.models.cohort import cohort
 
 LAYERS = {
@@ -68,3 +68,19 @@ def test_the_base_stays_in_its_mode_while_a_layer_runs(base_in_training, bert):
     module(input_ids=torch.tensor([[5, 6]]))
     assert seen == [base_in_training]
     assert layer.training
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("engine", ["sequential", "batched"])
+def test_unload_gives_the_layers_back_what_ran_them_before(engine, bert, setting):
+    clients = setting(bert).clients()
+    model = clients[0].model
+    model.module.gradient_checkpointing_enable()
+    layer = model.module.bert.encoder.layer[0]
+    before = layer._gradient_checkpointing_func
+    results(clients, engine)
+    results(clients, engine)
+    assert isinstance(layer._gradient_checkpointing_func, Recomputed)
+    model.unload()
+    assert layer._gradient_checkpointing_func is before
+    assert layer.gradient_checkpointing

@@ -7,7 +7,6 @@ from peft import LoraConfig
 import fedelta
 from fedelta import tree
 from fedelta.client import Request, Training
-from fedelta.engines.runners.batched import pass_tokens, tokens
 from fedelta.engines.runners.joint import train_together
 from fedelta.engines.server import federate
 from fedelta.lowrank import LoRA
@@ -152,7 +151,7 @@ def test_the_planned_pass_fits(family, device, make_model):
     sizes = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048}
     model = make_model(family, device, torch.float32, **sizes)
     free, _ = torch.cuda.mem_get_info(device)
-    clients = crowd(model, family, pass_tokens(model))
+    clients = crowd(model, family, model.pass_tokens())
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     answers = train_together(clients, [Request(0, c.template) for c in clients])
@@ -169,7 +168,7 @@ def crowd(model, family, budget, count=8, length=128):
     task = Classification(labels=(0, 1, 2)) if family == "bert" else Instruction()
     training = Training(batch_size=rows, local_steps=1)
     clients = clients_on(model, task, [[row] * rows] * count, LoraConfig(lora_alpha=8), [4] * count, training)
-    assert budget // 2 < sum(tokens(c.first_batch(0), model) for c in clients) <= budget
+    assert budget // 2 < sum(model.tokens(c.first_batch(0)) for c in clients) <= budget
     return clients
 
 

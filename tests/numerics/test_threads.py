@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fedelta
-from fedelta import method
+from fedelta import merging
 from fedelta.lowrank import LoRA
 from fedelta.numerics import threads
 from fedelta.tree import Adapter
@@ -54,7 +54,7 @@ def test_one_thread_is_given_back(two_threads) -> None:
 
 @pytest.mark.parametrize("name", ["flexlora", "fedavg", "fedex_lora"])
 def test_a_merge_gives_the_same_bits_with_any_number_of_threads(name: str, monkeypatch, two_threads) -> None:
-    monkeypatch.setattr(method, "FEW", 0)
+    monkeypatch.setattr(merging, "FEW", 0)
     generator = torch.Generator().manual_seed(0)
 
     def adapter() -> Adapter:

@@ -11,9 +11,10 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, cast
 
+from fedelta.adapted import CPU_TOKENS
 from fedelta.client import LocalClient
 from fedelta.engines import runners
-from fedelta.engines.settings import CPU_TOKENS, Choice, RunSettings
+from fedelta.engines.settings import Choice, RunSettings
 from fedelta.engines.visits import VisitAll
 from fedelta.method import Client
 from fedelta.naming import nearest

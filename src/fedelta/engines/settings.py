@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from fedelta import sampling
+from fedelta.adapted import CPU_TOKENS
 from fedelta.engines.rounds import Snapshot
 from fedelta.exchange.channel import Channel
 from fedelta.exchange.spool import Spooling
@@ -18,10 +19,6 @@ Score: TypeAlias = Callable[[Adapter, BaseDelta | None], Mapping[str, float]]
 
 Weights: TypeAlias = Literal["examples", "uniform"]
 """Of the updates: in proportion to their senders' examples, or all alike."""
-
-
-CPU_TOKENS = 2048
-"""Tokens of one pass on a CPU; with more the activations fall out of its caches."""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class FedDyn(LocalRule):
     reported = "none collected by us"
     stable = True
     needs_updates = True
+    sums = None
     equal_ranks = True
     exempt: ClassVar[Mapping[str, str]] = {
         "scale": "the server adds what all have moved so far",

@@ -43,6 +43,7 @@ class FedNova(LocalRule):
     reported = "none collected by us"
     stable = True
     needs_updates = True
+    sums = None
     equal_ranks = True
     exempt: ClassVar[Mapping[str, str]] = {"scale": "an upload counts by the steps of its training"}
 

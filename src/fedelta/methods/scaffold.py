@@ -46,6 +46,7 @@ class Scaffold(LocalRule):
     reported = "none collected by us"
     stable = True
     needs_updates = True
+    sums = None
     equal_ranks = True
     order = 1
     extra = "control variates both ways"

@@ -18,11 +18,11 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 Sources: TypeAlias = Callable[[], Sequence[torch.Generator]]
-"""What adapter dropout is drawn from in the step that runs."""
+"""Returns the generators that adapter dropout is drawn from in the step that runs."""
 
 
 def recompute(module: nn.Module, sources: Sources | None) -> None:
-    """Runs the layers that are to be checkpointed so in training; for None, in evaluation, they run once.
+    """Runs the layers for which a model has enabled checkpointing twice in training; for None, in evaluation, they run once.
 
     Models whose layers are not transformers' `GradientCheckpointingLayer` are left alone: they run once.
     """
@@ -35,16 +35,31 @@ def recompute(module: nn.Module, sources: Sources | None) -> None:
                 layer.training = True
 
 
+def as_checkpointed_before(module: nn.Module) -> None:
+    """Gives the layers back what ran them before `recompute`."""
+    recompute(module, None)
+    layers: list[Any] = [m for m in module.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        ours = vars(layer).get("_gradient_checkpointing_func")
+        if isinstance(ours, Recomputed):
+            layer._gradient_checkpointing_func = ours.before
+
+
 class Recomputed:
-    """What transformers calls to run a layer that is checkpointed.
+    """Runs a layer that is checkpointed; transformers calls it.
 
     Args:
         layer: in the mode, training or evaluation, that it is to run in.
         sources: of the adapter dropout inside it.
+
+    Attributes:
+        before: what ran the layer before, for `as_checkpointed_before`.
     """
 
     def __init__(self, layer: nn.Module, sources: Sources) -> None:
         self.layer, self.sources, self.training = layer, sources, layer.training
+        current: Any = vars(layer).get("_gradient_checkpointing_func")
+        self.before: Any = current.before if isinstance(current, Recomputed) else current
 
     def __call__(self, forward: Callable[..., Any], *args: Any) -> Any:
         args = tuple(None if isinstance(x, Cache) else x for x in args)  # a second run would add its keys a second time
@@ -67,7 +82,7 @@ class Recomputed:
 
 @contextmanager
 def _drawing_again(generators: Sequence[torch.Generator], states: Sequence[torch.Tensor]) -> Generator[None]:
-    """Generators that draw what they drew from these states, and then go on from where they are now."""
+    """Makes generators draw again what they drew from these states; afterwards they go on from where they are now."""
     now = [g.get_state() for g in generators]
     _set(generators, states)
     try:

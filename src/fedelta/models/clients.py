@@ -18,8 +18,8 @@ from fedelta.client import LocalClient, Training
 from fedelta.data.rows import Row
 from fedelta.models.base_store import delta_shape
 from fedelta.models.devices import pick_device
-from fedelta.models.fast.frozen_gemm import Backend
 from fedelta.models.loading import check_fits, load_model, main_input_of, set_padding
+from fedelta.models.passes import Backend
 from fedelta.models.patterns import by_layer
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.naming import nearest
@@ -61,7 +61,7 @@ def hf_clients(
         revision: a branch, tag or commit of a model that is given by its Hub id.
         base_dropout: leaves the base model's own dropout on in training.
         gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.fast.frozen_gemm`.
-        compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.fast.compact`.
+        compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.fast.no_padding`.
         cache_activations: MiB of memory in which to keep what the layers below all adapters compute, so that they run once
             for an example; 0 keeps nothing. See `fedelta.models.fast.activation_cache`.
         training: settings of `fedelta.client.Training`: batch_size, learning_rate, local_steps, ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedelta.models.fast.packing import packing_of
+from fedelta.models.packing import packing_of
 
 
 class SeededDropout(nn.Module):

@@ -8,44 +8,54 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND, SEQ_CLS_HEAD_NAMES
-from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fedelta import seeding, tree
+from fedelta.adapted import Batch
 from fedelta.lowrank import LoRA, wide
+from fedelta.models import pass_sizes
 from fedelta.models.adapter_files import Layout
 from fedelta.models.aliases import portable_name
 from fedelta.models.base_store import BaseStore, delta_shape
-from fedelta.models.checkpointing import recompute
-from fedelta.models.dropout import SeededDropout
-from fedelta.models.fast.activation_cache import ActivationCache, caching
-from fedelta.models.fast.compact import compacted
-from fedelta.models.fast.frozen_gemm import Backend, install, resolve, uninstall
+from fedelta.models.checkpointing import as_checkpointed_before, recompute
+from fedelta.models.cohort import sharing
+from fedelta.models.cohort.cohort import Cohort
 from fedelta.models.fingerprint import fingerprint
 from fedelta.models.lora_options import check_training_options
-from fedelta.models.patterns import PLAIN, exactly, harmless, matching, shortened
+from fedelta.models.passes import Backend, FastPass, PassSettings, installed
+from fedelta.models.patches import Patch, Undo, remove_all, whole_or_undone
+from fedelta.models.patterns import PLAIN as PLAIN_NAME
+from fedelta.models.patterns import exactly, harmless, matching, shortened
+from fedelta.models.products import PLAIN, Product
+from fedelta.models.slots import (
+    SLOT,
+    factors_of,
+    heads_of,
+    plain_dropout,
+    put_factors,
+    saved_modules,
+    seeded_dropout,
+    trained_heads,
+)
 from fedelta.models.wide_heads import bridge
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta
-
-SLOT = "default"
-"""The name of the one adapter inside PEFT."""
-
 
 CLASSIFIER_HEADS = (*SEQ_CLS_HEAD_NAMES, "classification_head")
 """The names of heads for classification: PEFT's, and that of T5 and BART, which PEFT would leave as it was drawn."""
 
 
 class PeftAdaptedModel:
-    """A frozen base with an adapter that can be exchanged; what `fedelta.client.AdaptedModel` asks for.
+    """A frozen base with an adapter that can be exchanged; what `fedelta.adapted.AdaptedModel` asks for.
 
     The model is changed in place: it gets PEFT's layers. `unload` takes them out again.
 
@@ -58,14 +68,15 @@ class PeftAdaptedModel:
         base_dropout: leaves the base model's own dropout on in training. It draws from torch's global generator, which is
             then seeded at every call of training.
         gemm: how products with frozen weights are formed on a CPU; see `fedelta.models.fast.frozen_gemm`.
-        compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.fast.compact`.
+        compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.fast.no_padding` and
+            `first_token`.
         cache_activations: MiB of the device's memory in which to keep what enters the lowest layer that trains, so that the
             layers below run once for an example; see `fedelta.models.fast.activation_cache`.
 
     Attributes:
-        module: what a task calls.
-        gemm: as chosen.
-        activation_cache: None where there is none.
+        module: the model itself, which a task calls.
+        passes: those of `fedelta.models.fast` that are installed.
+        patches: all that was changed in the model, in order; `unload` takes it back.
         fingerprint: of the base.
         layout: what a PEFT folder needs to know beside the adapter's values.
 
@@ -87,39 +98,48 @@ class PeftAdaptedModel:
         compact: bool = True,
         cache_activations: int = 0,
     ) -> None:
-        if cache_activations and base_dropout:
-            raise ValueError("base_dropout draws anew in every pass, so nothing can be kept: set cache_activations to 0")
-        self.gemm: Backend = resolve(gemm, model)
-        self._peft = _inject(model, lora_config)
-        self.module: nn.Module = self._peft.get_base_model()
-        self._layers: dict[str, Any] = {n: m for n, m in self.module.named_modules() if isinstance(m, LoraLayer)}
-        self._heads = dict(_heads(self.module))
-        self._dropouts = [d for layer in self._layers.values() for d in _seeded_dropout(layer)]
+        settings = PassSettings(gemm=gemm, compact=compact, cache_activations=cache_activations, base_dropout=base_dropout)
         self.base_dropout = base_dropout
-        try:
+        self.patches: list[Patch] = []
+        self.passes: list[FastPass] = []
+        with whole_or_undone(self.patches):
+            peft = _inject(model, lora_config)
+            self.patches.append(Undo(peft.unload))
+            self.module: nn.Module = peft.get_base_model()
+            self._anchor = next(self.module.parameters())  # to look it up costs more than a small layer
+            self._layers: dict[str, Any] = {n: m for n, m in self.module.named_modules() if isinstance(m, LoraLayer)}
+            self._heads = dict(heads_of(self.module))
             check_layers(self._layers)
             check_not_tied(self.module)
-        except ValueError:
-            self._peft.unload()
-            raise
-        bases = {n: layer.get_base_layer() for n, layer in self._layers.items()}
-        self.base_store = BaseStore(bases, hook={"auto": None, "weight": False, "hook": True}[base_delta])
-        self.fingerprint = fingerprint(self.module, tokenizer, self._layers, self._heads)
-        embeddings = frozenset(n for n, b in bases.items() if isinstance(b, nn.Embedding))
-        saved = _saved(self.module)
-        self.layout = Layout(_written(self._peft.peft_config[SLOT], lora_config, sorted(saved)), embeddings)
-        for head in _trained_modules(self.module):
+            bases = {n: layer.get_base_layer() for n, layer in self._layers.items()}
+            self.base_store = BaseStore(bases, hook={"auto": None, "weight": False, "hook": True}[base_delta])
+            self.patches.append(Undo(partial(self.base_store.apply, None)))
+            self.fingerprint = fingerprint(self.module, tokenizer, self._layers, self._heads)
+            saved = saved_modules(self.module)
+            embeddings = frozenset(n for n, b in bases.items() if isinstance(b, nn.Embedding))
+            self.layout = Layout(_written(peft.peft_config[SLOT], lora_config, sorted(saved)), embeddings)
+            self.trained_modules: Sequence[nn.Module] = [*self._layers.values(), *saved.values()]
+            self._draw_from_generators()
+            self._widen_heads()
+            self._first_heads = {n: getattr(m, a).detach().cpu().clone() for n, (m, a) in self._heads.items()}
+            self._live = self._read()
+            for fast in installed(self, settings):
+                self.passes.append(fast)
+                self.patches.append(fast)
+
+    def _draw_from_generators(self) -> None:
+        """Gives adapter dropout a generator of its own, alone and inside layers that are checkpointed."""
+        self._dropouts = [found for layer in self._layers.values() if (found := seeded_dropout(layer)) is not None]
+        self.patches += [Undo(partial(plain_dropout, layer)) for layer in self._layers.values()]
+        self.patches.append(Undo(partial(as_checkpointed_before, self.module)))
+
+    def _widen_heads(self) -> None:
+        """Lets heads train in float32 or wider inside a base of half precision."""
+        heads, narrow = trained_heads(self.module), self._base_dtype
+        for head in heads:
             head.to(self.dtype)
-        self._first_heads = {n: getattr(m, a).detach().cpu().clone() for n, (m, a) in self._heads.items()}
-        self._live = self._read()
-        self._bridges = bridge(self.module, _trained_modules(self.module), self._base_dtype)
-        self._anchor = next(self.module.parameters())  # to look it up costs more than a small layer
-        install(self.module, self.gemm)
-        self._compact = compacted(self.module) if compact and not base_dropout else None
-        trained = [*self._layers.values(), *saved.values()]
-        self.activation_cache: ActivationCache | None = (
-            caching(self.module, trained, cache_activations) if cache_activations else None
-        )
+            self.patches.append(Undo(partial(head.to, narrow)))
+        self.patches += bridge(self.module, heads, narrow)
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +147,7 @@ class PeftAdaptedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the trained tensors: float32, or float64 under a float64 base. Half precision loses small steps."""
+        """The dtype of the trained tensors: float32, or float64 under a float64 base. Half precision loses small steps."""
         return wide(self._base_dtype)
 
     @property
@@ -143,17 +163,18 @@ class PeftAdaptedModel:
         tree.check_fits(adapter, self._live, "the adapter", "the model")
         self.base_store.apply(base)
         for name, layer in self._layers.items():
-            self._put(layer, adapter.layers[name])
+            x = adapter.layers[name]
+            put_factors(layer, self._parameter(x.B), self._parameter(x.A), x.scale)
         for name, (holder, attribute) in self._heads.items():
             setattr(holder, attribute, self._parameter(adapter.dense[name]))
         self._live = self._read()
 
     def live(self) -> Adapter:
-        """The trained tensors themselves; the next `load` replaces them."""
+        """Returns the trained tensors themselves; the next `load` replaces them."""
         return self._live
 
     def mode(self, dropout: torch.Generator | None) -> None:
-        """Training, with adapter dropout drawn from the generator; or evaluation, for None.
+        """Sets training, with adapter dropout drawn from the generator; or evaluation, for None.
 
         The base stays in evaluation mode even in training, unless `base_dropout` was asked for.
         """
@@ -166,15 +187,43 @@ class PeftAdaptedModel:
         recompute(self.module, None if source is None else lambda: [source])
 
     def source(self, dropout: torch.Generator) -> torch.Generator:
-        """The generator on this model's device that stands for one on the CPU."""
+        """Returns the generator on this model's device that stands for one on the CPU."""
         if self.device.type == "cpu":
             return dropout
         return torch.Generator(self.device).manual_seed(_draw_seed(dropout))
 
     @property
-    def skips_padding(self) -> bool:
-        """Whether padding is left out of the layers."""
-        return self._compact is not None and self._compact.padding
+    def gemm(self) -> Backend:
+        """The backend of products with frozen weights, as chosen."""
+        chosen: list[Backend] = [fast.gemm for fast in self.passes if fast.gemm is not None]
+        return chosen[0] if chosen else "default"
+
+    @property
+    def product(self) -> Product:
+        """Forms the products with frozen weights."""
+        return next((fast.product for fast in self.passes if fast.product is not None), PLAIN)
+
+    def tokens(self, batch: Batch) -> int:
+        """Counts the tokens of a batch that a pass computes; padding counts, unless a pass leaves it out."""
+        return pass_sizes.tokens(batch, skips_padding=any(fast.skips_padding for fast in self.passes))
+
+    def longest(self, batch: Batch) -> int:
+        """Returns the tokens of the longest sequence of a batch."""
+        return pass_sizes.longest(batch)
+
+    def pass_tokens(self) -> int:
+        """Returns the tokens for which one pass has room on the model's device."""
+        return pass_sizes.pass_tokens(self.module.config, self.device, self.dtype)
+
+    def joint_refusal(self) -> str | None:
+        """Says why several clients cannot train in one pass of this model; returns None if they can."""
+        return sharing.refusal(self)
+
+    def joint(
+        self, starts: Sequence[Adapter], bases: Sequence[BaseDelta | None], generators: Sequence[torch.Generator]
+    ) -> Cohort:
+        """Loads several adapters at once; see `fedelta.adapted.AdaptedModel`."""
+        return Cohort(self, starts, bases, generators)
 
     @property
     def adapted_layers(self) -> Mapping[str, nn.Module]:
@@ -182,14 +231,14 @@ class PeftAdaptedModel:
         return self._layers
 
     def head_tensors(self) -> list[tuple[nn.Module, dict[str, str]]]:
-        """Each module whose own tensors train, with their flat names by attribute."""
+        """Returns each module whose own tensors train, with their flat names by attribute."""
         names: dict[nn.Module, dict[str, str]] = {}
         for name, (holder, attribute) in self._heads.items():
             names.setdefault(holder, {})[attribute] = name
         return list(names.items())
 
     def initial(self, peer: Peer, seed: int = 0) -> Adapter:
-        """The common initial adapter at a peer's ranks and scales, on the CPU.
+        """Draws the common initial adapter at a peer's ranks and scales, on the CPU.
 
         A is uniform in +-1/sqrt(i) (Kaiming, as PEFT's Linear layers), or standard normal for an Embedding; B is zero. Each
         row of A has its place in the layer's stream, so a smaller rank is the leading rows of a larger one. PEFT starts
@@ -201,17 +250,8 @@ class PeftAdaptedModel:
 
     def unload(self) -> None:
         """Gives the model back as it was: pristine weights, PEFT's layers taken out. Heads keep the values last loaded."""
-        self.base_store.apply(None)
-        uninstall(self.module)
-        if self._compact is not None:
-            self._compact.remove()
-        for handle in self._bridges:
-            handle.remove()
-        for head in _trained_modules(self.module):
-            head.to(self._base_dtype)
-        if self.activation_cache is not None:
-            self.activation_cache.remove()
-        self._peft.unload()
+        remove_all(self.patches)
+        self.passes.clear()
 
     def _initial_layer(self, name: str, peer: Peer, seed: int) -> LoRA:
         o, i = delta_shape(self._layers[name].get_base_layer())
@@ -229,52 +269,9 @@ class PeftAdaptedModel:
         moved = value.detach().to(self.device, self.dtype)
         return nn.Parameter(moved.clone(memory_format=torch.contiguous_format))
 
-    def _put(self, layer: Any, x: LoRA) -> None:
-        A, B = self._parameter(x.A), self._parameter(x.B)
-        if SLOT in layer.lora_embedding_A:
-            layer.lora_embedding_A[SLOT], layer.lora_embedding_B[SLOT] = A, B
-        else:
-            layer.lora_A[SLOT].weight, layer.lora_B[SLOT].weight = A, B
-            layer.lora_A[SLOT].out_features = layer.lora_B[SLOT].in_features = x.rank
-        layer.r[SLOT], layer.scaling[SLOT] = x.rank, x.scale
-
     def _read(self) -> Adapter:
-        layers = {n: LoRA(*_factors(layer), layer.scaling[SLOT]) for n, layer in self._layers.items()}
+        layers = {n: LoRA(*factors_of(layer), layer.scaling[SLOT]) for n, layer in self._layers.items()}
         return Adapter(layers, {n: getattr(m, a) for n, (m, a) in self._heads.items()}, self.fingerprint)
-
-
-def _factors(layer: Any) -> tuple[Tensor, Tensor]:
-    """(B, A) of a PEFT layer."""
-    if SLOT in layer.lora_embedding_A:
-        return layer.lora_embedding_B[SLOT], layer.lora_embedding_A[SLOT]
-    return layer.lora_B[SLOT].weight, layer.lora_A[SLOT].weight
-
-
-def _heads(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
-    """The tensors of modules_to_save under their plain names, with the module and the attribute that hold them."""
-    for name, wrapper in _saved(module).items():
-        trained = wrapper.modules_to_save[SLOT]
-        for key, _ in trained.named_parameters():
-            holder, _, attribute = key.rpartition(".")
-            yield f"{name}.{key}", (trained.get_submodule(holder), attribute)
-
-
-def _trained_modules(module: nn.Module) -> list[nn.Module]:
-    """The modules_to_save that hold tensors."""
-    trained = (wrapper.modules_to_save[SLOT] for wrapper in _saved(module).values())
-    return [m for m in trained if any(True for _ in m.parameters())]
-
-
-def _saved(module: nn.Module) -> dict[str, ModulesToSaveWrapper]:
-    """PEFT's wrappers of modules_to_save by name."""
-    return {n: m for n, m in module.named_modules() if isinstance(m, ModulesToSaveWrapper)}
-
-
-def _seeded_dropout(layer: Any) -> Iterator[SeededDropout]:
-    dropout = layer.lora_dropout[SLOT]
-    if isinstance(dropout, nn.Dropout):
-        layer.lora_dropout[SLOT] = seeded = SeededDropout(dropout.p)
-        yield seeded
 
 
 def _draw_seed(generator: torch.Generator) -> int:
@@ -329,7 +326,7 @@ def _without_patterns(asked: LoraConfig, model: nn.Module) -> LoraConfig:
     config.rank_pattern = harmless(config.rank_pattern or {}, names, "rank_pattern")
     config.alpha_pattern = harmless(config.alpha_pattern or {}, names, "alpha_pattern")
     listed = config.layers_pattern or []
-    if odd := [p for p in ([listed] if isinstance(listed, str) else listed) if not PLAIN.fullmatch(p)]:
+    if odd := [p for p in ([listed] if isinstance(listed, str) else listed) if not PLAIN_NAME.fullmatch(p)]:
         raise ValueError(f"layers_pattern: {shortened(odd[0])} is a pattern, not a name such as 'layers'; list target_modules")
     return config
 
@@ -370,7 +367,7 @@ def check_layers(layers: dict[str, Any]) -> None:
     for name, layer in layers.items():
         base = layer.get_base_layer()
         linear = isinstance(base, Conv1D | nn.Embedding) or hasattr(base, "in_features")
-        if not linear or any(f.ndim != 2 for f in _factors(layer)):
+        if not linear or any(f.ndim != 2 for f in factors_of(layer)):
             raise ValueError(
                 f"target {name!r} is a {type(base).__name__}; only Linear, Conv1D and Embedding layers have a delta B A: "
                 "leave it out of target_modules"

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fedelta import seeding, tree
-from fedelta.client import Batch, Example, LocalClient, Training
+from fedelta.adapted import CPU_TOKENS, Batch, JointPass
+from fedelta.client import Example, LocalClient, Training
 from fedelta.lowrank import LoRA
 from fedelta.optim import SGD
 from fedelta.peers import Peer, template_for
@@ -63,6 +64,24 @@ class ToyModel:
 
     def mode(self, dropout: torch.Generator | None) -> None:
         self.module.train(dropout is not None)
+
+    def tokens(self, batch: Batch) -> int:
+        """Counts an example as one token."""
+        return len(next(iter(batch.values())))
+
+    def longest(self, batch: Batch) -> int:
+        return 1
+
+    def pass_tokens(self) -> int:
+        return CPU_TOKENS
+
+    def joint_refusal(self) -> str | None:
+        return f"a {type(self).__name__} holds one adapter at a time"
+
+    def joint(
+        self, starts: Sequence[Adapter], bases: Sequence[BaseDelta | None], generators: Sequence[torch.Generator]
+    ) -> JointPass:
+        raise ValueError(self.joint_refusal())
 
 
 def toy_template(rank: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Adapter:

@@ -14,12 +14,14 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 import fedelta
 from fedelta import topology, tree
 from fedelta.client import Request, Training
+from fedelta.engines.choice import choose
 from fedelta.engines.gossip import gossip
 from fedelta.engines.runners import batched
-from fedelta.engines.runners.batched import Batched, choose, packed
+from fedelta.engines.runners.batched import Batched, packed
 from fedelta.engines.runners.joint import each_clipped, train_together
 from fedelta.engines.server import federate
 from fedelta.methods import get_method, method_class
+from fedelta.methods.fedavg import FedAvg
 from fedelta.models.toy import toy_federation
 from fedelta.optim import SGD, AdamW
 from fedelta.tasks import ChoiceByLikelihood, Instruction
@@ -435,7 +437,7 @@ def test_auto_is_sequential_for_models_that_hold_one_adapter():
 
 
 def test_an_unknown_engine_is_refused():
-    with pytest.raises(ValueError, match="no engine is called 'quick'; there are auto, sequential, batched"):
+    with pytest.raises(ValueError, match="no engine is called 'quick'; there are auto, batched, sequential"):
         choose("quick", toy_federation())
     with pytest.raises(ValueError, match="token_budget must be at least 1, got 0"):
-        choose("batched", toy_federation(), 0)
+        federate(FedAvg(), toy_federation(), rounds=1, token_budget=0)

@@ -5,6 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from fedelta.models.cohort.grouped import GroupedLoRA, Rows, add_times_, outer, times
+from fedelta.models.products import PLAIN
 
 EVEN, UNEVEN = Rows((2, 2, 2), (3, 3, 3), 3), Rows((3, 1, 2), (3, 3, 3), 3)
 
@@ -39,7 +40,7 @@ def test_the_node_is_the_formula_and_its_gradient(rows, frozen, dropped):
     base = (weight, bias) if frozen else (None, None)
 
     def node(x, A, B):
-        return GroupedLoRA.apply(x, A, B, s, keep, rows.of(len(x)), *base, "default")
+        return GroupedLoRA.apply(x, A, B, s, keep, rows.of(len(x)), *base, PLAIN)
 
     kept = x if keep is None else x * keep
     parts = zip(rows.split(kept), A, B, s, strict=True)
@@ -53,7 +54,7 @@ def test_what_needs_no_gradient_gets_none(frozen):
     x, A, B, s, weight, bias = case(EVEN)
     given = {"x": x, "A": A, "B": B}
     given[frozen].requires_grad_(False)
-    GroupedLoRA.apply(x, A, B, s, None, EVEN.of(len(x)), weight, bias, "default").sum().backward()
+    GroupedLoRA.apply(x, A, B, s, None, EVEN.of(len(x)), weight, bias, PLAIN).sum().backward()
     assert [n for n, t in given.items() if t.grad is None] == [frozen]
 
 
@@ -61,7 +62,7 @@ def test_padded_components_have_gradients_of_exactly_zero():
     x, A, B, s, weight, bias = case(UNEVEN)
     with torch.no_grad():
         A[1, 1:], B[1, :, 1:] = 0, 0
-    GroupedLoRA.apply(x, A, B, s, None, UNEVEN.of(len(x)), weight, bias, "default").square().sum().backward()
+    GroupedLoRA.apply(x, A, B, s, None, UNEVEN.of(len(x)), weight, bias, PLAIN).square().sum().backward()
     assert not A.grad[1, 1:].any()
     assert not B.grad[1, :, 1:].any()
     assert A.grad[1, :1].all()
@@ -71,7 +72,7 @@ def test_it_works_under_gradient_checkpointing():
     x, A, B, s, weight, bias = case(EVEN)
 
     def loss(x):
-        return torch.tanh(GroupedLoRA.apply(x, A, B, s, None, EVEN.of(len(x)), weight, bias, "default")).sum()
+        return torch.tanh(GroupedLoRA.apply(x, A, B, s, None, EVEN.of(len(x)), weight, bias, PLAIN)).sum()
 
     expected = torch.autograd.grad(loss(x), (x, A, B))
     for found, right in zip(torch.autograd.grad(checkpoint(loss, x, use_reentrant=False), (x, A, B)), expected, strict=True):
@@ -80,12 +81,10 @@ def test_it_works_under_gradient_checkpointing():
 
 def test_factors_wider_than_the_rows_work_in_the_dtype_of_the_rows():
     x, *rest = case(EVEN)
-    exact = torch.autograd.grad(
-        GroupedLoRA.apply(x, *rest[:3], None, EVEN.of(len(x)), *rest[3:], "default").sum(), [x, *rest[:2]]
-    )
+    exact = torch.autograd.grad(GroupedLoRA.apply(x, *rest[:3], None, EVEN.of(len(x)), *rest[3:], PLAIN).sum(), [x, *rest[:2]])
     A, B, s = (t.detach().float().requires_grad_(t.requires_grad) for t in rest[:3])
     half = x.detach().bfloat16().requires_grad_()
-    y = GroupedLoRA.apply(half, A, B, s, None, EVEN.of(len(x)), *(t.bfloat16() for t in rest[3:]), "default")
+    y = GroupedLoRA.apply(half, A, B, s, None, EVEN.of(len(x)), *(t.bfloat16() for t in rest[3:]), PLAIN)
     found = torch.autograd.grad(y.sum(), [half, A, B])
     assert [t.dtype for t in (y, *found)] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
     for one, other in zip(found, exact, strict=True):

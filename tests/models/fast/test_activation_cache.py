@@ -30,9 +30,9 @@ from fedelta.client import LocalClient, Training
 from fedelta.engines.server import federate
 from fedelta.methods import get_method
 from fedelta.models.clients import peers_for
-from fedelta.models.fast.activation_cache import MIB, Rows, Store
-from fedelta.models.fast.compact import transformer_layers
-from fedelta.models.fast.packing import Packing
+from fedelta.models.fast.activation_cache import MIB, ActivationCache, Rows, Store
+from fedelta.models.layer_stack import transformer_layers
+from fedelta.models.packing import Packing
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.peers import template_for
 from fedelta.runs.base import load_adapted
@@ -74,6 +74,10 @@ def adapted(name: str = "bert", *, make: Any = None, cache: int = 64, upper: Any
     upper = list(upper) if upper is not None else None
     lora = LoraConfig(**{"r": 2, "lora_alpha": 4, "target_modules": targets, "layers_to_transform": upper, **settings})
     return PeftAdaptedModel(model, lora, cache_activations=cache, **options)
+
+
+def cache_of(model: PeftAdaptedModel) -> ActivationCache | None:
+    return next((fast for fast in model.passes if isinstance(fast, ActivationCache)), None)
 
 
 def lower(model: Any) -> nn.Module:
@@ -188,7 +192,7 @@ def test_joint_passes_train_as_clients_alone_do(name, dropout):
 def test_a_base_that_moves_does_so_above(method):
     model, ranks = adapted(), (2, 2, 2)
     assert gap(run(model, method=method, ranks=ranks), run(adapted(cache=0), method=method, ranks=ranks)) <= 1e-9
-    assert model.activation_cache.recalled > 0
+    assert cache_of(model).recalled > 0
 
 
 def test_what_evaluation_computed_serves_training():
@@ -266,7 +270,7 @@ def test_what_is_kept_is_a_copy_without_a_graph():
 def test_the_budget_is_in_mib_of_what_a_run_keeps():
     model = adapted()
     logits(model, inputs())
-    store = model.activation_cache.store
+    store = cache_of(model).store
     assert (store.budget, len(store), store.size) == (64 * MIB, 5, sum(LENGTHS) * 16 * 8)
 
 
@@ -354,7 +358,7 @@ def test_other_passes_run_all_layers(reason):
         assert seen() > 0
         model.module(**batch)
     assert seen() > 0
-    assert len(model.activation_cache.store) == 0
+    assert len(cache_of(model).store) == 0
 
 
 class Rolling(BertLayer):
@@ -384,7 +388,7 @@ def test_a_model_that_gains_nothing_says_so_once(reason, caplog):
     settings, words = LESS[reason]
     with caplog.at_level(logging.WARNING, "fedelta.models"):
         model = adapted(**settings)
-    assert model.activation_cache is None
+    assert cache_of(model) is None
     assert caplog.text.count("cache_activations has no effect") == 1
     assert words in caplog.text
     torch.testing.assert_close(logits(model, inputs()), logits(adapted(**{**settings, "cache": 0}), inputs()))
@@ -392,8 +396,8 @@ def test_a_model_that_gains_nothing_says_so_once(reason, caplog):
 
 def test_a_trained_module_counts_as_adapted():
     model = adapted(modules_to_save=["layer.1.output.LayerNorm"])
-    assert len(model.activation_cache._skipped) == 1
-    assert model.activation_cache.recalled == len(model.activation_cache.store) == 0
+    assert len(cache_of(model)._skipped) == 1
+    assert cache_of(model).recalled == len(cache_of(model).store) == 0
 
 
 def test_a_model_of_images_says_that_it_has_no_tokens(caplog):
@@ -401,7 +405,7 @@ def test_a_model_of_images_says_that_it_has_no_tokens(caplog):
     model = adapted(
         make=lambda: ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4)), target_modules=["q_proj"]
     )
-    assert model.activation_cache is None
+    assert cache_of(model) is None
     assert "token ids" in caplog.text
 
 
@@ -432,4 +436,4 @@ def test_a_config_asks_for_it(tiny_config):
     asked["lora"] = {**tiny_config["lora"], "target_modules": r".*layer\.1\..*query"}
     config = load_config(asked)
     model, _ = load_adapted(config, Classification(labels=("cats", "dogs")))
-    assert model.activation_cache.store.budget == 8 * MIB
+    assert cache_of(model).store.budget == 8 * MIB

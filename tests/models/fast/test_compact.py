@@ -1,4 +1,4 @@
-"""Compact passes: the same answers and gradients from fewer rows, and full passes wherever that cannot be."""
+"""Compact passes (no padding, first tokens alone): the same from fewer rows, and full passes wherever that cannot be."""
 
 from typing import Any
 
@@ -30,9 +30,11 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertLayer
 
-from fedelta.models.dropout import SeededDropout
-from fedelta.models.fast.compact import compacted
-from fedelta.models.fast.packing import Packing, current
+from fedelta.models.fast.first_token import LastLayerCut, cut_to_first_tokens
+from fedelta.models.fast.no_padding import NoPadding, without_padding
+from fedelta.models.packing import current
+from fedelta.models.passes import FastPass
+from fedelta.models.patches import remove_all
 from fedelta.models.peft import PeftAdaptedModel
 
 PAD = 1
@@ -71,6 +73,11 @@ def build(make: Any) -> Any:
     for p in model.parameters():
         nn.init.normal_(p, std=0.3)
     return model
+
+
+def compacted(model: Any) -> list[FastPass]:
+    """The passes that a model has got, in the order in which they are installed."""
+    return [fast for make in (without_padding, cut_to_first_tokens) if (fast := make(model)) is not None]
 
 
 def batch(lengths=(3, 11, 7, 5), left: bool = False) -> dict[str, torch.Tensor]:
@@ -112,10 +119,21 @@ def test_answers_and_gradients_are_those_of_a_full_pass(name, lengths):
     inputs = batch(lengths)
     expected = answer(model, inputs)
     compact = compacted(model)
-    assert (compact.padding, compact.first_token) == (True, name in FIRST_TOKEN)
+    assert [type(x) for x in compact] == ([NoPadding, LastLayerCut] if name in FIRST_TOKEN else [NoPadding])
     assert_equal(answer(model, inputs), expected)
-    compact.remove()
+    remove_all(compact)
     assert_equal(answer(model, inputs), expected)
+
+
+@pytest.mark.parametrize("make", [without_padding, cut_to_first_tokens])
+def test_either_pass_does_without_the_other(make):
+    model, inputs = build(FIRST_TOKEN["bert"]), batch()
+    expected = answer(model, inputs)
+    assert make(model) is not None
+    assert_equal(answer(model, inputs), expected)
+    first, last = model.bert.encoder.layer
+    rows = [rows_seen(x.intermediate.dense, lambda: model(**inputs)) for x in (first, last)]
+    assert rows == ([26, 26] if make is without_padding else [44, 4])
 
 
 def test_layers_see_the_real_tokens_and_the_last_one_finishes_the_first_of_each():
@@ -170,26 +188,25 @@ def averaging() -> Any:
     return model
 
 
-@pytest.mark.parametrize(("make", "left"), [(rolling, (False, True)), (averaging, None)])
+@pytest.mark.parametrize(("make", "left"), [(rolling, [LastLayerCut]), (averaging, [])])
 def test_an_architecture_whose_answers_would_change_is_left_alone(make, left):
     model = build(make)
     inputs = batch()
     expected = answer(model, inputs)
-    compact = compacted(model)
-    assert (compact and (compact.padding, compact.first_token)) == left
+    assert [type(x) for x in compacted(model)] == left
     assert_equal(answer(model, inputs), expected)
 
 
 def test_models_of_other_kinds_are_left_alone():
     shared = AlbertForSequenceClassification(AlbertConfig(**SMALL, embedding_size=16))  # one layer, run several times
     eager = BertForSequenceClassification._from_config(BertConfig(**SMALL), attn_implementation="eager")
-    assert compacted(shared) is compacted(eager) is compacted(nn.Linear(2, 2)) is None
+    assert not any(compacted(model) for model in (shared, eager, nn.Linear(2, 2)))
 
 
 def test_a_model_of_which_nothing_can_be_left_out_is_left_alone():
     """Falcon's layers ask for their whole grid, and it has no head that reads first tokens."""
     model = build(lambda: FalconForCausalLM(FalconConfig(**SMALL)))
-    assert compacted(model) is None
+    assert not compacted(model)
     assert not model._forward_pre_hooks
 
 
@@ -219,30 +236,7 @@ def test_adapter_dropout_draws_the_same_with_and_without_padding():
     torch.testing.assert_close(*found)
 
 
-def test_what_a_packed_pass_draws_is_what_the_grid_would():
-    inputs, dropout = batch(), SeededDropout(0.5)
-    packing = Packing.of(inputs["attention_mask"])
-    x = torch.randn(4, 11, 6)
-    found = []
-    for value in (x, packing.pack(x)):
-        dropout.generator = torch.Generator().manual_seed(0)
-        token = current.set(packing)
-        found.append(dropout(value))
-        current.reset(token)
-    torch.testing.assert_close(packing.pack(found[0]), found[1])
-
-
-def test_a_grid_is_put_together_again():
-    packing = Packing.of(batch((2, 5))["attention_mask"])
-    x = torch.randn(1, 7, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(packing.pack(packing.unpack(x)), x)
-    assert not packing.unpack(x)[0, 2:].any()
-    assert torch.equal(packing.first(x), packing.unpack(x)[:, :1])
-    assert packing.counts((1, 1)) == (2, 5)
-    assert torch.autograd.gradcheck(lambda x: packing.pack(packing.unpack(x).square()), (x,))
-
-
 def test_a_model_that_is_not_one_stack_of_layers_is_refused_quietly():
     model = build(FIRST_TOKEN["bert"])
     model.bert.encoder.layer.append(nn.Identity())
-    assert compacted(model) is None
+    assert not compacted(model)

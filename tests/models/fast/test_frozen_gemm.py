@@ -6,8 +6,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedelta.models.fast import frozen_gemm
-from fedelta.models.fast.frozen_gemm import FrozenProduct, as_rows, decided, install, product, resolve, uninstall
+from fedelta.models.fast.frozen_gemm import FrozenProduct, FrozenProducts, decided, product, resolve
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.models.products import as_rows
 
 onednn = pytest.mark.skipif(not frozen_gemm.has_onednn(), reason="this build of torch has no oneDNN")
 BACKENDS = [pytest.param("onednn", 1e-6, marks=onednn), pytest.param("bf16", 1e-2), pytest.param("default", 1e-6)]
@@ -34,7 +35,7 @@ def test_forward_and_backward_are_those_of_the_layer(kind, backend, tolerance):
     plain, x = layer(kind).requires_grad_(False), torch.randn(3, 5, 12, requires_grad=True)
     expected, up = plain(x), torch.randn(3, 5, 7)
     (dx,) = torch.autograd.grad(expected, x, up)
-    install(plain, backend)
+    FrozenProducts(plain, backend)
     found = plain(x)
     assert relative(found, expected) < tolerance
     assert relative(torch.autograd.grad(found, x, up)[0], dx) < tolerance
@@ -70,7 +71,7 @@ def test_small_products_stay_with_the_default(monkeypatch):
     monkeypatch.setattr(frozen_gemm, "SMALL", 9 * 7 * 12 + 1)
     assert torch.equal(product(x, weight, None, "bf16"), nn.functional.linear(x, weight))
     plain = layer(nn.Linear).requires_grad_(False)
-    install(plain, "bf16")
+    FrozenProducts(plain, "bf16")
     assert "AddmmBackward" in str(plain(x.requires_grad_()).grad_fn)
 
 
@@ -81,7 +82,7 @@ def test_the_gradient_is_right_to_finite_differences():
 
 def test_a_weight_that_is_rewritten_is_followed():
     plain, x = layer(nn.Linear).requires_grad_(False), torch.randn(9, 12)
-    install(plain, "bf16")
+    FrozenProducts(plain, "bf16")
     with torch.no_grad():
         plain.weight.zero_()
     assert torch.equal(plain(x), plain.bias.bfloat16().float().expand(9, 7))
@@ -93,9 +94,9 @@ def test_only_frozen_plain_layers_are_taken_over_and_given_back():
 
     kept = {"trained": nn.Linear(3, 3), "own": Own(3, 3).requires_grad_(False)}
     model = nn.ModuleDict({**kept, "frozen": nn.Linear(3, 3).requires_grad_(False)})
-    install(model, "bf16")
+    taken = FrozenProducts(model, "bf16")
     assert [n for n, m in model.items() if "forward" in vars(m)] == ["frozen"]
-    uninstall(model)
+    taken.remove()
     assert not any("forward" in vars(m) for m in model.modules())
 
 

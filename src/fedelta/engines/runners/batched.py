@@ -1,7 +1,7 @@
-"""A whole cohort's training in few passes: the frozen base sees the tokens of many clients at once.
+"""Trains a whole cohort in few passes: the frozen base sees the tokens of many clients at once.
 
-Of a window of the cohort every visit runs until its method asks for training; the requests are put into groups that fit into
-one pass, and each group trains together. What cannot be grouped trains alone, as in the sequential engine.
+Starts up to 64 clients; each runs until its method calls `client.train`. The calls are put into groups that fit into one pass,
+and each group trains together. What cannot be grouped trains alone, as in the sequential engine.
 """
 
 from __future__ import annotations
@@ -11,27 +11,22 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import torch
-
-from fedelta.client import Batch, LocalClient, Request
+from fedelta.adapted import CPU_TOKENS
+from fedelta.client import LocalClient, Request
 from fedelta.engines.federation import Federation
 from fedelta.engines.guards import reason_of
 from fedelta.engines.letters import Letter, Reply, Visit
 from fedelta.engines.memories import InMemory
 from fedelta.engines.runners.handover import Answer, Visitor
 from fedelta.engines.runners.joint import train_together
-from fedelta.engines.settings import CPU_TOKENS, Choice
+from fedelta.engines.settings import Choice
 from fedelta.engines.visits import VisitAll, answer, receive, refuse, send
 from fedelta.method import Client, ClientState, State
-from fedelta.models.cohort.sharing import refusal
 
 logger = logging.getLogger("fedelta.engines")
 
 WINDOW = 64
 """Visits that wait at a time: each holds the message that it got, and a thread."""
-
-IMAGE_TOKENS = 197
-"""What an image counts as: the patches of a ViT at 224 pixels."""
 
 Answered: TypeAlias = tuple[Reply, ClientState] | Exception
 """A client's reply and memory, or what its local update raised."""
@@ -54,19 +49,9 @@ def plan_for(clients: Collection[Client], token_budget: int | None, *, forced: b
     """
     first: Any = next(iter(clients))
     able = (forced or len(clients) > 1) and not any(map(_refusal, clients))
-    budget = token_budget or (pass_tokens(first.model) if able else CPU_TOKENS)
-    wins = forced or (able and 2 * tokens(next(first.batches(0)), first.model) <= budget)
+    budget = token_budget or (first.model.pass_tokens() if able else CPU_TOKENS)
+    wins = forced or (able and 2 * first.model.tokens(next(first.batches(0))) <= budget)
     return Choice("batched" if wins else "sequential", budget)
-
-
-def pass_tokens(model: Any) -> int:
-    """The tokens of a pass: few on a CPU; on a GPU, those whose activations fill about half of its free memory."""
-    if model.device.type != "cuda":
-        return CPU_TOKENS
-    free, _ = torch.cuda.mem_get_info(model.device)
-    config = model.module.config
-    activations = 40 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize
-    return max(CPU_TOKENS, int(free / 2 / activations))
 
 
 @dataclass(eq=False)
@@ -129,14 +114,14 @@ class Batched:
             answers = self.serve([(v.client, v.asks) for v in waiting if v.asks is not None])
 
     def serve(self, asked: Sequence[Asked]) -> list[Answer]:
-        """What each request comes to, in order."""
+        """Returns what each request comes to, in order."""
         answers: dict[int, Answer] = {}
         for group in self._groups(asked):
             answers |= zip(group, self._train([asked[k] for k in group]), strict=True)
         return [answers[k] for k in range(len(asked))]
 
     def _groups(self, asked: Sequence[Asked]) -> list[list[int]]:
-        """Positions of requests that train together: of one model and base, of like length, within the budget."""
+        """Returns the positions of requests that train together: of one model and base, of like length, within the budget."""
         alone, shared = list[list[int]](), dict[Any, list[tuple[int, int, int]]]()
         for k, (client, request) in enumerate(asked):
             reason = _refusal(client) or _refusal_of(request)
@@ -144,7 +129,7 @@ class Batched:
                 assert isinstance(client, LocalClient)  # as `_refusal` says
                 first = client.first_batch(request.t)
                 key = (id(client.model), 0 if request.base is None else request.base.version)
-                shared.setdefault(key, []).append((length(first), k, tokens(first, client.model)))
+                shared.setdefault(key, []).append((client.model.longest(first), k, client.model.tokens(first)))
             else:
                 self._say(reason)
                 alone.append([k])
@@ -161,14 +146,14 @@ class Batched:
         return [_alone(client, request) for client, request in asked]
 
     def _say(self, reason: str) -> None:
-        """Once for each reason."""
+        """Warns once for each reason."""
         if reason not in self._said:
             self._said.add(reason)
             logger.warning("some clients train one after another: %s", reason)
 
 
 def packed(sizes: Iterable[tuple[int, int, int]], budget: int) -> list[list[int]]:
-    """Groups of neighbours in which the largest batch times the count stays within the budget.
+    """Forms groups of neighbours in which the largest batch times the count stays within the budget.
 
     Args:
         sizes: (length, position, tokens), by length.
@@ -185,26 +170,13 @@ def packed(sizes: Iterable[tuple[int, int, int]], budget: int) -> list[list[int]
     return groups
 
 
-def tokens(batch: Batch, model: Any) -> int:
-    """The tokens of a batch that a model computes; padding counts, unless the model leaves it out."""
-    main, mask = batch.get("input_ids"), batch.get("attention_mask")
-    if main is None:
-        return IMAGE_TOKENS * len(next(iter(batch.values())))
-    return int(mask.sum()) if mask is not None and model.skips_padding else main.numel()
-
-
-def length(batch: Batch) -> int:
-    """The longest sequence of a batch, in tokens."""
-    return batch["input_ids"].shape[-1] if "input_ids" in batch else IMAGE_TOKENS
-
-
 def _refusal(client: Client) -> str | None:
-    """Why a client cannot share a pass with others."""
+    """Says why a client cannot share a pass with others."""
     if not isinstance(client, LocalClient):
         return f"a {type(client).__name__} trains in its own way"
     if not client.examples:
         return f"client {client.peer.id} has no training examples"
-    return refusal(client.model)
+    return client.model.joint_refusal()
 
 
 def _refusal_of(request: Request) -> str | None:

@@ -1,44 +1,42 @@
-"""The training of several clients in one pass of their model at every step."""
+"""Trains several clients in one pass of their model at every step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fedelta.client import Batch, LocalClient, Request, Session, trainable_names
+from fedelta.adapted import Batch, JointPass
+from fedelta.client import LocalClient, Request, Session, trainable_names
 from fedelta.engines.runners.handover import Answer
-from fedelta.models.cohort.cohort import Cohort
-from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tree import Tensors
 
 
 def train_together(clients: Sequence[LocalClient], requests: Sequence[Request]) -> list[Answer]:
-    """What each request comes to, as `client.train` would have it up to rounding; a client that has finished leaves the pass.
+    """Trains as `client.train` would for each request, up to rounding; a client that has finished leaves the pass.
 
     Args:
-        clients: of one model, which `refusal` does not refuse.
+        clients: of one model, whose `joint_refusal` is None.
         requests: one of each, with base deltas of one version.
 
     Returns:
-        In that order; FloatingPointError for a client whose loss became NaN or Inf, which hurts no other.
+        What each comes to, in that order; FloatingPointError for a client whose loss became NaN or Inf, which hurts no other.
     """
     starts, bases = [r.start for r in requests], [r.base for r in requests]
     dropout = [client.dropout(request.t) for client, request in zip(clients, requests, strict=True)]
-    model = cast("PeftAdaptedModel", clients[0].model)
-    with Cohort(model, starts, bases, dropout) as cohort:
+    with clients[0].model.joint(starts, bases, dropout) as cohort:
         return _run(cohort, [_session(cohort, k, client, requests[k]) for k, client in enumerate(clients)])
 
 
-def _session(cohort: Cohort, k: int, client: LocalClient, request: Request) -> Session:
+def _session(cohort: JointPass, k: int, client: LocalClient, request: Request) -> Session:
     own = cohort.parameters(k)
     names = set(trainable_names(request.start, request.trainable))
     return Session(client, request, {n: p for n, p in own.items() if n in names}, state={})
 
 
-def _run(cohort: Cohort, sessions: Sequence[Session]) -> list[Answer]:
+def _run(cohort: JointPass, sessions: Sequence[Session]) -> list[Answer]:
     cohort.train_only({name for session in sessions for name in session.params})
     steps: _Steps = _Stacked(cohort, sessions) if _alike(sessions) else _Separate(cohort, sessions)
     answers: dict[Session, Answer] = {}
@@ -57,10 +55,10 @@ def _run(cohort: Cohort, sessions: Sequence[Session]) -> list[Answer]:
     return [answers[session] for session in sessions]
 
 
-def _gradients(cohort: Cohort, sessions: Sequence[Session], batches: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Each client's loss (K,), and the stacked gradients. The objectives are summed: no tensor belongs to two clients."""
+def _gradients(cohort: JointPass, sessions: Sequence[Session], batches: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Computes each client's loss (K,), and the stacked gradients."""
     losses = torch.stack(cohort.losses([s.client.loss for s in sessions], batches))
-    objective = losses.sum()
+    objective = losses.sum()  # one backward pass for all: no tensor belongs to two clients
     if any(session.request.penalty is not None for session in sessions):
         for session, live in zip(sessions, cohort.live(), strict=True):
             if session.request.penalty is not None:
@@ -81,7 +79,7 @@ def _answer(steps: _Steps, k: int) -> Answer:
 
 
 class _Steps(Protocol):
-    cohort: Cohort
+    cohort: JointPass
     sessions: list[Session]
 
     def step(self, losses: Tensor, grads: dict[str, Tensor]) -> None: ...
@@ -90,9 +88,9 @@ class _Steps(Protocol):
 
 
 class _Separate:
-    """Each client takes its own step, with its own hook, norm, optimiser and rate."""
+    """Lets each client take its own step, with its own hook, norm, optimiser and rate."""
 
-    def __init__(self, cohort: Cohort, sessions: Sequence[Session]) -> None:
+    def __init__(self, cohort: JointPass, sessions: Sequence[Session]) -> None:
         self.cohort, self.sessions = cohort, list(sessions)
         for session in sessions:
             session.state = session.optimizer.init(session.params)
@@ -113,9 +111,9 @@ class _Separate:
 
 
 class _Stacked:
-    """One step for all clients on their stacked tensors, where it means the same for each: see `_alike`."""
+    """Takes one step for all clients on their stacked tensors, where it means the same for each: see `_alike`."""
 
-    def __init__(self, cohort: Cohort, sessions: Sequence[Session]) -> None:
+    def __init__(self, cohort: JointPass, sessions: Sequence[Session]) -> None:
         self.cohort, self.sessions = cohort, list(sessions)
         first = sessions[0]
         self.names, self.optimizer, self.learning_rate = list(first.params), first.optimizer, first.learning_rate
@@ -148,7 +146,7 @@ class _Stacked:
 
 
 def _alike(sessions: Sequence[Session]) -> bool:
-    """Whether one step on stacked tensors is every client's own: entry by entry, at one rate, without hooks."""
+    """Says if one step on stacked tensors is every client's own: entry by entry, at one rate, without hooks."""
     first = sessions[0]
 
     def like_first(s: Session) -> bool:
@@ -160,7 +158,7 @@ def _alike(sessions: Sequence[Session]) -> bool:
 
 
 def each_clipped(grads: Tensors, max_norm: float) -> dict[str, Tensor]:
-    """Stacked gradients (K, ...), each client's scaled down together if their common norm is above `max_norm`."""
+    """Scales stacked gradients (K, ...), each client's alone, down together if their common norm is above `max_norm`."""
     norm = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0).sqrt()
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     return {n: g * factor.view(-1, *[1] * (g.ndim - 1)) for n, g in grads.items()}

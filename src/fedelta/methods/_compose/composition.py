@@ -78,6 +78,7 @@ class Composite(Method):
     """
 
     coordinates = "factors"
+    sums = "exact"
     one_shot = False  # what a part adds takes rounds; for a single aggregation ask the method in the middle
 
     @property

@@ -3,24 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedelta import tree
-from fedelta.client import Batch
+from fedelta.adapted import Batch, Loss
+from fedelta.models.base_store import BaseStore
 from fedelta.models.checkpointing import recompute
 from fedelta.models.cohort.grouped import Rows
-from fedelta.models.cohort.joint_batch import Loss, answered, asked, join, parts_of, reply, rows_of_answer
+from fedelta.models.cohort.joint_batch import answered, asked, join, parts_of, reply, rows_of_answer
 from fedelta.models.cohort.layers import CohortHead, CohortLayer
-from fedelta.models.fast.frozen_gemm import Backend
-from fedelta.models.peft import PeftAdaptedModel
+from fedelta.models.products import Product
 from fedelta.tree import Adapter, BaseDelta
 
 
+class Shared(Protocol):
+    """A model as a joint pass knows it: whose layers it runs, and what it asks of it."""
+
+    module: nn.Module
+    base_store: BaseStore
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the trained tensors."""
+        ...
+
+    @property
+    def product(self) -> Product:
+        """Forms the products with frozen weights."""
+        ...
+
+    @property
+    def adapted_layers(self) -> Mapping[str, nn.Module]:
+        """PEFT's layers by name."""
+        ...
+
+    def head_tensors(self) -> list[tuple[nn.Module, dict[str, str]]]:
+        """Returns each module whose own tensors train, with their flat names by attribute."""
+        ...
+
+    def live(self) -> Adapter:
+        """Returns the adapter that is loaded."""
+        ...
+
+    def mode(self, dropout: torch.Generator | None) -> None:
+        """Sets training, or evaluation for None."""
+        ...
+
+    def source(self, dropout: torch.Generator) -> torch.Generator:
+        """Returns the generator on this model's device that stands for one on the CPU."""
+        ...
+
+
 class Cohort:
-    """K adapters in the layers of one model, each tensor stacked to (K, ...); smaller ranks are padded with zeros.
+    """Holds K adapters in the layers of one model, each tensor stacked to (K, ...); smaller ranks are padded with zeros.
 
     Inside a `with` block the adapted layers and the heads of the model work for all clients; after it the model is as it was.
 
@@ -40,7 +81,7 @@ class Cohort:
 
     def __init__(
         self,
-        model: PeftAdaptedModel,
+        model: Shared,
         starts: Sequence[Adapter],
         bases: Sequence[BaseDelta | None],
         generators: Sequence[torch.Generator],
@@ -50,7 +91,7 @@ class Cohort:
             model.base_store.apply(base)
         model.mode(None)
         self.model, self.starts = model, list(starts)
-        self.backend: Backend = model.gemm
+        self.product: Product = model.product
         self.generators: Sequence[torch.Generator] = [model.source(g) for g in generators]
         flat = [tree.parameters(start) for start in starts]
         self.stacked: Mapping[str, Tensor] = {n: self._stack(n, [values[n] for values in flat]) for n in flat[0]}
@@ -78,7 +119,7 @@ class Cohort:
             tensor.requires_grad_(name in names)
 
     def own(self, k: int, name: str, padded: Tensor) -> Tensor:
-        """Client k's part of a tensor of the shape of `stacked[name][k]`: a view without the padding."""
+        """Returns client k's part of a tensor of the shape of `stacked[name][k]`: a view without the padding."""
         layer, _, factor = name.rpartition(".lora_")
         if layer not in self.starts[k].layers:
             return padded
@@ -86,11 +127,11 @@ class Cohort:
         return padded[:rank] if factor == "A" else padded[:, :rank]
 
     def parameters(self, k: int) -> dict[str, Tensor]:
-        """Client k's tensors by flat name: views into the stacked ones, to be written."""
+        """Returns client k's tensors by flat name: views into the stacked ones, to be written."""
         return {n: self.own(k, n, tensor.detach()[k]) for n, tensor in self.stacked.items()}
 
     def live(self) -> list[Adapter]:
-        """Each client's adapter, joined to the leaves, for penalties."""
+        """Returns each client's adapter, joined to the leaves, for penalties."""
         parts = {n: tensor.unbind() for n, tensor in self.stacked.items()}
         return [
             tree.with_parameters(start, {n: self.own(k, n, part[k]) for n, part in parts.items()})
@@ -98,7 +139,7 @@ class Cohort:
         ]
 
     def losses(self, losses: Sequence[Loss], batches: Sequence[Batch]) -> list[Tensor]:
-        """Each client's loss on its own batch, from one pass of the model.
+        """Computes each client's loss on its own batch, from one pass of the model.
 
         A loss is called twice: to learn what it asks of the model, and with its own rows of the joint answer.
 
@@ -114,7 +155,7 @@ class Cohort:
         return [answered(loss, module, batch, answer) for (loss, batch), answer in zip(pairs, answers, strict=True)]
 
     def gradients(self, objective: Tensor) -> dict[str, Tensor]:
-        """Of the leaves that train, stacked as they are; without those that the objective does not reach."""
+        """Returns the gradients of the leaves that train and that the objective reaches, stacked as they are."""
         leaves = {n: t for n, t in self.stacked.items() if t.requires_grad}
         found = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True)
         grads = cast("tuple[Tensor | None, ...]", found)
@@ -128,7 +169,7 @@ class Cohort:
         self._scales = self._read_scales()
 
     def adapted(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """A (K, r, i), B (K, o, r) and the scales (K,) of a layer."""
+        """Returns A (K, r, i), B (K, o, r) and the scales (K,) of a layer."""
         return self.stacked[f"{name}.lora_A"], self.stacked[f"{name}.lora_B"], self._scales[name]
 
     def _read_scales(self) -> dict[str, Tensor]:

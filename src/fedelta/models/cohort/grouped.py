@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fedelta.models.fast.frozen_gemm import Backend, product
+from fedelta.models.products import Product
 
 Counts: TypeAlias = tuple[int, ...]
 """The rows of each client, in their order."""
@@ -22,7 +22,7 @@ Counts: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Rows:
-    """Whose the rows of a joint batch are.
+    """Says whose the rows of a joint batch are.
 
     Attributes:
         counts: sequences of each client.
@@ -41,11 +41,11 @@ class Rows:
 
     @cached_property
     def even(self) -> bool:
-        """Whether all clients have equally many."""
+        """Says if all clients have equally many."""
         return even(self.counts)
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
-        """Each client's part of (N, ...), where N is the total or a multiple of it.
+        """Splits (N, ...) into each client's part, where N is the total or a multiple of it.
 
         Raises:
             ValueError: for another N: the model mixes or drops rows.
@@ -53,7 +53,7 @@ class Rows:
         return x.split(self.of(len(x)))
 
     def of(self, n: int, *inner: int) -> Counts:
-        """How many of n rows are each client's, or of n times `inner` rows.
+        """Counts each client's part of n rows, or of n times `inner` rows.
 
         Raises:
             ValueError: unless n is the total or a multiple of it: the model mixes or drops rows, or these are nobody's.
@@ -65,7 +65,7 @@ class Rows:
 
 
 def times(x: Tensor, matrices: Tensor, counts: Counts) -> Tensor:
-    """Each client's rows of x (N, i) times its own of the matrices (K, i, o)."""
+    """Multiplies each client's rows of x (N, i) by its own of the matrices (K, i, o)."""
     if even(counts):
         return torch.bmm(x.view(len(counts), -1, x.shape[-1]), matrices).view(len(x), -1)
     y = x.new_empty(len(x), matrices.shape[-1])
@@ -75,7 +75,7 @@ def times(x: Tensor, matrices: Tensor, counts: Counts) -> Tensor:
 
 
 def add_times_(y: Tensor, x: Tensor, matrices: Tensor, counts: Counts) -> Tensor:
-    """y (N, o) plus `times`, in place."""
+    """Adds `times` to y (N, o), in place."""
     if even(counts):
         y.view(len(counts), -1, y.shape[-1]).baddbmm_(x.view(len(counts), -1, x.shape[-1]), matrices)
     else:
@@ -85,7 +85,7 @@ def add_times_(y: Tensor, x: Tensor, matrices: Tensor, counts: Counts) -> Tensor
 
 
 def outer(x: Tensor, y: Tensor, counts: Counts) -> Tensor:
-    """x_k^T y_k (K, i, o) of each client's rows of x (N, i) and y (N, o)."""
+    """Returns x_k^T y_k (K, i, o) of each client's rows of x (N, i) and y (N, o)."""
     if even(counts):
         return torch.bmm(x.view(len(counts), -1, x.shape[-1]).mT, y.view(len(counts), -1, y.shape[-1]))
     result = x.new_empty(len(counts), x.shape[-1], y.shape[-1])
@@ -95,12 +95,12 @@ def outer(x: Tensor, y: Tensor, counts: Counts) -> Tensor:
 
 
 def even(counts: Counts) -> bool:
-    """Whether all clients have equally many rows."""
+    """Says if all clients have equally many rows."""
     return len(set(counts)) == 1
 
 
 class GroupedLoRA(torch.autograd.Function):
-    """Client k's rows of x times s_k A_k^T B_k^T, and of all rows the frozen x W^T + b, in one node.
+    """Multiplies client k's rows of x by s_k A_k^T B_k^T, and adds the frozen x W^T + b of all rows, in one node.
 
     With D the dropout's mask over 1 - p, and z = (D x) A^T:
 
@@ -117,7 +117,7 @@ class GroupedLoRA(torch.autograd.Function):
         keep: D (N, i), or None.
         counts: how many of the rows are each client's.
         weight, bias: (o, i) and (o,), or None.
-        backend: of the frozen products.
+        product: forms the frozen products.
     """
 
     @staticmethod
@@ -131,16 +131,16 @@ class GroupedLoRA(torch.autograd.Function):
         counts: Counts,
         weight: Tensor | None,
         bias: Tensor | None,
-        backend: Backend,
+        product: Product,
     ) -> Tensor:
         kept = x if keep is None else x * keep
         scaled = (B * scales[:, None, None]).to(x.dtype).mT
         z = times(kept, A.to(x.dtype).mT, counts)
         ctx.save_for_backward(kept, z, A, B, scales, keep, weight)
-        ctx.counts, ctx.backend = counts, backend
+        ctx.counts, ctx.product = counts, product
         if weight is None:
             return times(z, scaled, counts)
-        return add_times_(product(x, weight, bias, backend), z, scaled, counts)
+        return add_times_(product(x, weight, bias), z, scaled, counts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -150,16 +150,16 @@ class GroupedLoRA(torch.autograd.Function):
         dz = times(g, (B * s).to(g.dtype), counts) if need_x or need_A else None
         dB = outer(g, z, counts) * s if need_B else None
         dA = outer(dz, kept, counts).to(A.dtype) if need_A and dz is not None else None
-        dx = _back(g, dz, A.to(g.dtype), keep, counts, weight, ctx.backend) if need_x and dz is not None else None
+        dx = _back(g, dz, A.to(g.dtype), keep, counts, weight, ctx.product) if need_x and dz is not None else None
         return dx, dA, dB, None, None, None, None, None, None
 
 
 def _back(
-    g: Tensor, dz: Tensor, A: Tensor, keep: Tensor | None, counts: Counts, weight: Tensor | None, backend: Backend
+    g: Tensor, dz: Tensor, A: Tensor, keep: Tensor | None, counts: Counts, weight: Tensor | None, product: Product
 ) -> Tensor:
-    """dx = g W + D (dz A)."""
+    """Returns dx = g W + D (dz A)."""
     if weight is None or keep is not None:
         low = times(dz, A, counts)
         low = low if keep is None else low * keep
-        return low if weight is None else low.add_(product(g, weight.mT, None, backend))
-    return add_times_(product(g, weight.mT, None, backend), dz, A, counts)
+        return low if weight is None else low.add_(product(g, weight.mT, None))
+    return add_times_(product(g, weight.mT, None), dz, A, counts)

@@ -1,8 +1,8 @@
-"""The batches of several clients as one: what each loss asks of the model, asked together, and the answer taken apart."""
+"""Joins the batches of several clients: asks the model together what each loss asks of it, and takes the answer apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeAlias, cast
 
@@ -10,20 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedelta.client import Batch
+from fedelta.adapted import Batch, Loss
 from fedelta.models.cohort.grouped import Rows
 from fedelta.tasks.logits import logits_at
 
-Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 Inputs: TypeAlias = Mapping[str, Any]
 
 
 WANTED = "wanted"
-"""What the positions of which a loss asks logits are called among the inputs; see `fedelta.tasks.logits.logits_at`."""
+"""The name, among the inputs, of the positions of which a loss asks logits; see `fedelta.tasks.logits.logits_at`."""
 
 
 def asked(loss: Loss, module: nn.Module, batch: Batch) -> Inputs:
-    """What a loss asks of its model, by name; the model is not run.
+    """Returns the inputs that a loss gives its model, by name; the model is not run.
 
     Raises:
         ValueError: for a loss that does not call its model.
@@ -36,7 +35,7 @@ def asked(loss: Loss, module: nn.Module, batch: Batch) -> Inputs:
 
 
 def answered(loss: Loss, module: nn.Module, batch: Batch, answer: SimpleNamespace) -> Tensor:
-    """The loss of a batch when the model's answer to it is known."""
+    """Computes the loss of a batch when the model's answer to it is known."""
     return loss(cast("nn.Module", _Answer(module, answer)), batch)
 
 
@@ -81,7 +80,7 @@ class _Answer(_Question):
 
 
 def join(parts: Sequence[Inputs], pad_token_id: int = 0) -> tuple[dict[str, Any], Rows]:
-    """The inputs of all clients as those of one call, client by client, padded on the right to the longest.
+    """Joins the inputs of all clients into those of one call, client by client, padded on the right to the longest.
 
     Args:
         parts: of each client: integer tensors (n, ..., length), of which the last dimension is padded; other tensors (n, ...);
@@ -103,7 +102,7 @@ def join(parts: Sequence[Inputs], pad_token_id: int = 0) -> tuple[dict[str, Any]
 
 
 def _size(part: Inputs) -> tuple[int, int]:
-    """(sequences, their length); for images the length is 0, since they are not padded."""
+    """Returns (sequences, their length); for images the length is 0, since they are not padded."""
     main = part["input_ids"] if "input_ids" in part else next(v for v in part.values() if isinstance(v, Tensor))
     if _is_padded(main):
         return main.shape[:-1].numel(), main.shape[-1]
@@ -129,7 +128,7 @@ def _joined(name: str, values: Sequence[Any], fill: int) -> Any:
 
 
 def reply(module: nn.Module, joint: Inputs, by_sequence: Collection[nn.Module]) -> Any:
-    """What a model returns for joint inputs, or the logits that are wanted of it.
+    """Runs a model on joint inputs; returns what it returns, or the logits that are wanted of it.
 
     Args:
         by_sequence: modules that work for all clients by their sequences, and so must see every position.
@@ -141,14 +140,14 @@ def reply(module: nn.Module, joint: Inputs, by_sequence: Collection[nn.Module]) 
 
 
 def rows_of_answer(question: Inputs) -> int:
-    """The first dimension of a client's part of the answer: its wanted positions, or its examples."""
+    """Returns the first dimension of a client's part of the answer: its wanted positions, or its examples."""
     if WANTED in question:
         return int(question[WANTED].sum())
     return len(next(value for value in question.values() if isinstance(value, Tensor)))
 
 
 def parts_of(outputs: Any, counts: Sequence[int], rows: Rows) -> list[SimpleNamespace]:
-    """Each client's part of what a model returned: its own rows, without the padding.
+    """Splits what a model returned into each client's part: its own rows, without the padding.
 
     Args:
         outputs: by name, tensors of which the first dimension is that of all clients; what else there is, is left out.

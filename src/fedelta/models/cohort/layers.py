@@ -1,4 +1,4 @@
-"""How one layer of a model works for several clients at once: adapted layers, and modules that train in full."""
+"""Lets one layer of a model work for several clients at once: adapted layers, and modules that train in full."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.func import functional_call
 from fedelta.models.base_store import is_plain
 from fedelta.models.cohort.grouped import Counts, GroupedLoRA, Rows
 from fedelta.models.dropout import SeededDropout
-from fedelta.models.fast.frozen_gemm import Backend, as_rows, is_frozen
-from fedelta.models.fast.packing import Packing, packing_of
-from fedelta.models.peft import SLOT
+from fedelta.models.packing import Packing, packing_of
+from fedelta.models.products import Product, as_rows, is_frozen
+from fedelta.models.slots import SLOT
 
 
 class Clients(Protocol):
-    """What a layer must know of the clients of a pass."""
+    """The clients of a pass as a layer knows them."""
 
     rows: Rows
     generators: Sequence[torch.Generator]
     stacked: Mapping[str, Tensor]
-    backend: Backend
+    product: Product
 
     def adapted(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
         """A (K, r, i), B (K, o, r) and the scales (K,) of a layer."""
@@ -43,20 +43,20 @@ class CohortLayer:
 
     def __call__(self, x: Tensor) -> Tensor:
         A, B, scales = self.clients.adapted(self.name)
-        rows, backend, packing = self.clients.rows, self.clients.backend, packing_of(x)
+        rows, product, packing = self.clients.rows, self.clients.product, packing_of(x)
         fused = x.dtype == self.fused_in
         flat = x.reshape(-1, x.shape[-1]).to(x.dtype if fused else A.dtype)
         counts = packing.counts(rows.counts) if packing else rows.of(*x.shape[:-1])
         keep = self._keep(flat, packing) if self.p else None
         if fused:
-            y = GroupedLoRA.apply(flat, A, B, scales, keep, counts, as_rows(self.base), self.base.bias, backend)
+            y = GroupedLoRA.apply(flat, A, B, scales, keep, counts, as_rows(self.base), self.base.bias, product)
             return cast("Tensor", y).view(*x.shape[:-1], -1)
         y = self.base(x)
-        low = cast("Tensor", GroupedLoRA.apply(flat, A, B, scales, keep, counts, None, None, backend))
+        low = cast("Tensor", GroupedLoRA.apply(flat, A, B, scales, keep, counts, None, None, product))
         return (y + low.view_as(y)).to(y.dtype)
 
     def _keep(self, x: Tensor, packing: Packing | None) -> Tensor:
-        """What dropout multiplies x (N, i) by."""
+        """Returns what dropout multiplies x (N, i) by."""
         rows, generators = self.clients.rows, self.clients.generators
         if packing is None:
             return keep_mask(x, self.p, rows, generators)
@@ -65,12 +65,12 @@ class CohortLayer:
 
 
 def is_product(base: nn.Module) -> bool:
-    """Whether a base layer is nothing but x W^T + b: no hook, not quantised, not offloaded."""
+    """Says if a base layer is nothing but x W^T + b: no hook, not quantised, not offloaded."""
     return is_frozen(base) and not vars(base)["_forward_hooks"] and is_plain(base)
 
 
 def keep_mask(x: Tensor, p: float, rows: Rows, generators: Sequence[torch.Generator]) -> Tensor:
-    """What each client's own dropout multiplies its rows of x (N, i) by; for padding nothing is drawn."""
+    """Returns what each client's own dropout multiplies its rows of x (N, i) by; for padding nothing is drawn."""
     keep = torch.ones_like(x, requires_grad=False)
     by_row = keep.view(rows.total, -1, x.shape[-1])
     padded = by_row.shape[1] == rows.length
@@ -105,7 +105,7 @@ class CohortHead:
         return self._each(x, rows.of(len(x)))
 
     def _each(self, x: Tensor, counts: Counts) -> Tensor:
-        """Client by client, each with its own tensors."""
+        """Runs client by client, each with its own tensors."""
         own = zip(x.split(counts), *(self.clients.stacked[name].unbind() for name in self.names.values()), strict=True)
         return torch.cat(
             [functional_call(self.alone, dict(zip(self.names, tensors, strict=True)), part) for part, *tensors in own]
@@ -113,7 +113,7 @@ class CohortHead:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W_k^T + b_k on equally many rows of each client; W (K, o, i), b (K, o)."""
+    """Returns x W_k^T + b_k on equally many rows of each client; W (K, o, i), b (K, o)."""
     parts = x.reshape(len(weight), -1, x.shape[-1]).to(weight.dtype)
     y = torch.bmm(parts, weight.mT) if bias is None else torch.baddbmm(bias[:, None], parts, weight.mT)
     return y.view(*x.shape[:-1], -1)

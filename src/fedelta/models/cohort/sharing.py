@@ -1,30 +1,40 @@
-"""Whether the clients of a model can train in one pass of it: what is known of it, and a rehearsal."""
+"""Finds out if the clients of a model can train in one pass of it: by what is known of it, and by a rehearsal."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from fedelta import tree
-from fedelta.models.cohort.cohort import Cohort
-from fedelta.models.fast.trial import near, trial
-from fedelta.models.peft import PeftAdaptedModel
-from fedelta.tree import Adapter
+from fedelta.models.adapter_files import Layout
+from fedelta.models.cohort.cohort import Cohort, Shared
+from fedelta.models.trial import near, trial
+from fedelta.tree import Adapter, BaseDelta
 
 logger = logging.getLogger("fedelta.models")
 
-_rehearsed: WeakKeyDictionary[PeftAdaptedModel, bool] = WeakKeyDictionary()
+
+class Shareable(Shared, Protocol):
+    """A model as a rehearsal knows it."""
+
+    base_dropout: bool
+    layout: Layout
+
+    def load(self, adapter: Adapter, base: BaseDelta | None = None) -> None:
+        """Takes over an adapter."""
+        ...
 
 
-def refusal(model: Any) -> str | None:
-    """Why a model's clients cannot train in one pass; None if they can."""
-    if not isinstance(model, PeftAdaptedModel):
-        return f"a {type(model).__name__} holds one adapter at a time"
+_rehearsed: WeakKeyDictionary[Shareable, bool] = WeakKeyDictionary()
+
+
+def refusal(model: Shareable) -> str | None:
+    """Says why a model's clients cannot train in one pass; returns None if they can."""
     if model.base_dropout:
         return "the base model's own dropout draws from one generator for all clients"
     if model.layout.embeddings:
@@ -40,8 +50,8 @@ def refusal(model: Any) -> str | None:
     return None if _rehearsed[model] else "the model answers a client otherwise when others are in the pass"
 
 
-def rehearsed(model: PeftAdaptedModel) -> bool:
-    """Whether two clients of different adapters and lengths get in one pass the answers that each gets alone.
+def rehearsed(model: Shareable) -> bool:
+    """Tries if two clients of different adapters and lengths get in one pass the answers that each gets alone.
 
     They do not where a layer looks along the sequence, padding and all, where a head reads its last place (ConvBERT, FNet,
     XLNet), or where an adapted layer sees rows that are nobody's, as the relative positions of DeBERTa's keys. True for a model
@@ -69,19 +79,19 @@ def rehearsed(model: PeftAdaptedModel) -> bool:
 
 
 def _moved(adapter: Adapter, seed: int) -> Adapter:
-    """An adapter no part of which is zero."""
+    """Returns an adapter no part of which is zero."""
     draw = torch.Generator().manual_seed(seed)
     values = {n: x.detach() + 0.1 * torch.randn(x.shape, generator=draw).to(x) for n, x in tree.parameters(adapter).items()}
     return tree.with_parameters(adapter, values)
 
 
 def _apart(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The first and the last sequence of a padded batch, each without its padding."""
+    """Returns the first and the last sequence of a padded batch, each without its padding."""
     lengths: list[int] = batch["attention_mask"].sum(1).tolist()
     return [{name: x[[k], : lengths[k]] for name, x in batch.items()} for k in (0, -1)]
 
 
-def _alone(model: PeftAdaptedModel, adapter: Adapter, batch: Mapping[str, Tensor], k: int) -> Tensor:
+def _alone(model: Shareable, adapter: Adapter, batch: Mapping[str, Tensor], k: int) -> Tensor:
     model.load(adapter)
     model.mode(_draws(k))
     return _logits(model.module, batch)

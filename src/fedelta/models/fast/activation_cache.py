@@ -1,4 +1,4 @@
-"""What enters the lowest layer that trains, computed once for an example and kept for later epochs, rounds and evaluations.
+"""Keeps what enters the lowest layer that trains, once for an example, for later epochs, rounds and evaluations.
 
 Below that layer nothing changes and nothing is drawn, so an example's hidden states there are the same whenever it comes. They
 are kept by its tokens, their positions and their types. A batch of which all examples are known skips the layers below; any
@@ -12,16 +12,18 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedelta.models.fast.compact import is_plain_pass, transformer_layers
-from fedelta.models.fast.packing import packing_of, scattered
-from fedelta.models.fast.trial import agrees, answers, trial
+from fedelta.models.layer_stack import is_plain_pass, transformer_layers
+from fedelta.models.packing import packing_of, scattered
+from fedelta.models.passes import FastPass, PassSettings, Trained
+from fedelta.models.trial import agrees, answers, trial
+
+SETTING, ORDER = "cache_activations", 4  # last: what is kept must be what all other passes leave
 
 logger = logging.getLogger("fedelta.models")
 
@@ -34,8 +36,14 @@ UNREAD = ("attention_mask", "labels", "return_dict", "logits_to_keep")
 """Inputs that do not matter to the hidden states of real tokens below; a pass with any other is not taken from the cache."""
 
 
+def install(model: Trained, settings: PassSettings) -> FastPass | None:
+    """Gives the model a cache if one is asked for; see `caching`."""
+    budget = settings.cache_activations
+    return caching(model.module, model.trained_modules, budget) if budget else None
+
+
 class Store:
-    """Tensors by key within a budget; those not asked for the longest leave first.
+    """Keeps tensors by key within a budget; those not asked for the longest leave first.
 
     Args:
         budget: in bytes.
@@ -50,7 +58,7 @@ class Store:
         return len(self._kept)
 
     def find(self, keys: Sequence[bytes]) -> list[Tensor] | None:
-        """The tensors of all keys; None if one is missing."""
+        """Returns the tensors of all keys; None if one is missing."""
         for key in filter(self._kept.__contains__, keys):
             self._kept.move_to_end(key)
         return [self._kept[key] for key in keys] if all(key in self._kept for key in keys) else None
@@ -97,7 +105,7 @@ class Rows:
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> Rows | None:
-        """None where more than tokens, positions and types decides what the layers compute."""
+        """Names the examples; returns None where more than tokens, positions and types decides what the layers compute."""
         given = {n: v for n, v in inputs.items() if v is not None and v is not False}
         ids = given.get("input_ids")
         if not isinstance(ids, Tensor) or any(n not in (*READ, *UNREAD) for n in given):
@@ -115,20 +123,36 @@ class Rows:
         return cls(mask, counts, [blake2b(names + x.numpy().tobytes(), digest_size=16).digest() for x in each])
 
     def take(self, hidden: Tensor) -> Sequence[Tensor] | None:
-        """Each example's hidden states (n, d), of a grid (R, L, d) or packed (1, N, d)."""
+        """Returns each example's hidden states (n, d), of a grid (R, L, d) or packed (1, N, d)."""
         if packing_of(hidden) is not None:
             return hidden[0].split(list(self.counts))
         return hidden[self.mask].split(list(self.counts)) if hidden.shape[:2] == self.mask.shape else None
 
     def put(self, parts: Sequence[Tensor], like: Tensor) -> Tensor:
-        """They again in the form of other hidden states; zero at padding, which nobody reads."""
+        """Puts them again into the form of other hidden states; zero at padding, which nobody reads."""
         flat = torch.cat(list(parts))
         if packing_of(like) is not None:
             return flat[None]
         return scattered(flat, self.mask.flatten().nonzero().squeeze(1), self.mask.numel()).view(*self.mask.shape, -1)
 
 
-class ActivationCache:
+@dataclass(frozen=True, eq=False)
+class _Recalled:
+    """The forward pass of the last of the skipped layers, while all examples of a batch are known.
+
+    Args:
+        rows: the examples.
+        parts: the hidden states of each.
+    """
+
+    rows: Rows
+    parts: Sequence[Tensor]
+
+    def __call__(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return self.rows.put(self.parts, hidden_states)
+
+
+class ActivationCache(FastPass):
     """Lets a model's passes skip the layers below those that train, for examples that it has seen, until `remove`.
 
     A pass runs as ever in training mode, under gradient checkpointing, and where hidden states, attention weights or a
@@ -153,8 +177,7 @@ class ActivationCache:
         self._skipped = self._layers[:depth]
         self._held = self._tensors_below()
         self._state = _state_of(self._held)
-        self._rows: Rows | None = None
-        self._skips = False
+        self._pass: Rows | _Recalled | None = None  # to be kept, being skipped, or none of its business
         self._handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
             module.register_forward_hook(self._after, always_call=True),
@@ -162,47 +185,45 @@ class ActivationCache:
         ]
 
     def remove(self) -> None:
-        """Leaves the model as it was."""
         for handle in self._handles:
             handle.remove()
         self.store.clear()
 
     def _before(self, module: Any, args: Any, inputs: dict[str, Any]) -> None:
         plain = not args and is_plain_pass(module, self._layers, inputs)
-        self._rows = rows = Rows.of(inputs) if plain else None
+        self._pass = rows = Rows.of(inputs) if plain else None
         if rows is None:
             return
         self._forget_if_changed()
         parts = self.store.find(rows.keys)
         if parts is not None:
-            self.recalled, self._rows, self._skips = self.recalled + 1, None, True
+            self.recalled += 1
+            self._pass = _Recalled(rows, parts)
             for layer in self._skipped:
                 layer.forward = _unchanged
-            self._skipped[-1].forward = partial(_recalled, rows, parts)
+            self._skipped[-1].forward = self._pass
 
     def _after(self, *_: Any) -> None:
-        self._rows = None
-        if self._skips:
-            self._skips = False
+        if isinstance(self._pass, _Recalled):
             for layer in self._skipped:
                 del layer.forward
+        self._pass = None
 
     def _computed(self, layer: Any, args: Any, output: Any) -> None:
-        if self._rows is None or not isinstance(output, Tensor) or output.requires_grad:
+        rows = self._pass
+        if not isinstance(rows, Rows) or not isinstance(output, Tensor) or output.requires_grad:
             return
-        parts = self._rows.take(output)
+        parts = rows.take(output)
         if parts is not None:
-            for key, part in zip(self._rows.keys, parts, strict=True):
+            for key, part in zip(rows.keys, parts, strict=True):
                 self.store.keep(key, part)
 
     def _forget_if_changed(self) -> None:
         tensors = self._tensors_below()
         state = _state_of(tensors)
         if state != self._state:
-            self._held, self._state = (
-                tensors,
-                state,
-            )  # held, for the next to be made could have the identity of one that is gone
+            # the tensors are held, since the next to be made could have the identity of one that is gone
+            self._held, self._state = tensors, state
             self.store.clear()
 
     def _tensors_below(self) -> list[Tensor]:
@@ -211,17 +232,13 @@ class ActivationCache:
 
 
 def _state_of(tensors: Sequence[Tensor]) -> list[Any]:
-    """Changes with any of the tensors, and with the precision that products are formed in."""
+    """Returns what changes with any of the tensors, and with the precision that products are formed in."""
     precision = ((torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cpu", "cuda"))
     return [*((id(x), x.data_ptr(), x._version) for x in tensors), *precision]
 
 
 def _unchanged(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
-
-
-def _recalled(rows: Rows, parts: Sequence[Tensor], hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return rows.put(parts, hidden_states)
 
 
 def caching(module: Any, trained: Sequence[nn.Module], budget: int) -> ActivationCache | None:
@@ -248,7 +265,7 @@ def caching(module: Any, trained: Sequence[nn.Module], budget: int) -> Activatio
 
 
 def _prepared(module: Any, trained: Sequence[nn.Module], budget: int, by_choice: bool) -> tuple[str, ActivationCache | None]:
-    """A cache, or why there is none; tried with sequences (3, L), or (3, 1, L) for a model that chooses among some."""
+    """Returns a cache, or why there is none; tried with sequences (3, L), or (3, 1, L) for a model that chooses among some."""
     layers = transformer_layers(module)
     if not layers or any("forward" in vars(layer) for layer in layers):
         return "it is not one stack of layers that this library runs", None
@@ -268,7 +285,7 @@ def _prepared(module: Any, trained: Sequence[nn.Module], budget: int, by_choice:
 
 
 def _entered(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[list[nn.Module], Tensor]:
-    """The modules in the order in which a pass first enters them, and its answers."""
+    """Returns the modules in the order in which a pass first enters them, and its answers."""
     order = dict[nn.Module, None]()
     handles = [m.register_forward_pre_hook(lambda m, _: order.setdefault(m)) for m in module.modules()]
     try:
@@ -280,7 +297,7 @@ def _entered(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[list[nn.Mo
 
 
 def _leaves_answers(cache: ActivationCache, module: Any, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
-    """Whether a batch is answered as before from what each of its sequences left behind alone."""
+    """Says if a batch is answered as before from what each of its sequences left behind alone."""
     for k, length in enumerate(batch["attention_mask"].sum(-1).flatten().tolist()):
         answers(module, {n: x[k : k + 1, ..., :length] for n, x in batch.items()})
     agreed = agrees(module, batch, expected) and cache.recalled == 1

@@ -1,7 +1,8 @@
 """The last layer of an encoder whose head reads the first token of each sequence, and nothing else.
 
 Keys and values are needed of all tokens; the query, the output of the attention and the feed-forward network only of those that
-are read. Of a layer's products that leaves two in twelve, and no gradient is lost: those of the other rows are zero.
+are read. Of a layer's products that leaves two in twelve, and no gradient is lost: those of the other rows are zero. A model
+whose head reads other tokens is left alone: it would answer otherwise, which is tried when it is prepared.
 """
 
 from __future__ import annotations
@@ -12,10 +13,55 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fedelta.models.fast.packing import packing_of
+from fedelta.models.layer_stack import attends_by_sdpa, is_plain_pass, transformer_layers
+from fedelta.models.packing import packing_of
+from fedelta.models.passes import FastPass, PassSettings, Trained
+from fedelta.models.trial import kept_if_harmless
+
+SETTING, ORDER = "compact", 3  # tried on layers that have no padding any more, as they will run
 
 Attended: TypeAlias = Callable[[nn.Module, nn.Module, nn.Module], Tensor]
 """(query, key and value layers) -> what the first tokens gather (B, 1, d)."""
+
+
+def install(model: Trained, settings: PassSettings) -> FastPass | None:
+    """Cuts the last layer, unless the base's own dropout would draw for whole grids."""
+    return cut_to_first_tokens(model.module) if settings.compact and not settings.base_dropout else None
+
+
+def cut_to_first_tokens(module: Any) -> LastLayerCut | None:
+    """Cuts a model's last layer; returns None for a model that this does not suit or that answers otherwise."""
+    if not attends_by_sdpa(module) or not fits(transformer_layers(module)[-1]):
+        return None
+    return kept_if_harmless(module, lambda: LastLayerCut(module))
+
+
+class LastLayerCut(FastPass):
+    """Runs the last layer of a model as `FirstToken`, until `remove`, in the passes that `is_plain_pass` names.
+
+    Args:
+        module: a transformers model whose layers attend by "sdpa", and whose last one `fits`.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.layers = transformer_layers(module)
+        self._handles = [
+            module.register_forward_pre_hook(self._before, with_kwargs=True),
+            module.register_forward_hook(self._after, always_call=True),
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, module: Any, args: Any, inputs: dict[str, Any]) -> None:
+        if is_plain_pass(module, self.layers, inputs):
+            self.layers[-1].forward = FirstToken(self.layers[-1])
+
+    def _after(self, *_: Any) -> None:
+        # after every pass: who looks at the layer in between finds it as it was
+        if isinstance(vars(self.layers[-1]).get("forward"), FirstToken):
+            del self.layers[-1].forward
 
 
 class FirstToken:
@@ -51,7 +97,7 @@ class FirstToken:
 
 
 def fits(layer: nn.Module) -> bool:
-    """Whether the layer has the parts that `FirstToken` puts together."""
+    """Says if the layer has the parts that `FirstToken` puts together."""
     return _is_bert(layer) or _is_distilbert(layer)
 
 

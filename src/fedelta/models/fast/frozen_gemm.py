@@ -24,14 +24,14 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
+from fedelta.models.passes import Backend, FastPass, PassSettings, Trained
+from fedelta.models.products import ProductForward, as_rows, is_frozen
 from fedelta.user_cache import cache_folder, write_whole
 
 logger = logging.getLogger("fedelta.models")
 
-Backend: TypeAlias = Literal["default", "onednn", "bf16"]
-"""How a frozen product is formed. "bf16" rounds weights, inputs and results to bfloat16: a relative error of about 3e-3."""
+SETTING, ORDER = "gemm", 1  # before passes that are tried, so that they are tried on the products that will run
 
 Machine: TypeAlias = dict[str, str | int | list[int]]
 """What a decision of "auto" depends on."""
@@ -49,20 +49,30 @@ INNER, OUTER = 384, 1536
 """The sides of the weight that is tried."""
 
 
+def install(model: Trained, settings: PassSettings) -> FastPass | None:
+    """Forms frozen products by the backend that is asked for; for "auto", by the one that a test chose.
+
+    Raises:
+        ValueError: for an unknown backend, or one that this build of torch does not have.
+    """
+    backend = resolve(settings.gemm, model.module)
+    return None if backend == "default" else FrozenProducts(model.module, backend)
+
+
 def resolve(backend: Backend | Literal["auto"], module: nn.Module | None = None) -> Backend:
-    """The backend itself; for "auto", oneDNN if a short test has found it as accurate and faster on this machine.
+    """Returns the backend itself; for "auto", oneDNN if a short test has found it as accurate and faster on this machine.
 
     The test is made once for a machine, and its outcome kept: see `decided`.
 
     Args:
         backend: as asked for.
-        module: a model; where all its weights are too small for another backend than the default, nothing is tried.
+        module: a model; where all its frozen weights are too small for another backend than the default, nothing is tried.
 
     Raises:
         ValueError: for an unknown backend, or one that this build of torch does not have.
     """
     if backend == "auto":
-        if module is not None and all(ROWS * p.numel() < SMALL for p in module.parameters()):
+        if module is not None and all(ROWS * p.numel() < SMALL for p in module.parameters() if not p.requires_grad):
             return "default"
         return decided(torch.get_num_threads())
     if backend not in get_args(Backend):
@@ -73,7 +83,7 @@ def resolve(backend: Backend | Literal["auto"], module: nn.Module | None = None)
 
 
 def has_onednn() -> bool:
-    """Whether torch was built with the product that "onednn" calls."""
+    """Says if torch was built with the product that "onednn" calls."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -212,39 +222,39 @@ class FrozenProduct(torch.autograd.Function):
         return flat.view(*grad.shape[:-1], weight.shape[1]), None, None, None
 
 
-def as_rows(layer: nn.Module) -> Tensor:
-    """The weight (o, i) of a Linear or Conv1D layer, as it lies or as a view of it."""
-    weight: Any = layer.weight
-    return weight.mT if isinstance(layer, Conv1D) else weight
+class FrozenForward(ProductForward):
+    """The forward pass of a frozen layer by a backend.
+
+    Args:
+        layer: plain and frozen; see `is_frozen`.
+        backend: of its products.
+    """
+
+    def __init__(self, layer: nn.Module, backend: Backend) -> None:
+        self.layer, self.backend = layer, backend
+
+    def __call__(self, x: Tensor) -> Tensor:
+        layer: Any = self.layer
+        weight, bias = as_rows(layer), layer.bias
+        if x.numel() * len(weight) < SMALL:
+            return type(layer).forward(layer, x)  # a node written in Python costs more than it could gain
+        return FrozenProduct.apply(x, weight, bias, self.backend)  # pyright: ignore[reportReturnType]
 
 
-def is_frozen(layer: nn.Module) -> bool:
-    """Whether it is a plain Linear or Conv1D layer that nothing trains and no other library has taken over."""
-    untouched = "forward" not in vars(layer) or _is_installed(layer)
-    return type(layer) in (nn.Linear, Conv1D) and untouched and not any(p.requires_grad for p in layer.parameters())
+class FrozenProducts(FastPass):
+    """Forms the products of all frozen layers of a model by a backend, until `remove`; names, types and weights stay.
 
+    Args:
+        module: any model.
+        backend: of its products.
+    """
 
-def install(module: nn.Module, backend: Backend) -> None:
-    """Lets all frozen layers of a model form their products by `backend`; names, types and weights stay as they are."""
-    if backend != "default":
-        for layer in module.modules():
-            if is_frozen(layer):
-                layer.forward = partial(_forward, layer, backend)
+    def __init__(self, module: nn.Module, backend: Backend) -> None:
+        self.gemm, self.product = backend, partial(product, backend=backend)
+        self._taken: list[Any] = [layer for layer in module.modules() if is_frozen(layer)]
+        for layer in self._taken:
+            layer.forward = FrozenForward(layer, backend)
 
-
-def uninstall(module: nn.Module) -> None:
-    """Takes back what `install` did."""
-    for layer in filter(_is_installed, module.modules()):
-        del layer.forward
-
-
-def _is_installed(layer: nn.Module) -> bool:
-    forward = vars(layer).get("forward")
-    return isinstance(forward, partial) and forward.func is _forward
-
-
-def _forward(layer: nn.Module, backend: Backend, x: Tensor) -> Tensor:
-    weight, bias = as_rows(layer), layer.bias
-    if x.numel() * len(weight) < SMALL:
-        return type(layer).forward(layer, x)  # a node written in Python costs more than it could gain
-    return FrozenProduct.apply(x, weight, bias, backend)  # pyright: ignore[reportReturnType]
+    def remove(self) -> None:
+        for layer in self._taken:
+            del layer.forward

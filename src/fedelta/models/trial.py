@@ -1,13 +1,17 @@
-"""A small batch on which it is tried, when a model is prepared, what its answers depend on."""
+"""A small batch on which a model is tried when it is prepared: does a change of its passes leave its answers as they are?"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from fedelta.models.patches import Patch
+
+P = TypeVar("P", bound=Patch)
 
 logger = logging.getLogger("fedelta.models")
 
@@ -16,7 +20,7 @@ TOLERANCE = 1e-4
 
 
 def trial(module: Any) -> dict[str, Tensor]:
-    """Three sequences of 2, 5 and 8 tokens, padded."""
+    """Returns three sequences of 2, 5 and 8 tokens, padded."""
     table = module.get_input_embeddings().weight
     draw = torch.Generator().manual_seed(0)
     mask = torch.arange(8) < torch.tensor([[2], [5], [8]])
@@ -26,7 +30,7 @@ def trial(module: Any) -> dict[str, Tensor]:
 
 
 def answers(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """The logits of a batch in evaluation mode, in float64; by token, those of real tokens."""
+    """Returns the logits of a batch in evaluation mode, in float64; by token, those of real tokens."""
     was_training = module.training
     module.eval()
     try:
@@ -39,7 +43,7 @@ def answers(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def agrees(module: Any, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
-    """Whether the logits of a batch are the expected ones but for rounding."""
+    """Says if the logits of a batch are the expected ones but for rounding."""
     try:
         found = answers(module, batch)
     except Exception as error:  # layers that cannot do without the grid
@@ -49,6 +53,21 @@ def agrees(module: Any, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
 
 
 def near(found: Tensor, expected: Tensor, module: Any) -> bool:
-    """Whether answers are alike but for the rounding of a model."""
+    """Says if answers are alike but for the rounding of a model."""
     tolerance = max(TOLERANCE, 10 * torch.finfo(next(module.parameters()).dtype).eps)
     return found.shape == expected.shape and bool((found - expected).norm() <= tolerance * expected.norm())
+
+
+def kept_if_harmless(module: Any, make: Callable[[], P]) -> P | None:
+    """Makes a patch and keeps it if the model answers the trial as before; else takes it back, and returns None."""
+    try:
+        batch = trial(module)
+        expected = answers(module, batch)
+    except Exception as error:  # a model that needs other inputs
+        logger.debug("%s cannot be tried", type(module).__name__, exc_info=error)
+        return None
+    patch = make()
+    if agrees(module, batch, expected):
+        return patch
+    patch.remove()
+    return None

@@ -1,23 +1,17 @@
-"""Where the real tokens of a padded batch are, and attention for layers that see nothing else.
+"""Packs the real tokens of a padded batch, for layers that see nothing else.
 
-Inside a transformer's layers everything but attention works token by token. So the padding is left out there: hidden states of
-a batch (B, L, d) become the N real tokens (1, N, d), and attention alone puts them back into the grid for its products.
+Hidden states of a batch (B, L, d) may come to a layer as its N real tokens (1, N, d). Whoever draws by place (dropout) or
+counts rows (a joint pass) asks `packing_of`; it answers None in passes that keep their padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-ATTENTION = "fedelta_packed"
-"""What a model's attention is called while its layers are packed."""
 
 WORTHWHILE = 0.9
 """The share of real tokens below which leaving out the others pays for moving the rest about."""
@@ -41,7 +35,7 @@ class Packing:
 
     @classmethod
     def of(cls, mask: Any) -> Packing | None:
-        """None where no padding is worth leaving out, or where a sequence begins with it."""
+        """Finds the real tokens; returns None where no padding is worth leaving out, or where a sequence begins with it."""
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             return None
         mask = mask.bool()
@@ -56,33 +50,33 @@ class Packing:
         return len(self.index)
 
     def holds(self, x: Tensor) -> bool:
-        """Whether x is (1, N, ...), or (N, d) as a layer may have it that flattens its sequences."""
+        """Says if x is (1, N, ...), or (N, d) as a layer may have it that flattens its sequences."""
         return x.shape[:2] == (1, self.total) or (x.ndim == 2 and len(x) == self.total)
 
     def counts(self, sequences: tuple[int, ...]) -> tuple[int, ...]:
-        """The real tokens of each part of the batch, given the sequences of each."""
+        """Counts the real tokens of each part of the batch, given the sequences of each."""
         if sequences not in self._counts:
             parts = self.mask.sum(1).split(list(sequences))
             self._counts[sequences] = tuple(torch.stack([part.sum() for part in parts]).tolist())
         return self._counts[sequences]
 
     def pack(self, x: Tensor) -> Tensor:
-        """(B, L, ...) -> (1, N, ...)."""
+        """Drops the padding: (B, L, ...) -> (1, N, ...)."""
         rows: Any = _Pack.apply(x.reshape(self.mask.numel(), -1), self.index)
         return rows.view(1, self.total, *x.shape[2:])
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(1, N, ...) -> (B, L, ...), zero at the padding."""
+        """Puts the tokens back into the grid, zero at the padding: (1, N, ...) -> (B, L, ...)."""
         grid: Any = _Unpack.apply(x.reshape(self.total, -1), self.index, self.mask.numel())
         return grid.view(*self.mask.shape, *x.shape[2:])
 
     def first(self, x: Tensor) -> Tensor:
-        """(1, N, d) -> (B, 1, d), the first token of each sequence."""
+        """Picks the first token of each sequence: (1, N, d) -> (B, 1, d)."""
         lengths = self.mask.sum(1)
         return x[0].index_select(0, lengths.cumsum(0) - lengths)[:, None]
 
     def packed(self, value: Any) -> Any:
-        """A layer's argument for packed layers: what is given for each token of the grid, or for those of any sequence."""
+        """Packs a layer's argument that is given for each token of the grid, or for those of any sequence; leaves others."""
         if isinstance(value, tuple):
             return tuple(map(self.packed, value))
         if not isinstance(value, Tensor) or value.ndim not in (2, 3):
@@ -94,13 +88,13 @@ class Packing:
 
 
 def packing_of(x: Tensor) -> Packing | None:
-    """The packing of x, if it holds the packed tokens of the pass that runs."""
+    """Returns the packing of the pass that runs, if x holds its packed tokens."""
     packing = current.get()
     return packing if packing is not None and packing.holds(x) else None
 
 
 class _Pack(torch.autograd.Function):
-    """Rows of (M, w) at distinct places (N,)."""
+    """Takes rows of (M, w) at distinct places (N,)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
@@ -115,7 +109,7 @@ class _Pack(torch.autograd.Function):
 
 
 class _Unpack(torch.autograd.Function):
-    """Rows (N, w) at distinct places of (M, w), which is zero elsewhere."""
+    """Puts rows (N, w) at distinct places of (M, w), which is zero elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, total: int) -> Tensor:
@@ -128,31 +122,5 @@ class _Unpack(torch.autograd.Function):
 
 
 def scattered(x: Tensor, index: Tensor, total: int) -> Tensor:
-    """Rows (N, w) at distinct places of (total, w), which is zero elsewhere."""
+    """Puts rows (N, w) at distinct places of (total, w), which is zero elsewhere."""
     return x.new_zeros(total, x.shape[1]).index_copy_(0, index, x)
-
-
-def attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, Tensor | None]:
-    """Scaled dot-product attention of packed tokens; registered with transformers under `ATTENTION`.
-
-    Args:
-        module: the attention layer.
-        query: (1, heads, N, width), or a grid's (B, heads, L, width).
-        key: as `query`.
-        value: as `query`.
-        attention_mask: of the grid, as for "sdpa".
-        options: as for "sdpa".
-    """
-    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    packing = packing_of(key.transpose(1, 2))
-    if packing is None:
-        return attend(module, query, key, value, attention_mask, **options)
-    heads: Sequence[Tensor] = [packing.unpack(x.transpose(1, 2)).transpose(1, 2) for x in (query, key, value)]
-    result, weights = attend(module, *heads, attention_mask, **options)
-    return packing.pack(result), weights
-
-
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -1,0 +1,37 @@
+"""The tokens that a batch costs a model, and how many of them a pass has room for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fedelta.adapted import CPU_TOKENS, Batch
+
+IMAGE_TOKENS = 197
+"""The tokens that an image counts as: the patches of a ViT at 224 pixels."""
+
+LIVE = 40
+"""Activations of hidden size that a layer keeps of a token for the way back, about."""
+
+
+def pass_tokens(config: Any, device: torch.device, dtype: torch.dtype) -> int:
+    """Returns the tokens of a pass: few on a CPU; on a GPU, those whose activations fill about half of its free memory."""
+    if device.type != "cuda":
+        return CPU_TOKENS
+    free, _ = torch.cuda.mem_get_info(device)
+    activations = LIVE * config.num_hidden_layers * config.hidden_size * dtype.itemsize
+    return max(CPU_TOKENS, int(free / 2 / activations))
+
+
+def tokens(batch: Batch, *, skips_padding: bool) -> int:
+    """Counts the tokens of a batch that a model computes; padding counts, unless the model leaves it out."""
+    main, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if main is None:
+        return IMAGE_TOKENS * len(next(iter(batch.values())))
+    return int(mask.sum()) if mask is not None and skips_padding else main.numel()
+
+
+def longest(batch: Batch) -> int:
+    """Returns the tokens of the longest sequence of a batch, padding included."""
+    return batch["input_ids"].shape[-1] if "input_ids" in batch else IMAGE_TOKENS
