@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from fedelta.naming import nearest
+from fedelta.registry import check_name, check_settings
 
 OptimizerState: TypeAlias = dict[str, dict[str, Tensor]]
 """By slot, such as `second_moment`: tensors by parameter name."""
@@ -207,11 +207,7 @@ def get_optimizer(name: str, **settings: Any) -> Optimizer:
     Raises:
         ValueError: for an unknown name or setting, naming the nearest known one.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"no optimizer is called {name!r}{nearest(name, OPTIMIZERS)}; there are {', '.join(OPTIMIZERS)}")
-    known = [f.name for f in fields(OPTIMIZERS[name])]
-    for setting in settings:
-        if setting not in known:
-            raise ValueError(f"optimizer {name!r} has no {setting!r}{nearest(setting, known)}; it has {', '.join(known)}")
+    check_name("optimizer", name, OPTIMIZERS)
+    check_settings(f"optimizer {name!r}", settings, [f.name for f in fields(OPTIMIZERS[name])])
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return OPTIMIZERS[name](**values)

@@ -38,7 +38,7 @@ def test_aliases() -> None:
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"unknown method 'flexlroa'; did you mean 'flexlora'\?; the methods are centralised"):
+    with pytest.raises(ValueError, match=r"no method is called 'flexlroa'; did you mean 'flexlora'\?; there are centralised"):
         get_method("flexlroa")
     with pytest.raises(ValueError, match=r"no hyper-parameter 'sigma_no'; did you mean 'sigma_on'\?; it has sigma_on"):
         get_method("flexlora", sigma_no="A")

@@ -22,12 +22,12 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"lora": {"rank": {"choises": [2]}}}, "unknown key 'lora.rank.choises'; did you mean 'choices'?"),
     ({"partition": {"concentraton": 1}}, "unknown key 'partition.concentraton'; did you mean 'concentration'?"),
     ({"federation": {"round": 3}}, "unknown key 'federation.round'; did you mean 'rounds'?"),
-    ({"method": "flexlor"}, "unknown method 'flexlor'; did you mean 'flexlora'?"),
+    ({"method": "flexlor"}, "no method is called 'flexlor'; did you mean 'flexlora'?"),
     ({"method": {"name": "flexlora", "sigma": "B"}}, "has no hyper-parameter 'sigma'; did you mean 'sigma_on'?"),
     ({"task": "clasification"}, "no task is called 'clasification'; did you mean 'classification'?"),
     ({"task": {"name": "classification", "labl": "x"}}, "has no setting 'labl'; did you mean 'label'?"),
     ({"training": {"optimizer": "adamww"}}, "no optimizer is called 'adamww'; did you mean 'adamw'?"),
-    ({"training": {"optimizer": {"name": "adamw", "beta": 1}}}, "optimizer 'adamw' has no 'beta'; did you mean 'betas'?"),
+    ({"training": {"optimizer": {"name": "adamw", "beta": 1}}}, "'adamw' has no setting 'beta'; did you mean 'betas'?"),
 ]
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [

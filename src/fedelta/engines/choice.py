@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any, cast
 
 from fedelta.adapted import CPU_TOKENS
@@ -17,7 +16,7 @@ from fedelta.engines import runners
 from fedelta.engines.settings import Choice, RunSettings
 from fedelta.engines.visits import VisitAll
 from fedelta.method import Client
-from fedelta.naming import nearest
+from fedelta.registry import check_name, names_in
 
 AUTO = "auto"
 
@@ -51,15 +50,14 @@ def runner_of(chosen: Choice) -> VisitAll:
 
 def runner_names() -> list[str]:
     """Returns the names of all runners; imports each."""
-    return [name for name in _files() if hasattr(import_module(f"{runners.__name__}.{name}"), "runner")]
+    return [name for name in names_in(runners.__name__) if _is_runner(name)]
 
 
-def _files() -> list[str]:
-    return sorted(module.name for module in iter_modules(runners.__path__))
+def _is_runner(file: str) -> bool:
+    return hasattr(import_module(f"{runners.__name__}.{file}"), "runner")
 
 
 def _load(name: str) -> Any:
-    if name in _files() and hasattr(module := import_module(f"{runners.__name__}.{name}"), "runner"):
-        return module
-    known = [AUTO, *runner_names()]
-    raise ValueError(f"no engine is called {name!r}; there are {', '.join(known)}{nearest(name, known)}")
+    if name not in names_in(runners.__name__) or not _is_runner(name):
+        check_name("engine", name, [AUTO, *runner_names()])
+    return import_module(f"{runners.__name__}.{name}")

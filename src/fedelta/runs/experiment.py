@@ -25,8 +25,8 @@ from fedelta.runs.config import Federation, RunConfig
 from fedelta.runs.config.choices import choose
 from fedelta.runs.deal import Deal, deal, warn_of_missing_rows
 from fedelta.runs.evaluation import Evaluator
-from fedelta.tasks.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.tasks.task import Example, Task
+from fedelta.tasks.text.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.topology import Mixing
 from fedelta.tree import Adapter
 

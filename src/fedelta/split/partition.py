@@ -12,7 +12,7 @@ import numpy as np
 
 from fedelta.data.rounding import proportional
 from fedelta.data.rows import Row, distinct, label_in
-from fedelta.naming import nearest
+from fedelta.registry import check_name
 from fedelta.seeding import SERVER, numpy_generator
 from fedelta.split.schemes import SCHEMES, Scheme, get_scheme
 from fedelta.split.view import Part, partition_table, plot_partition
@@ -127,8 +127,7 @@ def assign_ranks(
     choices = [ranks] * (clients if how == "list" else 1) if isinstance(ranks, int) else list(ranks)
     if not choices or min(choices) < 1:
         raise ValueError(f"ranks must be whole numbers of at least 1, not {ranks}")
-    if how not in RANK_RULES:
-        raise ValueError(f"ranks are assigned by {', '.join(RANK_RULES)}, not {how!r}{nearest(how, RANK_RULES)}")
+    check_name("way to assign ranks", how, RANK_RULES)
     if weights is not None and (how == "list" or len(weights) != len(choices)):
         raise ValueError(f"{len(weights)} weights do not go with how={how!r} and the ranks {choices}: give one for each choice")
     shares = np.ones(len(choices)) if weights is None else np.asarray(weights, dtype=np.float64)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedelta.data.rounding import proportional
-from fedelta.naming import nearest
+from fedelta.registry import check_name, check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,12 +207,9 @@ def get_scheme(name: str, **settings: Any) -> Scheme:
     Raises:
         ValueError: the name or a setting is unknown, a setting is missing, or its value does not fit.
     """
-    if name not in SCHEMES:
-        raise ValueError(f"no partition scheme is called {name!r}{nearest(name, SCHEMES)}; there are {', '.join(SCHEMES)}")
+    check_name("partition scheme", name, SCHEMES)
     known = [field.name for field in fields(SCHEMES[name])]
-    unknown = [setting for setting in settings if setting not in known]
-    if unknown:
-        raise ValueError(f"partition scheme {name!r} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    check_settings(f"partition scheme {name!r}", settings, known)
     try:
         return SCHEMES[name](**settings)
     except TypeError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedelta.method import Method
 from fedelta.methods import method_class
+from fedelta.registry import classes_of
 from fedelta.testing.laws import LAWS, UNEQUAL_RANKS
 from fedelta.testing.reports import ConformanceError, Report, examine, judge
 from fedelta.testing.scene import Scene, quiet
@@ -68,8 +69,7 @@ def method_from_file(path: str | Path) -> type[Method]:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     module = _imported(path)
-    own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
-    found = [c for c in own if issubclass(c, Method) and not inspect.isabstract(c)]
+    found = [c for c in classes_of(module, Method) if not inspect.isabstract(c)]
     if len(found) != 1:
         names = ", ".join(c.__name__ for c in found) or "none"
         raise ValueError(f"{path} must define one subclass of fedelta.Method that has `aggregate`, and defines {names}")

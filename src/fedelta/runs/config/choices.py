@@ -12,7 +12,7 @@ from fedelta.methods import get_method
 from fedelta.optim import get_optimizer
 from fedelta.runs.config.schema import LocalTraining, Partition, RunConfig
 from fedelta.split.partition import Scheme, get_scheme
-from fedelta.tasks.registry import get_task
+from fedelta.tasks import get_task
 from fedelta.tasks.task import Task
 from fedelta.topology import Topology, get_topology
 

@@ -1,0 +1,1 @@
+"""What several tasks of text call, by topic."""
