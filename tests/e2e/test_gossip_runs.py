@@ -9,6 +9,7 @@ import pytest
 import fedelta
 from fedelta.engines import checkpoint
 from fedelta.runs.config import ConfigError, load_config
+from fedelta.runs.config.checks import check
 from fedelta.runs.experiment import build
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.plan import plan
@@ -84,7 +85,8 @@ def test_methods_run_on_a_graph(method: str, tiny_config: Config, tmp_path: Path
 def test_a_plan_counts_the_messages_of_the_graphs(topology: Any, tiny_config: Config, tmp_path: Path):
     changes = ON_A_GRAPH | {"federation.topology": topology, "federation.link_drop": 0.0, "output": str(tmp_path / "run")}
     sent = [r["bytes"]["up"] for r in fedelta.run(tiny_config, changes).records]
-    found = plan(build(load_config(tiny_config, changes)))
+    config = load_config(tiny_config, changes)
+    found = plan(build(config, check(config)))
     assert found.bytes["total"] == sum(sent)
     assert found.bytes["first round"] == {"down": 0, "up": sent[0]}
     assert found.cohort == found.clients == 3

@@ -20,13 +20,13 @@ def partition(
 ) -> None:
     """Show which client gets which data, without a model."""
     from fedelta.report.terminal import out, print_json
-    from fedelta.runs.config import load_config
+    from fedelta.runs.config import read_config
 
-    settled = load_config(config, overrides or [])
-    from fedelta.runs.config.choices import choose  # with torch, which a wrong key need not wait for
+    settled = read_config(config, overrides or [])
+    from fedelta.runs.config.checks import check  # with torch, which a wrong key need not wait for
     from fedelta.runs.deal import deal
 
-    dealt = deal(settled, choose(settled).task)
+    dealt = deal(settled, check(settled).task)
     print_json(_split_rows(dealt)) if as_json else out.print(split_table(dealt))
     if plot:
         from fedelta.split.view import plot_partition

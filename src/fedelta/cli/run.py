@@ -38,7 +38,7 @@ def run(
     Ctrl-C ends after the round; --resume goes on with the same numbers as if it had not been stopped.
     """
     from fedelta.report.terminal import quieten_libraries, show_warnings
-    from fedelta.runs.config import ConfigError, load_config
+    from fedelta.runs.config import ConfigError, read_config
 
     if (config is None) == (resume is None):
         raise ConfigError("give a config to run, or --resume with the folder of a run: one of them")
@@ -48,7 +48,7 @@ def run(
     show_warnings(mode)
     changes = [*(overrides or []), *([f"output={output}"] if output else [])]
     changes += ["model.trust_remote_code=true"] if trust else []
-    settled = load_config(_stored(resume) if resume else config or {}, changes)
+    settled = read_config(_stored(resume) if resume else config or {}, changes)
     quieten_libraries()
     if dry_run:
         _show_plan(settled, as_json)
@@ -102,8 +102,9 @@ def _summary(ended: OpenRun) -> RenderableType:
 def _show_plan(config: RunConfig, as_json: bool) -> None:
     from fedelta.report.tables import plan_table
     from fedelta.report.terminal import out, print_json
+    from fedelta.runs.config.checks import check
     from fedelta.runs.experiment import build
     from fedelta.runs.plan import plan
 
-    found = asdict(plan(build(config)))
+    found = asdict(plan(build(config, check(config))))
     print_json(found) if as_json else out.print(plan_table(found))

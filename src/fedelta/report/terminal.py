@@ -108,7 +108,7 @@ class RunView:
             TimeRemainingColumn(),
             console=err,
             transient=True,
-            disable=mode != "screen",
+            disable=mode != "screen" or not err.is_terminal,  # else a blank line is all that is left of it
         )
 
     @contextmanager

@@ -12,25 +12,24 @@ from fedelta.models.clients import config_for, pad_token_of
 from fedelta.models.devices import pick_device
 from fedelta.models.loading import load_model
 from fedelta.models.peft import PeftAdaptedModel
-from fedelta.runs.config import Lora, Model, RunConfig
+from fedelta.runs.config import Lora, Model
 from fedelta.runs.evaluation import Evaluator
 from fedelta.tasks.task import Task
 
 
-def check_trainable(dtype: str, device: str) -> None:
-    """Raises ValueError for a device that is not here, or a dtype in which a run cannot train (though a model can answer)."""
+def pinned_model(model: Model, device: str) -> Model:
+    """Returns the section with the commit of a model on the Hub and the digest of its code, where it has none yet.
+
+    An alias has no digest: its package and the Hub hold the same weights, but may write the configs differently.
+
+    Raises:
+        ValueError: for a device that is not here, or a dtype in which a run cannot train (though a model can answer).
+    """
     pick_device(device)
-    if dtype == "float16":
+    if model.dtype == "float16":
         raise ValueError(
             "model.dtype = float16 is not trained in, since small gradients become exactly zero in it: set bfloat16 or float32"
         )
-
-
-def pinned_model(model: Model) -> Model:
-    """The section with the commit of a model on the Hub and the digest of its code, where it has none yet.
-
-    An alias has no digest: its package and the Hub hold the same weights, but may write the configs differently.
-    """
     try:
         files = find_base(model.name, model.revision)
     except (OSError, ValueError):
@@ -39,24 +38,31 @@ def pinned_model(model: Model) -> Model:
     return model.model_copy(update={"revision": files.revision, "digest": digest})
 
 
-def load_adapted(config: RunConfig, task: Task) -> tuple[PeftAdaptedModel, Any]:
-    """The config's base model with places for adapters, and its tokenizer."""
-    model = config.model
+def load_adapted(model: Model, task: Task, adapter: LoraConfig, *, device: str, seed: int) -> tuple[PeftAdaptedModel, Any]:
+    """The base model of a config with places for adapters, and its tokenizer.
+
+    Args:
+        model: the config's section.
+        task: chooses the class of model, and its outputs.
+        adapter: from `peft_config`.
+        device: as the config names it.
+        seed: for parameters that the checkpoint lacks.
+    """
     base, tokenizer = load_model(
         model.name,
         task,
-        device=config.device,
+        device=device,
         dtype=model.dtype,
         quantization=model.quantization,
         trust_remote_code=model.trust_remote_code,
         use_safetensors=model.use_safetensors,
         revision=model.revision,
         digest=model.digest,
-        seed=config.seed,
+        seed=seed,
     )
     adapted = PeftAdaptedModel(
         base,
-        config_for(task, peft_config(config.lora), base),
+        config_for(task, adapter, base),
         tokenizer,
         base_dropout=model.base_dropout,
         gemm=model.gemm,
@@ -66,9 +72,9 @@ def load_adapted(config: RunConfig, task: Task) -> tuple[PeftAdaptedModel, Any]:
     return adapted, tokenizer
 
 
-def evaluator(config: RunConfig, task: Task, model: PeftAdaptedModel) -> Evaluator:
-    """The evaluator of a config."""
-    return Evaluator(task, model, pad_token_of(model), config.evaluation.batch_size)
+def evaluator(task: Task, model: PeftAdaptedModel, batch_size: int) -> Evaluator:
+    """The evaluator of a task on a model."""
+    return Evaluator(task, model, pad_token_of(model), batch_size)
 
 
 def peft_config(lora: Lora) -> LoraConfig:

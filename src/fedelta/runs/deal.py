@@ -12,8 +12,8 @@ import numpy as np
 
 from fedelta import seeding
 from fedelta.data.rows import Row
-from fedelta.data.sources import Splits, load_splits
-from fedelta.runs.config import Data, Partition, RankChoice, RunConfig
+from fedelta.data.sources import Splits, load_splits, pinned_revision
+from fedelta.runs.config import Data, RankChoice, RunConfig
 from fedelta.runs.config.choices import scheme_of
 from fedelta.split.partition import assign_ranks, partition
 from fedelta.tasks.task import Task
@@ -31,6 +31,7 @@ class Deal:
         parts: for each client, the positions of its training rows in `splits.train`.
         held_out: for each client, the positions of the rows kept to test it by.
         ranks: one for each client.
+        revision: the commit of a data set on the Hub; None for any other source.
     """
 
     task: Task
@@ -38,6 +39,7 @@ class Deal:
     parts: Sequence[np.ndarray]
     held_out: Sequence[np.ndarray]
     ranks: Sequence[int]
+    revision: str | None = None
 
     def labels(self, rows: Sequence[Row]) -> list[Hashable]:
         """The label of each row; None where the task has none."""
@@ -45,7 +47,7 @@ class Deal:
 
 
 def deal(config: RunConfig, task: Task) -> Deal:
-    """Loads the data and splits it over clients; a warning says which parts came out empty.
+    """Loads the data and splits it over clients.
 
     Args:
         config: of the run; its data, split, ranks and seed count here.
@@ -54,16 +56,9 @@ def deal(config: RunConfig, task: Task) -> Deal:
     Raises:
         ValueError, FileNotFoundError, ImportError: for data that cannot be read, or a split that cannot be made.
     """
-    splits = _splits(config.data, task.label_field(), config.seed)
-    task = task.settled(splits.train)
-    parts = _partition(config.partition, task, splits.train, config.seed)
-    kept = [_hold_out(part, config.data.client_test_fraction, config.seed, k) for k, part in enumerate(parts)]
-    ranks = _ranks(config.lora.rank, len(parts), config.seed)
-    return Deal(task, splits, [train for train, _ in kept], [test for _, test in kept], ranks)
-
-
-def _splits(data: Data, label: str | None, seed: int) -> Splits:
-    return load_splits(
+    data, split, seed = config.data, config.partition, config.seed
+    revision = pinned_revision(data.source, data.revision)
+    splits = load_splits(
         data.source,
         train=data.train,
         validation=data.validation,
@@ -74,11 +69,18 @@ def _splits(data: Data, label: str | None, seed: int) -> Splits:
         test_fraction=data.test_fraction,
         stratify=data.stratify,
         limit=data.limit,
-        label=label,
+        label=task.label_field(),
         empty=data.empty,
         seed=seed,
-        revision=data.revision,
+        revision=revision,
     )
+    task = task.settled(splits.train)
+    # the task's label is what skews the parts unless a field is named
+    labels = splits.train if split.by else [task.label_of(row) for row in splits.train]
+    parts = partition(labels, scheme_of(split), split.clients, by=split.by, seed=seed, min_examples=split.min_examples)
+    kept = [_hold_out(part, data.client_test_fraction, seed, k) for k, part in enumerate(parts)]
+    ranks = _ranks(config.lora.rank, len(parts), seed)
+    return Deal(task, splits, [train for train, _ in kept], [test for _, test in kept], ranks, revision)
 
 
 def row_digests(splits: Splits) -> dict[str, str]:
@@ -116,13 +118,6 @@ def warn_of_missing_rows(data: Data, dealt: Deal) -> None:
         )
     if not (splits.validation or splits.test or tested):
         logger.warning("0 of %d rows are left to evaluate on: the run will have no scores", total)
-
-
-def _partition(settings: Partition, task: Task, rows: Sequence[Row], seed: int) -> list[np.ndarray]:
-    """The parts of the training rows; the task's label is what skews them unless a field is named."""
-    labels = rows if settings.by else [task.label_of(row) for row in rows]
-    scheme = scheme_of(settings)
-    return partition(labels, scheme, settings.clients, by=settings.by, seed=seed, min_examples=settings.min_examples)
 
 
 def _hold_out(part: np.ndarray, fraction: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:

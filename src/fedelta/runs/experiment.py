@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fedelta import sampling, topology
+from fedelta import topology
 from fedelta.client import LocalClient, Training
 from fedelta.data.rows import Row
-from fedelta.data.sources import pinned_revision
-from fedelta.engines.choice import choose as choose_engine
+from fedelta.engines.choice import choose
 from fedelta.engines.federation import largest_template
 from fedelta.engines.gossip import gossip
 from fedelta.engines.rounds import Round
@@ -20,9 +19,9 @@ from fedelta.method import Client, Method
 from fedelta.models.adapter_files import load_adapter
 from fedelta.models.clients import check_ranks, clients_on
 from fedelta.models.peft import PeftAdaptedModel
-from fedelta.runs.base import check_trainable, evaluator, load_adapted, peft_config, pinned_model
-from fedelta.runs.config import Federation, RunConfig
-from fedelta.runs.config.choices import choose
+from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
+from fedelta.runs.config import RunConfig
+from fedelta.runs.config.choices import Choices
 from fedelta.runs.deal import Deal, deal, warn_of_missing_rows
 from fedelta.runs.evaluation import Evaluator
 from fedelta.tasks.task import Example, Task
@@ -69,24 +68,26 @@ class Experiment:
     contraction: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def build(config: RunConfig) -> Experiment:
+def build(config: RunConfig, chosen: Choices) -> Experiment:
     """Everything up to the first round.
+
+    Args:
+        config: of the run.
+        chosen: what the config names, as `runs.config.checks.check` built it.
 
     Raises:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
-    check_trainable(config.model.dtype, config.device)  # before data are read
-    config = _pinned(config)
-    chosen = choose(config)
+    model_section = pinned_model(config.model, config.device)  # before data are read
     dealt = deal(config, chosen.task)
-    warn_of_missing_rows(config.data, dealt)
     mixing = None if chosen.topology is None else chosen.topology.mixing(len(dealt.parts), seed=config.seed)
     contraction = {} if mixing is None else topology.numbers(mixing)
-    method = chosen.method.for_topology(config.federation.rounds, lambda: contraction.get("rho_sq", 0.0))
-    model, tokenizer = load_adapted(config, dealt.task)
+    method = chosen.method.for_topology(chosen.settings.rounds, lambda: contraction.get("rho_sq", 0.0))
+    warn_of_missing_rows(config.data, dealt)
     adapter = peft_config(config.lora)
+    model, tokenizer = load_adapted(model_section, dealt.task, adapter, device=config.device, seed=config.seed)
     check_ranks(model, adapter, dealt.ranks)
-    train = _encode(dealt.task, dealt.splits.train, tokenizer, "train")
+    train, validation, test = _encoded(dealt, tokenizer)
     clients = clients_on(
         model,
         dealt.task,
@@ -97,62 +98,40 @@ def build(config: RunConfig) -> Experiment:
         seed=config.seed,
         start=load_adapter(config.lora.start) if config.lora.start else None,
     )
-    choice = choose_engine(config.federation.engine, clients, config.federation.token_budget)
+    template = largest_template(clients)
+    choice = choose(config.federation.engine, clients, config.federation.token_budget)
     return Experiment(
-        config=_resolved(config, _taken(method, chosen.method), model.gemm, choice),
+        config=config.model_copy(
+            update={
+                "model": model_section.model_copy(update={"gemm": model.gemm}),
+                "data": config.data.model_copy(update={"revision": dealt.revision}),
+                "federation": config.federation.model_copy(
+                    update={"engine": choice.engine, "token_budget": choice.token_budget}
+                ),
+                "method": {**config.method, **_taken(method, chosen.method)},
+            }
+        ),
         method=method,
         deal=dealt,
         training=chosen.training,
         model=model,
         clients=clients,
-        template=largest_template(clients),
-        validation=_encode(dealt.task, dealt.splits.validation, tokenizer, "validation"),
-        test=_encode(dealt.task, dealt.splits.test, tokenizer, "test"),
+        template=template,
+        validation=validation,
+        test=test,
         client_tests={k: [train[i] for i in part] for k, part in enumerate(dealt.held_out) if len(part)},
-        evaluator=evaluator(config, dealt.task, model),
+        evaluator=evaluator(dealt.task, model, config.evaluation.batch_size),
         choice=choice,
-        settings=settings_of(config.federation, config.seed),
+        settings=chosen.settings,
         mixing=mixing,
         contraction=contraction,
     )
-
-
-def _pinned(config: RunConfig) -> RunConfig:
-    """The config with the commits of what comes from the Hub, where it has none yet; OSError for one that is not there."""
-    data = config.data.model_copy(update={"revision": pinned_revision(config.data.source, config.data.revision)})
-    return config.model_copy(update={"data": data, "model": pinned_model(config.model)})
 
 
 def _taken(method: Method, given: Method) -> dict[str, Any]:
     """The hyper-parameters that a method took from the graph and the number of rounds."""
     values = {entry.name: getattr(method, entry.name) for entry in fields(method)}
     return {name: value for name, value in values.items() if value != getattr(given, name)}
-
-
-def _resolved(config: RunConfig, taken: Mapping[str, Any], gemm: str, choice: Choice) -> RunConfig:
-    """The config with what it left to the graph and the machine as it was chosen."""
-    federation = {"engine": choice.engine, "token_budget": choice.token_budget}
-    return config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"gemm": gemm}),
-            "federation": config.federation.model_copy(update=federation),
-            "method": {**config.method, **taken},
-        }
-    )
-
-
-def settings_of(federation: Federation, seed: int) -> RunSettings:
-    """The settings of a run, as its config has them; which engine runs it is chosen once its clients are there."""
-    return RunSettings(
-        rounds=federation.rounds,
-        seed=seed,
-        cohort=sampling.uniform(federation.participation),
-        weights=federation.weights,
-        max_share=federation.max_share,
-        quorum=federation.quorum,
-        link_drop=federation.link_drop,
-        spool=federation.spool,
-    )
 
 
 def play(experiment: Experiment, clients: Sequence[Client], settings: RunSettings) -> Iterator[Round]:
@@ -166,6 +145,15 @@ def play(experiment: Experiment, clients: Sequence[Client], settings: RunSetting
 def _keywords(settings: RunSettings, *without: str) -> dict[str, Any]:
     """The settings by name, but for those that an engine does not have."""
     return {entry.name: getattr(settings, entry.name) for entry in fields(settings) if entry.name not in without}
+
+
+def _encoded(dealt: Deal, tokenizer: Any) -> list[Sequence[Example]]:
+    """The rows to train on, to choose by and to report on, ready for the model."""
+    splits = dealt.splits
+    return [
+        _encode(dealt.task, rows, tokenizer, part)
+        for part, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
+    ]
 
 
 def _encode(task: Task, rows: Sequence[Row], tokenizer: Any, part: str) -> Sequence[Example]:

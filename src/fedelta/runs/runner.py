@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
@@ -23,7 +23,9 @@ from fedelta.exchange import files
 from fedelta.models.adapter_files import load_adapter, save_adapter
 from fedelta.report.charts import curves
 from fedelta.report.words import majority
-from fedelta.runs.config import RunConfig, load_config
+from fedelta.runs.config import RunConfig, read_config
+from fedelta.runs.config.checks import check
+from fedelta.runs.config.read import Overrides, Source
 from fedelta.runs.config.resume import (
     demand_leave,
     demand_rounds,
@@ -41,8 +43,6 @@ from fedelta.tasks.metrics import is_better
 from fedelta.tree import Adapter, Message, effective
 
 logger = logging.getLogger("fedelta.resume")
-
-Source: TypeAlias = str | Path | Mapping[str, Any] | RunConfig
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class RunResult:
 
 def run(
     config: Source | None = None,
-    overrides: Sequence[str] | Mapping[str, Any] = (),
+    overrides: Overrides = (),
     *,
     resume: str | Path | None = None,
     force: bool = False,
@@ -85,7 +85,7 @@ def run(
 
 def rounds(
     config: Source | None = None,
-    overrides: Sequence[str] | Mapping[str, Any] = (),
+    overrides: Overrides = (),
     *,
     resume: str | Path | None = None,
     force: bool = False,
@@ -117,7 +117,7 @@ def rounds(
 @contextmanager
 def opened(
     config: Source | None = None,
-    overrides: Sequence[str] | Mapping[str, Any] = (),
+    overrides: Overrides = (),
     *,
     resume: str | Path | None = None,
     force: bool = False,
@@ -129,11 +129,11 @@ def opened(
         with _resumed(RunFolder(Path(resume)), config, changes) as going:
             yield going
     else:
-        with _new(load_config(config if config is not None else {}, changes), force) as going:
+        with _new(read_config(config if config is not None else {}, changes), force) as going:
             yield going
 
 
-def _with_leave(overrides: Sequence[str] | Mapping[str, Any]) -> Sequence[str] | Mapping[str, Any]:
+def _with_leave(overrides: Overrides) -> Overrides:
     if isinstance(overrides, Mapping):
         return {**overrides, "model.trust_remote_code": True}
     return [*overrides, "model.trust_remote_code=true"]
@@ -142,13 +142,13 @@ def _with_leave(overrides: Sequence[str] | Mapping[str, Any]) -> Sequence[str] |
 @contextmanager
 def _new(config: RunConfig, force: bool) -> Generator[OpenRun]:
     """A run from its first round. All that can fail is built before anything in the folder is touched."""
-    target = RunFolder(config.folder())
+    chosen, target = check(config), RunFolder(config.folder())
     target.demand_room(force=force)  # before the lock, which would make a file in a folder that is not ours
     with ExitStack() as stack:
         stack.enter_context(target.locked())
         stack.callback(target.remove_if_unused)
         target.demand_room(force=force)
-        experiment = build(config)
+        experiment = build(config, chosen)
         folder = target
         if target.holds_results():
             folder = target.draft
@@ -166,7 +166,7 @@ def _new(config: RunConfig, force: bool) -> Generator[OpenRun]:
 
 
 @contextmanager
-def _resumed(folder: RunFolder, config: Source | None, overrides: Sequence[str] | Mapping[str, Any]) -> Generator[OpenRun]:
+def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> Generator[OpenRun]:
     """The rounds of a run that are left."""
     folder.config()  # or locking would make a folder where there is no run
     with folder.locked():
@@ -175,14 +175,15 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Sequence[str] 
         _demand_checkpoint(folder, start)
         notes: Mapping[str, Any] = start.notes if start else {}
         fixed = notes["fixed"] if start else fixed_values(old)
-        given = load_config(old if config is None else config)
+        given = old if config is None else read_config(config)
         if config is None or isinstance(config, str | Path):
             given = without_leave(given)  # a file may be the folder's own
-        settled = keep_choices(fixed, load_config(given, overrides))
+        settled = keep_choices(fixed, read_config(given, overrides))
+        chosen = check(settled)
         demand_leave(old, settled)
         demand_same_run(fixed, settled)
         demand_rounds(settled, start.t if start else 0)
-        experiment = build(settled)
+        experiment = build(settled, chosen)
         now = _notes(experiment)
         demand_same_rows(notes.get("rows", {}), now["rows"])
         _compare_platforms(notes.get("platform", {}), now["platform"])

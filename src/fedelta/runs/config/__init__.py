@@ -4,7 +4,7 @@
 says what goes together, `resume` what may change when a run is taken up.
 """
 
-from fedelta.runs.config.read import BUILT_IN, dump_config, load_config, pairs
+from fedelta.runs.config.read import BUILT_IN, dump_config, load_config, pairs, read_config
 from fedelta.runs.config.schema import (
     ConfigError,
     Data,
@@ -37,4 +37,5 @@ __all__ = [
     "named",
     "pairs",
     "rank_values",
+    "read_config",
 ]

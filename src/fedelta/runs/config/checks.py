@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from fedelta.models.devices import named_device
-from fedelta.runs.config.choices import Choices, choose, scheme_of, wrong_type
-from fedelta.runs.config.schema import Federation, Partition, RunConfig, rank_values
+from fedelta.runs.config.choices import Choices, choices_of, naming, scheme_of
+from fedelta.runs.config.schema import ConfigError, Federation, Partition, RunConfig, rank_values
 from fedelta.sampling import share
 from fedelta.tasks.metrics import get_metric
 
 
-def check(config: RunConfig) -> None:
-    """Checks a config whose keys and types are right.
+def check(config: RunConfig) -> Choices:
+    """Checks a config whose keys and types are right; returns what it names, built.
 
     Raises:
-        ValueError: for a name or setting that is not known, or for keys that contradict each other.
+        ConfigError: for a name or setting that is not known, or for keys that contradict each other.
     """
+    try:
+        return _checked(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _checked(config: RunConfig) -> Choices:
     _check_device(config.device)
-    chosen = choose(config)
+    chosen = choices_of(config)
     _check_ranks(config, chosen)
     _check_partition(config.partition)
     _check_cohort(config.federation, config.partition.clients)
     _check_graph(config, chosen)
     _check_metric(config.evaluation.best_by, chosen)
+    return chosen
 
 
 def _check_device(device: str) -> None:
@@ -81,10 +89,8 @@ def _check_graph(config: RunConfig, chosen: Choices) -> None:
             "federation.topology to null, or choose another method"
         )
     if config.partition.clients is not None:
-        try:
+        with naming("federation.topology"):
             graph.check(config.partition.clients, seed=config.seed)
-        except (TypeError, OverflowError) as error:
-            raise wrong_type("federation.topology", error) from None
 
 
 def _check_metric(best_by: str, chosen: Choices) -> None:

@@ -1,22 +1,22 @@
-"""Builds what a config chooses by name: method, task, local training, graph and scheme of the split."""
+"""Builds what a config chooses by name, and the settings of its run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 from fedelta.client import Training
+from fedelta.engines.settings import RunSettings
 from fedelta.method import Method
 from fedelta.methods import get_method
 from fedelta.optim import get_optimizer
-from fedelta.runs.config.schema import LocalTraining, Partition, RunConfig
+from fedelta.runs.config.schema import Federation, LocalTraining, Partition, RunConfig
+from fedelta.sampling import uniform
 from fedelta.split.partition import Scheme, get_scheme
 from fedelta.tasks import get_task
 from fedelta.tasks.task import Task
 from fedelta.topology import Topology, get_topology
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,27 +28,32 @@ class Choices:
         task: its labels may still have to be read from the data.
         training: what a client does in a round.
         topology: the graph; None with a server.
+        settings: of the whole run, from its first round.
     """
 
     method: Method
     task: Task
     training: Training
     topology: Topology | None
+    settings: RunSettings
 
 
-def choose(config: RunConfig) -> Choices:
-    """Returns what the config names.
+def choices_of(config: RunConfig) -> Choices:
+    """Returns what the config names, built.
 
     Raises:
         ValueError: for a name or a setting that is not known, or a value that does not fit.
     """
     graph = config.federation.topology
-    return Choices(
-        method=_built("method", lambda: get_method(**config.method)),
-        task=_built("task", lambda: get_task(**config.task)),
-        training=_built("training.optimizer", lambda: training_of(config.training)),
-        topology=None if graph is None else _built("federation.topology", lambda: get_topology(**graph)),
-    )
+    with naming("method"):
+        method = get_method(**config.method)
+    with naming("task"):
+        task = get_task(**config.task)
+    with naming("federation.topology"):
+        topology = None if graph is None else get_topology(**graph)
+    with naming("training.optimizer"):
+        training = training_of(config.training)
+    return Choices(method, task, training, topology, settings_of(config.federation, config.seed))
 
 
 def training_of(section: LocalTraining) -> Training:
@@ -70,13 +75,24 @@ def scheme_of(section: Partition) -> Scheme:
     return get_scheme(section.scheme, **{key: value for key, value in given.items() if value is not None})
 
 
-def wrong_type(key: str, error: Exception) -> ValueError:
-    """Returns the error of a setting of another type than the key's choice takes."""
-    return ValueError(f"{key}: a setting has the wrong type ({error})")
+def settings_of(section: Federation, seed: int) -> RunSettings:
+    """Returns the settings of a run; the engine and the score of uploads are added where the run is played."""
+    return RunSettings(
+        rounds=section.rounds,
+        seed=seed,
+        cohort=uniform(section.participation),
+        weights=section.weights,
+        max_share=section.max_share,
+        quorum=section.quorum,
+        link_drop=section.link_drop,
+        spool=section.spool,
+    )
 
 
-def _built(key: str, build: Callable[[], T]) -> T:
+@contextmanager
+def naming(key: str) -> Generator[None]:
+    """Names the key in the error of a setting of another type than the key's choice takes."""
     try:
-        return build()
+        yield
     except (TypeError, OverflowError) as error:
-        raise wrong_type(key, error) from None
+        raise ValueError(f"{key}: a setting has the wrong type ({error})") from None
