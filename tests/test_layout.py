@@ -41,7 +41,6 @@ ELSEWHERE = {
     "adapted.py": "models/test_peft.py",
     "peers.py": "engines/test_server.py",
     "merging.py": "methods/test_toy_numbers.py",
-    "naming.py": "methods/test_registry.py",
     "engines/federation.py": "engines/test_server.py",
     "engines/conduct.py": "engines/test_faults.py",
     "engines/rounds.py": "engines/test_server.py",
@@ -49,7 +48,7 @@ ELSEWHERE = {
     "engines/memories.py": "engines/test_visits.py",
     "engines/settings.py": "engines/test_visits.py",
     "engines/choice.py": "engines/runners/test_batched.py",
-    "engines/runners/handover.py": "engines/runners/test_batched.py",
+    "engines/runners/_handover.py": "engines/runners/test_batched.py",
     "engines/runners/sequential.py": "engines/runners/test_batched.py",
     "exchange/channel.py": "engines/test_visits.py",
     "exchange/files.py": "engines/test_checkpoint.py",
@@ -69,10 +68,8 @@ ELSEWHERE = {
     "models/slots.py": "models/test_peft.py",
     "models/trial.py": "models/fast/test_activation_cache.py",
     "models/wide_heads.py": "models/test_peft.py",
-    "tasks/logits.py": "tasks/test_task.py",
-    "tasks/registry.py": "tasks/test_task.py",
     # What a user sees is tested as a user sees it.
-    "cli.py": "cli/test_cli.py",
+    "cli/*": "cli/test_command.py",
     "report/*": "report/test_tables.py",
     "runs/*": "e2e/test_runs.py",
 }
