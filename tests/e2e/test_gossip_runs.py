@@ -96,7 +96,7 @@ def test_a_plan_counts_the_messages_of_the_graphs(topology: Any, tiny_config: Co
     ("changes", "what"),
     [
         ({"federation.topology": "rings"}, r"no topology is called 'rings'; did you mean 'ring'"),
-        ({"federation.topology": {"name": "erdos_renyi", "q": 0.1}}, r"'erdos_renyi' has no 'q'"),
+        ({"federation.topology": {"name": "erdos_renyi", "q": 0.1}}, r"'erdos_renyi' has no setting 'q'"),
         ({"federation.topology": {"p": 0.1}}, r"federation\.topology: needs a name"),
         ({"federation.topology": {"name": "erdos_renyi", "p": 0.0}}, r"was not connected in 1000 draws"),
         ({"federation.topology": "torus"}, r"both sides must be at least 3"),
