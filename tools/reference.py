@@ -1,6 +1,6 @@
 """Writes the reference of the documentation from the code: config keys with a JSON schema, command line, methods.
 
-python tools/reference.py            writes docs/reference and the list of methods in mkdocs.yml
+python tools/reference.py            writes docs/reference, the list of methods in mkdocs.yml, and what `fedelta methods` says
 python tools/reference.py --check    writes nothing; ends with code 1 if a file is stale
 
 Names come from registries, keys and their meaning from pydantic, options from typer, settings from docstrings.
@@ -45,6 +45,7 @@ def files() -> dict[Path, str]:
         reference / "config.md": config_page(),
         reference / SCHEMA: json.dumps(schema(), indent=2) + "\n",
         reference / "cli.md": command_line(),
+        ROOT / "src/fedelta/methods/catalogue.json": json.dumps(catalogue.entries(), indent=1, ensure_ascii=False) + "\n",
         **{reference / f"methods/{name}.md": text for name, text in pages.items()},
         ROOT / "mkdocs.yml": with_methods((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), pages),
     }

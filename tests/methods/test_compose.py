@@ -30,6 +30,7 @@ from fedelta.methods import (
 from fedelta.methods._compose.composition import Composite
 from fedelta.models.toy import toy_federation
 from fedelta.runs.config import ConfigError, load_config
+from fedelta.runs.config.choices import choices_of
 from fedelta.testing import check_method
 
 COMPOSITES = [n for n in fedelta.list_methods() if issubclass(method_class(n), Composite)]
@@ -222,7 +223,7 @@ def test_a_config_names_the_parts() -> None:
     config = load_config(
         {"method": EVERYTHING, "lora": {"rank": 4}}, ["method.optimizer.learning_rate=0.5", "method.server=zeropad"]
     )
-    assert config.build_method() == Compose(
+    assert choices_of(config).method == Compose(
         local=[FedProx(0.1), Scaffold(), FedNova()], server="zeropad", optimizer=FedAdam(learning_rate=0.5)
     )
     with pytest.raises(ConfigError, match=r"needs factors that keep their meaning .* take a server that averages factors"):

@@ -17,6 +17,7 @@ from fedelta.methods import get_method
 from fedelta.models.toy import random_adapter, toy_federation, toy_template
 from fedelta.peers import Peer
 from fedelta.runs.config import load_config
+from fedelta.runs.config.choices import choices_of
 from fedelta.tree import Adapter
 
 GAUGES = ["orth_b", "orth_a", "balanced"]
@@ -165,8 +166,9 @@ def test_the_default_departs_from_the_released_code_as_far_as_its_docstring_says
 def test_the_released_settings_are_a_config() -> None:
     path = Path(__file__).resolve().parents[2] / "experiments" / "subspace_reg" / "released.yaml"
     config = load_config(path)
-    assert config.build_method() == get_method("subspace_reg", rescale=True, norm_cap=15)
-    assert config.training.build().local_steps == 4
+    chosen = choices_of(config)
+    assert chosen.method == get_method("subspace_reg", rescale=True, norm_cap=15)
+    assert chosen.training.local_steps == 4
 
 
 @pytest.mark.parametrize("gauge", [*GAUGES, "keep"])

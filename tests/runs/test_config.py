@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from fedelta.runs.config import ConfigError, RunConfig, dump_config, load_config
+from fedelta.runs.config.choices import scheme_of
 from fedelta.runs.config.resume import demand_rounds, demand_same_rows, demand_same_run, fixed_values, keep_choices
 
 INF, NAN = float("inf"), float("nan")
@@ -146,7 +147,7 @@ def test_unequal_ranks_are_taken_by_a_method_for_them():
     ids=lambda settings: settings["scheme"],
 )
 def test_every_scheme_takes_its_settings(settings: dict[str, Any]):
-    scheme = load_config({"partition": settings}).partition.build()
+    scheme = scheme_of(load_config({"partition": settings}).partition)
     own = settings.keys() & {"concentration", "shards_per_client"}
     assert {key: getattr(scheme, key) for key in own} == {key: settings[key] for key in own}
 

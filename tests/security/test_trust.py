@@ -270,9 +270,10 @@ def test_a_run_pins_the_commits_of_what_comes_from_the_hub(
         (hub / f"{kind}--owner--name" / "refs" / "main").write_text(OLD if commit == NEW else NEW)  # the Hub moves on
     fedelta.run(resume=tmp_path / "run", overrides={"federation.rounds": 2})
     assert load_config(tmp_path / "run" / "config.yaml").model.revision == commit
-    from fedelta.runs.experiment import deal
+    from fedelta.runs.config.choices import choices_of
+    from fedelta.runs.deal import deal
 
-    assert {row["label"] for row in deal(config).splits.train} == labels
+    assert {row["label"] for row in deal(config, choices_of(config).task).splits.train} == labels
     scores = deployment.score(deployment.find(tmp_path / "run"), "owner/name")
     assert scores["examples"] == 90
 

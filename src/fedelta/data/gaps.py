@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from fedelta.data.rows import Row
+if TYPE_CHECKING:  # a config needs `Empty` before anything needs numpy
+    from fedelta.data.rows import Row
 
 Empty: TypeAlias = Literal["error", "drop", "keep"]
 """Treatment of rows whose label is empty: refused, left out, or kept, a blank text being a class like any other."""

@@ -40,13 +40,17 @@ def visitor(settings: RunSettings, clients: Collection[Client]) -> VisitAll:
     """Returns the settings' own engine if it is a function, else the runner that they name or that is chosen for them."""
     if callable(settings.engine):
         return cast("VisitAll", settings.engine)
-    chosen = choose(settings.engine, clients, settings.token_budget)
+    return runner_of(choose(settings.engine, clients, settings.token_budget))
+
+
+def runner_of(chosen: Choice) -> VisitAll:
+    """Returns a fresh runner, as it was chosen."""
     return _load(chosen.engine).runner(chosen.token_budget)
 
 
 def runner_names() -> list[str]:
     """Returns the names of all runners, without importing one: the files of `engines.runners` that do not begin with `_`."""
-    return sorted(names_in(runners.__name__))
+    return list(names_in(runners.__name__))
 
 
 def _load(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The pages of the methods, written from the classes: what each says of itself, and what it keeps and sends when it is run."""
+"""The list and the pages of the methods, written from the classes: what each says of itself, and what it keeps and sends."""
 
 from __future__ import annotations
 
@@ -45,6 +45,14 @@ CLAIMS = {
     "needs_validation": "validation scores",
 }
 """Claims of a class, in words."""
+
+
+def entries() -> list[dict[str, Any]]:
+    """Returns what `fedelta methods` says of each method; it stands in `methods/catalogue.json`, to be read without torch."""
+    return [
+        {"name": name, "paper": cls.paper, "hetero_rank": cls.hetero_rank, "travels": cls.travels, "aliases": list(cls.aliases)}
+        for name, cls in ((name, method_class(name)) for name in list_methods())
+    ]
 
 
 def pages() -> dict[str, str]:
