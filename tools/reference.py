@@ -27,8 +27,7 @@ from fedelta.optim import OPTIMIZERS
 from fedelta.report import catalogue
 from fedelta.runs.config import RunConfig
 from fedelta.split.partition import SCHEMES
-from fedelta.tasks.metrics import METRICS
-from fedelta.tasks.registry import TASKS
+from fedelta.tasks import METRICS, list_tasks, task_class
 from fedelta.topology import TOPOLOGIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,7 +79,7 @@ def config_page() -> str:
         f"## At the top\n\n{keys_table('', alone)}",
         *(section(key, about, whole["$defs"]) for key, about in sections.items()),
         CHOICES_HEAD,
-        choices_of("Tasks", "task", TASKS),
+        choices_of("Tasks", "task", {name: task_class(name) for name in list_tasks()}),
         metrics(),
         schemes(),
         choices_of("Optimizers", "training.optimizer", OPTIMIZERS),

@@ -1,6 +1,6 @@
 """Compose: what it is without parts, what parts add to messages and memories, and what it refuses."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from fedelta.engines import checkpoint
 from fedelta.engines.gossip import gossip
 from fedelta.engines.server import federate
 from fedelta.exchange.wire import encode
+from fedelta.method import Method
 from fedelta.methods import (
     Compose,
     FedAdam,
@@ -147,6 +148,16 @@ def test_a_class_claims_what_its_defaults_are(name: str) -> None:
     for claim, value in made.parts.claims().items():
         assert value == getattr(made, claim)
         assert getattr(cls, claim) == value or (name, claim) == ("compose", "travels")
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_claims_are_not_written_on_a_frozen_method(name: str) -> None:
+    assert set(vars(get_method(name))) == {f.name for f in fields(method_class(name))}
+
+
+@pytest.mark.parametrize("name", fedelta.list_methods())
+def test_a_method_is_at_most_three_classes_deep(name: str) -> None:
+    assert sum(issubclass(c, Method) for c in method_class(name).__mro__) <= 3
 
 
 @pytest.mark.parametrize(

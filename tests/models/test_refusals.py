@@ -11,7 +11,7 @@ from peft import LoraConfig
 import fedelta
 from fedelta.models.clients import hf_clients
 from fedelta.models.loading import load_model
-from fedelta.tasks import get_task
+from fedelta.tasks import get_task, task_class
 
 SIZES = {"vocab_size": 40, "d_model": 16, "decoder_layers": 1, "encoder_layers": 1}
 HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
@@ -41,7 +41,8 @@ TEXT = "task '{task}' gives text, but model .* takes {what}"
 
 def refusal(kind: str, task: str) -> str:
     what = {"vit": "images", "whisper": "sound", "oneformer": "images"}.get(kind)
-    return TEXT.format(task=task, what=what) if what else ENCODER_DECODER.format(task=task)
+    shown = task_class(task).__name__
+    return TEXT.format(task=shown, what=what) if what else ENCODER_DECODER.format(task=shown)
 
 
 @pytest.mark.parametrize(

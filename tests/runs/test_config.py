@@ -21,12 +21,12 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"lora": {"rank": {"choises": [2]}}}, "unknown key 'lora.rank.choises'; did you mean 'choices'?"),
     ({"partition": {"concentraton": 1}}, "unknown key 'partition.concentraton'; did you mean 'concentration'?"),
     ({"federation": {"round": 3}}, "unknown key 'federation.round'; did you mean 'rounds'?"),
-    ({"method": "flexlor"}, "unknown method 'flexlor'; did you mean 'flexlora'?"),
+    ({"method": "flexlor"}, "no method is called 'flexlor'; did you mean 'flexlora'?"),
     ({"method": {"name": "flexlora", "sigma": "B"}}, "has no hyper-parameter 'sigma'; did you mean 'sigma_on'?"),
     ({"task": "clasification"}, "no task is called 'clasification'; did you mean 'classification'?"),
     ({"task": {"name": "classification", "labl": "x"}}, "has no setting 'labl'; did you mean 'label'?"),
     ({"training": {"optimizer": "adamww"}}, "no optimizer is called 'adamww'; did you mean 'adamw'?"),
-    ({"training": {"optimizer": {"name": "adamw", "beta": 1}}}, "optimizer 'adamw' has no 'beta'; did you mean 'betas'?"),
+    ({"training": {"optimizer": {"name": "adamw", "beta": 1}}}, "'adamw' has no setting 'beta'; did you mean 'betas'?"),
 ]
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
@@ -88,6 +88,16 @@ def test_an_unknown_name_is_answered_with_the_nearest(raw: dict[str, Any], messa
     with pytest.raises(ConfigError) as caught:
         load_config(raw)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "resolved"),
+    [("FlexLoRA", "Classification", "flexlora"), ({"name": "rb-LoRA"}, {"name": "CLASSIFICATION"}, "rb_lora")],
+)
+def test_names_are_resolved_to_one_spelling(method: Any, task: Any, resolved: str):
+    config = load_config({"method": method, "task": task})
+    assert (config.method["name"], config.task["name"]) == (resolved, "classification")
+    assert config == load_config({"method": resolved, "task": "classification"})
 
 
 @pytest.mark.parametrize(("raw", "message"), IMPOSSIBLE, ids=[m for _, m in IMPOSSIBLE])

@@ -1,14 +1,14 @@
-"""Which runner answers: chosen once for a run, and found by name.
+"""The choice of the runner that answers: made once for a run, by name.
 
 No runner is imported by statement, for some bring libraries that a server of remote clients does without. A file of
-`engines.runners` is a runner if it has a function `runner(token_budget) -> VisitAll`.
+`engines.runners` whose name does not begin with `_` is a runner: it has a function `runner(token_budget) -> VisitAll`, and
+may have `plan_for(clients, token_budget, *, forced) -> Choice`, which says when another runner is better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any, cast
 
 from fedelta.adapted import CPU_TOKENS
@@ -17,7 +17,7 @@ from fedelta.engines import runners
 from fedelta.engines.settings import Choice, RunSettings
 from fedelta.engines.visits import VisitAll
 from fedelta.method import Client
-from fedelta.naming import nearest
+from fedelta.registry import check_name, names_in
 
 AUTO = "auto"
 
@@ -28,13 +28,12 @@ def choose(engine: str, clients: Collection[Client], token_budget: int | None = 
     Raises:
         ValueError: for an engine that does not exist.
     """
-    if engine == AUTO:
+    by_name = engine != AUTO
+    if not by_name:
         # clients of another kind train in their own way, and a server of such has no model to ask
         engine = "batched" if len(clients) > 1 and all(isinstance(c, LocalClient) for c in clients) else "sequential"
-        plan = getattr(_load(engine), "plan_for", None)
-        return Choice("sequential", token_budget or CPU_TOKENS) if plan is None else plan(clients, token_budget, forced=False)
-    plan = getattr(_load(engine), "plan_for", None)
-    return Choice(engine, token_budget or CPU_TOKENS) if plan is None else plan(clients, token_budget, forced=True)
+    plan = getattr(_load(engine), "plan_for", None)  # of a runner that knows when another one is better
+    return Choice(engine, token_budget or CPU_TOKENS) if plan is None else plan(clients, token_budget, forced=by_name)
 
 
 def visitor(settings: RunSettings, clients: Collection[Client]) -> VisitAll:
@@ -46,16 +45,10 @@ def visitor(settings: RunSettings, clients: Collection[Client]) -> VisitAll:
 
 
 def runner_names() -> list[str]:
-    """Returns the names of all runners; imports each."""
-    return [name for name in _files() if hasattr(import_module(f"{runners.__name__}.{name}"), "runner")]
-
-
-def _files() -> list[str]:
-    return sorted(module.name for module in iter_modules(runners.__path__))
+    """Returns the names of all runners, without importing one: the files of `engines.runners` that do not begin with `_`."""
+    return sorted(names_in(runners.__name__))
 
 
 def _load(name: str) -> Any:
-    if name in _files() and hasattr(module := import_module(f"{runners.__name__}.{name}"), "runner"):
-        return module
-    known = [AUTO, *runner_names()]
-    raise ValueError(f"no engine is called {name!r}; there are {', '.join(known)}{nearest(name, known)}")
+    check_name("engine", name, [AUTO, *runner_names()])
+    return import_module(f"{runners.__name__}.{name}")

@@ -7,10 +7,10 @@ from functools import partial
 
 from fedelta import sampling, topology
 from fedelta.engines.choice import visitor
-from fedelta.engines.conduct import Outcome, conduct, largest_used
+from fedelta.engines.conduct import Outcome, conduct, largest_used, visited
 from fedelta.engines.federation import Federation, demand_quorum, logger, weigh
-from fedelta.engines.guards import Size, oversized
-from fedelta.engines.letters import Visit, sizes_of
+from fedelta.engines.guards import Size, overclaimed, oversized
+from fedelta.engines.letters import Visit, sizes_of, steps_of
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.engines.settings import RunSettings, Score, Weights
 from fedelta.engines.visits import VisitAll, leave_out
@@ -88,24 +88,29 @@ def gossip(
     needed = sampling.share(quorum, len(ids), "quorum", up=True)
 
     def outcome(t: int, state: State) -> Outcome:
-        visits = visit_all(federation, t, {k: state[str(k)] for k in ids})
+        visits = visited(federation, visit_all, t, {k: state[str(k)] for k in ids})
         demand_quorum(t, visits, needed)
-        silent, sizes = {v.peer.id for v in visits if v.update is None}, sizes_of(visits)
+        silent = {v.peer.id for v in visits if v.update is None}
+        sizes, steps = sizes_of(visits), steps_of(visits)
 
         def refused(node: int, senders: Sequence[int]) -> Mapping[int, str]:
-            return oversized({k: sizes[k] for k in senders}, federation.sizes.get(node, ()))
+            too_large = oversized({k: sizes[k] for k in senders}, federation.sizes.get(node, ()))
+            return overclaimed({k: steps[k] for k in senders if k in steps}) | too_large
 
         heard = hear(topology.at(mixing, t), ids, silent, partial(is_lost, t), shares, refused)
         visits = _without_refused(federation, t, visits, heard.refused)
         demand_quorum(t, visits, needed)
         after: dict[str, State] = {}
         largest: dict[int, Size] = {}
+        lost = list(heard.lost)
         for k in ids:
             own, given = state[str(k)], weigh(visits, heard.rows[k])
             after[str(k)], used = federation.aggregated(t, own, given, sizes) if given else (own, given)
             largest[k] = largest_used(used, sizes)
+            # Aggregated without it, at this end alone: the mean over nodes moves, which the list of links shows.
+            lost += [(k, u.sender.id) for u in given if u.sender.id not in {v.sender.id for v in used}]
         up = {v.peer.id: v.up * heard.reached[v.peer.id] for v in visits if v.up is not None}
-        return Outcome(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up), largest, heard.lost)
+        return Outcome(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up), largest, lost)
 
     def init() -> State:
         return dict.fromkeys(map(str, ids), method.init(federation.template, federation.peers, seed=seed))

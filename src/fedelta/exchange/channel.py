@@ -1,4 +1,4 @@
-"""Stages between a method and the wire: what a quantiser, a clip, a mask or central noise is built as.
+"""Stages between a method and the wire: the form of a quantiser, a clip, a mask or central noise.
 
 A message passes the stages of a `Channel` in order on its way down and up, and in reverse order when the server reads a reply.
 Without stages it stays as it is, to the bit.
@@ -15,7 +15,7 @@ from fedelta.peers import Peer
 from fedelta.tree import Message
 
 Memory: TypeAlias = Mapping[str, Any]
-"""What one client keeps from round to round and never sends."""
+"""The values that one client keeps from round to round and never sends."""
 
 OWN = "channel"
 """The entry of a client's memory that belongs to the stages; a method's own entries have other names."""
@@ -30,7 +30,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """Under which the stage's memory is kept; stages of one channel have different names."""
+        """Returns the name under which the stage's memory is kept; stages of one channel have different names."""
         return type(self).__name__
 
     def down(self, t: int, peer: Peer, message: Message) -> Message:
@@ -38,7 +38,7 @@ class Stage:
         return message
 
     def arrived(self, t: int, peer: Peer, message: Message) -> Message:
-        """Returns what the method at the client gets; called at the client."""
+        """Returns what the method at the client gets; called at the client, and at the server for what it began from."""
         return message
 
     def encode(self, t: int, peer: Peer, down: Message, content: Message, memory: Memory) -> tuple[Message, Memory]:
@@ -54,15 +54,21 @@ class Stage:
         return content, memory
 
     def decode(self, t: int, peer: Peer, content: Message) -> Message:
-        """Returns what `encode` was given, as far as it can be had; called at the server, before any check."""
+        """Returns what `encode` was given, as far as it can be had; called at the server for each reply, before any check.
+
+        What needs the whole cohort, such as taking masks away, is done in `taken`, which comes later: a stage whose numbers
+        are masked by another one reads them there, too.
+        """
         return content
 
     def taken(self, t: int, updates: Sequence[ClientUpdate]) -> Sequence[ClientUpdate]:
-        """Returns the updates of the cohort that arrived as `aggregate` is to get them; called at the server."""
+        """Returns the updates of the cohort that arrived as `aggregate` is to get them; called once where it is aggregated:
+        at the server, or at each node of a graph.
+        """
         return updates
 
     def after(self, t: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the method's next state; called at the server, once in a round.
+        """Returns the method's next state; called once where a round is aggregated: at the server, or at each node of a graph.
 
         Args:
             t: the round.

@@ -36,8 +36,8 @@ from fedelta.models.peft import PeftAdaptedModel
 from fedelta.runs.config import Model, Partition, RankChoice, RunConfig
 from fedelta.runs.evaluation import Evaluator
 from fedelta.split.partition import assign_ranks, partition
-from fedelta.tasks.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.tasks.task import Example, Task
+from fedelta.tasks.text.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.topology import Mixing
 from fedelta.tree import Adapter
 

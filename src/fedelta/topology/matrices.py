@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fedelta.naming import nearest
+from fedelta.registry import check_name, check_settings
 from fedelta.topology import graphs
 from fedelta.topology.graphs import Edges, active, check_probability, connected
 
@@ -213,8 +213,7 @@ def activated(
 
 
 def _weigh(rule: str, n: int, edges: Edges) -> Tensor:
-    if rule not in RULES:
-        raise ValueError(f"no weights are called {rule!r}{nearest(rule, RULES)}; there are {', '.join(RULES)}")
+    check_name("rule for weights", rule, RULES)
     return RULES[rule](n, edges)
 
 
@@ -320,13 +319,10 @@ def get_topology(name: str, *, activation: float = 1.0, **settings: Any) -> Topo
     Raises:
         ValueError: for an unknown name or setting, with the nearest known one, or for one that is missing or out of range.
     """
-    if name not in TOPOLOGIES:
-        raise ValueError(f"no topology is called {name!r}{nearest(name, TOPOLOGIES)}; there are {', '.join(TOPOLOGIES)}")
+    check_name("topology", name, TOPOLOGIES)
     known = [k for k in _parameters(name) if k not in ("n", "seed")]
     options = [*known, *([] if name == "exponential" else ["activation"])]  # activation draws edges without a direction
-    for given in [*settings, *(["activation"] if activation != 1 else [])]:
-        if given not in options:
-            raise ValueError(f"topology {name!r} has no {given!r}{nearest(given, options)}; it has {', '.join(options)}")
+    check_settings(f"topology {name!r}", [*settings, *(["activation"] if activation != 1 else [])], options)
     needed = [k for k in known if _parameters(name)[k].default is inspect.Parameter.empty and k not in settings]
     if needed:
         raise ValueError(f"topology {name!r} needs {', '.join(needed)}")
@@ -394,12 +390,12 @@ def numbers(mixing: Mixing, *, rounds: int = 2000) -> dict[str, Any]:
 
 
 def is_connected(W: Tensor) -> bool:
-    """Whether what any node has can reach any other, if W stays."""
+    """Returns whether what any node has can reach any other, if W stays."""
     return connected(W.shape[0], links_of(W))
 
 
 def is_symmetric(W: Tensor) -> bool:
-    """Whether both ends of every link give each other the same weight."""
+    """Returns whether both ends of every link give each other the same weight."""
     return bool((W - W.mT).abs().max() < 1e-9)
 
 

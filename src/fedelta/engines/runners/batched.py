@@ -1,7 +1,7 @@
 """Trains a whole cohort in few passes: the frozen base sees the tokens of many clients at once.
 
-Starts up to 64 clients; each runs until its method calls `client.train`. The calls are put into groups that fit into one pass,
-and each group trains together. What cannot be grouped trains alone, as in the sequential engine.
+Starts up to `WINDOW` visits; each runs until its method calls `client.train`. The requests are put into groups that fit into
+one pass, and each group trains together. A request that fits into no group trains alone, as in the sequential engine.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from fedelta.adapted import CPU_TOKENS
-from fedelta.client import LocalClient, Request
+from fedelta.client import Batch, LocalClient, Request
 from fedelta.engines.federation import Federation
 from fedelta.engines.guards import reason_of
 from fedelta.engines.letters import Letter, Reply, Visit
 from fedelta.engines.memories import InMemory
-from fedelta.engines.runners.handover import Answer, Visitor
-from fedelta.engines.runners.joint import train_together
+from fedelta.engines.runners._handover import Answer, Visitor
+from fedelta.engines.runners._joint import train_together
 from fedelta.engines.settings import Choice
 from fedelta.engines.visits import VisitAll, answer, receive, refuse, send
 from fedelta.method import Client, ClientState, State
@@ -80,7 +80,7 @@ class Batched:
         """Returns what each client answers; their requests for training are answered together."""
         visitors = [self._visitor(federation, letter) for letter in letters]
         try:
-            self._play(visitors)
+            self._finish(visitors)
         finally:
             for visitor in visitors:
                 visitor.close()
@@ -105,7 +105,8 @@ class Batched:
         self.memories.offer(k, memory)  # counts only if the visit does
         return receive(federation, letter.t, states[k], letter, reply)
 
-    def _play(self, waiting: Sequence[Visitor[Answered]]) -> None:
+    def _finish(self, waiting: Sequence[Visitor[Answered]]) -> None:
+        """Lets visits go on until all have ended; what those that wait ask for is answered together."""
         answers: Sequence[Answer | None] = [None] * len(waiting)
         while waiting:
             for visitor, given in zip(waiting, answers, strict=True):
@@ -114,7 +115,7 @@ class Batched:
             answers = self.serve([(v.client, v.asks) for v in waiting if v.asks is not None])
 
     def serve(self, asked: Sequence[Asked]) -> list[Answer]:
-        """Returns what each request comes to, in order."""
+        """Returns the answer to each request, in order."""
         answers: dict[int, Answer] = {}
         for group in self._groups(asked):
             answers |= zip(group, self._train([asked[k] for k in group]), strict=True)
@@ -126,14 +127,14 @@ class Batched:
         refusals = _refusals(client for client, _ in asked)
         for k, ((client, request), refusal) in enumerate(zip(asked, refusals, strict=True)):
             reason = refusal or _refusal_of(request)
-            if reason is None:
-                assert isinstance(client, LocalClient)  # as `_refusals` says
-                first = client.first_batch(request.t)
-                key = (id(client.model), 0 if request.base is None else request.base.version)
-                shared.setdefault(key, []).append((client.model.longest(first), k, client.model.tokens(first)))
-            else:
+            if reason is not None:
                 self._say(reason)
+            first = _first_batch(client, request) if reason is None else None
+            if first is None or not isinstance(client, LocalClient):
                 alone.append([k])
+                continue
+            key = (id(client.model), 0 if request.base is None else request.base.version)
+            shared.setdefault(key, []).append((client.model.longest(first), k, client.model.tokens(first)))
         return alone + [group for sizes in shared.values() for group in packed(sorted(sizes), self.token_budget)]
 
     def _train(self, asked: Sequence[Asked]) -> list[Answer]:
@@ -147,7 +148,7 @@ class Batched:
         return [_alone(client, request) for client, request in asked]
 
     def _say(self, reason: str) -> None:
-        """Warns once for each reason."""
+        """Says a reason once."""
         if reason not in self._said:
             self._said.add(reason)
             logger.warning("some clients train one after another: %s", reason)
@@ -171,8 +172,18 @@ def packed(sizes: Iterable[tuple[int, int, int]], budget: int) -> list[list[int]
     return groups
 
 
+def _first_batch(client: Client, request: Request) -> Batch | None:
+    """Returns the first batch of a request; None for rows that cannot be made into one, which is said where they train."""
+    assert isinstance(client, LocalClient)  # as `_refusals` says
+    try:
+        return client.first_batch(request.t)
+    except Exception as error:  # its own fault, which must not end the round of the others
+        logger.debug("client %s: no first batch", client.peer.id, exc_info=error)
+        return None
+
+
 def _refusals(clients: Iterable[Client]) -> Iterator[str | None]:
-    """Says of each client why it cannot share a pass with others; a model that several have is asked once."""
+    """Yields of each client why it cannot share a pass with others, None if it can; a model that several have is asked once."""
     known = dict[int, str | None]()
     for client in clients:
         if not isinstance(client, LocalClient):

@@ -10,7 +10,7 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
-from fedelta.naming import nearest
+from fedelta.registry import nearest
 from fedelta.runs.config.schema import ConfigError, RankChoice, RunConfig
 
 BUILT_IN = ("quickstart",)

@@ -30,10 +30,11 @@ from fedelta.method import Method
 from fedelta.methods import get_method
 from fedelta.models.devices import named_device
 from fedelta.models.patterns import check_pattern
+from fedelta.registry import one_spelling
 from fedelta.sampling import share
 from fedelta.split.partition import Scheme, get_scheme
+from fedelta.tasks import get_task
 from fedelta.tasks.metrics import get_metric
-from fedelta.tasks.registry import get_task
 from fedelta.tasks.task import Task
 from fedelta.topology import Topology, get_topology
 
@@ -323,8 +324,10 @@ class RunConfig(Section):
 
     @field_validator("task", "method", mode="before")
     @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        return named(value)
+    def _name_alone(cls, value: Any, info: ValidationInfo) -> Any:
+        choice = named(value)
+        # however it was spelled: a run that is taken up again compares names
+        return {**choice, "name": one_spelling(f"fedelta.{info.field_name}s", choice["name"])}
 
     @field_validator("device")
     @classmethod

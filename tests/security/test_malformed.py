@@ -48,8 +48,17 @@ ODD: list[Any] = [
     {"t": "t0"},
     {"m": [1]},
 ]
-ODD += [TOO_LARGE, {"v": TOO_LARGE}]
-ODD += [{"c": "LoRA", "f": {"v": 1}}, {"c": "Adapter", "f": {"m": []}}, {"l": {}}, {"p": 3}, {"m": [["a"]]}, "F8_E4M3", [-1, 4]]
+ODD += [
+    TOO_LARGE,
+    {"v": TOO_LARGE},
+    {"c": "LoRA", "f": {"v": 1}},
+    {"c": "Adapter", "f": {"m": []}},
+    {"l": {}},
+    {"p": 3},
+    {"m": [["a"]]},
+    "F8_E4M3",
+    [-1, 4],
+]
 
 DTYPES = ["F8_E4M3", "F8_E5M2", "U64", "U32", "C64", "F4", "I64", "F16", "BOOL", "nothing", 4, None]
 
