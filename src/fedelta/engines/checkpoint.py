@@ -1,7 +1,8 @@
 """Checkpoints: the last two snapshots on the disk, each whole after a crash at any moment.
 
     DIR/<t>.json                      the manifest of the snapshot after t rounds: its files, each with its sha256
-    DIR/state-<t>.safetensors         the snapshot, all but the clients' own memories
+    DIR/state-<t>.safetensors         the snapshot, all but the clients' own memories; state-<t>.again.safetensors, where it was
+                                      saved anew after the same round, beside the file that the manifest named until then
     DIR/clients/<id>-<t>.safetensors  the memory of a client, as it was replaced in round t
 
 Writing the manifest is the commit. The files that it names are written before, so what it names exists; those that neither of
@@ -54,6 +55,8 @@ class _Manifest:
 def save(folder: str | Path, snapshot: Snapshot) -> None:
     """Writes a snapshot; after a crash at any moment `load` gives this one or the one before, never a mixture.
 
+    The one before may be of the same round, with other notes.
+
     A folder belongs to one run: a client file of the right name, from an earlier round, is taken to be the right one.
 
     Raises:
@@ -61,7 +64,9 @@ def save(folder: str | Path, snapshot: Snapshot) -> None:
         TypeError: for a state with an entry that cannot be written, saying where.
     """
     folder = Path(folder)
-    before = next((m for m in _manifests(folder) if m.t < snapshot.t), _Manifest(0, {}))
+    found = _manifests(folder)
+    before = next((m for m in found if m.t < snapshot.t), _Manifest(0, {}))
+    taken = {name for m in found if m.t == snapshot.t for name in m.digests}
     digests: dict[str, str] = {}
     for k, name in _client_files(snapshot.client_rounds).items():
         path = folder / name
@@ -69,7 +74,7 @@ def save(folder: str | Path, snapshot: Snapshot) -> None:
             digests[name] = _write(path, snapshot.client_states[k])
         else:
             digests[name] = before.digests.get(name) or _digest(path.read_bytes())
-    name = _state_file(snapshot.t)
+    name = next(name for name in _state_files(snapshot.t) if name not in taken)
     digests[name] = _write(folder / name, _main(snapshot))
     manifest = _Manifest(snapshot.t, digests)
     files.commit(folder / manifest.name, _dump(manifest))
@@ -116,7 +121,7 @@ def load(folder: str | Path) -> Snapshot:
 def _load(path: Path) -> Snapshot:
     manifest = _read_manifest(path)
     contents = {name: _read(path.parent / name, digest) for name, digest in manifest.digests.items()}
-    content = contents[_state_file(manifest.t)]
+    content = next(contents[name] for name in _state_files(manifest.t) if name in contents)
     rounds = {int(k): t for k, t in content["client_rounds"].items()}
     states = {k: contents[name] for k, name in _client_files(rounds).items()}
     versions = {int(k): v for k, v in content["base_versions"].items()}
@@ -146,8 +151,9 @@ def _client_files(client_rounds: Mapping[int, int]) -> dict[int, str]:
     return {k: f"clients/{k}-{t}.safetensors" for k, t in client_rounds.items()}
 
 
-def _state_file(t: int) -> str:
-    return f"state-{t}.safetensors"
+def _state_files(t: int) -> tuple[str, str]:
+    """The two names that a state can have: a manifest names one, while a later one is written to the other."""
+    return f"state-{t}.safetensors", f"state-{t}.again.safetensors"
 
 
 # --- files and manifests ---------------------------------------------------------------------------------------------
