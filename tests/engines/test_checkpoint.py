@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,6 +140,30 @@ def test_what_a_checkpoint_names_is_on_the_disk_before_it(tmp_path: Path, system
         log.calls.clear()
         checkpoint.save(tmp_path, Snapshot(t, 0, {"x": torch.ones(2)}))
         assert log.calls == one_file * 2 + ["unlink"] * removed
+
+
+def test_a_death_while_a_snapshot_is_saved_anew_leaves_its_old_or_its_new_notes(tmp_path: Path, system: Any) -> None:
+    name = "client states"
+    play(tmp_path / "first", name, rounds=1)  # no snapshot before it could serve in its place
+    old = checkpoint.load(tmp_path / "first")
+    new, seen = replace(old, notes={"best": 1}), list[Any]()
+    shutil.copytree(tmp_path / "first", tmp_path / "counted")
+    counter = system()
+    checkpoint.save(tmp_path / "counted", new)
+    for last in range(len(counter.calls)):
+        folder = Path(shutil.copytree(tmp_path / "first", tmp_path / f"killed-{last}"))
+        system(last)
+        with pytest.raises(Killed):
+            checkpoint.save(folder, new)
+        system()
+        seen.append(checkpoint.load(folder).notes)
+        checkpoint.save(folder, new)
+        checkpoint.save(folder, new)
+        assert checkpoint.load(folder).notes == new.notes
+        assert len(list(folder.glob("state-*"))) == 1
+    assert seen[0] == old.notes
+    assert seen[-1] == new.notes
+    assert all(notes in (old.notes, new.notes) for notes in seen)
 
 
 def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:

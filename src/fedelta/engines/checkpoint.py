@@ -66,7 +66,7 @@ def save(folder: str | Path, snapshot: Snapshot) -> None:
     folder = Path(folder)
     found = _manifests(folder)
     before = next((m for m in found if m.t < snapshot.t), _Manifest(0, {}))
-    taken = {name for m in found if m.t == snapshot.t for name in m.digests}
+    taken = {name for m in found if m.t == snapshot.t and _is_whole(folder, m) for name in m.digests}
     digests: dict[str, str] = {}
     for k, name in _client_files(snapshot.client_rounds).items():
         path = folder / name
@@ -170,6 +170,12 @@ def _read(path: Path, digest: str) -> Mapping[str, Any]:
     if _digest(data) != digest:
         raise ValueError(f"{path} was cut or altered: its bytes are not those that the run wrote")
     return wire.decode(data)
+
+
+def _is_whole(folder: Path, manifest: _Manifest) -> bool:
+    """Whether the files that a manifest names are there, unaltered."""
+    paths = [(folder / name, digest) for name, digest in manifest.digests.items()]
+    return all(path.is_file() and _digest(path.read_bytes()) == digest for path, digest in paths)
 
 
 def _digest(data: bytes) -> str:
