@@ -55,7 +55,7 @@ kills: $(INSTALLED)
 
 # `make test` has 2,000.
 fuzz: $(INSTALLED)
-	FEDELTA_MUTANTS=50000 $(OFFLINE) $(BIN)/python -m pytest tests/test_malformed.py -k mutant
+	FEDELTA_MUTANTS=50000 $(OFFLINE) $(BIN)/python -m pytest tests/security/test_malformed.py -k mutant
 
 install: $(INSTALLED)
 

@@ -10,7 +10,17 @@ import pytest
 
 from fedelta.method import Method
 from fedelta.methods import list_methods, method_class
-from fedelta.registry import aliases_in, check_name, check_settings, class_in, find_name, names_in, nearest
+from fedelta.registry import (
+    aliases_in,
+    check_name,
+    check_settings,
+    class_in,
+    file_named,
+    find_name,
+    names_in,
+    nearest,
+    one_spelling,
+)
 
 
 @pytest.fixture
@@ -41,6 +51,13 @@ def test_names_and_aliases_are_found_without_an_import(package: str) -> None:
 @pytest.mark.parametrize("name", ["two_words", "TwoWords", "two-words", "twowords", "TWO_WORDS", "pair", "Pair"])
 def test_a_name_is_found_however_it_is_spelled(package: str, name: str) -> None:
     assert find_name("thing", package, name) == "two_words"
+
+
+def test_an_alias_keeps_its_name_in_one_spelling(package: str) -> None:
+    assert one_spelling(package, "Two-Words") == "two_words"
+    assert one_spelling(package, "shoutingOne") == "shouting_one"
+    assert one_spelling(package, "Three-Words") == "Three-Words"
+    assert file_named(package, "Three-Words") is None
 
 
 def test_an_unknown_file_is_answered_with_the_nearest_name_or_alias(package: str) -> None:

@@ -75,21 +75,30 @@ def aliases_in(package: str) -> dict[str, str]:
     return found
 
 
+def file_named(package: str, name: str) -> str | None:
+    """Returns the name of the file that a name or an alias means, however it is spelled; None if there is no such file."""
+    spelled = one_spelling(package, name)
+    return spelled if spelled in names_in(package) else aliases_in(package).get(spelled)
+
+
+def one_spelling(package: str, name: str) -> str:
+    """Returns the name of a file, or an alias, as its package spells it; an unknown name as it is."""
+    if name in names_in(package):  # the usual case reads no file
+        return name
+    known = {_letters(known): known for known in (*aliases_in(package), *names_in(package))}
+    return known.get(_letters(name), name)
+
+
 def find_name(kind: str, package: str, name: str) -> str:
     """Returns the name of the file that a name or an alias means; case, hyphens and underscores do not matter.
 
     Raises:
         ValueError: for an unknown name, with the nearest known one.
     """
-    files = names_in(package)
-    if name in files:  # the usual case reads no file
-        return name
-    aliases = aliases_in(package)
-    by_letters = {_letters(alias): file for alias, file in aliases.items()} | {_letters(file): file for file in files}
-    if _letters(name) in by_letters:
-        return by_letters[_letters(name)]
-    check_name(kind, name, files, also=aliases)
-    return name
+    found = file_named(package, name)
+    if found is None:
+        check_name(kind, name, names_in(package), also=aliases_in(package))
+    return found or name
 
 
 def class_in(package: str, name: str, base: type[T]) -> type[T]:

@@ -44,8 +44,8 @@ def test_check_takes_names_and_aliases_and_counts_verdicts(succeed: Call) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give the methods to check, or --all"),
-        (["fedavg", "--all"], "give the methods to check, or --all"),
+        ([], "give the methods or tasks to check, or --all"),
+        (["fedavg", "--all"], "give the methods or tasks to check, or --all"),
         (["fedavgg"], "did you mean 'fedavg'?"),
         (["nowhere.py"], "no file nowhere.py"),
     ],

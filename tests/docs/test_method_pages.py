@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fedelta.method import Method
 from fedelta.methods import list_methods, method_class
 from fedelta.report import catalogue
-from fedelta.testing import LAWS, UNEQUAL_RANKS, check_method, method_from_file
+from fedelta.testing import LAWS, UNEQUAL_RANKS, check_method, class_from_file
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 GUIDE = (DOCS / "how-to" / "own-method.md").read_text(encoding="utf-8")
@@ -28,7 +29,9 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_guide_leads_to_a_method_that_keeps_all_laws(example: Path) -> None:
     assert "fedelta check median_lora.py" in GUIDE
-    report = check_method(method_from_file(example))
+    found = class_from_file(example)
+    assert issubclass(found, Method)
+    report = check_method(found)
     assert report.ok
     assert report.count("exempt") == 0
     assert sum(bool(line.strip()) for line in PYTHON[0].splitlines()) <= 30

@@ -5,7 +5,7 @@ import torch
 
 from fedelta import tree
 from fedelta.client import Request
-from fedelta.engines.runners.joint import train_together
+from fedelta.engines.runners._joint import train_together
 from fedelta.models import peft
 from fedelta.models.checkpointing import Recomputed, recompute
 from fedelta.models.cohort import cohort

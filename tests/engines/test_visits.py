@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -19,16 +19,19 @@ from fedelta.engines.gossip import gossip
 from fedelta.engines.letters import Letter, Reply, Visit
 from fedelta.engines.rounds import Round
 from fedelta.engines.runners.batched import Batched
+from fedelta.engines.runners.sequential import Sequential
 from fedelta.engines.server import federate
 from fedelta.engines.settings import RunSettings
 from fedelta.engines.visits import answer, receive, refuse, send
 from fedelta.exchange import wire
 from fedelta.exchange.channel import OWN, Channel, Stage
-from fedelta.method import ClientState, Method, State
+from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods import get_method, list_methods
+from fedelta.methods.fedsa_lora import FedSALoRA
 from fedelta.models.toy import toy_federation
 from fedelta.peers import Peer
 from fedelta.runs.config import Federation as FederationConfig
+from fedelta.runs.config import RunConfig
 from fedelta.sampling import uniform
 from fedelta.topology import ring
 from fedelta.tree import Message
@@ -95,22 +98,51 @@ def test_eng_1_every_method_lives_on_encoded_bytes_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_eng_1_no_byte_of_a_sent_reply_comes_from_a_memory(name: str) -> None:
-    """A mark in every tensor of a memory that the method does not send itself never turns up in what is sent."""
-    engine = OnBytes()
-    list(run(built(name), engine))
+    """A note that lies in a memory beside the method's own entries is in no reply."""
+    engine = Noting()
+    run(built(name), engine)
+    assert engine.replies
     for (k, t), reply in engine.replies.items():
-        entries = wire.decode(reply)
-        assert set(entries) == {"content", "metrics", "version"}
-        own = dict(tree.named_tensors(wire.decode(engine.sites[k, t])))
-        sent = dict(tree.named_tensors(entries["content"]))
-        private = {n: x for n, x in own.items() if x.numel() > 1 and x.is_floating_point() and bool(x.any())}
-        # what a method both keeps and sends, such as a personal adapter's shared factor, is in its upload by its own rule
-        leaked = [n for n, x in private.items() if not _is_sent(x, sent) and x.contiguous().numpy().tobytes() in reply]
-        assert not leaked, f"client {k}, round {t}: {leaked} is in the reply's bytes"
+        assert set(wire.decode(reply)) == {"content", "metrics", "version"}
+        assert NOTE.numpy().tobytes() not in reply, f"client {k}, round {t}"
 
 
-def _is_sent(x: torch.Tensor, sent: Mapping[str, torch.Tensor]) -> bool:
-    return any(x.shape == y.shape and torch.equal(x, y) for y in sent.values())
+def test_eng_1_a_method_that_sends_its_memory_is_found_out() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Leaking(FedSALoRA):
+        def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
+            up, kept = super().local_update(t, down, client_state, client)
+            return {**up, "spare": dict(client_state)}, kept
+
+    engine = Noting()
+    run(Leaking(), engine)
+    assert any(NOTE.numpy().tobytes() in reply for reply in engine.replies.values())
+
+
+@pytest.mark.parametrize("name", ["fedsa_lora", "scaffold", "feddyn"])
+def test_eng_1_what_is_sent_has_the_names_of_an_upload_and_no_others(name: str) -> None:
+    """The factors that stay at a client, and its control variates, are not sent under another name either."""
+    engine = OnBytes()
+    rounds = run(built(name), engine)
+    for reply in engine.replies.values():
+        content = wire.decode(reply)["content"]
+        own = set(dict(tree.named_tensors({n: x for n, x in content.items() if n != "parts"})))
+        assert own == set(dict(tree.named_tensors(rounds[0].method.upload(rounds[0].template))))
+
+
+NOTE = torch.tensor([0.123456789, -9.87654321, 3.14159265358979], dtype=torch.float64)
+
+
+@dataclass
+class Noting(OnBytes):
+    """Puts a note of known bytes into every memory before it is used."""
+
+    def site(self, method: Method, federation: Federation, k: int, letter: Letter) -> tuple[bytes, bytes]:
+        held = self.sites.get((k, letter.remembered))
+        memory = {} if held is None else wire.decode(held)
+        if memory:  # an empty one says that the client begins
+            self.sites[k, letter.remembered] = wire.encode({**memory, "note": NOTE})
+        return super().site(method, federation, k, letter)
 
 
 @pytest.mark.parametrize("name", ["scaffold", "fedsa_lora", "hetlora", "flora", "fedgalore"])
@@ -209,21 +241,31 @@ def test_an_unknown_engine_is_refused_by_name() -> None:
         federate(get_method("fedavg"), toy_federation((2, 2)), rounds=1, engine="bached")
 
 
+CONFIGURED = {"rounds", "weights", "max_share", "quorum", "engine", "token_budget", "spool", "link_drop"}
+"""Options that a config's section `federation` has under the same name."""
+
+OWN_DEFAULT = {"rounds": 10, "weights": "examples"}
+"""What a config says where Python demands a number, or takes None for it."""
+
+
 def test_one_set_of_options_for_python_and_for_a_config() -> None:
-    settings = {entry.name: entry for entry in fields(RunSettings)}
+    settings, types = {entry.name for entry in fields(RunSettings)}, get_type_hints(RunSettings)
     defaults = vars(RunSettings(rounds=1))
     spelled = set()
     for function in (federate, gossip):
+        hints = get_type_hints(function)
         for name, parameter in inspect.signature(function).parameters.items():
             if name in ("method", "clients", "template", "mixing"):
                 continue
             spelled.add(name)
-            assert settings[name].type == parameter.annotation or name == "engine", name
+            assert types[name] == hints[name] or name == "engine", name  # the settings know of an engine that it is called
             if name != "rounds":
                 assert parameter.default == defaults[name], name
-    assert spelled == set(settings)
-    for name in {"max_share", "quorum", "engine", "token_budget", "spool", "link_drop"}:
-        assert FederationConfig.model_fields[name].default == defaults[name], name
+    assert spelled == settings
+    for name in CONFIGURED:
+        assert FederationConfig.model_fields[name].default == OWN_DEFAULT.get(name, defaults[name]), name
+    FederationConfig(**{name: OWN_DEFAULT.get(name, defaults[name]) for name in CONFIGURED})  # of a type that it takes
+    assert RunConfig.model_fields["seed"].default == defaults["seed"]
 
 
 def test_a_round_copies_no_memories_when_nobody_remembers_anything_new() -> None:
@@ -248,3 +290,57 @@ def test_nodes_of_a_graph_live_on_bytes_too() -> None:
 
     for x, y in zip(nodes("sequential"), nodes(OnBytes()), strict=True):
         same(x, y)
+
+
+@pytest.mark.parametrize("engine", [Sequential, Batched])
+def test_an_engine_that_is_used_again_remembers_nothing_of_the_run_before(engine: Any) -> None:
+    used = engine()
+    first, second = (run(get_method("scaffold"), used) for _ in range(2))
+    assert wire.encode({"state": first[-1].state}) == wire.encode({"state": second[-1].state})
+
+
+def test_an_engine_that_leaves_a_client_out_in_silence_is_refused() -> None:
+    def forgetful(federation: Federation, t: int, states: Mapping[int, State]) -> list[Visit]:
+        return Sequential()(federation, t, states)[1:]
+
+    with pytest.raises(ValueError, match=r"visited clients \[1, 2\], where the cohort is \[0, 1, 2\]"):
+        run(get_method("fedavg"), forgetful)
+
+
+@dataclass(frozen=True)
+class Wrapped(Stage):
+    """Sends everything one entry deeper."""
+
+    def down(self, t: int, peer: Peer, message: Message) -> Message:
+        return {"wrapped": wire.encode(message).hex()}
+
+    def arrived(self, t: int, peer: Peer, message: Message) -> Message:
+        return wire.decode(bytes.fromhex(message["wrapped"]))
+
+
+def test_a_stage_that_hides_a_base_delta_does_not_hide_its_version(caplog: pytest.LogCaptureFixture) -> None:
+    plain, wrapped = (run(get_method("flora"), "sequential", channel=Channel(stages)) for stages in ((), (Wrapped(),)))
+    assert dict(plain[-1].snapshot.base_versions) == dict(wrapped[-1].snapshot.base_versions)
+    assert "says that it holds version" not in caplog.text
+
+
+@pytest.mark.parametrize("engine", ["sequential", "batched"])
+def test_a_client_with_a_bad_row_is_left_out_in_every_engine(engine: str) -> None:
+    clients = toy_federation((2, 2, 2))
+
+    def damaged(rows: Any) -> Any:
+        raise ValueError("row 3 is damaged")
+
+    clients[1].collate = damaged
+    (done,) = federate(get_method("fedavg"), clients, rounds=1, engine=engine)
+    assert list(done.dropped) == [1]
+    assert "row 3 is damaged" in done.dropped[1]
+
+
+IMPOSSIBLE = [("quorum", 7.5), ("quorum", 0), ("max_share", 2.0), ("token_budget", 0), ("spool", 3)]
+
+
+@pytest.mark.parametrize(("option", "value"), IMPOSSIBLE)
+def test_an_option_that_cannot_be_is_refused_at_the_call(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=option):
+        federate(get_method("fedavg"), toy_federation((2, 2)), rounds=1, **{option: value})

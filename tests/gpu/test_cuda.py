@@ -7,7 +7,7 @@ from peft import LoraConfig
 import fedelta
 from fedelta import tree
 from fedelta.client import Request, Training
-from fedelta.engines.runners.joint import train_together
+from fedelta.engines.runners._joint import train_together
 from fedelta.engines.server import federate
 from fedelta.lowrank import LoRA
 from fedelta.methods import get_method, method_class

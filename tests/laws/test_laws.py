@@ -1,4 +1,8 @@
-"""Every registered method against every law of `fedelta.testing`: there is no other table of laws, and none of methods."""
+"""Every registered method against every law of `fedelta.testing`: there is no other table of laws, and none of methods.
+
+These acceptance tests of the specifications are laws, and are not asked again elsewhere: hetero-G4 (fixed point, one client,
+scale), hetero-G5 (order-free), dec-35 (learns, complete graph); so are nodes of equal ranks that come together on a ring.
+"""
 
 from functools import cache
 

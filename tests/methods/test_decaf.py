@@ -67,13 +67,6 @@ def test_the_factors_of_a_neighbour_do_not_matter_dec_23() -> None:
         assert float((averaged[0] - averaged[1]).norm()) > 0.1, "averaging factors would depend on them"
 
 
-def test_a_node_alone_keeps_its_product_dec_23() -> None:
-    method, own = get_method("decaf"), random_adapter(2, seed=0)
-    after = method.aggregate(0, {"adapter": random_adapter(2, seed=9)}, [ClientUpdate(Peer(0, 2), 1.0, {"adapter": own})])
-    for layer, x in after["adapter"].layers.items():
-        torch.testing.assert_close(x.dense(), own.layers[layer].dense(), rtol=0, atol=1e-12)
-
-
 def test_alignment_leaves_every_product_and_brings_turned_copies_together_dec_24() -> None:
     adapters = [random_adapter(3, seed=k) for k in range(3)]
     plain, turned_back = mixed(adapters, rank=3), mixed(adapters, rank=3, align="procrustes")
@@ -105,10 +98,9 @@ def test_no_component_dies_when_nothing_was_learned(align: str) -> None:
         assert bool((x.B.any(dim=0) | x.A.any(dim=1)).all())
 
 
-@pytest.mark.parametrize("ranks", [(2, 2, 2, 2), (2, 4, 3, 4)])
-def test_nodes_of_a_ring_come_together(ranks: tuple[int, ...]) -> None:
+def test_nodes_of_unequal_ranks_come_together_on_a_ring() -> None:
     def spread(mixing: torch.Tensor) -> float:
-        *_, done = gossip(get_method("decaf"), toy_federation(ranks), rounds=20, mixing=mixing, debug=True)
+        *_, done = gossip(get_method("decaf"), toy_federation((2, 4, 3, 4)), rounds=20, mixing=mixing, debug=True)
         adapters = [done.participant_model(p)["adapter"] for p in done.peers]
         return sum(float(lr.dist2(a.layers[n], adapters[0].layers[n])) for a in adapters for n in a.layers)
 

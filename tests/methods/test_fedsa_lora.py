@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedelta import topology, tree
-from fedelta.engines.gossip import gossip
+from fedelta import tree
 from fedelta.engines.server import federate
 from fedelta.merging import ClientUpdate
 from fedelta.methods import get_method
@@ -98,6 +97,7 @@ def test_uploads_that_do_not_fit_are_refused() -> None:
 
 
 def test_the_order_of_updates_changes_no_bit_and_nothing_given_is_changed() -> None:
+    """The law's clients cannot tell the order: their sums of A have the same bits either way."""
     method, peers = get_method("fedsa_lora"), [Peer(k, 2 + k) for k in range(3)]
     state = method.init(toy_template(4), peers)
     updates = [ClientUpdate(p, 1 / 3, method.upload(random_adapter(p.rank, seed=p.id))) for p in peers]
@@ -106,12 +106,3 @@ def test_the_order_of_updates_changes_no_bit_and_nothing_given_is_changed() -> N
     for n, x in one.layers.items():
         assert torch.equal(x.A, other.layers[n].A)
         assert all(torch.equal(u.content["A"][n], c["A"][n]) for u, c in zip(updates, copies, strict=True))
-
-
-def test_A_comes_together_on_a_ring() -> None:
-    def spread(mixing: torch.Tensor) -> float:
-        *_, done = gossip(get_method("fedsa_lora"), toy_federation((2, 2, 2, 2)), rounds=12, mixing=mixing)
-        adapters = [s["adapter"] for s in done.state.values()]
-        return sum(float((a.layers[n].A - adapters[0].layers[n].A).square().sum()) for a in adapters for n in a.layers)
-
-    assert spread(topology.ring(4)) < 0.3 * spread(torch.eye(4, dtype=torch.float64))

@@ -155,13 +155,6 @@ def test_a_frozen_head_is_neither_trained_nor_sent() -> None:
     assert bool(runs[False][-1].state["0"]["adapter"].dense["bias"].any())
 
 
-@pytest.mark.parametrize("name", ["fedavg", "ffa_lora", "rolora", "tad_lora", "decaf"])
-def test_the_averaged_model_learns_on_a_complete_graph_dec_35(name: str) -> None:
-    clients = toy_federation((2,) * 4, disagreement=0.0, num_examples=(40,) * 4)
-    done = list(gossip(get_method(name), clients, rounds=30, mixing=topology.complete(4), debug=True))
-    assert done[-1].loss < 0.95 * done[0].loss
-
-
 # --- the interval ----------------------------------------------------------------------------------------------------
 
 

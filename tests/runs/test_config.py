@@ -91,6 +91,16 @@ def test_an_unknown_name_is_answered_with_the_nearest(raw: dict[str, Any], messa
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("method", "task", "resolved"),
+    [("FlexLoRA", "Classification", "flexlora"), ({"name": "rb-LoRA"}, {"name": "CLASSIFICATION"}, "rb_lora")],
+)
+def test_names_are_resolved_to_one_spelling(method: Any, task: Any, resolved: str):
+    config = load_config({"method": method, "task": task})
+    assert (config.method["name"], config.task["name"]) == (resolved, "classification")
+    assert config == load_config({"method": resolved, "task": "classification"})
+
+
 @pytest.mark.parametrize(("raw", "message"), IMPOSSIBLE, ids=[m for _, m in IMPOSSIBLE])
 def test_an_impossible_combination_is_refused_before_a_model_is_loaded(
     raw: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch

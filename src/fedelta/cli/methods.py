@@ -29,23 +29,25 @@ def _catalogue() -> list[dict[str, Any]]:
 
 def check(
     targets: Annotated[
-        list[str] | None, typer.Argument(metavar="METHOD...", help="Names or aliases, or Python files with one method each.")
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Of methods or tasks, or Python files with one of them each."),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All methods there are.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All methods and tasks there are.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask methods the laws that all methods obey; ends with code 1 if one is broken.
+    """Ask methods, or tasks, the laws that all of their kind obey; ends with code 1 if one is broken.
 
-    A file's code runs. The guide "Write your own method" says what each law is.
+    A file's code runs. The guides "Write your own method" and "Write your own task" say what each law is.
     """
     from fedelta.methods import list_methods
     from fedelta.report.tables import laws_table, reports_table
     from fedelta.report.terminal import out, print_json
-    from fedelta.testing import check_method, named
+    from fedelta.tasks import list_tasks
+    from fedelta.testing import check
 
     if bool(targets) == everything:
-        raise ValueError("give the methods to check, or --all: one of them")
-    reports = {name: check_method(named(name), raise_on_failure=False) for name in targets or list_methods()}
+        raise ValueError("give the methods or tasks to check, or --all: one of them")
+    reports = {name: check(name) for name in targets or [*list_methods(), *list_tasks()]}
     if as_json:
         print_json({name: report.as_dict() for name, report in reports.items()})
     elif len(reports) == 1:

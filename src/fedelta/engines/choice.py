@@ -1,7 +1,8 @@
 """Which runner answers: chosen once for a run, and found by name.
 
 No runner is imported by statement, for some bring libraries that a server of remote clients does without. A file of
-`engines.runners` is a runner if it has a function `runner(token_budget) -> VisitAll`.
+`engines.runners` whose name does not begin with `_` is a runner: it has a function `runner(token_budget) -> VisitAll`, and
+may have `plan_for(clients, token_budget, *, forced) -> Choice`, which says when another runner is better.
 """
 
 from __future__ import annotations
@@ -27,13 +28,12 @@ def choose(engine: str, clients: Collection[Client], token_budget: int | None = 
     Raises:
         ValueError: for an engine that does not exist.
     """
-    if engine == AUTO:
+    by_name = engine != AUTO
+    if not by_name:
         # clients of another kind train in their own way, and a server of such has no model to ask
         engine = "batched" if len(clients) > 1 and all(isinstance(c, LocalClient) for c in clients) else "sequential"
-        plan = getattr(_load(engine), "plan_for", None)
-        return Choice("sequential", token_budget or CPU_TOKENS) if plan is None else plan(clients, token_budget, forced=False)
-    plan = getattr(_load(engine), "plan_for", None)
-    return Choice(engine, token_budget or CPU_TOKENS) if plan is None else plan(clients, token_budget, forced=True)
+    plan = getattr(_load(engine), "plan_for", None)  # of a runner that knows when another one is better
+    return Choice(engine, token_budget or CPU_TOKENS) if plan is None else plan(clients, token_budget, forced=by_name)
 
 
 def visitor(settings: RunSettings, clients: Collection[Client]) -> VisitAll:
@@ -49,15 +49,10 @@ def runner_of(chosen: Choice) -> VisitAll:
 
 
 def runner_names() -> list[str]:
-    """Returns the names of all runners; imports each."""
-    return [name for name in names_in(runners.__name__) if _is_runner(name)]
-
-
-def _is_runner(file: str) -> bool:
-    return hasattr(import_module(f"{runners.__name__}.{file}"), "runner")
+    """Returns the names of all runners, without importing one: the files of `engines.runners` that do not begin with `_`."""
+    return list(names_in(runners.__name__))
 
 
 def _load(name: str) -> Any:
-    if name not in names_in(runners.__name__) or not _is_runner(name):
-        check_name("engine", name, [AUTO, *runner_names()])
+    check_name("engine", name, [AUTO, *runner_names()])
     return import_module(f"{runners.__name__}.{name}")

@@ -59,8 +59,8 @@ def conduct(
     memories: Memories | None = getattr(visit_all, "memories", None)
     if start is not None:
         federation.take_over(start)
-        if memories is not None:
-            memories.restore(start.client_states, start.client_rounds)
+    if memories is not None:  # without a snapshot nobody remembers anything, whatever this engine was used for before
+        memories.restore(*((start.client_states, start.client_rounds) if start is not None else ({}, {})))
     state = start.state if start is not None else init()
 
     def rounds(state: State) -> Iterator[Round]:
@@ -73,6 +73,15 @@ def conduct(
             del done  # or its updates would stay until the next ones are there
 
     return rounds(state)
+
+
+def visited(federation: Federation, visit_all: VisitAll, t: int, states: Mapping[int, State]) -> list[Visit]:
+    """Returns the visits of a cohort; raises ValueError for an engine that did not visit each client of it, in order."""
+    visits = visit_all(federation, t, states)
+    found = [visit.peer.id for visit in visits]
+    if found != list(states):
+        raise ValueError(f"round {t}: the engine visited clients {found}, where the cohort is {list(states)}")
+    return visits
 
 
 def largest_used(updates: Sequence[ClientUpdate], sizes: Mapping[int, Size]) -> Size:

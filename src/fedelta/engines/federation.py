@@ -27,6 +27,9 @@ from fedelta.tree import Adapter, BaseDelta
 
 logger = logging.getLogger("fedelta.engines")
 
+FAULTS_OF_THE_MACHINE = (OSError, MemoryError, torch.OutOfMemoryError)
+"""What no update is to blame for."""
+
 
 @dataclass(eq=False)
 class Federation:
@@ -104,28 +107,35 @@ class Federation:
         Raises:
             QuorumError: if that fails too, or nothing else is there.
         """
+        updates = self.channel.taken(t, updates)
         try:
-            return self._finite(t, state, updates), updates
-        except (OSError, MemoryError, torch.OutOfMemoryError):
-            raise  # a fault of this machine, not of an update
+            after, used = self._finite(t, state, updates), updates
+        except FAULTS_OF_THE_MACHINE:
+            raise
         except Exception as error:
             if self.settings.debug:
                 raise
-            failure = error
+            after, used = self._without_largest(t, state, updates, sizes, error)
+        return self.channel.after(t, state, after), used
+
+    def _without_largest(
+        self, t: int, state: State, updates: Sequence[ClientUpdate], sizes: Mapping[int, Size], failure: Exception
+    ) -> tuple[State, Sequence[ClientUpdate]]:
         largest = max(updates, key=lambda u: sizes[u.sender.id]).sender.id
-        rest = reweighed([u for u in updates if u.sender.id != largest])
+        rest = reweighed([u for u in updates if u.sender.id != largest], self.settings.max_share)
         logger.warning(
             "round %s is done again without client %s, whose update is the largest: %s", t, largest, reason_of(failure)
         )
         try:
             return self._finite(t, state, rest), rest
+        except FAULTS_OF_THE_MACHINE:
+            raise
         except Exception as error:
             reasons = f"{reason_of(failure)}\n  without client {largest}, whose update is the largest: {reason_of(error)}"
             raise QuorumError(f"round {t}: the updates cannot be aggregated; the state before it stays\n  {reasons}") from error
 
     def _finite(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
-        after = self.method.aggregate(t, state, self.channel.taken(t, updates))
-        after = self.channel.after(t, state, after)
+        after = self.method.aggregate(t, state, updates)
         tree.check_finite(after, "the state that these updates lead to")
         return after
 
@@ -222,10 +232,13 @@ def capped(weights: Sequence[float], share: float) -> list[float]:
     return result
 
 
-def reweighed(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
-    """Some of a round's updates, with their weights brought to sum one."""
+def reweighed(updates: Sequence[ClientUpdate], max_share: float | None = None) -> list[ClientUpdate]:
+    """Returns some of a round's updates, with their weights brought to sum one, none above `max_share` as in `weigh`."""
     total = math.fsum(u.weight for u in updates)
-    return [replace(u, weight=u.weight / total) for u in updates] if total > 0 else []
+    weights = [u.weight / total for u in updates] if total > 0 else []
+    if max_share is not None:
+        weights = capped(weights, max_share)
+    return [replace(u, weight=w) for u, w in zip(updates, weights, strict=False)]
 
 
 def demand_quorum(t: int, visits: Sequence[Visit], needed: int) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 
 from fedelta import sampling, topology
 from fedelta.engines.choice import visitor
-from fedelta.engines.conduct import Outcome, conduct, largest_used
+from fedelta.engines.conduct import Outcome, conduct, largest_used, visited
 from fedelta.engines.federation import Federation, demand_quorum, logger, weigh
 from fedelta.engines.guards import Size, oversized
 from fedelta.engines.letters import Visit, sizes_of
@@ -88,7 +88,7 @@ def gossip(
     needed = sampling.share(quorum, len(ids), "quorum", up=True)
 
     def outcome(t: int, state: State) -> Outcome:
-        visits = visit_all(federation, t, {k: state[str(k)] for k in ids})
+        visits = visited(federation, visit_all, t, {k: state[str(k)] for k in ids})
         demand_quorum(t, visits, needed)
         silent, sizes = {v.peer.id for v in visits if v.update is None}, sizes_of(visits)
 
@@ -100,12 +100,15 @@ def gossip(
         demand_quorum(t, visits, needed)
         after: dict[str, State] = {}
         largest: dict[int, Size] = {}
+        lost = list(heard.lost)
         for k in ids:
             own, given = state[str(k)], weigh(visits, heard.rows[k])
             after[str(k)], used = federation.aggregated(t, own, given, sizes) if given else (own, given)
             largest[k] = largest_used(used, sizes)
+            # Aggregated without it, at this end alone: the mean over nodes moves, which the list of links shows.
+            lost += [(k, u.sender.id) for u in given if u.sender.id not in {v.sender.id for v in used}]
         up = {v.peer.id: v.up * heard.reached[v.peer.id] for v in visits if v.up is not None}
-        return Outcome(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up), largest, heard.lost)
+        return Outcome(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up), largest, lost)
 
     def init() -> State:
         return dict.fromkeys(map(str, ids), method.init(federation.template, federation.peers, seed=seed))

@@ -160,7 +160,10 @@ def oversized(sizes: Mapping[int, Size], past: Sequence[Size]) -> dict[int, str]
             reference = max(median, before)
             if values[k] > FAR * reference > 0:
                 reasons.setdefault(k, _too_large(kind, values[k], reference))
-    return {k: f"client {k}: {reason}; look at its learning rate and its data" for k, reason in reasons.items()}
+    return {
+        k: f"client {k}: {reason}; look at its learning rate, its number of local steps and its data"
+        for k, reason in reasons.items()
+    }
 
 
 def _too_large(kind: str, value: float, reference: float) -> str:

@@ -27,7 +27,10 @@ class Memories(Protocol):
         ...
 
     def settle(self, t: int, counted: Iterable[int]) -> None:
-        """Ends round t: what the clients in `counted` offered replaces what they remembered, all else is forgotten."""
+        """Ends round t: what the clients in `counted` offered replaces what they remembered.
+
+        What others offered is dropped; what they remembered before stays.
+        """
         ...
 
     def restore(self, states: Mapping[int, ClientState], rounds: Mapping[int, int]) -> None:
@@ -75,7 +78,7 @@ class InMemory:
                 self._rounds.pop(k, None)
 
     def restore(self, states: Mapping[int, ClientState], rounds: Mapping[int, int]) -> None:
-        self._states, self._rounds = dict(states), dict(rounds)
+        self._states, self._rounds, self._offered = dict(states), dict(rounds), {}
 
     def states(self) -> Mapping[int, ClientState]:
         return self._states

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from fedelta import sampling
 from fedelta.engines.choice import visitor
-from fedelta.engines.conduct import Outcome, conduct, largest_used
+from fedelta.engines.conduct import Outcome, conduct, largest_used, visited
 from fedelta.engines.federation import Federation, demand_quorum, weigh
 from fedelta.engines.guards import warn_of_claims
 from fedelta.engines.letters import sizes_of
@@ -100,7 +100,7 @@ def federate(
     def outcome(t: int, state: State) -> Outcome:
         ids = federation.cohort(t)
         needed = sampling.share(quorum, len(ids), "quorum", up=True)
-        visits = screened(federation, t, visit_all(federation, t, dict.fromkeys(ids, state)))
+        visits = screened(federation, t, visited(federation, visit_all, t, dict.fromkeys(ids, state)))
         demand_quorum(t, visits, needed)
         sizes, updates = sizes_of(visits), weigh(visits, shares, max_share)
         after, used = federation.aggregated(t, state, updates, sizes)

@@ -80,6 +80,9 @@ class RunSettings:
             raise ValueError(f"weights must be 'examples' or 'uniform', got {self.weights!r}")
         if self.max_share is not None and not 0 < self.max_share <= 1:
             raise ValueError(f"max_share must lie in (0, 1], got {self.max_share}")
+        sampling.share(self.quorum, self.quorum if isinstance(self.quorum, int) else 1, "quorum")
+        if isinstance(self.link_drop, float) and not 0 <= self.link_drop <= 1:
+            raise ValueError(f"link_drop must be a probability, got {self.link_drop}")
         if self.token_budget is not None and self.token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, got {self.token_budget}")
         if self.spool not in (True, False, "auto"):

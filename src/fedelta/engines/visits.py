@@ -28,7 +28,7 @@ from fedelta.exchange import wire
 from fedelta.exchange.channel import OWN, Channel
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, Method, State, TrainResult, check_count
-from fedelta.peers import template_for
+from fedelta.peers import Peer, template_for
 from fedelta.seeding import SERVER
 from fedelta.tree import Adapter, BaseDelta, Message
 
@@ -101,13 +101,14 @@ def receive(federation: Federation, t: int, state: State, letter: Letter, reply:
         content = federation.channel.decode(t, letter.peer, reply.content)
         check_metrics(reply.metrics, f"client {letter.peer.id}")
         update = ClientUpdate(letter.peer, 0.0, content, reply.metrics)
-        start = _start(federation, letter)
+        down = federation.channel.arrived(letter.t, letter.peer, letter.message)
+        start = _start(federation, letter.peer, down)
         meant = check_upload(federation.method, t, state, update, federation.template, start)
         size = Size() if meant is None else size_of(meant, start)
     except Exception as error:
         return refuse(federation, t, letter, "upload", error, up)
     update = federation.spool.keep(_rated(federation, t, state, update))
-    return Visit(letter.peer, letter.size, up, update, size, _bounded(reply, letter))
+    return Visit(letter.peer, letter.size, up, update, size, _bounded(reply, letter.peer, held_version(down)))
 
 
 def refuse(federation: Federation, t: int, letter: Letter, stage: str, error: Exception, up: int | None = None) -> Visit:
@@ -154,10 +155,13 @@ def _left_out(federation: Federation, t: int, visit: Visit, stage: str, error: E
     return Visit(visit.peer, visit.down, visit.up, reason=reason)
 
 
-def _start(federation: Federation, letter: Letter) -> Adapter:
-    """The adapter that the client began from, as the server knows it without the client's memory."""
-    down = federation.channel.arrived(letter.t, letter.peer, letter.message)
-    return federation.method.deploy(down, {}, template_for(letter.peer, federation.template))["adapter"]
+def _start(federation: Federation, peer: Peer, down: Message) -> Adapter:
+    """Returns the adapter that a client began from, as far as the server knows it.
+
+    A personal part is in the client's memory alone; of it an upload says nothing either, so that both are compared with
+    what everybody began with.
+    """
+    return federation.method.deploy(down, {}, template_for(peer, federation.template))["adapter"]
 
 
 def _rated(federation: Federation, t: int, state: State, update: ClientUpdate) -> ClientUpdate:
@@ -169,15 +173,14 @@ def _rated(federation: Federation, t: int, state: State, update: ClientUpdate) -
     return replace(update, metrics={**update.metrics, **{f"validation_{name}": x for name, x in scores.items()}})
 
 
-def _bounded(reply: Reply, letter: Letter) -> int:
-    """The version that a client says it holds, if the server has ever sent such a one; else 0, which gets the whole base."""
-    newest = held_version(letter.message)
+def _bounded(reply: Reply, peer: Peer, newest: int) -> int:
+    """Returns the version that a client says it holds, if it has been sent such a one; else 0, which gets the whole base."""
     claimed: Any = reply.base_version
     if isinstance(claimed, int) and 0 <= claimed <= newest:
         return claimed
     logger.warning(
         "client %s says that it holds version %r of the base, where the newest is %s: it is sent the whole base next",
-        letter.peer.id,
+        peer.id,
         claimed,
         newest,
     )

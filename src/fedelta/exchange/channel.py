@@ -38,7 +38,7 @@ class Stage:
         return message
 
     def arrived(self, t: int, peer: Peer, message: Message) -> Message:
-        """Returns what the method at the client gets; called at the client."""
+        """Returns what the method at the client gets; called at the client, and at the server for what it began from."""
         return message
 
     def encode(self, t: int, peer: Peer, down: Message, content: Message, memory: Memory) -> tuple[Message, Memory]:
@@ -54,15 +54,21 @@ class Stage:
         return content, memory
 
     def decode(self, t: int, peer: Peer, content: Message) -> Message:
-        """Returns what `encode` was given, as far as it can be had; called at the server, before any check."""
+        """Returns what `encode` was given, as far as it can be had; called at the server for each reply, before any check.
+
+        What needs the whole cohort, such as taking masks away, is done in `taken`, which comes later: a stage whose numbers
+        are masked by another one reads them there, too.
+        """
         return content
 
     def taken(self, t: int, updates: Sequence[ClientUpdate]) -> Sequence[ClientUpdate]:
-        """Returns the updates of the cohort that arrived as `aggregate` is to get them; called at the server."""
+        """Returns the updates of the cohort that arrived as `aggregate` is to get them; called once where it is aggregated:
+        at the server, or at each node of a graph.
+        """
         return updates
 
     def after(self, t: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the method's next state; called at the server, once in a round.
+        """Returns the method's next state; called once where a round is aggregated: at the server, or at each node of a graph.
 
         Args:
             t: the round.

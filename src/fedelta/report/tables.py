@@ -48,20 +48,20 @@ def methods_table(methods: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def laws_table(report: Mapping[str, Any]) -> Table:
-    """One method's verdicts, law by law, from `fedelta.testing.Report.as_dict`."""
+    """Returns one subject's verdicts, law by law, from `fedelta.testing.Report.as_dict`."""
     rows = [(v["law"], v["outcome"], v["detail"] or v["statement"]) for v in report["verdicts"]]
     return _table(f"Laws of {report['subject']}", ["law", "", "why, or what it says"], rows, left=3)
 
 
 def reports_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Many methods' verdicts in numbers; what is broken in words."""
+    """Returns the verdicts of many methods or tasks in numbers; what is broken in words."""
     rows: list[tuple[str, ...]] = []
     for name, report in reports.items():
         found = [v["outcome"] for v in report["verdicts"]]
         broken = "; ".join(f"{v['law']}: {v['detail']}" for v in report["verdicts"] if v["outcome"] == "broken")
         counts = [str(found.count(outcome)) for outcome in ("kept", "exempt", "not asked", "broken")]
         rows.append((name, broken or "all kept", *counts, number(report["seconds"], 1)))
-    return _table("Laws", ["method", "broken", "kept", "exempt", "not asked", "broken", "seconds"], rows, left=2)
+    return _table("Laws", ["name", "broken", "kept", "exempt", "not asked", "broken", "seconds"], rows, left=2)
 
 
 def summary(records: Sequence[Record], *, majority: float | None, folder: Path, best: int | None = None) -> RenderableType:

@@ -1,6 +1,6 @@
-"""How examples are shared out among clients, and which rank each client has.
+"""Shares out examples among clients, and gives each client a rank.
 
-The schemes are in `fedelta.split.schemes`; here is what all have in common: fields, seeds, the smallest client, errors.
+The schemes are in `fedelta.split.schemes`; this is their common part: fields, seeds, the smallest client, errors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def partition(
     min_examples: int = 1,
     **settings: Any,
 ) -> list[Part]:
-    """Every example given to exactly one client.
+    """Gives every example to exactly one client.
 
     Args:
         labels_or_rows: n labels, or n rows with fields by name.
@@ -66,7 +66,7 @@ def partition(
 
 def _draw(rule: Scheme, groups: np.ndarray, clients: int, min_examples: int, seed: int) -> np.ndarray:
     random = numpy_generator(seed, 0, SERVER, "partition")
-    best = -1
+    best = -1  # the largest smallest client of all draws, for the message
     tries = REDRAWS if rule.redraws else 1
     for _ in range(tries):
         owner = rule.share_out(groups, clients, random)
@@ -81,7 +81,7 @@ def _draw(rule: Scheme, groups: np.ndarray, clients: int, min_examples: int, see
 
 
 def group_indices(labels_or_rows: Sequence[Hashable] | Sequence[Row], by: str | Callable[[Row], Hashable] | None) -> np.ndarray:
-    """(n,) int: the position of each example's label in the sorted list of labels, so that the order of rows does not matter.
+    """Returns the position (n,) of each example's label among the sorted labels, so that the order of rows does not matter.
 
     Raises:
         ValueError: there are no examples, a row lacks the field, a label is none, or `by` was given for bare labels.
@@ -89,7 +89,8 @@ def group_indices(labels_or_rows: Sequence[Hashable] | Sequence[Row], by: str | 
     if not len(labels_or_rows):
         raise ValueError("no examples to share out: the data set is empty")
     labels = _labels(labels_or_rows, by)
-    order = {label: i for i, label in enumerate(distinct(labels, f"field {by!r}" if isinstance(by, str) else "the data"))}
+    where = f"field {by!r}" if isinstance(by, str) else "the data"
+    order = {label: i for i, label in enumerate(distinct(labels, where))}
     return np.array([order[label] for label in labels], dtype=np.int64)
 
 
@@ -111,7 +112,7 @@ def assign_ranks(
     weights: Sequence[float] | None = None,
     seed: int = 0,
 ) -> list[int]:
-    """A rank for each client.
+    """Returns a rank for each client.
 
     Args:
         ranks: one rank for all; or the ranks to choose from; or, with `how="list"`, each client's rank in order.

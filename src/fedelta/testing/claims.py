@@ -69,7 +69,8 @@ def _equal_ranks_only(scene: Scene) -> None:
 def sums(scene: Scene) -> None:
     """With the claim the mean of summands leads to the state that updates do; without it, a sum is refused.
 
-    An idle client's summand is exactly zero but for the mark of the components that it has (PRIV-1).
+    That a method without the claim could have had it is not seen. An idle client's summand is exactly zero but for the mark
+    of the components that it has (PRIV-1).
     """
     method, rounds = scene.served(), scene.rounds
     if method.sums is None:
@@ -81,7 +82,7 @@ def sums(scene: Scene) -> None:
     for done in rounds:
         ranks = {n: x.rank for n, x in done.before["adapter"].layers.items()}
         terms = [(u.weight, _summand(done, u, clients[u.sender.id], ranks)) for u in done.updates]
-        mean = {n: tree.mean([w for w, _ in terms], [{n: x[n]} for _, x in terms])[n] for n in terms[0][1]}
+        mean = tree.mean([w for w, _ in terms], [term for _, term in terms])
         found, expected = method.from_mean(done.t, done.before, mean), method.aggregate(done.t, done.before, done.updates)
         demand_near(
             dict(tree.named_tensors(found)), dict(tree.named_tensors(expected)), f"the state after the sum of round {done.t}"

@@ -17,8 +17,8 @@ from fedelta.client import Request, Training
 from fedelta.engines.choice import choose
 from fedelta.engines.gossip import gossip
 from fedelta.engines.runners import batched
+from fedelta.engines.runners._joint import each_clipped, train_together
 from fedelta.engines.runners.batched import Batched, packed
-from fedelta.engines.runners.joint import each_clipped, train_together
 from fedelta.engines.server import federate
 from fedelta.methods import get_method, method_class
 from fedelta.methods.fedavg import FedAvg

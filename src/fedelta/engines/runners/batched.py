@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from fedelta.adapted import CPU_TOKENS
-from fedelta.client import LocalClient, Request
+from fedelta.client import Batch, LocalClient, Request
 from fedelta.engines.federation import Federation
 from fedelta.engines.guards import reason_of
 from fedelta.engines.letters import Letter, Reply, Visit
 from fedelta.engines.memories import InMemory
-from fedelta.engines.runners.handover import Answer, Visitor
-from fedelta.engines.runners.joint import train_together
+from fedelta.engines.runners._handover import Answer, Visitor
+from fedelta.engines.runners._joint import train_together
 from fedelta.engines.settings import Choice
 from fedelta.engines.visits import VisitAll, answer, receive, refuse, send
 from fedelta.method import Client, ClientState, State
@@ -125,14 +125,14 @@ class Batched:
         alone, shared = list[list[int]](), dict[Any, list[tuple[int, int, int]]]()
         for k, (client, request) in enumerate(asked):
             reason = _refusal(client) or _refusal_of(request)
-            if reason is None:
-                assert isinstance(client, LocalClient)  # as `_refusal` says
-                first = client.first_batch(request.t)
-                key = (id(client.model), 0 if request.base is None else request.base.version)
-                shared.setdefault(key, []).append((client.model.longest(first), k, client.model.tokens(first)))
-            else:
+            if reason is not None:
                 self._say(reason)
+            first = _first_batch(client, request) if reason is None else None
+            if first is None or not isinstance(client, LocalClient):
                 alone.append([k])
+                continue
+            key = (id(client.model), 0 if request.base is None else request.base.version)
+            shared.setdefault(key, []).append((client.model.longest(first), k, client.model.tokens(first)))
         return alone + [group for sizes in shared.values() for group in packed(sorted(sizes), self.token_budget)]
 
     def _train(self, asked: Sequence[Asked]) -> list[Answer]:
@@ -168,6 +168,16 @@ def packed(sizes: Iterable[tuple[int, int, int]], budget: int) -> list[list[int]
             groups.append([position])
             largest = size
     return groups
+
+
+def _first_batch(client: Client, request: Request) -> Batch | None:
+    """Returns the first batch of a request; None for rows that cannot be made into one, which is said where they train."""
+    assert isinstance(client, LocalClient)  # as `_refusal` says
+    try:
+        return client.first_batch(request.t)
+    except Exception as error:  # its own fault, which must not end the round of the others
+        logger.debug("client %s: no first batch", client.peer.id, exc_info=error)
+        return None
 
 
 def _refusal(client: Client) -> str | None:

@@ -40,12 +40,11 @@ def summand_of(
     found: dict[str, Tensor] = {}
     owned: dict[str, Tensor] = {}
     for which in ("B", "A"):
-        sent, got = _factors(up, which), _factors(down, which)
+        sent, got = _factors(up, peer, which, raw), _factors(down, peer, which, raw)
         for layer, x in sent.items():
-            change = x - got[layer]
-            rank = change.shape[1 if which == "B" else 0]
-            if which == "B" and not raw:
-                change = change * peer.scale_of(layer, rank)
+            rank = x.shape[1 if which == "B" else 0]
+            held = got[layer]
+            change = x - (held[:, :rank] if which == "B" else held[:rank])  # a client may send fewer than it was sent
             size = rank if ranks is None else ranks[layer]
             found[f"{layer}.lora_{which}"] = _padded(change, size, which)
             owned[f"{layer}.{OWNED}"] = (torch.arange(size) < rank).to(change)
@@ -87,8 +86,15 @@ def _moved(x: LoRA, which: Factor, change: Tensor, owned: Tensor, absent: Absent
     return old + torch.where(share > 0, change / share.clamp(min=torch.finfo(share.dtype).tiny), torch.zeros_like(change))
 
 
-def _factors(message: Message, which: Factor) -> Tensors:
-    return tree.factors(message["adapter"], which) if "adapter" in message else message.get(which, {})
+def _factors(message: Message, peer: Peer, which: Factor, raw: bool) -> dict[str, Tensor]:
+    """Returns one factor of every layer of a message; B is multiplied by its scale, unless `raw`."""
+    if "adapter" in message:
+        layers: Mapping[str, LoRA] = message["adapter"].layers
+        return {n: x.A if which == "A" else x.B if raw else x.B * x.scale for n, x in layers.items()}
+    bare: Tensors = message.get(which, {})
+    if which == "A" or raw:
+        return dict(bare)
+    return {n: B * peer.scale_of(n, B.shape[1]) for n, B in bare.items()}
 
 
 def _dense(message: Message) -> Tensors:

@@ -77,16 +77,19 @@ def scheme_of(section: Partition) -> Scheme:
 
 def settings_of(section: Federation, seed: int) -> RunSettings:
     """Returns the settings of a run; the engine and the score of uploads are added where the run is played."""
-    return RunSettings(
-        rounds=section.rounds,
-        seed=seed,
-        cohort=uniform(section.participation),
-        weights=section.weights,
-        max_share=section.max_share,
-        quorum=section.quorum,
-        link_drop=section.link_drop,
-        spool=section.spool,
-    )
+    try:
+        return RunSettings(
+            rounds=section.rounds,
+            seed=seed,
+            cohort=uniform(section.participation),
+            weights=section.weights,
+            max_share=section.max_share,
+            quorum=section.quorum,
+            link_drop=section.link_drop,
+            spool=section.spool,
+        )
+    except ValueError as error:  # which begins with the name of the option
+        raise ValueError(f"federation.{error}") from None
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from pydantic import (
 
 from fedelta.data.gaps import Empty
 from fedelta.models.patterns import check_pattern
+from fedelta.registry import one_spelling
 
 T = TypeVar("T")
 
@@ -292,8 +293,10 @@ class RunConfig(Section):
 
     @field_validator("task", "method", mode="before")
     @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        return named(value)
+    def _name_alone(cls, value: Any, info: ValidationInfo) -> Any:
+        choice = named(value)
+        # however it was spelled: a run that is taken up again compares names
+        return {**choice, "name": one_spelling(f"fedelta.{info.field_name}s", choice["name"])}
 
     def folder(self) -> Path:
         """Where the run writes."""

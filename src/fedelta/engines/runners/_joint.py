@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedelta.adapted import Batch, JointPass
 from fedelta.client import LocalClient, Request, Session, trainable_names
-from fedelta.engines.runners.handover import Answer
+from fedelta.engines.runners._handover import Answer
 from fedelta.tree import Tensors
 
 

@@ -1,0 +1,105 @@
+"""A newcomer finds the tests of a module by its name: tests/<wing>/test_<module>.py, or here why they lie elsewhere."""
+
+from pathlib import Path, PurePosixPath
+
+TESTS = Path(__file__).resolve().parent
+SOURCES = TESTS.parent / "src" / "fedelta"
+
+ELSEWHERE = {
+    # A package that shows one face is tested through it.
+    "lowrank/*": "lowrank/test_lowrank.py",
+    "diagnostics/*": "diagnostics/test_diagnostics.py",
+    "topology/*": "topology/test_topology.py",
+    "split/*": "split/test_partition.py",
+    "runs/config/*": "runs/test_config.py",
+    "data/gaps.py": "tasks/test_gaps.py",
+    "data/*": "data/test_sources.py",
+    "testing/aggregators.py": "conformance/test_check_aggregator.py",
+    "testing/*": "conformance/test_check_method.py",
+    # A method without a file of its own has its formula, its numbers by hand, and the laws.
+    "methods/fedadagrad.py": "methods/test_server_optimizers.py",
+    "methods/fedadam.py": "methods/test_server_optimizers.py",
+    "methods/fedyogi.py": "methods/test_server_optimizers.py",
+    "methods/fedavgm.py": "methods/test_server_optimizers.py",
+    "methods/_compose/*": "methods/test_compose.py",
+    "methods/_fedgalore/*": "methods/fedgalore/test_fedgalore.py",
+    "methods/fedgalore.py": "methods/fedgalore/test_fedgalore.py",
+    "methods/_shared/*": "methods/test_formulas.py",
+    "methods/_template.py": "methods/test_registry.py",
+    "methods/centralised.py": "methods/test_client_rules.py",
+    "methods/local_only.py": "methods/test_client_rules.py",
+    "methods/fedex_lora.py": "methods/test_client_rules.py",
+    "methods/ffa_lora.py": "methods/test_client_rules.py",
+    "methods/flexlora.py": "methods/test_toy_numbers.py",
+    "methods/flora.py": "methods/test_toy_numbers.py",
+    "methods/hetlora.py": "methods/test_toy_numbers.py",
+    "methods/svd_redistribution.py": "methods/test_toy_numbers.py",
+    "methods/zeropad.py": "methods/test_toy_numbers.py",
+    "methods/fedavg.py": "methods/test_toy_numbers.py",
+    # What one visit and one round are made of shows in a run.
+    "client.py": "models/test_clients.py",
+    "adapted.py": "models/test_peft.py",
+    "peers.py": "engines/test_server.py",
+    "merging.py": "methods/test_toy_numbers.py",
+    "engines/federation.py": "engines/test_server.py",
+    "engines/conduct.py": "engines/test_faults.py",
+    "engines/rounds.py": "engines/test_server.py",
+    "engines/letters.py": "engines/test_visits.py",
+    "engines/memories.py": "engines/test_visits.py",
+    "engines/settings.py": "engines/test_visits.py",
+    "engines/choice.py": "engines/runners/test_batched.py",
+    "engines/runners/_handover.py": "engines/runners/test_batched.py",
+    "engines/runners/sequential.py": "engines/runners/test_batched.py",
+    "exchange/channel.py": "engines/test_visits.py",
+    "exchange/files.py": "engines/test_checkpoint.py",
+    "models/base_files.py": "security/test_trust.py",
+    "models/checkpointing.py": "engines/test_checkpointing.py",
+    "models/devices.py": "models/test_loading.py",
+    "models/dropout.py": "models/test_peft.py",
+    "models/export.py": "models/test_loading.py",
+    "models/lora_options.py": "models/test_peft.py",
+    "models/toy.py": "conformance/test_check_method.py",
+    "models/cohort/*": "models/cohort/test_grouped.py",
+    "models/fast/first_token.py": "models/fast/test_compact.py",
+    "models/fast/no_padding.py": "models/fast/test_compact.py",
+    "models/layer_stack.py": "models/fast/test_activation_cache.py",
+    "models/passes.py": "models/fast/test_compact.py",
+    "models/products.py": "models/fast/test_frozen_gemm.py",
+    "models/slots.py": "models/test_peft.py",
+    "models/trial.py": "models/fast/test_activation_cache.py",
+    "models/wide_heads.py": "models/test_peft.py",
+    # What a user sees is tested as a user sees it.
+    "cli/*": "cli/test_command.py",
+    "report/*": "report/test_tables.py",
+    "runs/*": "e2e/test_runs.py",
+}
+"""Modules without a file of their name, and the file that tests them; the first pattern that fits counts."""
+
+
+def modules() -> list[PurePosixPath]:
+    found = (p.relative_to(SOURCES) for p in SOURCES.rglob("*.py") if p.name != "__init__.py")
+    return sorted(PurePosixPath(p.as_posix()) for p in found)
+
+
+def own_file(module: PurePosixPath) -> bool:
+    """A test file of the module's name in the folder that mirrors its own; a private folder's may lie one above."""
+    name = f"test_{module.stem.lstrip('_')}.py"
+    folder = TESTS.joinpath(*(part.lstrip("_") for part in module.parent.parts))
+    private = module.parent.name.startswith("_")
+    return (folder / name).is_file() or (private and (folder.parent / name).is_file())
+
+
+def reason(module: PurePosixPath) -> str | None:
+    patterns = (x for x in ELSEWHERE if len(PurePosixPath(x).parts) == len(module.parts) and module.match(x))
+    return next(patterns, None)
+
+
+def test_every_module_has_a_test_file_of_its_name_or_a_place_that_is_told_here() -> None:
+    homeless = [str(m) for m in modules() if not own_file(m) and reason(m) is None]
+    assert not homeless, "write tests/<wing>/test_<module>.py"
+
+
+def test_no_exception_outlives_its_reason() -> None:
+    used = {reason(m) for m in modules() if not own_file(m)} - {None}
+    assert set(ELSEWHERE) == used
+    assert not [place for place in ELSEWHERE.values() if not (TESTS / place).is_file()]
