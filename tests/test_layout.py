@@ -79,6 +79,8 @@ ELSEWHERE = {
     # What a user sees is tested as a user sees it.
     "cli/*": "cli/test_command.py",
     "report/*": "report/test_tables.py",
+    "runs/best.py": "e2e/test_folders.py",
+    "runs/own_methods.py": "e2e/test_folders.py",
     "runs/*": "e2e/test_runs.py",
 }
 """Modules without a file of their name, and the file that tests them; the first pattern that fits counts."""

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 import yaml
 
 import fedelta
+from fedelta.engines import checkpoint
 from fedelta.exchange import files
 from fedelta.models.adapter_files import load_adapter
 from fedelta.runs import export as deployment
@@ -72,6 +74,8 @@ def state_of(folder: Path) -> str:
 class Case:
     """A command, what lies in its folder before, and what is tried after it died."""
 
+    exchanges = True
+
     def __init__(self, place: Path, config: dict[str, Any]) -> None:
         self.place, self.run = place, place / "run"
         self.config = config | {"output": str(self.run)}
@@ -120,6 +124,20 @@ class Force(Case):
         assert not RunFolder(self.run).draft.path.exists()
 
 
+class ForceInThreeSteps(Force):
+    """The same where the system cannot exchange two names in one step, as on a network file system."""
+
+    exchanges = False
+
+    def recover(self) -> None:
+        spare = files.spare_of(self.run)
+        if spare.exists():
+            assert contents(spare) == self.before, "the old run is gone"
+            RunFolder(self.run).bring_back()
+            assert not spare.exists()
+        super().recover()
+
+
 class Resume(Run):
     """A run that is taken up for one more round."""
 
@@ -128,6 +146,26 @@ class Resume(Run):
 
     def command(self) -> None:
         fedelta.run(overrides={"federation.rounds": self.config["federation"]["rounds"]}, resume=self.run)
+
+    recover = command
+
+
+class ResumeByLoss(Resume):
+    """A run that is taken up by another metric, whose best round is another one, for one more round."""
+
+    def prepare(self) -> None:
+        fedelta.run(self.config, {"federation.rounds": 2})
+        snapshot = checkpoint.load(self.run / "checkpoint")
+        records = RunFolder(self.run).records()
+        best = {"t": 0, "metric": "accuracy", "value": 1.0}
+        for record, accuracy, loss in zip(records, (1.0, 0.0), (1.0, 1e-9), strict=True):
+            record["validation"] |= {"accuracy": accuracy, "loss": loss}
+        (self.run / "rounds.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        notes = {**snapshot.notes, "best": best, "record": {**records[-1], "seconds": {}}}
+        checkpoint.save(self.run / "checkpoint", replace(snapshot, notes=notes))
+
+    def command(self) -> None:
+        fedelta.run(overrides={"evaluation.best_by": "loss", "federation.rounds": 3}, resume=self.run)
 
     recover = command
 
@@ -157,7 +195,15 @@ class ExportMerged(Export):
     merged = True
 
 
-CASES: dict[str, type[Case]] = {"run": Run, "force": Force, "resume": Resume, "export": Export, "export-merged": ExportMerged}
+CASES: dict[str, type[Case]] = {
+    "run": Run,
+    "force": Force,
+    "force-in-three-steps": ForceInThreeSteps,
+    "resume": Resume,
+    "resume-by-loss": ResumeByLoss,
+    "export": Export,
+    "export-merged": ExportMerged,
+}
 
 
 def in_a_fork(work: Callable[[], None]) -> int:
@@ -195,6 +241,8 @@ def main(name: str, every: int, folder: Path) -> int:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     place, before = folder / "place", folder / "before"
     case = CASES[name](place, config)
+    if not case.exchanges:
+        files._exchange = lambda one, other: False
     place.mkdir()
     case.prepare()
     shutil.copytree(place, before)

@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 EVERY = int(os.environ.get("FEDELTA_DEATHS_EVERY", "5"))
+COMMANDS = ("run", "force", "force-in-three-steps", "resume", "resume-by-loss", "export", "export-merged")
 DEATHS = Path(__file__).with_name("deaths.py")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["run", "force", "resume", "export", "export-merged"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_death_at_any_change_of_the_disk_is_recovered_from(command: str, tiny_config: dict[str, Any], tmp_path: Path) -> None:
     changes = {"lora": {"rank": 2, "target_modules": ["query"]}, "partition": {"scheme": "iid", "clients": 2}}
     quick = {"method": "hetlora", "evaluation": {"diagnostics": False}, "federation": {"rounds": 2}}

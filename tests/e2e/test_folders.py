@@ -2,11 +2,13 @@
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import pytest
 import yaml
 
 import fedelta
+from fedelta import registry
 from fedelta.engines import checkpoint
 from fedelta.exchange import files
 from fedelta.models.adapter_files import load_adapter, save_adapter
+from fedelta.models.base_files import find_base
 from fedelta.models.toy import random_adapter
 from fedelta.report.terminal import show_warnings
 from fedelta.runs.config import ConfigError
@@ -143,6 +147,78 @@ def test_what_a_kill_before_round_0_leaves_is_not_in_the_way(left: list[str], qu
     assert not (folder / ".config.yaml.tmp").exists()
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "rounds.jsonl", "rounds.damaged.jsonl"])
+def test_half_of_any_file_that_a_run_commits_is_its_own(
+    name: str, quick: Config, finished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = contents(finished)
+    place = files.os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", lambda s, t: interrupt() if Path(t).name == name else place(s, t))
+        with pytest.raises(KeyboardInterrupt):
+            files.commit(finished / name, b"half")
+    assert contents(finished) != before
+    fedelta.run(quick, {"output": str(finished), **ONE_ROUND}, force=True)
+
+
+def die_at(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Interrupts in place of the n-th change of a name, from 1, where the system cannot exchange names."""
+    real, passed = os.replace, 0
+
+    def replace(source: Any, target: Any) -> None:
+        nonlocal passed
+        passed += 1
+        if passed == number:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    patch.setattr(files, "_exchange", lambda one, other: False)
+    patch.setattr(os, "replace", replace)
+
+
+def change_of_names(finished: Path, death: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """A finished draft that dies as it takes the place of a run; returns the files of that run."""
+    before = contents(finished)
+    draft = RunFolder(finished).draft
+    shutil.copytree(finished, draft.path)
+    (draft.path / "curves.png").write_bytes(b"of the new run")
+    with monkeypatch.context() as patch:
+        die_at(death, patch)
+        with pytest.raises(KeyboardInterrupt):
+            draft.take_place_of(RunFolder(finished))
+    return before
+
+
+@pytest.mark.parametrize("death", [1, 2, 3, 4])
+def test_a_death_in_a_change_of_names_in_three_steps_loses_no_run(death: int, finished: Path, monkeypatch: pytest.MonkeyPatch):
+    before = change_of_names(finished, death, monkeypatch)
+    fedelta.run(resume=finished)
+    names = ["run.old", "run"] if death == 4 else ["run", "run.old"]
+    assert contents(finished.with_name(names[0])) == before | ({} if death == 4 else {"curves.png": any_bytes(finished)})
+    assert not files.spare_of(finished).exists()
+
+
+def any_bytes(folder: Path) -> bytes:
+    return (folder / "curves.png").read_bytes()
+
+
+def test_a_run_that_lost_its_name_is_in_the_way_of_a_new_one(quick: Config, finished: Path, monkeypatch: pytest.MonkeyPatch):
+    before = change_of_names(finished, 3, monkeypatch)
+    assert not finished.exists()
+    with pytest.raises(FileExistsError, match="it holds a run: take it up with --resume"):
+        fedelta.run(quick, {"output": str(finished)})
+    assert contents(finished) == before
+    fedelta.run(quick, {"output": str(finished), **ONE_ROUND}, force=True)
+    assert contents(finished.with_name("run.old")) == before
+
+
+def test_a_change_of_names_that_is_going_on_is_left_alone(quick: Config, finished: Path, monkeypatch: pytest.MonkeyPatch):
+    change_of_names(finished, 3, monkeypatch)
+    with files.locked(files.spare_of(finished)), pytest.raises(BlockingIOError, match="another process is writing"):
+        fedelta.run(quick, {"output": str(finished)}, force=True)
+    assert not finished.exists()
+
+
 # --- one writer at a time --------------------------------------------------------------------------------------------
 
 
@@ -163,6 +239,35 @@ def test_a_forced_run_keeps_its_folder_locked_on_both_sides_of_the_change_of_nam
         next(new)
         with pytest.raises(BlockingIOError):
             fedelta.run(resume=finished)
+
+
+def test_an_old_run_that_is_going_on_is_not_removed(quick: Config, finished: Path):
+    old = Path(shutil.copytree(finished, finished.with_name("run.old")))
+    before = contents(finished)
+    with closing(rounds(overrides={"federation.rounds": 4}, resume=old)) as going:
+        next(going)
+        with pytest.raises(BlockingIOError, match=r"another process is writing to .*run\.old"):
+            fedelta.run(quick, {"output": str(finished), **ONE_ROUND}, force=True)
+        assert contents(finished) == before
+        next(going)
+
+
+def test_an_old_run_that_begins_while_a_new_one_has_its_first_round_is_not_removed(
+    quick: Config, finished: Path, monkeypatch: pytest.MonkeyPatch
+):
+    old = Path(shutil.copytree(finished, finished.with_name("run.old")))
+    before, save = contents(finished), checkpoint.save
+    with ExitStack() as held:
+
+        def begin(*args: Any) -> None:
+            save(*args)
+            held.enter_context(files.locked(old))
+
+        monkeypatch.setattr(checkpoint, "save", begin)
+        with pytest.raises(BlockingIOError, match=r"another process is writing to .*run\.old"):
+            fedelta.run(quick, {"output": str(finished), **ONE_ROUND}, force=True)
+    assert contents(finished) == before
+    assert checkpoint.exists(RunFolder(old).checkpoint)
 
 
 def test_a_lock_is_gone_with_its_process(finished: Path):
@@ -280,6 +385,74 @@ def test_other_rows_are_refused(quick: Config, rows_file: Path, tmp_path: Path):
     assert contents(folder) == before
 
 
+def test_a_model_is_taken_as_it_is_where_a_person_says_so_and_not_where_the_folder_does(
+    quick: Config, tiny_model: Path, tmp_path: Path
+):
+    model, folder = Path(shutil.copytree(tiny_model, tmp_path / "model")), tmp_path / "run"
+    fedelta.run(quick, {"output": str(folder), "model.name": str(model), **ONE_ROUND})
+    (model / "generation_config.json").write_text("{}")
+    more = ["federation.rounds=2"]
+    for asked in (more, [*more, "model.digest=" + "0" * 64]):
+        with pytest.raises(ValueError, match=r"model\.digest"):
+            fedelta.run(overrides=asked, resume=folder)
+    edit(folder, "model", digest=None)
+    with pytest.raises(ValueError, match=r"take them as they are with model\.digest=null"):
+        fedelta.run(overrides=more, resume=folder)
+    fedelta.run(overrides=[*more, "model.digest=null"], resume=folder)
+    assert RunFolder(folder).config().model.digest == find_base(str(model)).digest()
+    fedelta.run(overrides={"federation.rounds": 3}, resume=folder)
+
+
+OWN_METHOD = """
+from dataclasses import dataclass
+from fedelta.methods.fedavg import FedAvg
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(FedAvg):
+    paper = "an example"
+"""
+
+
+@pytest.fixture
+def own_method(tmp_path: Path) -> Iterator[Path]:
+    """The file of a method `my_own_method`, beside the library's own as far as names go."""
+    path = tmp_path / "methods/my_own_method.py"
+    path.parent.mkdir()
+    path.write_text(OWN_METHOD)
+    fedelta.methods.__path__.append(str(path.parent))
+    registry.names_in.cache_clear()
+    yield path
+    fedelta.methods.__path__.remove(str(path.parent))
+    registry.names_in.cache_clear()
+    sys.modules.pop("fedelta.methods.my_own_method", None)
+
+
+@pytest.mark.parametrize("method", ["my_own_method", {"name": "compose", "local": "fedprox", "server": "my_own_method"}])
+def test_an_edit_of_an_own_method_is_refused(method: str | Config, own_method: Path, quick: Config, tmp_path: Path):
+    folder = tmp_path / "run"
+    fedelta.run(quick, {"output": str(folder), "method": method, **ONE_ROUND})
+    assert list(checkpoint.load(folder / "checkpoint").notes["code"]) == ["fedelta.methods.my_own_method"]
+    own_method.write_text(OWN_METHOD + "    # edited\n")
+    before = contents(folder)
+    with pytest.raises(ConfigError, match=r"the file of the method in fedelta\.methods\.my_own_method has been edited"):
+        fedelta.run(overrides={"federation.rounds": 2}, resume=folder)
+    assert contents(folder) == before
+    own_method.write_text(OWN_METHOD)
+    fedelta.run(overrides={"federation.rounds": 2}, resume=folder)
+
+
+def test_a_method_of_the_library_has_no_digest_of_its_own(finished: Path):
+    assert "code" not in checkpoint.load(finished / "checkpoint").notes
+
+
+def test_files_that_another_program_left_among_the_adapters_are_not_in_the_way(finished: Path):
+    (finished / "adapters/.DS_Store").write_bytes(b"Finder")
+    (finished / "adapters/.link").symlink_to(finished.parent)
+    fedelta.run(overrides={"federation.rounds": 3}, resume=finished)
+    assert not any(p.name.startswith(".") for p in (finished / "adapters").iterdir())
+    assert finished.is_dir()
+
+
 def test_rounds_cannot_go_below_those_that_are_done(finished: Path):
     with pytest.raises(ConfigError, match=r"federation\.rounds = 1 is below the 2 rounds that are done"):
         fedelta.run(overrides=ONE_ROUND, resume=finished)
@@ -289,7 +462,7 @@ def test_rounds_cannot_go_below_those_that_are_done(finished: Path):
 def test_another_version_of_the_library_is_said(
     finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(fedelta, "__version__", "9.9")
+    monkeypatch.setattr("fedelta.runs.runner.version", lambda name: "9.9")
     fedelta.run(overrides={"federation.rounds": 3}, resume=finished)
     assert f"fedelta {fedelta_version()} -> 9.9" in caplog.text
 
@@ -310,7 +483,7 @@ def test_quiet_says_that_a_run_began_on_another_platform(finished: Path, monkeyp
     log, level = logging.getLogger("fedelta"), logging.getLogger("fedelta").level
     try:
         show_warnings("quiet")
-        monkeypatch.setattr(fedelta, "__version__", "9.9")
+        monkeypatch.setattr("fedelta.runs.runner.version", lambda name: "9.9")
         fedelta.run(resume=finished)
         logging.getLogger("fedelta.engines").warning("a client is left out")
     finally:
@@ -382,6 +555,69 @@ def test_a_best_round_whose_adapter_was_not_kept_is_said(finished: Path, caplog:
     assert best_after(finished) == {"t": 0, "metric": "loss", "value": 1e-9}
     assert "the best round by loss is 0, whose adapter was not kept: adapters/best is now adapters/best-accuracy" in caplog.text
     assert not (finished / "adapters/best").exists()
+
+
+def by(metric: str, folder: Path, rounds: int = 2) -> Config:
+    """The notes of a run that is taken up with another metric, by default to no further round."""
+    fedelta.run(overrides={"evaluation.best_by": metric, "federation.rounds": rounds}, resume=folder)
+    return dict(checkpoint.load(folder / "checkpoint").notes)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The weights of a run's adapters, by name."""
+    return {p.parent.name: p.read_bytes() for p in sorted(folder.glob("adapters/best*/adapter_model.safetensors"))}
+
+
+def test_the_best_adapter_survives_a_choice_that_is_made_twice(finished: Path):
+    with_scores(finished, accuracy=[0.9, 0.1], loss=[0.2, 1e-9])
+    before, last = weights(finished)["best"], (finished / "adapters/last/adapter_model.safetensors").read_bytes()
+    assert before != last
+    for _ in range(2):  # no round is left, so that nothing else writes a checkpoint
+        assert by("loss", finished)["best"] == {"t": 1, "metric": "loss", "value": 1e-9}
+        assert weights(finished) == {"best": last, "best-accuracy": before}
+
+
+def test_a_metric_that_is_taken_back_brings_its_adapter_back(finished: Path):
+    with_scores(finished, accuracy=[0.9, 0.1], loss=[0.2, 1e-9])
+    before, last = weights(finished)["best"], (finished / "adapters/last/adapter_model.safetensors").read_bytes()
+    for _ in range(2):
+        by("loss", finished)
+        assert by("accuracy", finished)["best"] == {"t": 0, "metric": "accuracy", "value": 0.9}
+        assert weights(finished) == {"best": before, "best-loss": last}
+
+
+def test_a_folder_that_has_the_name_for_the_best_so_far_is_not_overwritten(finished: Path):
+    with_scores(finished, accuracy=[0.9, 0.1], loss=[0.2, 1e-9])
+    before = weights(finished)["best"]
+    shutil.copytree(finished / "adapters/last", finished / "adapters/best-accuracy")
+    last = weights(finished)["best-accuracy"]
+    by("loss", finished)
+    assert weights(finished) == {"best": last, "best-accuracy": last, "best-accuracy-0": before}
+
+
+@pytest.mark.parametrize("done", [1, 2])
+def test_a_death_in_another_choice_of_the_best_is_made_good(done: int, finished: Path, tmp_path: Path):
+    """At every change of a name in turn, then taken up as before the death."""
+    if done == 2:
+        with_scores(finished, accuracy=[0.9, 0.1], loss=[0.2, 1e-9])
+    else:  # one round is done, so that there is no checkpoint before it to fall back to
+        fedelta.run(RunFolder(finished).config(), {"output": str(finished), **ONE_ROUND}, force=True)
+    original = Path(shutil.copytree(finished, tmp_path / "original"))
+    by("loss", finished, done)
+    wanted, death = (weights(finished), checkpoint.load(finished / "checkpoint").notes), 0
+    for death in range(1, 30):
+        folder = Path(shutil.copytree(original, tmp_path / f"death-{death}"))
+        with pytest.MonkeyPatch.context() as patch:
+            die_at(death, patch)
+            try:
+                by("loss", folder, done)
+                break
+            except KeyboardInterrupt:
+                pass
+        found = by("loss", folder, done)
+        assert {**found, "fixed": 0} == {**wanted[1], "fixed": 0}
+        assert weights(folder) == wanted[0]
+    assert death > (4 if done == 2 else 1)
 
 
 # --- damaged records -------------------------------------------------------------------------------------------------

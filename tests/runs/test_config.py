@@ -273,6 +273,18 @@ def test_a_resumed_run_keeps_what_was_chosen_for_it():
         demand_same_run(old, keep_choices(old, load_config({"model": {"gemm": "bf16"}})))
 
 
+def test_a_digest_is_let_go_by_a_persons_own_change_and_by_nothing_else():
+    old, asked = fixed_values(load_config({"model": {"digest": "1" * 64}})), load_config({"model": {"digest": None}})
+    assert keep_choices(old, asked).model.digest == "1" * 64
+    assert keep_choices(old, asked, ["federation.rounds=9"]).model.digest == "1" * 64
+    for change in (["model.digest=null"], {"model.digest": None}):
+        settled = keep_choices(old, asked, change)
+        assert settled.model.digest is None
+        demand_same_run(old, settled)
+    with pytest.raises(ConfigError, match=r"model\.digest cannot change"):
+        demand_same_run(old, load_config({"model": {"digest": "2" * 64}}))
+
+
 def test_an_interval_that_a_graph_settled_is_kept_and_another_method_is_not_given_it():
     old = fixed_values(load_config({"method": {"name": "tad_lora", "interval": 4}}))
     same = keep_choices(old, load_config({"method": "tad_lora"}))

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 import fedelta
 from fedelta.cli import app
 from fedelta.engines.settings import RunSettings
+from fedelta.models import loading
 from fedelta.peers import Peer
-from fedelta.runs import deal, experiment
+from fedelta.runs import base, deal, experiment
 from fedelta.runs.config import Federation, checks, load_config
 from fedelta.runs.config.choices import settings_of
 
@@ -46,10 +47,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(deal, "load_splits")
     count(experiment, "load_adapted")
     count(experiment, "choose")
+    count(base, "find_base")
+    count(loading, "find_base")
     return counted
 
 
-ONCE = {"choices_of": 1, "load_splits": 1, "load_adapted": 1, "choose": 1}
+ONCE = {"choices_of": 1, "load_splits": 1, "load_adapted": 1, "choose": 1, "find_base": 1}
 
 
 def test_a_run_builds_each_thing_once(tiny_config: dict[str, Any], tmp_path: Path, calls: Counter[str]) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints: the last two snapshots on the disk, each whole after a crash at any moment.
 
     DIR/<t>.json                      the manifest of the snapshot after t rounds
-    DIR/state-<t>.safetensors         the snapshot, all but what it knows of each client
+    DIR/state-<t>.safetensors         the snapshot, all but what it knows of each client; state-<t>.again.safetensors, where it
+                                      was saved anew after the same round, beside the file that the manifest named until then
     DIR/clients/<id>-<t>.memory       what it knows of one client: its memory, its base version, since it took part in round t
 
 Writing the manifest is the commit. What belongs to it is written before, so it exists; what neither of the last two needs is
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -72,17 +73,20 @@ def save(folder: str | Path, snapshot: Snapshot) -> None:
     state = wire.encode(_main(snapshot))
     again = any(int(path.stem) >= snapshot.t for path in manifests.paths(folder))  # files of this round may lie there
     before = next((m for m in manifests.readable(folder) if m.t < snapshot.t), None)
+    state_file = _free_state_file(folder, snapshot.t)  # before anything is written, or what was damaged would seem whole
     try:
         if again or before is None:
             raise _StaleError
         clients = _save_cohort(folder, snapshot, before)
     except _StaleError:
         clients = _save_all(folder, snapshot, before)
-    files.commit(folder / _state_file(snapshot.t), state)
+    files.commit(folder / state_file, state)
     gone = before.replaced if before is not None else ()
     manifest = Manifest(snapshot.t, _digest(state), clients.count, f"{clients.digest:064x}", clients.replaced, gone)
     files.commit(folder / manifest.name, manifests.dump(manifest))
-    _remove_older(folder, [manifest] if before is None else [manifest, before])
+    _remove_older(
+        folder, [manifest] if before is None else [manifest, before], unless={*_state_files(snapshot.t)} - {state_file}
+    )
     _remove(folder / CLIENTS / name for name in gone)
 
 
@@ -126,7 +130,7 @@ def load(folder: str | Path) -> Snapshot:
 
 
 def _load(folder: Path, manifest: Manifest) -> Snapshot:
-    content = wire.decode(_read(folder / _state_file(manifest.t), manifest.state))
+    content = wire.decode(_read(folder / (_named_state_file(folder, manifest) or _state_files(manifest.t)[0]), manifest.state))
     names = _live(_names(folder), manifest)
     count, total = 0, 0
     memories: dict[int, Mapping[str, Any]] = {}
@@ -200,7 +204,7 @@ def _save_all(folder: Path, snapshot: Snapshot, before: Manifest | None) -> _Cli
     for k in sorted(known):
         name = _client_file(k, known[k])
         try:
-            if name not in there or known[k] == snapshot.t - 1:
+            if name not in there or (known[k] == snapshot.t - 1 and not _lies_there(folder, snapshot, k, known[k])):
                 raise _StaleError
             digest ^= _old_digest(folder / CLIENTS / name)
         except _StaleError:
@@ -219,14 +223,23 @@ def _write_clients(folder: Path, snapshot: Snapshot, touched: Mapping[int, int])
     def contents() -> Iterator[tuple[str, bytes]]:
         nonlocal total
         for k, t in touched.items():
-            body = wire.encode(_client(snapshot, k, t))
-            digest = _digest(body)
-            total ^= int(digest, 16)
-            yield _client_file(k, t), digest.encode() + body
+            data = _client_bytes(snapshot, k, t)
+            total ^= int(data[:DIGEST], 16)
+            yield _client_file(k, t), data
 
     if touched:
         files.write_all(folder / CLIENTS, contents())
     return total
+
+
+def _lies_there(folder: Path, snapshot: Snapshot, k: int, t: int) -> bool:
+    """Returns whether a client's file is the very one already: written again, it would be half-written for a moment."""
+    return (folder / CLIENTS / _client_file(k, t)).read_bytes() == _client_bytes(snapshot, k, t)
+
+
+def _client_bytes(snapshot: Snapshot, k: int, t: int) -> bytes:
+    body = wire.encode(_client(snapshot, k, t))
+    return _digest(body).encode() + body
 
 
 def _client(snapshot: Snapshot, k: int, t: int) -> dict[str, Any]:
@@ -284,8 +297,29 @@ def _live(names: Iterable[str], manifest: Manifest) -> dict[int, str]:
     return {k: _client_file(k, found[k]) for k in sorted(found)}
 
 
-def _state_file(t: int) -> str:
-    return f"state-{t}.safetensors"
+def _state_files(t: int) -> tuple[str, str]:
+    """Returns the two names that a state may have: a snapshot that is saved anew lies beside the one that is there."""
+    return f"state-{t}.safetensors", f"state-{t}.again.safetensors"
+
+
+def _named_state_file(folder: Path, manifest: Manifest) -> str | None:
+    """Returns which of the two names the manifest means, by its digest; None where neither has it."""
+    names = (name for name in _state_files(manifest.t) if (folder / name).is_file())
+    return next((name for name in names if _digest((folder / name).read_bytes()) == manifest.state), None)
+
+
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    try:
+        _load(folder, manifest)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _free_state_file(folder: Path, t: int) -> str:
+    """Returns a name that no checkpoint which can be read has, so that a death before the next one leaves that."""
+    taken = {_named_state_file(folder, m) for m in manifests.readable(folder) if m.t == t and _is_whole(folder, m)}
+    return next(name for name in _state_files(t) if name not in taken)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -306,9 +340,13 @@ def _digest(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
-def _remove_older(folder: Path, keep: Sequence[Manifest]) -> None:
-    """Removes manifests and states of other snapshots than those to keep, manifests first, and half-written files."""
-    kept = {folder / name for manifest in keep for name in (manifest.name, _state_file(manifest.t))}
+def _remove_older(folder: Path, keep: Sequence[Manifest], *, unless: Collection[str] = ()) -> None:
+    """Removes manifests and states of other snapshots than those to keep, manifests first, and half-written files.
+
+    `unless` names states of theirs that another one has taken the place of.
+    """
+    names = {name for manifest in keep for name in (manifest.name, *_state_files(manifest.t))}
+    kept = {folder / name for name in names.difference(unless)}
     others = sorted([*folder.glob("state-*.safetensors"), *folder.glob(".*.tmp")])
     _remove(path for path in [*manifests.paths(folder), *others] if path not in kept)
 

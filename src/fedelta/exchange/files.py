@@ -162,10 +162,23 @@ def swap(one: Path, other: Path) -> None:
     """
     if _exchange(os.fsencode(one), os.fsencode(other)):
         return
-    spare = other.with_name(f".{other.name}.swap")
+    spare = spare_of(other)
     os.replace(other, spare)
     os.replace(one, other)
     os.replace(spare, one)
+
+
+def spare_of(path: Path) -> Path:
+    """The name that `path` has for a moment where names cannot be exchanged in one step."""
+    return path.with_name(f".{path.name}.swap")
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _exchange(one: bytes, other: bytes) -> bool:

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedelta import seeding
 from fedelta.models.aliases import ALIASES
-from fedelta.models.base_files import check_code, find_base
+from fedelta.models.base_files import BaseFiles, check_code, find_base
 from fedelta.models.devices import pick_device
 from fedelta.tasks.task import Task
 
@@ -44,6 +44,7 @@ def load_model(
     revision: str | None = None,
     digest: str | None = None,
     seed: int = 0,
+    files: BaseFiles | None = None,
 ) -> tuple[Any, Any]:
     """A pretrained model for a task, and its tokenizer.
 
@@ -61,6 +62,7 @@ def load_model(
         revision: a branch, tag or commit of a model on the Hub.
         digest: that the checkpoint's code and configs must have (`fedelta.models.base_files`); None takes any.
         seed: for new parameters.
+        files: of this model at this revision, from `find_base`; None finds them, which asks the Hub.
 
     Raises:
         OSError: for a model that is not here and cannot be fetched.
@@ -72,8 +74,9 @@ def load_model(
     if quantization is not None:
         settings |= {"quantization_config": _quantized(quantization), "device_map": {"": place}}
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    with _explained(name):
-        files = find_base(name, revision)
+    if files is None:
+        with _explained(name):
+            files = find_base(name, revision)
     check_code(files, name, digest=digest, trust_remote_code=trust_remote_code, use_safetensors=use_safetensors)
     if files.revision is not None:
         trust["revision"] = files.revision

@@ -7,7 +7,7 @@ from typing import Any
 from peft import LoraConfig
 
 from fedelta.models.aliases import is_packaged
-from fedelta.models.base_files import find_base
+from fedelta.models.base_files import BaseFiles, find_base
 from fedelta.models.clients import config_for, pad_token_of
 from fedelta.models.devices import pick_device
 from fedelta.models.loading import load_model
@@ -17,8 +17,10 @@ from fedelta.runs.evaluation import Evaluator
 from fedelta.tasks.task import Task
 
 
-def pinned_model(model: Model, device: str) -> Model:
+def pinned_model(model: Model, device: str) -> tuple[Model, BaseFiles | None]:
     """Returns the section with the commit of a model on the Hub and the digest of its code, where it has none yet.
+
+    Its files come with it; None where they cannot be found, which is said when the model is loaded, with the remedies.
 
     An alias has no digest: its package and the Hub hold the same weights, but may write the configs differently.
 
@@ -33,12 +35,14 @@ def pinned_model(model: Model, device: str) -> Model:
     try:
         files = find_base(model.name, model.revision)
     except (OSError, ValueError):
-        return model  # said at the loading of the model, with its remedies
+        return model, None
     digest = model.digest or (None if is_packaged(model.name) else files.digest())
-    return model.model_copy(update={"revision": files.revision, "digest": digest})
+    return model.model_copy(update={"revision": files.revision, "digest": digest}), files
 
 
-def load_adapted(model: Model, task: Task, adapter: LoraConfig, *, device: str, seed: int) -> tuple[PeftAdaptedModel, Any]:
+def load_adapted(
+    model: Model, task: Task, adapter: LoraConfig, *, device: str, seed: int, files: BaseFiles | None = None
+) -> tuple[PeftAdaptedModel, Any]:
     """The base model of a config with places for adapters, and its tokenizer.
 
     Args:
@@ -47,6 +51,7 @@ def load_adapted(model: Model, task: Task, adapter: LoraConfig, *, device: str, 
         adapter: from `peft_config`.
         device: as the config names it.
         seed: for parameters that the checkpoint lacks.
+        files: of the model, where they were found before.
     """
     base, tokenizer = load_model(
         model.name,
@@ -59,6 +64,7 @@ def load_adapted(model: Model, task: Task, adapter: LoraConfig, *, device: str, 
         revision=model.revision,
         digest=model.digest,
         seed=seed,
+        files=files,
     )
     adapted = PeftAdaptedModel(
         base,

@@ -78,14 +78,14 @@ def build(config: RunConfig, chosen: Choices) -> Experiment:
     Raises:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
-    model_section = pinned_model(config.model, config.device)  # before data are read
+    model_section, files = pinned_model(config.model, config.device)  # before data are read
     dealt = deal(config, chosen.task)
     mixing = None if chosen.topology is None else chosen.topology.mixing(len(dealt.parts), seed=config.seed)
     contraction = {} if mixing is None else topology.numbers(mixing)
     method = chosen.method.for_topology(chosen.settings.rounds, lambda: contraction.get("rho_sq", 0.0))
     warn_of_missing_rows(config.data, dealt)
     adapter = peft_config(config.lora)
-    model, tokenizer = load_adapted(model_section, dealt.task, adapter, device=config.device, seed=config.seed)
+    model, tokenizer = load_adapted(model_section, dealt.task, adapter, device=config.device, seed=config.seed, files=files)
     check_ranks(model, adapter, dealt.ranks)
     train, validation, test = _encoded(dealt, tokenizer)
     clients = clients_on(

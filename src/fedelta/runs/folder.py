@@ -43,7 +43,10 @@ CONFIG, RECORDS, DAMAGED, ADAPTERS, CHECKPOINT, CURVES = (
     "checkpoint",
     "curves.png",
 )
-OWN = frozenset({CONFIG, RECORDS, DAMAGED, ADAPTERS, CHECKPOINT, CURVES, files.LOCK, f".{CONFIG}.tmp", f".{RECORDS}.tmp"})
+COMMITTED = (CONFIG, RECORDS, DAMAGED)
+"""The files that are written by `files.commit`, which a kill may leave under its temporary name."""
+
+OWN = frozenset({*COMMITTED, *(f".{name}.tmp" for name in COMMITTED), ADAPTERS, CHECKPOINT, CURVES, files.LOCK})
 """All that a run may leave in its folder."""
 
 
@@ -97,7 +100,12 @@ class RunFolder:
         return bool(complete) or checkpoint.exists(self.checkpoint) or b"\n" in _bytes(self.records_file)
 
     def demand_room(self, *, force: bool) -> None:
-        """Raises FileExistsError where a new run may not start: over files that no run wrote, or without `force` over a run."""
+        """Raises where a new run may not start.
+
+        Raises:
+            FileExistsError: over files that no run wrote, or without `force` over a run.
+            BlockingIOError: if the run that `force` would remove, `<name>.old`, is going on.
+        """
         _demand_own(self.path)
         if not self.holds_results():
             return
@@ -108,6 +116,9 @@ class RunFolder:
                 f"place of this one, which then becomes {self.old.path.name}"
             )
         _demand_own(self.old.path)
+        if self.old.path.is_dir():
+            with self.old.locked():
+                pass
 
     def clear(self) -> None:
         """Removes what a run left here, but for its lock."""
@@ -124,14 +135,32 @@ class RunFolder:
     def take_place_of(self, target: RunFolder) -> None:
         """Gives this folder the name of `target`, and what was there the name `target.old`, in place of an earlier one.
 
-        A death at any point leaves the old run whole, under one of the two names.
+        A death at any point leaves the old run whole: under one of the two names, or, where the system cannot exchange names in
+        one step, under a third from which `bring_back` takes it.
+
+        Raises:
+            BlockingIOError: if the run that would be removed, `target.old`, is going on.
         """
         target, old = RunFolder(target.path.resolve()), target.old
         if old.path.exists():
-            shutil.rmtree(old.path)
+            with old.locked():
+                shutil.rmtree(old.path)
         os.replace(self.path, old.path)
         files.swap(old.path, target.path)
         files.sync_folder(target.path.parent)
+
+    def bring_back(self) -> None:
+        """Gives a run its name again, or the name `<name>.old`, where a death in `take_place_of` left it without one.
+
+        Raises:
+            BlockingIOError: if the change of names is still going on.
+        """
+        path = self.path.resolve()
+        spare, free = files.spare_of(path), next((p for p in (path, self.old.path) if not p.exists()), None)
+        if free is not None and spare.is_dir():
+            with files.locked(spare):  # a process that changes the names holds the lock, and it moves with the folder
+                os.replace(spare, free)
+                files.sync_folder(free.parent)
 
     # --- what is here ------------------------------------------------------------------------------------------------
 
@@ -202,10 +231,8 @@ class RunFolder:
         if damages:
             logger.warning("%s", "; ".join(damages))
         self._rewrite([kept[t] for t in sorted(kept)], keep_damaged=bool(damages))
-        for draft in self.adapters.glob(".*"):
-            shutil.rmtree(draft)
-        for draft in self.path.glob(".*.tmp"):
-            draft.unlink()
+        for draft in [*self.adapters.glob(".*"), *self.path.glob(".*.tmp")]:
+            files.remove(draft)
 
     def _rewrite(self, records: Sequence[Record], *, keep_damaged: bool) -> None:
         found = _bytes(self.records_file)

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import fedelta
 from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
 from fedelta.engines.choice import runner_of
 from fedelta.engines.rounds import Round, Snapshot
-from fedelta.exchange import files
 from fedelta.models.adapter_files import load_adapter, save_adapter
 from fedelta.report.charts import curves
 from fedelta.report.words import majority
+from fedelta.runs import best
 from fedelta.runs.config import RunConfig, read_config
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.read import Overrides, Source
 from fedelta.runs.config.resume import (
     demand_leave,
     demand_rounds,
+    demand_same_code,
     demand_same_rows,
     demand_same_run,
     fixed_values,
@@ -36,9 +35,10 @@ from fedelta.runs.config.resume import (
     without_leave,
 )
 from fedelta.runs.deal import row_digests
-from fedelta.runs.evaluation import best_round, fairness, mean
+from fedelta.runs.evaluation import fairness, mean
 from fedelta.runs.experiment import Experiment, build, play
 from fedelta.runs.folder import Record, RunFolder, finite
+from fedelta.runs.own_methods import code_digests
 from fedelta.tasks.metrics import is_better
 from fedelta.tree import Adapter, Message, effective
 
@@ -143,8 +143,11 @@ def _with_leave(overrides: Overrides) -> Overrides:
 def _new(config: RunConfig, force: bool) -> Generator[OpenRun]:
     """A run from its first round. All that can fail is built before anything in the folder is touched."""
     chosen, target = check(config), RunFolder(config.folder())
+    target.bring_back()
     target.demand_room(force=force)  # before the lock, which would make a file in a folder that is not ours
     with ExitStack() as stack:
+        # Undone in reverse: a folder that is not used goes while its lock is still held, the draft's before the target's, so
+        # that nobody can begin in a folder that is about to be removed.
         stack.enter_context(target.locked())
         stack.callback(target.remove_if_unused)
         target.demand_room(force=force)
@@ -168,6 +171,7 @@ def _new(config: RunConfig, force: bool) -> Generator[OpenRun]:
 @contextmanager
 def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> Generator[OpenRun]:
     """The rounds of a run that are left."""
+    folder.bring_back()
     folder.config()  # or locking would make a folder where there is no run
     with folder.locked():
         old = folder.config()
@@ -178,7 +182,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> 
         given = old if config is None else read_config(config)
         if config is None or isinstance(config, str | Path):
             given = without_leave(given)  # a file may be the folder's own
-        settled = keep_choices(fixed, read_config(given, overrides))
+        settled = keep_choices(fixed, read_config(given, overrides), overrides)
         chosen = check(settled)
         demand_leave(old, settled)
         demand_same_run(fixed, settled)
@@ -186,6 +190,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> 
         experiment = build(settled, chosen)
         now = _notes(experiment)
         demand_same_rows(notes.get("rows", {}), now["rows"])
+        demand_same_code(notes.get("code", {}), now.get("code", {}))
         _compare_platforms(notes.get("platform", {}), now["platform"])
         folder.rewind(start.t if start else 0, notes.get("record"))
         going = OpenRun(experiment, folder, {**notes, **now}, folder, start)
@@ -209,8 +214,10 @@ def _demand_checkpoint(folder: RunFolder, start: Snapshot | None) -> None:
 def _notes(experiment: Experiment) -> dict[str, Any]:
     """What a checkpoint keeps of the run beside the method's state: what makes it this run, and where it runs."""
     graph = {"topology": dict(experiment.contraction)} if experiment.contraction else {}
+    code = code_digests(experiment.method)
     return {
         **graph,
+        **({"code": code} if code else {}),
         "fixed": fixed_values(experiment.config),
         "rows": row_digests(experiment.deal.splits),
         "platform": _platform(experiment),
@@ -223,7 +230,7 @@ def _platform(experiment: Experiment) -> dict[str, Any]:
         "device": experiment.model.device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "fedelta": fedelta.__version__,
+        "fedelta": version("fedelta"),
     }
 
 
@@ -302,33 +309,25 @@ class OpenRun:
     def choose_best_anew(self) -> None:
         """Takes the best round from the records if `evaluation.best_by` is another metric than when it was chosen.
 
-        Its adapter is there if it is the last evaluated round or was the best before. Else adapters/best would not be what its
+        Its adapter is there if it is the last evaluated round, or was the best once. Else adapters/best would not be what its
         name says: it is renamed after the metric it was chosen by, and comes again with the next better round.
         """
-        metric, before = self.experiment.config.evaluation.best_by, self.notes.get("best")
-        if before is None or before["metric"] == metric:
-            return
-        records = [r for r in self.folder.records() if r.get("validation")]
-        t = best_round(records, metric)
-        if t is None:
-            return
-        self.notes["best"] = {"t": t, "metric": metric, "value": next(r["validation"][metric] for r in records if r["t"] == t)}
-        best = self.folder.adapters / "best"
-        if t == before["t"] or not best.is_dir():
-            return
-        aside = best.with_name(f"best-{before['metric']}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(best, aside)
-        if t == records[-1]["t"]:
-            with files.whole_folder(best) as draft:
-                shutil.copytree(self.folder.adapters / "last", draft, dirs_exist_ok=True)
-        else:
-            logger.warning(
-                "the best round by %s is %d, whose adapter was not kept: adapters/best is now adapters/%s",
-                metric,
-                t,
-                aside.name,
-            )
+        metric, adapters = self.experiment.config.evaluation.best_by, self.folder.adapters
+        self._move_best()  # left over by a death
+        chosen = best.choose_anew(self.notes, self.folder.records(), metric, adapters)
+        if chosen != self.notes:
+            self._keep_notes(chosen)
+        self._move_best()
+
+    def _move_best(self) -> None:
+        if best.MOVES in self.notes:
+            self._keep_notes(best.move(self.notes, self.folder.adapters))
+
+    def _keep_notes(self, notes: dict[str, Any]) -> None:
+        """Takes these notes, and writes them to the checkpoint that the run goes on from."""
+        self.notes = notes
+        if self.start is not None:
+            checkpoint.save(self.folder.checkpoint, replace(self.start, notes=notes))
 
     def _is_last(self, done: Round) -> bool:
         return done.t + 1 == self.experiment.config.federation.rounds
@@ -350,20 +349,24 @@ class OpenRun:
     def _save_adapters(self, done: Round, record: Record) -> None:
         """`last` and `best` for the server's model; at the end one for each rank, or each client where models differ."""
         if not done.personal:
-            self._save(done.global_model(), "last", *(["best"] if self._is_best(done, record) else []))
+            is_best = self._is_best(record)
+            self._save(done.global_model(), "last", *(["best"] if is_best else []))
+            if is_best:
+                self._note_best(record)
         if self._is_last(done):
             for peer in done.peers:
                 name = f"client-{peer.id}" if done.personal else f"rank-{peer.rank}"
                 if done.personal or peer is _first_of_rank(done, peer.rank):
                     self._save(done.participant_model(peer), name)
 
-    def _is_best(self, done: Round, record: Record) -> bool:
+    def _is_best(self, record: Record) -> bool:
         metric = self.experiment.config.evaluation.best_by
-        value, best = record.get("validation", {}).get(metric), self.notes.get("best")
-        if value is None or (best is not None and not is_better(value, best["value"], metric)):
-            return False
-        self.notes["best"] = {"t": done.t, "metric": metric, "value": value}
-        return True
+        value, so_far = record.get("validation", {}).get(metric), self.notes.get("best")
+        return value is not None and (so_far is None or is_better(value, so_far["value"], metric))
+
+    def _note_best(self, record: Record) -> None:
+        metric = self.experiment.config.evaluation.best_by
+        self.notes["best"] = {"t": record["t"], "metric": metric, "value": record["validation"][metric]}
 
     def _save(self, model: Message, *names: str) -> None:
         adapter = effective(model["adapter"], model.get("base"))  # an SVD, where a base delta has become dense

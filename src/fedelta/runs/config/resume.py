@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedelta.runs.config.read import changed, flat, read_config
+from fedelta.runs.config.read import Overrides, changed, flat, pairs, read_config
 from fedelta.runs.config.schema import ConfigError, RunConfig
 
 MAY_CHANGE = ("federation.rounds", "federation.quorum", "federation.spool", "evaluation", "output", "name")
 """What a resumed run may change without becoming another run: keys, and sections with all their keys."""
 
+DIGEST = "model.digest"
+"""Of the model's code and configs; null takes them as they are (`fedelta.models.base_files.check_code` says so)."""
+
 CHOSEN = (
     "model.gemm",
     "model.revision",
-    "model.digest",
+    DIGEST,
     "data.revision",
     "federation.engine",
     "federation.token_budget",
@@ -32,11 +35,20 @@ def fixed_values(config: RunConfig) -> dict[str, Any]:
     return {k: v for k, v in _values(config).items() if not any(k == may or k.startswith(f"{may}.") for may in MAY_CHANGE)}
 
 
-def keep_choices(fixed: Mapping[str, Any], config: RunConfig) -> RunConfig:
-    """The config with what it leaves open as the run's fixed values have it."""
+def keep_choices(fixed: Mapping[str, Any], config: RunConfig, changes: Overrides = ()) -> RunConfig:
+    """The config with what it leaves open as the run's fixed values have it.
+
+    Args:
+        fixed: from `fixed_values`, as the run keeps them.
+        config: as it is to be now, with the changes.
+        changes: a person's own among them, by dotted key; where they set `model.digest` to null it stays open.
+    """
     raw = config.model_dump(mode="json")
     same_method = config.method["name"] == fixed.get("method.name")
+    given_up = {key for key, value in pairs(changes) if key == DIGEST and value is None}
     for key in CHOSEN:
+        if key in given_up:
+            continue
         known = key in fixed and (same_method or not key.startswith("method."))
         if known and flat(raw).get(key) in ("auto", None):
             raw = changed(raw, key.split("."), fixed[key], key)
@@ -44,11 +56,15 @@ def keep_choices(fixed: Mapping[str, Any], config: RunConfig) -> RunConfig:
 
 
 def demand_same_run(fixed: Mapping[str, Any], config: RunConfig) -> None:
-    """Raises ConfigError if the config gives one of a run's fixed values another value."""
+    """Raises ConfigError if the config gives one of a run's fixed values another value.
+
+    A digest that `keep_choices` left open is none: a person has looked at the model's files, and takes them as they are.
+    """
     now, defaults = fixed_values(config), _values(RunConfig())
     # A key that the library did not have when the run began has its default.
     new = {k for k in now.keys() - fixed.keys() if k in defaults and now[k] == defaults[k]}
-    keys = sorted(k for k in (fixed.keys() | now.keys()) - new if fixed.get(k) != now.get(k))
+    left_open = {DIGEST} if now[DIGEST] is None else set[str]()
+    keys = sorted(k for k in (fixed.keys() | now.keys()) - new - left_open if fixed.get(k) != now.get(k))
     if keys:
         values = "; ".join(f"{k} was {fixed.get(k)!r}, is {now.get(k)!r}" for k in keys)
         raise ConfigError(
@@ -100,6 +116,15 @@ def demand_same_rows(before: Mapping[str, str], now: Mapping[str, str]) -> None:
         raise ConfigError(
             f"the {' and '.join(other)} rows are not those that the run began with: the data have changed since, and its "
             "rounds would not belong together; bring the data back as they were, or start a new run"
+        )
+
+
+def demand_same_code(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises ConfigError if the file of a method, by module, is another than when the run began; the library's do not count."""
+    if other := [module for module, digest in before.items() if now.get(module, digest) != digest]:
+        raise ConfigError(
+            f"the file of the method in {' and '.join(other)} has been edited since the run began, and its rounds would not "
+            "belong together: take the edit back, or start a new run"
         )
 
 

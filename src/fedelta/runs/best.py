@@ -1,0 +1,77 @@
+"""The best round when a run is taken up with another `evaluation.best_by`: which it is, and where its adapter comes from.
+
+The notes of a checkpoint hold the choice, and what is to be done about the folders of adapters/, before one is touched:
+
+    best         {t, metric, value}
+    best_moves   {to, from}: adapters/best is to be called `to`, and `from` to be adapters/best; "" where there is nothing to do
+    best_kept    by the names that adapters/best was given before, the round that each holds
+
+Each step sees whether it was done, so that a death between them is made good when the run is taken up again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedelta.exchange import files
+from fedelta.runs.evaluation import best_round
+from fedelta.runs.folder import Record
+
+logger = logging.getLogger("fedelta.resume")
+
+BEST, LAST, MOVES, KEPT = "best", "last", "best_moves", "best_kept"
+
+
+def choose_anew(notes: Mapping[str, Any], records: Sequence[Record], metric: str, adapters: Path) -> dict[str, Any]:
+    """Returns the notes with the best round by a metric; as they are if it was chosen by this one, or nothing was measured.
+
+    Args:
+        notes: of the checkpoint.
+        records: of the rounds that are done.
+        metric: to choose by now.
+        adapters: the folder with `best` and `last`; it is only looked at.
+    """
+    before = notes.get(BEST)
+    evaluated = [r for r in records if r.get("validation")]
+    t = best_round(evaluated, metric) if before is not None and before["metric"] != metric else None
+    if before is None or t is None:
+        return dict(notes)
+    value = next(r["validation"][metric] for r in evaluated if r["t"] == t)
+    chosen = {**notes, BEST: {"t": t, "metric": metric, "value": value}}
+    there = (adapters / BEST).is_dir()
+    if there and t == before["t"]:
+        return chosen
+    kept: dict[str, int] = dict(notes.get(KEPT, {}))
+    last = LAST if t == evaluated[-1]["t"] else ""
+    source = next((name for name, of in kept.items() if of == t and (adapters / name).is_dir()), last)
+    name = _free_name(adapters, before) if there else ""
+    kept.pop(source, None)
+    return {**chosen, MOVES: {"to": name, "from": source}, KEPT: kept | ({name: before["t"]} if name else {})}
+
+
+def move(notes: Mapping[str, Any], adapters: Path) -> dict[str, Any]:
+    """Does what the notes say is to be done about adapters/best, and returns them without it."""
+    best, to, source = adapters / BEST, notes[MOVES]["to"], notes[MOVES]["from"]
+    if to and best.is_dir() and not (adapters / to).exists():
+        os.replace(best, adapters / to)
+    if source == LAST and not best.is_dir():
+        with files.whole_folder(best) as draft:
+            shutil.copytree(adapters / LAST, draft, dirs_exist_ok=True)
+    elif source and not best.is_dir():
+        os.replace(adapters / source, best)
+    elif not source:
+        now = f": adapters/best is now adapters/{to}" if to else ""
+        logger.warning("the best round by %s is %d, whose adapter was not kept%s", notes[BEST]["metric"], notes[BEST]["t"], now)
+    files.sync_folder(adapters)
+    return {key: value for key, value in notes.items() if key != MOVES}
+
+
+def _free_name(adapters: Path, before: Mapping[str, Any]) -> str:
+    """A name for adapters/best by the metric that chose it; with its round where an earlier one has that name."""
+    name = f"best-{before['metric']}"
+    return f"{name}-{before['t']}" if (adapters / name).exists() else name

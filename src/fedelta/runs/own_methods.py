@@ -1,0 +1,49 @@
+"""Digests of the files of methods that are not the library's own, so that a run notices an edit of one."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import cast
+
+from fedelta import methods
+from fedelta.method import Method
+
+
+def code_digests(method: Method) -> dict[str, str]:
+    """Returns, by module, the sha256 of each file that defines the method, or a part of it, and did not come with the library.
+
+    Only the file of a class itself counts, not what it imports. The library's own methods are left out: another version of the
+    library is only warned about when a run is taken up.
+    """
+    modules = {type(part).__module__: type(part) for part in _parts(method) if not _is_catalogued(type(part))}
+    return {module: sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest() for module, cls in sorted(modules.items())}
+
+
+def _parts(value: object) -> Iterator[Method]:
+    """A method and those that it combines, in its hyper-parameters or lists of them."""
+    if isinstance(value, Method):
+        yield value
+        for field in fields(value):
+            yield from _parts(getattr(value, field.name))
+    elif isinstance(value, list | tuple):
+        for inner in cast("Iterable[object]", value):
+            yield from _parts(inner)
+
+
+def _is_catalogued(cls: type[Method]) -> bool:
+    package, _, name = cls.__module__.rpartition(".")
+    return package == methods.__name__ and name in _catalogued()
+
+
+@cache
+def _catalogued() -> frozenset[str]:
+    """The names of the methods that came with the library."""
+    text = files("fedelta").joinpath("methods/catalogue.json").read_text(encoding="utf-8")
+    return frozenset(entry["name"] for entry in json.loads(text))
