@@ -55,6 +55,8 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 """The errors of safetensors on bytes that are no such file: its own, and those that escape it."""
 
+PICKLE_VERSIONS = (b"\2", b"\3", b"\4", b"\5")
+
 log = logging.getLogger("fedelta")
 
 
@@ -211,8 +213,11 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _what_it_is(path: Path) -> str:
     with path.open("rb") as file:
-        head = file.read(2)
-    if head[:1] == b"\x80" or head == b"PK":
+        head = file.read(8)
+    # Both may begin with 0x80. Then a version follows in a pickle, and in a safetensors file the rest of its header's length,
+    # which is less than 4 GiB.
+    pickled = head[:1] == b"\x80" and head[1:2] in PICKLE_VERSIONS and head[4:] != bytes(4)
+    if pickled or head[:2] == b"PK":
         return "is a pickle under the name of a safetensors file; it may run code when it is opened and is never read"
     return f"is cut or damaged: {path.stat().st_size} bytes are not a whole safetensors file; copy it again"
 

@@ -18,7 +18,7 @@ from fedelta.client import LocalClient, Training
 from fedelta.data.rows import Row
 from fedelta.models.base_store import delta_shape
 from fedelta.models.devices import pick_device
-from fedelta.models.loading import check_fits, load_model, main_input_of, set_padding
+from fedelta.models.loading import CAUSAL, check_fits, load_model, main_input_of, set_padding
 from fedelta.models.passes import Backend
 from fedelta.models.patterns import by_layer
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
@@ -70,8 +70,8 @@ def hf_clients(
         Clients 0, 1, ... in the order of the data sets. Each one's `model` is the shared `PeftAdaptedModel`.
 
     Raises:
-        ValueError: for numbers of data sets and ranks that differ, an unknown training setting, rows that do not fit the
-            task, or a LoRA configuration that is not supported.
+        ValueError: for numbers of data sets and ranks that differ, an unknown training setting, a loaded model or rows that
+            do not fit the task, or a LoRA configuration that is not supported.
     """
     rows = [_rows(part, k) for k, part in enumerate(datasets)]
     settings = _training(training)
@@ -86,6 +86,7 @@ def hf_clients(
         check_fits(model.config, main_input_of(model), task, type(model).__name__)
         if revision is not None:
             raise ValueError(f"a loaded model has no revision {revision!r}: load it at that revision, or give its Hub id")
+        check_head(model, task)
         check_outputs(model, task)
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
     check_dtype(model)
@@ -185,6 +186,23 @@ def config_for(task: Task, lora_config: LoraConfig, model: nn.Module) -> LoraCon
     heads = {*(config.modules_to_save or ()), *(head for head in task.modules_to_save if modules_ending(model, head))}
     config.modules_to_save = sorted(heads) or None
     return config
+
+
+def check_head(model: Any, task: Task) -> None:
+    """Raises ValueError for a model of transformers whose class lacks the head that the task trains.
+
+    A class of one's own is taken at its word.
+    """
+    found = type(model)
+    if not found.__module__.startswith("transformers."):
+        return
+    wanted = task.auto_class.removeprefix("AutoModel")
+    fits = model.get_output_embeddings() is not None if task.auto_class == CAUSAL else found.__name__.endswith(wanted)
+    if not fits:
+        raise ValueError(
+            f"task {task.name!r} trains a model {wanted}, but the loaded one is a {found.__name__}, without such a head: load "
+            f"it by {task.auto_class}.from_pretrained, or give its name in place of the model"
+        )
 
 
 def check_outputs(model: Any, task: Task) -> None:

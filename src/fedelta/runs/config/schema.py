@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -48,6 +48,16 @@ class Section(BaseModel):
     """A part of the config: frozen, and without room for unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses true and false where neither is a choice; pydantic would take them as 1 and 0."""
+        kinds = set(_plain_types(cls.model_fields[str(info.field_name)].annotation))
+        section = isinstance(value, Mapping) and any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds)
+        if not section and not kinds & {bool, Any} and any(isinstance(leaf, bool) for leaf in _leaves(value)):
+            raise ValueError(f"must not be true or false, but is {value!r}")
+        return value
 
 
 class Model(Section):
@@ -140,9 +150,9 @@ class Lora(Section):
 
     @field_validator("rank_pattern", "alpha_pattern", "target_modules")
     @classmethod
-    def _patterns(cls, value: T, info: ValidationInfo) -> T:
+    def _patterns(cls, value: T) -> T:
         for pattern in [value] if isinstance(value, str) else value if isinstance(value, Mapping) else ():
-            check_pattern(pattern, str(info.field_name))
+            check_pattern(pattern)
         return value
 
 
@@ -196,6 +206,18 @@ class Partition(Section):
         """The scheme with its settings."""
         given = {"concentration": self.concentration, "shards_per_client": self.shards_per_client}
         return get_scheme(self.scheme, **{k: v for k, v in given.items() if v is not None})
+
+
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of, such as int, None and the parts of a union or a list."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        yield from map(type, parts)
+    elif parts:
+        for part in parts:
+            yield from _plain_types(part)
+    else:
+        yield annotation
 
 
 def _demand_finite(settings: dict[str, Any]) -> dict[str, Any]:
