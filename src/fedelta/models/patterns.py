@@ -116,15 +116,17 @@ def _suffix_matcher(key: str, where: str) -> Matcher:
 
 
 def _ends_in(key: str, name: str) -> bool:
-    """Says if a name, or all of it after a dot, is the key; a dot of the key stands for any character."""
+    """Says if a name, or all of it after a dot, is the key; a dot of the key stands for any character but a new line."""
     at = len(name) - len(key)
-    if at < 0 or (at > 0 and name[at - 1] != "."):
+    if at < 0 or (at > 0 and name[at - 1] != ".") or "\n" in name:
         return False
-    return name.endswith(key) or all(k == c or (k == "." and c != "\n") for k, c in zip(key, name[at:], strict=True))
+    return name.endswith(key) or all(k in (c, ".") for k, c in zip(key, name[at:], strict=True))
 
 
 def _whole_name(key: str) -> str | None:
     """The name that a key written as `^` and the escaped name stands for; None for any other key."""
+    if not key.startswith("^"):
+        return None
     name = re.sub(r"\\(.)", r"\1", key.removeprefix("^"))
     return name if key == f"^{re.escape(name)}" else None
 
