@@ -68,9 +68,9 @@ def _check_number(name: str, value: object, kind: type[Real], words: str, *, opt
         return
     if isinstance(value, bool) or not isinstance(value, kind):
         raise ValueError(f"{name} must be {words}, got {value!r}")
-    if not value > 0:
+    if not float(value) > 0:
         raise ValueError(f"{name} must be above 0, got {value}")
-    if not math.isfinite(value):
+    if not math.isfinite(float(value)):
         raise ValueError(f"{name} must be a finite number, got {value}")
 
 

@@ -31,7 +31,8 @@ REMEDIES = {
     "trust_remote_code": "Read the model's *.py files and, where you trust them, allow them by --trust-remote-code (in a "
     "config: model.trust_remote_code=true; in Python: trust_remote_code=True).",
     "safetensors": "If its weights are of another format, such as a pickle in a .bin file, they may run code when they are "
-    "opened: convert them or, where you trust them, allow them by model.use_safetensors=false (in Python: use_safetensors=False).",
+    "opened: convert them or, where you trust them, allow them by model.use_safetensors=false (in "
+    "Python: use_safetensors=False).",
 }
 """By a word of the library's error: the remedy as a person at the command line, too, can apply it."""
 
