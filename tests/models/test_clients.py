@@ -120,6 +120,8 @@ def test_a_causal_model_without_a_padding_token(conv1d, tokenizer):
         ({"parts": []}, "no data sets: give one for each client"),
         ({"ranks": [2, 4]}, "2 ranks for 1 data sets"),
         ({"ranks": 0}, "ranks must be at least 1"),
+        ({"ranks": True}, r"ranks must be at least 1, and whole, got \[True\]"),
+        ({"ranks": [2.5]}, r"ranks must be at least 1, and whole, got \[2.5\]"),
         ({"learning_rat": 1.0}, "no training setting is called 'learning_rat'; did you mean 'learning_rate'"),
         ({"batch_size": 0}, "batch_size must be above 0"),
         ({"local_steps": 2.5}, "local_steps must be a whole number, got 2.5"),

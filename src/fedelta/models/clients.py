@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -247,11 +248,11 @@ def _rows(part: Any, client: int) -> list[Row]:
 def _one_for_each(ranks: int | Sequence[int], count: int) -> list[int]:
     if not count:
         raise ValueError("no data sets: give one for each client")
-    ranks = [ranks] * count if isinstance(ranks, int) else list(ranks)
+    ranks = [ranks] * count if isinstance(ranks, Real) else list(ranks)
     if len(ranks) != count:
         raise ValueError(f"{len(ranks)} ranks for {count} data sets: give one rank for all clients, or one for each")
-    if bad := [r for r in ranks if r < 1]:
-        raise ValueError(f"ranks must be at least 1, got {bad}")
+    if bad := [r for r in ranks if isinstance(r, bool) or not isinstance(r, Integral) or r < 1]:
+        raise ValueError(f"ranks must be at least 1, and whole, got {bad}")
     return ranks
 
 
