@@ -18,7 +18,7 @@ matplotlib.use("Agg")  # before pyplot: there may be no screen
 from matplotlib import pyplot
 from study import Job, Study, at
 
-from fedelta.report.tables import COLOURS
+from fedelta.report.charts import COLOURS
 
 
 def draw(study: Study, key: str, log: bool, to: Path) -> None:

@@ -1,6 +1,6 @@
 """Writes the reference of the documentation from the code: config keys with a JSON schema, command line, methods.
 
-python tools/reference.py            writes docs/reference and the list of methods in mkdocs.yml
+python tools/reference.py            writes docs/reference, the list of methods in mkdocs.yml, and what `fedelta methods` says
 python tools/reference.py --check    writes nothing; ends with code 1 if a file is stale
 
 Names come from registries, keys and their meaning from pydantic, options from typer, settings from docstrings.
@@ -27,8 +27,7 @@ from fedelta.optim import OPTIMIZERS
 from fedelta.report import catalogue
 from fedelta.runs.config import RunConfig
 from fedelta.split.partition import SCHEMES
-from fedelta.tasks.metrics import METRICS
-from fedelta.tasks.registry import TASKS
+from fedelta.tasks import METRICS, list_tasks, task_class
 from fedelta.topology import TOPOLOGIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +45,7 @@ def files() -> dict[Path, str]:
         reference / "config.md": config_page(),
         reference / SCHEMA: json.dumps(schema(), indent=2) + "\n",
         reference / "cli.md": command_line(),
+        ROOT / "src/fedelta/methods/catalogue.json": json.dumps(catalogue.entries(), indent=1, ensure_ascii=False) + "\n",
         **{reference / f"methods/{name}.md": text for name, text in pages.items()},
         ROOT / "mkdocs.yml": with_methods((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), pages),
     }
@@ -80,7 +80,7 @@ def config_page() -> str:
         f"## At the top\n\n{keys_table('', alone)}",
         *(section(key, about, whole["$defs"]) for key, about in sections.items()),
         CHOICES_HEAD,
-        choices_of("Tasks", "task", TASKS),
+        choices_of("Tasks", "task", {name: task_class(name) for name in list_tasks()}),
         metrics(),
         schemes(),
         choices_of("Optimizers", "training.optimizer", OPTIMIZERS),

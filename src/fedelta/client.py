@@ -28,7 +28,7 @@ Example: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Sets how a client trains in one round.
+    """Settings of a client's training in one round.
 
     Args:
         batch_size: examples in a step; the last batch of an epoch may be smaller.
@@ -76,7 +76,7 @@ def _check_number(name: str, value: object, kind: type[Real], words: str, *, opt
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """The arguments of a call of `Client.train`; see there."""
+    """A call of `Client.train` as a value; its fields are the arguments, see there."""
 
     t: int
     start: Adapter
@@ -102,6 +102,9 @@ class LocalClient:
         training: how to train.
         seed: of the run.
     """
+
+    copies_start = True
+    """`train` never writes into the adapter that it is given; engines give other clients a copy."""
 
     def __init__(
         self,
@@ -164,7 +167,7 @@ class LocalClient:
         return session.result(tree.parameters(self.model.live()))
 
     def dropout(self, t: int) -> torch.Generator:
-        """Returns the generator that a round's adapter dropout is drawn from."""
+        """Returns the generator from which a round's adapter dropout is drawn."""
         return seeding.generator(self.seed, t, self.peer.id, "dropout")
 
     def gradient(self, start: Adapter, num_batches: int, *, base: BaseDelta | None = None, t: int = 0) -> Adapter:

@@ -1,4 +1,4 @@
-"""How updates become one adapter: their order, their checks, and a rule applied layer by layer."""
+"""The way from updates to one adapter: their order, their checks, and a rule applied layer by layer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.numerics import threads
 from fedelta.peers import Peer
-from fedelta.tree import Adapter, Message
+from fedelta.tree import Adapter, Message, Tensors
 
 
 @dataclass(frozen=True, eq=False)
 class ClientUpdate:
-    """What `aggregate` gets from one client. The weights of a round sum to one.
+    """One client's update, as `aggregate` gets it. The weights of a round sum to one.
 
     Attributes:
         sender: who sent it.
@@ -87,15 +87,21 @@ def merge(rule: Rule, updates: Sequence[ClientUpdate], into: Adapter, *, adapter
         for u, adapter in zip(in_order(updates), adapters, strict=True):
             check_update(adapter, into, f"client {u.sender.id}")
 
+    # In the server's dtypes: else whoever comes first would choose the dtype of the next state, and so everybody's.
     def at(layer: str) -> LoRA:
-        return _at(layer, rule, weights, [a.layers[layer] for a in adapters], into.layers[layer])
+        old = into.layers[layer]
+        return _at(layer, rule, weights, [a.layers[layer].to(old.dtype) for a in adapters], old)
 
     layers = threads.ordered(at, list(into.layers), 1 if _in_turn(into, len(adapters)) else None)
-    return Adapter(layers, tree.mean(weights, [a.dense for a in adapters]), base)
+    return Adapter(layers, tree.mean(weights, [_as_in(into.dense, a.dense) for a in adapters]), base)
+
+
+def _as_in(like: Tensors, sent: Tensors) -> Tensors:
+    return {n: x.to(like[n].dtype) for n, x in sent.items()}
 
 
 def _in_turn(into: Adapter, count: int) -> bool:
-    """Whether a merge goes layer by layer: threads would be idle, their stacks too large together, or the work elsewhere."""
+    """Says that a merge goes layer by layer: threads would be idle, their stacks too large together, or the work elsewhere."""
     entries = sum(x.rank * sum(x.shape) for x in into.layers.values())
     return count > MANY or count * entries < FEW or any(x.B.device.type != "cpu" for x in into.layers.values())
 

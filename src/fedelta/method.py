@@ -40,13 +40,22 @@ Names that a mapping does not mention train fully; None freezes."""
 Penalty: TypeAlias = Callable[[Adapter], Tensor]
 """A scalar to add to the loss, from the live adapter."""
 
+Provenance: TypeAlias = Literal[
+    "the paper", "published code", "the authors' code", "others' readings", "the abstract", "no paper of its own"
+]
+"""The source of an implementation, from the surest to the least sure.
+
+"the paper" was read. "published code" is code that others rely on, of a paper whose formula is well known. Of all others the
+text was not at hand: they follow "the authors' code"; or notes and re-implementations, "others' readings"; or little more than
+"the abstract". A baseline, and a method of ours, has "no paper of its own"."""
+
 GradientHook: TypeAlias = Callable[[Tensors, Tensors, int], Tensors]
 """(gradients, parameters, step) -> gradients, before clipping; names as in `tree.parameters`."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrainResult:
-    """What local training returns.
+    """The result of local training.
 
     Attributes:
         adapter: after the last step, detached.
@@ -116,6 +125,7 @@ class Method(ABC):
 
     Class attributes, all claims that the conformance suite tests both ways:
         paper: one line of source.
+        follows: where the formula was read; the docstring says more under "Source".
         reported: one or two sentences: the main numbers that the source reports (task, model, clients, figure of the method
             against its named baselines) and how they were read (in the paper, in the authors' repository, second-hand); what
             was not available is said so. Empty for a baseline without a paper. Nothing that this library measured.
@@ -135,6 +145,7 @@ class Method(ABC):
     """
 
     paper: ClassVar[str] = ""
+    follows: ClassVar[Provenance] = "no paper of its own"
     reported: ClassVar[str] = ""
     hetero_rank: ClassVar[bool] = False
     decentralised: ClassVar[bool] = False
@@ -152,11 +163,11 @@ class Method(ABC):
         check_choices(self)
 
     def population(self, clients: Sequence[Client]) -> Sequence[Client]:
-        """The clients that the engine is to work with; only a baseline that pools data replaces them."""
+        """Returns the clients that the engine is to work with; only a baseline that pools data replaces them."""
         return clients
 
     def for_topology(self, rounds: int, rho_sq: Callable[[], float]) -> Method:
-        """The method with what depends on the graph and the length of the run filled in; by default the method itself.
+        """Returns the method with what depends on the graph and the length of the run filled in; by default the method itself.
 
         Engines ask for it before round 0.
 
@@ -175,28 +186,28 @@ class Method(ABC):
             demand_equal_ranks(type(self).__name__, template, peers)
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        """The state before round 0; by default the common initial adapter `template` at the largest ranks of the peers.
+        """Returns the state before round 0; by default the common initial adapter `template` at the largest ranks of the peers.
 
         All A come from the seed.
         """
         return {"adapter": at_largest(template, peers)}
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
-        """What the server sends to a peer; by default the leading components of the adapter that the peer can hold."""
+        """Returns the server's message to a peer; by default the leading components of the adapter that the peer can hold."""
         return {"adapter": slice_for(state["adapter"], to)}
 
     def upload(self, adapter: Adapter) -> Message:
-        """What of a trained adapter travels."""
+        """Returns the message of a trained adapter; by default all of it."""
         return {"adapter": adapter}
 
     def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
-        """The client's part; by default it trains what it got and uploads it."""
+        """Returns the client's upload and next memory; by default it trains what it got and uploads that."""
         result = client.train(t, down["adapter"], base=down.get("base"))
         return self.upload(result.adapter), client_state
 
     @abstractmethod
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
-        """The next state. Raises ValueError for updates that do not fit together."""
+        """Returns the next state. Raises ValueError for updates that do not fit together."""
 
     def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
         """Returns what a client adds to the cohort's sum in place of its upload, by flat name; an idle client adds zeros.
@@ -222,7 +233,7 @@ class Method(ABC):
         raise ValueError(f"{type(self).__name__} needs single updates, no sum of them: take a method that averages factors")
 
     def deploy(self, down: Message, client_state: ClientState, template: Adapter | None = None) -> Message:
-        """What a participant runs: an "adapter" and perhaps a "base".
+        """Returns the model that a participant runs: an "adapter" and perhaps a "base".
 
         `template` is the participant's own initial adapter (`Client.template`): some methods never send what never changes,
         and some participants have trained nothing yet. Such methods raise ValueError without it.
@@ -230,7 +241,7 @@ class Method(ABC):
         return {k: down[k] for k in ("adapter", "base") if k in down}
 
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
-        """What an upload means as a model: adapter and base delta. Diagnostics and checks read only this."""
+        """Returns an upload as a model: adapter and base delta. Diagnostics and checks read only this."""
         return update.content["adapter"], state.get("base")
 
     def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
@@ -244,7 +255,7 @@ class Method(ABC):
             raise ValueError(f"client {update.sender.id} sent an empty message, where {self.travels} should travel")
 
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
-        """The numbers (entries of tensors) that go down to `peer` and up from it in round t, when all `peers` always take part.
+        """Counts the entries of tensors that go down to `peer` and up from it in round t, when all `peers` always take part.
 
         The declared formula of the method's bytes, which the laws compare with encoded messages. By default a peer's adapter
         goes down, and what `upload` keeps of it goes up.
@@ -267,6 +278,6 @@ MOST = 10**12
 
 
 def check_count(value: object, what: str, who: str) -> None:
-    """Raises ValueError unless a number that a client claims is above 0 and not beyond what can be."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST:
-        raise ValueError(f"{who} claims {value!r:.40} {what}: it must be a number above 0 and no more than {MOST:g}")
+    """Raises ValueError unless a number that a client claims is at least 1 and not beyond what can be."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MOST:
+        raise ValueError(f"{who} claims {value!r:.40} {what}: it must be a number from 1 to {MOST:g}")

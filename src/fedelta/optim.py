@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from fedelta.naming import nearest
+from fedelta.registry import check_name, check_settings
 
 OptimizerState: TypeAlias = dict[str, dict[str, Tensor]]
 """By slot, such as `second_moment`: tensors by parameter name."""
 
 
 class Optimizer(Protocol):
-    """What `client.train` asks of an optimiser."""
+    """The optimiser that `client.train` takes: two functions and a state that is passed between them."""
 
     def init(self, params: dict[str, Tensor]) -> OptimizerState:
         """A fresh state for these parameters."""
@@ -97,7 +97,7 @@ class AdamW:
 
 
 def has_fused_step(param: Tensor) -> bool:
-    """Whether AdamW's step of a tensor is torch's fused kernel, whose counter must lie beside the tensor.
+    """Returns whether AdamW's step of a tensor is torch's fused kernel, whose counter must lie beside the tensor.
 
     The kernel takes the tensor for contiguous: on a CPU it would write what lies between the rows of a view, unasked.
     """
@@ -207,11 +207,7 @@ def get_optimizer(name: str, **settings: Any) -> Optimizer:
     Raises:
         ValueError: for an unknown name or setting, naming the nearest known one.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"no optimizer is called {name!r}{nearest(name, OPTIMIZERS)}; there are {', '.join(OPTIMIZERS)}")
-    known = [f.name for f in fields(OPTIMIZERS[name])]
-    for setting in settings:
-        if setting not in known:
-            raise ValueError(f"optimizer {name!r} has no {setting!r}{nearest(setting, known)}; it has {', '.join(known)}")
+    check_name("optimizer", name, OPTIMIZERS)
+    check_settings(f"optimizer {name!r}", settings, [f.name for f in fields(OPTIMIZERS[name])])
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     return OPTIMIZERS[name](**values)

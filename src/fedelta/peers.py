@@ -1,4 +1,4 @@
-"""Who takes part: `Peer`, and what of the server's adapter a peer may hold."""
+"""Participants: `Peer`, and the part of the server's adapter that a peer may hold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedelta.tree import Adapter
 
 @dataclass(frozen=True)
 class Peer:
-    """What the federation knows of a participant: plain data.
+    """A participant as the federation knows it: plain data.
 
     Attributes:
         id: unique, not negative.

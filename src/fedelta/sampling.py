@@ -17,7 +17,7 @@ from fedelta import seeding
 
 
 class HasId(Protocol):
-    """What a cohort rule reads of a peer."""
+    """The part of a peer that a cohort rule reads."""
 
     @property
     def id(self) -> int: ...

@@ -26,7 +26,7 @@ Factor: TypeAlias = Literal["A", "B"]
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """What a client trains.
+    """The tensors that a client trains.
 
     Attributes:
         layers: deltas by layer name, as PEFT names its target modules.
@@ -45,7 +45,7 @@ class Adapter:
 
 @dataclass(frozen=True, eq=False)
 class BaseDelta:
-    """What has been added to the frozen base between two versions of it.
+    """The terms that have been added to the frozen base between two versions of it.
 
     Attributes:
         version: of the base once the delta is added.

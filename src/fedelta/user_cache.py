@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -28,13 +30,34 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         OSError: if it cannot be written; nothing is left beside it.
     """
+    with _written_beside(file, content) as part:
+        part.replace(file)
+
+
+def write_first(file: Path, content: bytes) -> None:
+    """Writes a file that is not there yet, whole; of several processes the first one's stands, and it is left as it is.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left beside it.
+    """
+    with _written_beside(file, content) as part:
+        try:
+            os.link(part, file)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links: better the last one's than none
+            part.replace(file)
+
+
+@contextmanager
+def _written_beside(file: Path, content: bytes) -> Generator[Path]:
+    """Gives another file in the same folder that holds the content, for as long as the block runs."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as stream:
         part = Path(stream.name)
         try:
             stream.write(content)
             stream.close()
-            part.replace(file)
-        except OSError:
+            yield part
+        finally:
             part.unlink(missing_ok=True)
-            raise

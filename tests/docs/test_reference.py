@@ -45,7 +45,9 @@ def test_every_hyper_parameter_is_explained(name: str) -> None:
 
 
 def test_the_schema_takes_a_config_and_refuses_a_wrong_key() -> None:
-    config: dict[str, Any] = yaml.safe_load(files("fedelta").joinpath("configs/quickstart.yaml").read_text(encoding="utf-8"))
+    config: dict[str, Any] = yaml.safe_load(
+        files("fedelta").joinpath("runs/configs/quickstart.yaml").read_text(encoding="utf-8")
+    )
     jsonschema.validate(config, SCHEMA)
     jsonschema.validate({**config, "method": {"name": "fedprox", "mu": 0.1}}, SCHEMA)
     for wrong in ({"lora": {"rnak": 4}}, {"federation": {"rounds": 0}}, {"partition": {"scheme": "dirichlt"}}):

@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ def test_a_forced_run_keeps_its_folder_locked_on_both_sides_of_the_change_of_nam
 
 def test_a_lock_is_gone_with_its_process(finished: Path):
     code = (
-        "import os, sys; from pathlib import Path; from fedelta import files\n"
+        "import os, sys; from pathlib import Path; from fedelta.exchange import files\n"
         "with files.locked(Path(sys.argv[1])):\n    print('locked', flush=True); os.read(0, 1); os._exit(9)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(finished)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -201,6 +202,36 @@ def test_an_adapter_folder_is_replaced_in_one_step(exchange: bool, tmp_path: Pat
         [] if exchange else [".last.swap", "last", next(n for n in seen if n.startswith(".last.") and n != ".last.swap")]
     )
     assert [p.name for p in tmp_path.iterdir()] == ["last"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_an_adapter_folder_stays_and_is_followed(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The draft lies beside the folder and not beside the link, which may be on another disk."""
+    (tmp_path / "large" / "mine").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "large" / "mine")
+    if there:
+        save_adapter(adapter_of(2), tmp_path / "large" / "mine")
+    else:
+        (tmp_path / "large" / "mine").rmdir()
+    drafts, mkdtemp = list[Path](), tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **options: drafts.append(Path(options["dir"])) or mkdtemp(**options))
+    save_adapter(adapter_of(3), tmp_path / "link")
+    assert drafts == [tmp_path / "large"]
+    assert (tmp_path / "link").is_symlink()
+    for place in ("link", "large/mine"):
+        assert {layer.rank for layer in load_adapter(tmp_path / place).layers.values()} == {3}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["large", "link"]
+    assert [p.name for p in (tmp_path / "large").iterdir()] == ["mine"]
+
+
+def test_a_folder_behind_a_link_is_replaced_and_not_the_link(tmp_path: Path):
+    for name in ("draft", "folder"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    files.replace_folder(tmp_path / "draft", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == ["folder", "folder/draft", "link"]
 
 
 def test_other_files_beside_an_adapter_stay(tmp_path: Path):

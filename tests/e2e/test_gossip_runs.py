@@ -9,6 +9,7 @@ import pytest
 import fedelta
 from fedelta.engines import checkpoint
 from fedelta.runs.config import ConfigError, load_config
+from fedelta.runs.config.checks import check
 from fedelta.runs.experiment import build
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.plan import plan
@@ -84,7 +85,8 @@ def test_methods_run_on_a_graph(method: str, tiny_config: Config, tmp_path: Path
 def test_a_plan_counts_the_messages_of_the_graphs(topology: Any, tiny_config: Config, tmp_path: Path):
     changes = ON_A_GRAPH | {"federation.topology": topology, "federation.link_drop": 0.0, "output": str(tmp_path / "run")}
     sent = [r["bytes"]["up"] for r in fedelta.run(tiny_config, changes).records]
-    found = plan(build(load_config(tiny_config, changes)))
+    config = load_config(tiny_config, changes)
+    found = plan(build(config, check(config)))
     assert found.bytes["total"] == sum(sent)
     assert found.bytes["first round"] == {"down": 0, "up": sent[0]}
     assert found.cohort == found.clients == 3
@@ -94,7 +96,7 @@ def test_a_plan_counts_the_messages_of_the_graphs(topology: Any, tiny_config: Co
     ("changes", "what"),
     [
         ({"federation.topology": "rings"}, r"no topology is called 'rings'; did you mean 'ring'"),
-        ({"federation.topology": {"name": "erdos_renyi", "q": 0.1}}, r"'erdos_renyi' has no 'q'"),
+        ({"federation.topology": {"name": "erdos_renyi", "q": 0.1}}, r"'erdos_renyi' has no setting 'q'"),
         ({"federation.topology": {"p": 0.1}}, r"federation\.topology: needs a name"),
         ({"federation.topology": {"name": "erdos_renyi", "p": 0.0}}, r"was not connected in 1000 draws"),
         ({"federation.topology": "torus"}, r"both sides must be at least 3"),

@@ -66,10 +66,12 @@ def test_every_method_runs_and_leaves_adapters_that_peft_loads(
 @pytest.mark.parametrize("method", ["flexlora", "flora", "fedex_lora"])
 def test_the_saved_adapter_is_the_model_that_was_scored(method: str, tiny_config: Config, tiny_model: Path, tmp_path: Path):
     """PEFT's accuracy and loss with `adapters/last` on the pretrained base are those of the log: nothing is lost in a base."""
+    from fedelta.runs.config.checks import check
     from fedelta.runs.experiment import build
 
     result = fedelta.run(tiny_config, overrides_for(method, tmp_path / "run") | {"training.learning_rate": 0.2})
-    experiment = build(RunFolder(tmp_path / "run").config())
+    config = RunFolder(tmp_path / "run").config()
+    experiment = build(config, check(config))
     rows = experiment.deal.splits.test
     labels = [experiment.deal.task.labels.index(row["label"]) for row in rows]  # pyright: ignore[reportAttributeAccessIssue]
     logits = torch.cat([logits_by_peft(tmp_path / "run/adapters/last", tiny_model, row["text"]) for row in rows])

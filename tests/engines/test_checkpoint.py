@@ -4,6 +4,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 
 from fedelta import sampling
 from fedelta.client import LocalClient, Training
-from fedelta.engines import checkpoint
+from fedelta.engines import checkpoint, manifests
 from fedelta.engines.guards import Size
 from fedelta.engines.rounds import Snapshot
 from fedelta.engines.server import federate
+from fedelta.engines.tables import Table
 from fedelta.exchange import files, wire
 from fedelta.method import Client, ClientState, Method
 from fedelta.methods.fedavg import FedAvg
@@ -133,8 +135,9 @@ def test_two_deaths_in_one_round(tmp_path: Path, system: Any) -> None:
 def test_what_a_checkpoint_names_is_on_the_disk_before_it(tmp_path: Path, system: Any) -> None:
     log = system()
     checkpoint.save(tmp_path, Snapshot(1, 0, {"x": torch.ones(2)}, {3: {"y": 1}}, {3: 0}))
+    memory = ["open", "write", "close", "open", "fsync", "close", "open", "fsync", "close"]  # its bytes, then its name
     one_file = ["open", "write", "fsync", "close", "replace", "open", "fsync", "close"]
-    assert log.calls == one_file * 3  # the memory, the state, the manifest
+    assert log.calls == memory + one_file * 2  # the state, the manifest
     for t, removed in ((2, 0), (3, 3)):
         log.calls.clear()
         checkpoint.save(tmp_path, Snapshot(t, 0, {"x": torch.ones(2)}))
@@ -183,8 +186,185 @@ def test_only_what_changed_is_written(tmp_path: Path, system: Any) -> None:
     log = system()
     states = {**states, 7: {"x": -1}}
     checkpoint.save(tmp_path, Snapshot(2, 0, {}, states, {**dict.fromkeys(range(100), 0), 7: 1}))
-    assert log.calls.count("replace") == 3
+    assert log.calls.count("write") == 3
     assert checkpoint.load(tmp_path).client_states == states
+
+
+def three(t: int, peers: Any, seed: int) -> range:
+    """Everyone at first, then three clients of each round."""
+    return range(len(peers)) if t == 0 else range(3 * t, 3 * t + 3)
+
+
+def rounds_of(clients: int, rounds: int = 4) -> list[Snapshot]:
+    """The snapshots of a run in which every client remembers something and three take part."""
+    one = toy_federation((2,))[0]
+    peers: list[Any] = [SimpleNamespace(peer=replace(one.peer, id=k), template=one.template) for k in range(clients)]
+    run = federate(Remembering(), peers, rounds=rounds, cohort=three, engine="sequential")
+    return [done.snapshot for done in run]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembering(FedAvg):
+    """Does not train, and remembers in how many rounds it took part; every third client forgets it after the first."""
+
+    def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
+        forgets = t > 0 and client.peer.id % 3 == 0
+        return {"adapter": down["adapter"]}, {} if forgets else {"count": client_state.get("count", 0) + 1}
+
+
+class Listed:
+    """A module `os` that counts all calls and all bytes."""
+
+    def __init__(self, real: Any) -> None:
+        self._real, self.calls, self.bytes = real, 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._real, name)
+        if not callable(real) or name == "PathLike":
+            return real
+
+        def call(*args: Any) -> Any:
+            self.calls += 1
+            self.bytes += len(args[1]) if name == "write" else 0
+            result = real(*args)
+            self.bytes += len(result) if name == "listdir" else 0
+            return result
+
+        return call
+
+
+def test_a_round_costs_its_cohort_however_many_clients_remember(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs: list[tuple[int, int, int]] = []
+    for clients in (20, 500):
+        folder = tmp_path / str(clients)
+        first, *later = rounds_of(clients)
+        checkpoint.save(folder, first)
+        read: list[Path] = []
+        with monkeypatch.context() as patch:
+            real = Path.read_bytes
+            patch.setattr(Path, "read_bytes", lambda path, read=read, real=real: (read.append(path), real(path))[1])
+            patch.setattr(checkpoint, "os", checkpoint_os := Listed(os))
+            patch.setattr(files, "os", files_os := Listed(os))
+            for snapshot in later:
+                checkpoint.save(folder, snapshot)
+        costs.append((len(read), checkpoint_os.calls + files_os.calls, checkpoint_os.bytes + files_os.bytes))
+        assert len(checkpoint.load(folder).client_states) == clients - 3
+    assert costs[0][:2] == costs[1][:2]
+    assert costs[1][2] - costs[0][2] < 100, "a few digits"
+
+
+def test_a_snapshot_reads_no_table_of_all_clients() -> None:
+    """What a round hands out costs its cohort, too: the tables of one round are those of the next, but for what changed."""
+    for before, after in pairwise(rounds_of(50)):
+        assert after.before is not None
+        assert len(after.before) == 3
+        assert before.client_states[40] is after.client_states[40]
+        assert isinstance(after.client_states, Table)
+        assert isinstance(after.touched, Table)
+
+
+def test_a_round_that_is_added_has_the_bytes_of_one_for_which_all_files_are_looked_at(tmp_path: Path) -> None:
+    for snapshot in rounds_of(20):
+        checkpoint.save(tmp_path / "added", snapshot)
+        checkpoint.save(tmp_path / "whole", replace(snapshot, before=None))
+        assert contents(tmp_path / "added") == contents(tmp_path / "whole")
+
+
+def test_a_round_left_out_and_one_done_again_end_alike(tmp_path: Path) -> None:
+    first, second, third, fourth = rounds_of(20)
+    for snapshot in (first, third, fourth):
+        checkpoint.save(tmp_path / "left out", snapshot)
+    for snapshot in (first, second, third, second, third, fourth, fourth):
+        checkpoint.save(tmp_path / "again", snapshot)
+    for folder in ("left out", "again"):
+        found = checkpoint.load(tmp_path / folder)
+        assert (found.t, found.client_states, found.touched) == (4, fourth.client_states, fourth.touched)
+
+
+def test_what_rots_before_it_is_replaced_spoils_nothing(tmp_path: Path) -> None:
+    first, second, third, _ = rounds_of(20)
+    checkpoint.save(tmp_path, first)
+    (tmp_path / "clients/3-0.memory").write_bytes(b"rotten")  # of the cohort: replaced by the next save
+    checkpoint.save(tmp_path, second)
+    checkpoint.save(tmp_path, third)
+    assert checkpoint.load(tmp_path).client_states == third.client_states
+
+
+def test_a_file_too_many_one_too_few_and_an_old_one_are_seen(tmp_path: Path) -> None:
+    first, second = rounds_of(6, rounds=2)
+    checkpoint.save(tmp_path, first)
+    file = tmp_path / "clients/4-0.memory"
+    data = file.read_bytes()
+    file.unlink()
+    with pytest.raises(ValueError, match=r"1\.json has 6 clients' files, and the 5 that are here"):
+        checkpoint.load(tmp_path)
+    file.write_bytes(data)
+    (tmp_path / "clients/9-0.memory").write_bytes(data)
+    with pytest.raises(ValueError, match=r"9-0\.memory was cut or altered: it is the file of client 4, round 0"):
+        checkpoint.load(tmp_path)
+    (tmp_path / "clients/9-0.memory").unlink()
+    checkpoint.save(tmp_path, second)
+    checkpoint.save(tmp_path / "other", replace(first, client_states={k: {"count": 7} for k in range(6)}))
+    (tmp_path / "other/clients/1-0.memory").replace(tmp_path / "clients/1-0.memory")
+    with pytest.raises(ValueError, match="are not all of them the same"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_memory_that_was_forgotten_stays_so_after_a_death_before_its_file_was_removed(tmp_path: Path) -> None:
+    _, second, third, fourth = rounds_of(20)  # the second forgets client 3
+    checkpoint.save(tmp_path, second)
+    second_files = contents(tmp_path)
+    checkpoint.save(tmp_path, third)
+    checkpoint.save(tmp_path, fourth)
+    whole = contents(tmp_path)
+    for name in set(second_files) - set(whole):
+        (tmp_path / name).write_bytes(second_files[name])
+    assert checkpoint.load(tmp_path).t == 4
+    assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("memories", [{}, {4: {"count": 9}}])
+def test_a_death_in_a_round_that_is_done_again_with_another_result_leaves_no_mixture(
+    memories: dict[int, ClientState], tmp_path: Path, system: Any
+) -> None:
+    first, second, _, _ = rounds_of(20)
+    other = replace(second, client_states={**second.client_states, **memories}, state={"x": 1})
+    whole = [(x.t, dict(x.client_states), x.state.keys()) for x in (first, second, other)]
+    for last in range(100):
+        folder = tmp_path / str(last)
+        system()
+        for snapshot in (first, second):
+            checkpoint.save(folder, snapshot)
+        system(last)
+        try:
+            checkpoint.save(folder, other)
+        except Killed:
+            system()
+            found = checkpoint.load(folder)
+            assert (found.t, found.client_states, found.state.keys()) in whole
+        else:
+            break
+    assert last > 20
+
+
+def test_a_round_done_again_without_a_client_leaves_nothing_of_it(tmp_path: Path) -> None:
+    first, second, _, _ = rounds_of(20)
+    checkpoint.save(tmp_path, first)
+    checkpoint.save(tmp_path, second)
+    (tmp_path / "2.json").write_bytes(b"damaged")
+    client_4 = {"client_states": {"count": 1}, "client_rounds": 0, "touched": 0}
+    tables: Any = {name: {**getattr(second, name), 4: value} for name, value in client_4.items()}
+    other = replace(second, **tables, before={3: 0, 5: 0})
+    checkpoint.save(tmp_path, other)
+    assert checkpoint.load(tmp_path).client_states == other.client_states
+
+
+def test_many_files_are_confirmed_together_and_before_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(files, "_sync_file_system", lambda folder: (log.append(folder.name), True)[1])
+    monkeypatch.setattr(files, "commit", lambda path, data: log.append(path.name))
+    checkpoint.save(tmp_path, Snapshot(1, 0, {}, {k: {"x": k} for k in range(files.MANY + 1)}))
+    assert log == ["clients", "state-1.safetensors", "1.json"]
 
 
 def test_what_a_round_changed_is_written_over_what_lies_there(tmp_path: Path) -> None:
@@ -196,7 +376,7 @@ def test_what_a_round_changed_is_written_over_what_lies_there(tmp_path: Path) ->
 def test_leftovers_are_removed_on_load(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, Snapshot(1, 0, {}, {0: {"x": 1}}, {0: 0}))
     before = contents(tmp_path)
-    for name in ("clients/0-1.safetensors", "clients/.0-1.safetensors.tmp", "state-2.safetensors", ".state-2.safetensors.tmp"):
+    for name in ("clients/0-1.memory", "clients/nonsense", "state-2.safetensors", ".state-2.safetensors.tmp"):
         (tmp_path / name).write_bytes(b"half")
     checkpoint.load(tmp_path)
     assert contents(tmp_path) == before
@@ -221,7 +401,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("file", ["state-2.safetensors", "clients/6-1.safetensors", "2.json"])
+@pytest.mark.parametrize("file", ["state-2.safetensors", "clients/6-1.memory", "2.json"])
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_the_checkpoint_before_serves_where_the_last_is_damaged(
     kind: str, file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -254,8 +434,8 @@ def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     assert sorted(contents(tmp_path)) == [
         "2.json",
         "3.json",
-        "clients/6-1.safetensors",
-        "clients/7-0.safetensors",
+        "clients/6-1.memory",
+        "clients/7-0.memory",
         "state-2.safetensors",
         "state-3.safetensors",
     ]
@@ -263,17 +443,17 @@ def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_a_whole_one_before_is_named(tmp_path: Path) -> None:
     two_rounds(tmp_path)
-    (tmp_path / "clients/7-0.safetensors").write_bytes(b"")  # in both
-    with pytest.raises(ValueError, match=r"no checkpoint of .* can be read: .*7-0\.safetensors was cut or altered"):
+    (tmp_path / "clients/7-0.memory").write_bytes(b"")  # in both
+    with pytest.raises(ValueError, match=r"no checkpoint of .* can be read: .*7-0\.memory was cut or altered"):
         checkpoint.load(tmp_path)
-    (tmp_path / "clients/7-0.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"no checkpoint of .* can be read: .*7-0\.safetensors"):
+    (tmp_path / "clients/7-0.memory").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint of .* can be read: .*clients was cut or altered: 2\.json has 2 "):
         checkpoint.load(tmp_path)
 
 
 def test_the_checkpoint_of_another_release_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as later:
-        later.setattr(checkpoint, "VERSION", 9)
+        later.setattr(manifests, "VERSION", 9)
         checkpoint.save(tmp_path / "later", Snapshot(1, 0, {"x": torch.ones(2)}))
     with pytest.raises(
         ValueError, match=r"1\.json: version 2 of a checkpoint was expected, found 9; .*the release that wrote it"

@@ -407,3 +407,58 @@ def test_many_examples_are_no_reason_for_a_warning(caplog: pytest.LogCaptureFixt
 def test_a_cap_that_is_no_share_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="max_share must lie in"):
         federate(FedAvg(), toy_federation(), rounds=1, max_share=share)
+
+
+# --- what else a client could choose for all -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fedavg", "zeropad", "fedex_lora", "scaffold", "flexlora", "ffa_lora"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_no_client_chooses_the_dtype_of_the_servers_state(name: str, dtype: torch.dtype) -> None:
+    clients: list[Any] = toy_federation((2,) * 4)
+    train = clients[0].train
+
+    def cast(t: int, start: Adapter, **request: Any) -> TrainResult:
+        result = train(t, start, **request)
+        return replace(result, adapter=tree.map_tensors(lambda x: x.to(dtype), result.adapter)) if t == 1 else result
+
+    clients[0].train = cast
+    run = list(federate(get_method(name), clients, rounds=3, quorum=0.5, engine="sequential"))
+    assert {x.dtype for _, x in tree.named_tensors(run[-1].state["adapter"])} == {torch.float64}
+    assert not run[2].dropped
+
+
+@pytest.mark.parametrize("steps", [10**5, 10**12])
+def test_a_claim_of_far_more_steps_than_others_take_is_not_believed(steps: int) -> None:
+    clients: list[Any] = toy_federation((2,) * 4)
+    train = clients[2].train
+    clients[2].train = lambda t, start, **request: replace(train(t, start, **request), num_steps=steps if t == 1 else 4)
+    run = list(federate(get_method("fednova"), clients, rounds=3, engine="sequential"))
+    assert [list(done.dropped) for done in run] == [[], [2], []]
+    assert "local steps, above 1000 times 4" in run[1].dropped[2]
+    graph = gossip(get_method("fedavg"), clients, rounds=2, mixing=topology.complete(4), engine="sequential")
+    assert 2 in list(graph)[1].dropped
+
+
+@pytest.mark.parametrize("name", ["fedavg", "flexlora", "raflora", "ffa_lora", "subspace_reg", "fedex_lora"])
+def test_a_client_that_trains_in_place_writes_into_nothing_of_the_servers(name: str) -> None:
+    class InPlace:
+        """Trains as a plain loop does: on the tensors that it is given."""
+
+        def __init__(self, client: LocalClient) -> None:
+            self.peer, self.template, self.num_steps, self._client = client.peer, client.template, 4, client
+
+        def train(self, t: int, start: Adapter, **request: Any) -> TrainResult:
+            result = self._client.train(t, start, **request)
+            new = tree.parameters(result.adapter)
+            for n, x in tree.parameters(start).items():
+                x.copy_(new[n])
+            return replace(result, adapter=start)
+
+    plain, in_place = toy_federation((2, 2, 2)), [InPlace(c) for c in toy_federation((2, 2, 2))]
+    for x, y in zip(
+        federate(get_method(name), plain, rounds=2, engine="sequential"),
+        federate(get_method(name), in_place, rounds=2, engine="sequential"),  # pyright: ignore[reportArgumentType]
+        strict=True,
+    ):
+        assert wire.encode({"state": x.state}) == wire.encode({"state": y.state})

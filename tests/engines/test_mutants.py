@@ -31,7 +31,6 @@ SHORT = Training(local_steps=1, batch_size=4, learning_rate=0.05, optimizer=SGD(
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fedgalore, server's basis": {"name": "fedgalore", "basis": "server_basis", "refresh_rounds": 1},
-    "fedgalore, clients' bases": {"name": "fedgalore", "basis": "client_svd"},
     "fedgalore, means of blocks": {"name": "fedgalore", "state_sync": "block_mean"},
     "hetlora by layer": {"name": "hetlora", "level": "layer", "gamma": 0.6},
     "tad_lora, frozen head": {"name": "tad_lora", "freeze_head": True},

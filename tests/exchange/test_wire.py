@@ -115,6 +115,14 @@ def test_a_plain_nan_is_refused_with_its_place(value: float) -> None:
         wire.size({"x": BaseDelta(value, {})})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "Infinity", "NaN"])
+def test_a_plain_number_that_cannot_be_sent_is_not_taken_either(number: str) -> None:
+    data = wire.encode({"x": 1.2345678901234567})
+    header = data[8:].replace(b"1.2345678901234567", number.encode().ljust(18))
+    with pytest.raises(wire.MalformedError, match=f"{number} is"):
+        wire.decode(data[:8] + header)
+
+
 @pytest.mark.parametrize(
     ("entry", "what"),
     [

@@ -1,6 +1,6 @@
 """Compose: what it is without parts, what parts add to messages and memories, and what it refuses."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from fedelta.engines import checkpoint
 from fedelta.engines.gossip import gossip
 from fedelta.engines.server import federate
 from fedelta.exchange.wire import encode
+from fedelta.method import Method
 from fedelta.methods import (
     Compose,
     FedAdam,
@@ -29,6 +30,7 @@ from fedelta.methods import (
 from fedelta.methods._compose.composition import Composite
 from fedelta.models.toy import toy_federation
 from fedelta.runs.config import ConfigError, load_config
+from fedelta.runs.config.choices import choices_of
 from fedelta.testing import check_method
 
 COMPOSITES = [n for n in fedelta.list_methods() if issubclass(method_class(n), Composite)]
@@ -149,6 +151,16 @@ def test_a_class_claims_what_its_defaults_are(name: str) -> None:
         assert getattr(cls, claim) == value or (name, claim) == ("compose", "travels")
 
 
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_claims_are_not_written_on_a_frozen_method(name: str) -> None:
+    assert set(vars(get_method(name))) == {f.name for f in fields(method_class(name))}
+
+
+@pytest.mark.parametrize("name", fedelta.list_methods())
+def test_a_method_is_at_most_three_classes_deep(name: str) -> None:
+    assert sum(issubclass(c, Method) for c in method_class(name).__mro__) <= 3
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -211,7 +223,7 @@ def test_a_config_names_the_parts() -> None:
     config = load_config(
         {"method": EVERYTHING, "lora": {"rank": 4}}, ["method.optimizer.learning_rate=0.5", "method.server=zeropad"]
     )
-    assert config.build_method() == Compose(
+    assert choices_of(config).method == Compose(
         local=[FedProx(0.1), Scaffold(), FedNova()], server="zeropad", optimizer=FedAdam(learning_rate=0.5)
     )
     with pytest.raises(ConfigError, match=r"needs factors that keep their meaning .* take a server that averages factors"):

@@ -2,13 +2,18 @@
 
 import inspect
 import pkgutil
+import sys
+from typing import get_args, get_type_hints, is_typeddict
 
 import pytest
 
 import fedelta
 from fedelta import methods
-from fedelta.method import Method
+from fedelta.method import Method, Provenance
 from fedelta.methods import get_method, list_methods, method_class
+from fedelta.methods._compose.parts import PARTS
+from fedelta.methods._compose.rules import LocalRule
+from fedelta.testing import scene_of
 
 
 def test_every_module_without_an_underscore_is_a_method() -> None:
@@ -25,9 +30,27 @@ def test_a_method_is_a_frozen_value_with_a_documented_algorithm(name: str) -> No
     assert isinstance(get_method(name), Method)
     assert "Algorithm:" in (inspect.getdoc(cls) or "")
     assert cls.paper
+    assert vars(cls).get("follows") in get_args(Provenance), f"{name} must say itself where its formula was read"
     assert cls.travels
     assert getattr(methods, cls.__name__) is cls
     assert cls.__name__ in dir(methods)
+
+
+def state_types() -> list[set[str]]:
+    """The entries of every TypedDict of a state in the methods' files."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("fedelta.methods.")]
+    found = [c for m in modules for c in vars(m).values() if is_typeddict(c) and c.__name__.endswith("State")]
+    return [set(get_type_hints(c)) for c in found]
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_a_state_with_more_than_an_adapter_is_typed(name: str) -> None:
+    for done in scene_of(method_class(name)).rounds:
+        states = [{key: x for key, x in done.state.items() if key != PARTS}]
+        if issubclass(method_class(name), LocalRule):
+            states += done.state.get(PARTS, {}).values()
+        for state in states:
+            assert set(state) == {"adapter"} or set(state) in state_types()
 
 
 def test_aliases() -> None:
@@ -38,7 +61,7 @@ def test_aliases() -> None:
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"unknown method 'flexlroa'; did you mean 'flexlora'\?; the methods are centralised"):
+    with pytest.raises(ValueError, match=r"no method is called 'flexlroa'; did you mean 'flexlora'\?; there are centralised"):
         get_method("flexlroa")
     with pytest.raises(ValueError, match=r"no hyper-parameter 'sigma_no'; did you mean 'sigma_on'\?; it has sigma_on"):
         get_method("flexlora", sigma_no="A")

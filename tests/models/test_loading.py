@@ -89,7 +89,7 @@ def test_a_head_for_another_number_of_labels_gives_way_to_one_from_the_seed_with
     assert words in caplog.text
 
 
-@pytest.mark.parametrize("task", [TASK, get_task("instruction")], ids=lambda t: t.name)
+@pytest.mark.parametrize("task", [TASK, get_task("instruction")], ids=lambda t: type(t).__name__)
 def test_weights_of_other_shapes_than_the_config_are_refused_by_name(linear, conv1d, tokenizer, tmp_path, edit_json, task):
     """A new head is meant to be new; anything else would be a base of random numbers."""
     (linear if task is TASK else conv1d).model().save_pretrained(tmp_path)

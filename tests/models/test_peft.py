@@ -189,6 +189,23 @@ def test_a_head_trains_in_float32_on_a_half_precision_base(linear, randomised, l
     assert logits(model, ids).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("load", [False, True])
+def test_each_tensor_of_a_head_gets_its_own_dtype_back(load, linear):
+    model = linear.model().to(torch.bfloat16)
+    head = model.classifier
+    head.weight.data = head.weight.data.float() + 1e-5  # bfloat16 does not hold these values
+    head.register_buffer("mean", torch.ones(3, dtype=torch.float64))
+    before = {n: x.clone() for n, x in head.state_dict().items()}
+    adapted = PeftAdaptedModel(model, linear.lora())
+    if load:
+        adapted.load(adapted.initial(linear.peer(2)))
+    assert {x.dtype for x in model.classifier.modules_to_save["default"].state_dict().values()} == {torch.float32}
+    adapted.unload()
+    after = model.classifier.state_dict()
+    assert {n: x.dtype for n, x in after.items()} == {n: x.dtype for n, x in before.items()}
+    assert all(torch.equal(x, before[n]) for n, x in after.items())
+
+
 def test_a_module_inside_a_half_precision_body_goes_on_in_its_dtype(llama, logits, ids):
     adapted = PeftAdaptedModel(llama.model().to(torch.bfloat16), llama.lora(modules_to_save=["norm"]))
     assert {t.dtype for t in tree.parameters(adapted.live()).values()} == {torch.float32}

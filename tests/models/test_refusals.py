@@ -11,7 +11,7 @@ from peft import LoraConfig
 import fedelta
 from fedelta.models.clients import hf_clients
 from fedelta.models.loading import load_model
-from fedelta.tasks import get_task
+from fedelta.tasks import get_task, task_class
 
 SIZES = {"vocab_size": 40, "d_model": 16, "decoder_layers": 1, "encoder_layers": 1}
 HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
@@ -50,7 +50,8 @@ TEXT = "task '{task}' gives text, but model .* takes {what}"
 
 def refusal(kind: str, task: str) -> str:
     what = {"vit": "images", "whisper": "sound", "oneformer": "images"}.get(kind)
-    return TEXT.format(task=task, what=what) if what else ENCODER_DECODER.format(task=task)
+    shown = task_class(task).__name__
+    return TEXT.format(task=shown, what=what) if what else ENCODER_DECODER.format(task=shown)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,8 @@ def test_a_loaded_model_without_the_tasks_head_is_refused_by_its_class(
     rows = [{"text": "1 2", "label": k, "instruction": "1", "response": "2"} for k in "ab"]
     rows = [{**row, "question": "1", "choices": ["1", "2"], "label": 0} for row in rows] if task == "multiple_choice" else rows
     model = build()
-    message = rf"task '{task}' trains a model {wanted}, but the loaded one is a {type(model).__name__}, .* AutoModel{wanted}\."
+    found, shown = type(model).__name__, task_class(task).__name__
+    message = rf"task '{shown}' trains a model {wanted}, but the loaded one is a {found}, .* AutoModel{wanted}\."
     with pytest.raises(ValueError, match=message):
         hf_clients(model, tokenizer, [rows], LoraConfig(target_modules=["query"]), 2, task=task, device="cpu")
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from fedelta.runs.config import ConfigError, RunConfig, dump_config, load_config
+from fedelta.runs.config.choices import scheme_of
 from fedelta.runs.config.resume import demand_rounds, demand_same_rows, demand_same_run, fixed_values, keep_choices
 
 INF, NAN = float("inf"), float("nan")
@@ -21,12 +22,12 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"lora": {"rank": {"choises": [2]}}}, "unknown key 'lora.rank.choises'; did you mean 'choices'?"),
     ({"partition": {"concentraton": 1}}, "unknown key 'partition.concentraton'; did you mean 'concentration'?"),
     ({"federation": {"round": 3}}, "unknown key 'federation.round'; did you mean 'rounds'?"),
-    ({"method": "flexlor"}, "unknown method 'flexlor'; did you mean 'flexlora'?"),
+    ({"method": "flexlor"}, "no method is called 'flexlor'; did you mean 'flexlora'?"),
     ({"method": {"name": "flexlora", "sigma": "B"}}, "has no hyper-parameter 'sigma'; did you mean 'sigma_on'?"),
     ({"task": "clasification"}, "no task is called 'clasification'; did you mean 'classification'?"),
     ({"task": {"name": "classification", "labl": "x"}}, "has no setting 'labl'; did you mean 'label'?"),
     ({"training": {"optimizer": "adamww"}}, "no optimizer is called 'adamww'; did you mean 'adamw'?"),
-    ({"training": {"optimizer": {"name": "adamw", "beta": 1}}}, "optimizer 'adamw' has no 'beta'; did you mean 'betas'?"),
+    ({"training": {"optimizer": {"name": "adamw", "beta": 1}}}, "'adamw' has no setting 'beta'; did you mean 'betas'?"),
 ]
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
@@ -106,6 +107,16 @@ def test_a_config_that_is_no_text_is_named(tmp_path: Path):
         load_config(tmp_path / "config.yaml")
 
 
+@pytest.mark.parametrize(
+    ("method", "task", "resolved"),
+    [("FlexLoRA", "Classification", "flexlora"), ({"name": "rb-LoRA"}, {"name": "CLASSIFICATION"}, "rb_lora")],
+)
+def test_names_are_resolved_to_one_spelling(method: Any, task: Any, resolved: str):
+    config = load_config({"method": method, "task": task})
+    assert (config.method["name"], config.task["name"]) == (resolved, "classification")
+    assert config == load_config({"method": resolved, "task": "classification"})
+
+
 @pytest.mark.parametrize(("raw", "message"), IMPOSSIBLE, ids=[m for _, m in IMPOSSIBLE])
 def test_an_impossible_combination_is_refused_before_a_model_is_loaded(
     raw: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
@@ -152,7 +163,7 @@ def test_unequal_ranks_are_taken_by_a_method_for_them():
     ids=lambda settings: settings["scheme"],
 )
 def test_every_scheme_takes_its_settings(settings: dict[str, Any]):
-    scheme = load_config({"partition": settings}).partition.build()
+    scheme = scheme_of(load_config({"partition": settings}).partition)
     own = settings.keys() & {"concentration", "shards_per_client"}
     assert {key: getattr(scheme, key) for key in own} == {key: settings[key] for key in own}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedelta.runs.evaluation import fairness
+from fedelta.runs.evaluation import best_round, fairness
 
 
 def test_the_spread_over_clients_divides_by_their_number():
@@ -17,3 +17,11 @@ def test_the_spread_over_clients_divides_by_their_number():
 @pytest.mark.parametrize(("metric", "worst"), [("accuracy", 2), ("loss", 1), ("perplexity", 1)])
 def test_the_worst_client_has_the_lowest_score_or_the_highest_loss(metric: str, worst: int):
     assert fairness({1: {metric: 3.0}, 2: {metric: 1.0}, 4: {metric: 2.0}})[metric]["worst_client"] == worst
+
+
+def test_the_best_round_depends_on_what_is_good_for_the_metric():
+    records = [{"t": t, "validation": {"accuracy": a, "loss": a}} for t, a in enumerate((0.5, 0.7, 0.7, 0.6))]
+    records.append({"t": 4})
+    assert best_round(records, "accuracy") == 1
+    assert best_round(records, "loss") == 0
+    assert best_round([{"t": 0, "validation": {"loss": None}}], "loss") is None

@@ -12,6 +12,7 @@ import fedelta
 from fedelta.models.loading import load_model
 from fedelta.runs import export as deployment
 from fedelta.runs.config import load_config
+from fedelta.runs.config.choices import choices_of
 
 ONE_ROUND = {"federation.rounds": 1, "evaluation.diagnostics": False}
 
@@ -32,7 +33,7 @@ def test_what_the_checkpoint_lacks_is_merged_as_it_was_drawn(tiny_config: dict[s
     source = deployment.find(tmp_path / "run")
     deployment.export(source, tmp_path / "merged", merged=True)
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-    task = source.config.build_task().settled([{"label": "cats"}, {"label": "dogs"}])
+    task = choices_of(source.config).task.settled([{"label": "cats"}, {"label": "dogs"}])
     drawn, _ = load_model(str(tmp_path / "base"), task, device="cpu", seed=3)
     assert torch.equal(merged.bert.pooler.dense.weight, drawn.bert.pooler.dense.weight)
 

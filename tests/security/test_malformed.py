@@ -27,6 +27,9 @@ from fedelta.tree import Adapter, BaseDelta
 
 MUTANTS = int(os.environ.get("FEDELTA_MUTANTS", "2000"))
 
+TOO_LARGE = "1e999"
+"""Stands for the number of these digits, which no float holds."""
+
 ODD: list[Any] = [
     None,
     True,
@@ -45,7 +48,17 @@ ODD: list[Any] = [
     {"t": "t0"},
     {"m": [1]},
 ]
-ODD += [{"c": "LoRA", "f": {"v": 1}}, {"c": "Adapter", "f": {"m": []}}, {"l": {}}, {"p": 3}, {"m": [["a"]]}, "F8_E4M3", [-1, 4]]
+ODD += [
+    TOO_LARGE,
+    {"v": TOO_LARGE},
+    {"c": "LoRA", "f": {"v": 1}},
+    {"c": "Adapter", "f": {"m": []}},
+    {"l": {}},
+    {"p": 3},
+    {"m": [["a"]]},
+    "F8_E4M3",
+    [-1, 4],
+]
 
 DTYPES = ["F8_E4M3", "F8_E5M2", "U64", "U32", "C64", "F4", "I64", "F16", "BOOL", "nothing", 4, None]
 
@@ -83,7 +96,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 def dumped(value: Any) -> bytes:
     """JSON of any depth, with what is not JSON in it as it comes."""
     try:
-        return json.dumps(value).encode()
+        return json.dumps(value).replace(f'"{TOO_LARGE}"', TOO_LARGE).encode()
     except RecursionError:
         return b"[" * 100_000 + b"]" * 100_000
 

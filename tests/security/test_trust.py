@@ -156,6 +156,32 @@ def test_code_of_another_repository_is_refused(own_model: Path, mark: Path):
     assert not mark.exists()
 
 
+@pytest.fixture(params=["folder", "hub"])
+def forwarding(
+    request: pytest.FixtureRequest, own_model: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """A whole model that is an adapter of another one, too, whose code nobody has seen; in a folder and in the Hub's cache."""
+
+    def model(folder: Path, commit: str = "") -> None:
+        shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+        lora = LoraConfig(target_modules=["query"], base_model_name_or_path=str(own_model)).to_dict()
+        (folder / "adapter_config.json").write_text(json.dumps(lora, default=sorted))
+
+    model(tmp_path / "forwarding")
+    _cached(tmp_path / "hub", "models", model)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return "owner/name" if request.param == "hub" else str(tmp_path / "forwarding")
+
+
+@pytest.mark.parametrize("trust_remote_code", [False, True])
+def test_an_adapter_in_a_models_place_leads_to_no_other_model(trust_remote_code: bool, forwarding: str, mark: Path):
+    """transformers would load the model that adapter_config.json names, and run its code under the leave given to this one."""
+    digest = find_base(forwarding).digest()
+    with pytest.raises(ValueError, match=r"holds adapter_config\.json.* give the base model, and the adapter by lora\.start"):
+        load_model(forwarding, TASK, device="cpu", trust_remote_code=trust_remote_code, digest=digest)
+    assert not mark.exists()
+
+
 def test_a_run_says_what_its_model_was(tiny_config: dict[str, Any], tiny_model: Path, tmp_path: Path):
     fedelta.run(tiny_config, {"federation.rounds": 1, "evaluation.diagnostics": False, "output": str(tmp_path / "run")})
     model = load_config(tmp_path / "run" / "config.yaml").model
@@ -244,9 +270,10 @@ def test_a_run_pins_the_commits_of_what_comes_from_the_hub(
         (hub / f"{kind}--owner--name" / "refs" / "main").write_text(OLD if commit == NEW else NEW)  # the Hub moves on
     fedelta.run(resume=tmp_path / "run", overrides={"federation.rounds": 2})
     assert load_config(tmp_path / "run" / "config.yaml").model.revision == commit
-    from fedelta.runs.experiment import deal
+    from fedelta.runs.config.choices import choices_of
+    from fedelta.runs.deal import deal
 
-    assert {row["label"] for row in deal(config).splits.train} == labels
+    assert {row["label"] for row in deal(config, choices_of(config).task).splits.train} == labels
     scores = deployment.score(deployment.find(tmp_path / "run"), "owner/name")
     assert scores["examples"] == 90
 

@@ -199,7 +199,7 @@ def test_ranks_may_be_one_balanced_or_listed():
     [
         ([0, 4], {}, "at least 1"),
         ([], {}, "at least 1"),
-        ([2, 4], {"how": "lst"}, "not 'lst'; did you mean 'list'"),
+        ([2, 4], {"how": "lst"}, "'lst'; did you mean 'list'"),
         ([2, 4], {"how": "list"}, "2 ranks are listed for 3 clients"),
         ([2, 4], {"weights": [1.0]}, "1 weights do not go with"),
         ([2, 4], {"weights": [-1.0, 2.0]}, "must not be negative"),

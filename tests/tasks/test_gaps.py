@@ -11,7 +11,7 @@ from fedelta.data.gaps import is_empty, without_empty
 from fedelta.data.sources import load_rows, load_splits
 from fedelta.split.partition import partition
 from fedelta.tasks import ChoiceByLikelihood, Classification, Instruction, MultipleChoice, labels_from
-from fedelta.tasks.gaps import warn_of_cut_texts, warn_of_empty_texts
+from fedelta.tasks.text.gaps import warn_of_cut_texts, warn_of_empty_texts
 
 NAN = float("nan")
 ROWS = [{"text": "sun", "label": label} for label in ("a", "", "b", None, " \t", NAN)]
@@ -162,7 +162,7 @@ def test_cut_texts_are_counted_and_those_that_just_fit_are_not(words, caplog):
     assert len(caplog.messages) == 1
 
 
-@pytest.mark.parametrize("task", [Instruction(max_length=60), ChoiceByLikelihood(max_length=60)], ids=lambda task: task.name)
+@pytest.mark.parametrize("task", [Instruction(max_length=60), ChoiceByLikelihood(max_length=60)], ids=type)
 def test_cut_prompts_are_counted(task, bytes_, caplog):
     long, short = "water runs " * 40, "water"
     rows = [

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedelta.tasks import Classification, evaluate, get_task, labels_from, list_tasks, predict_all
+from fedelta import tasks
+from fedelta.tasks import Classification, evaluate, get_task, labels_from, list_tasks, predict_all, task_class
 from fedelta.tasks.task import evaluating, pad_examples, pad_rows
 
 
@@ -97,7 +98,8 @@ def test_labels_of_no_rows_or_of_an_absent_field_are_refused():
 def test_every_task_is_built_by_its_name_and_frozen():
     for name in list_tasks():
         task = get_task(name)
-        assert task.name == name
+        assert getattr(tasks, type(task).__name__) is task_class(name)
+        assert type(task).__name__ in dir(tasks)
         with pytest.raises(dataclasses.FrozenInstanceError):
             task.max_length = 3
 

@@ -229,11 +229,11 @@ def test_the_numbers_of_a_topology() -> None:
     ("settings", "what"),
     [
         ({"name": "rings"}, "no topology is called 'rings'; did you mean 'ring'"),
-        ({"name": "erdos_renyi", "p": 0.1, "evry_round": True}, "no 'evry_round'; did you mean 'every_round'"),
+        ({"name": "erdos_renyi", "p": 0.1, "evry_round": True}, "no setting 'evry_round'; did you mean 'every_round'"),
         ({"name": "erdos_renyi"}, "'erdos_renyi' needs p"),
-        ({"name": "ring", "weights": "metropols"}, "no weights are called 'metropols'; did you mean 'metropolis'"),
-        ({"name": "exponential", "weights": "lazy"}, "'exponential' has no 'weights'; it has one_peer"),
-        ({"name": "exponential", "activation": 0.5}, "'exponential' has no 'activation'"),
+        ({"name": "ring", "weights": "metropols"}, "no rule for weights is called 'metropols'; did you mean 'metropolis'"),
+        ({"name": "exponential", "weights": "lazy"}, "'exponential' has no setting 'weights'; it has one_peer"),
+        ({"name": "exponential", "activation": 0.5}, "'exponential' has no setting 'activation'"),
         ({"name": "ring", "activation": 1.5}, r"activation must be a probability in \[0, 1\], got 1.5"),
     ],
 )

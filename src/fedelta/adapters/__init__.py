@@ -1,1 +1,1 @@
-"""What can be done with PEFT folders without a run."""
+"""Merges and inspects PEFT folders without a run."""

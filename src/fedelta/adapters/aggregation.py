@@ -1,4 +1,4 @@
-"""One aggregation without an engine: adapters in, adapters out."""
+"""Aggregates adapters once, without an engine: adapters in, adapters out."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def aggregate(
 
 @dataclass(frozen=True)
 class _Once:
-    """One aggregation: what takes part, and who gets a result."""
+    """One aggregation: its inputs, and the peers that get a result."""
 
     rule: Method
     adapters: Sequence[Adapter]
@@ -75,6 +75,7 @@ class _Once:
     receivers: Sequence[Peer]
 
     def run(self, weights: Sequence[float]) -> list[Adapter]:
+        # a receiver of another rank is a peer too: the method must know all ranks that it is to serve
         peers = list(self.senders) if self.receivers is self.senders else [*self.senders, *self.receivers]
         template = self._template(peers)
         self.rule.check(template, peers)
@@ -90,7 +91,7 @@ class _Once:
         return updates
 
     def _template(self, peers: Sequence[Peer]) -> Adapter:
-        """What the inputs could have started from: A of the largest input, B = 0, at the largest ranks."""
+        """Returns a start that the inputs could have had: A of the largest input, B = 0, at the largest ranks."""
         top = largest(self.adapters[0], peers)
 
         def start(layer: str, x: LoRA) -> LoRA:
@@ -160,11 +161,11 @@ def _receivers(ranks: Sequence[int], adapters: Sequence[Adapter]) -> list[Peer]:
 
 
 def _scale_rule(adapters: Sequence[Adapter]) -> ScaleRule:
-    """The scale rule that the inputs share, layer by layer, or a constant 1."""
+    """Returns the scale rule that the inputs share, layer by layer, or a constant 1."""
 
     def scale(layer: str, rank: int) -> float:
         xs = [a.layers[layer] for a in adapters]
-        for power in (1.0, 0.5, 0.0):
+        for power in (1.0, 0.5, 0.0):  # lora_alpha / r, rsLoRA's lora_alpha / sqrt(r), a constant
             numerators = [x.scale * x.rank**power for x in xs]
             if all(math.isclose(n, numerators[0], rel_tol=1e-9) for n in numerators):
                 return numerators[0] / rank**power
@@ -174,7 +175,7 @@ def _scale_rule(adapters: Sequence[Adapter]) -> ScaleRule:
 
 
 def _peer(id: int, layers: Mapping[str, LoRA | int], scale: ScaleRule) -> Peer:
-    """A peer with exactly these ranks (of the deltas, or as given) and scales."""
+    """Returns a peer with exactly these ranks (of the deltas, or as given) and scales."""
     ranks = {n: x.rank if isinstance(x, LoRA) else x for n, x in layers.items()}
     return Peer(
         id=id,
@@ -185,8 +186,10 @@ def _peer(id: int, layers: Mapping[str, LoRA | int], scale: ScaleRule) -> Peer:
 
 
 def _numerator(scale: float, rank: int) -> float:
-    """lora_alpha with lora_alpha / rank == scale to the last bit where floating point has one, so that identical inputs
-    come back bit for bit."""
+    """Returns a lora_alpha with lora_alpha / rank == scale to the last bit, if floating point has one.
+
+    Identical inputs then come back bit for bit.
+    """
     product = scale * rank
     near = (product, math.nextafter(product, math.inf), math.nextafter(product, -math.inf))
     return next((n for n in near if n / rank == scale), product)

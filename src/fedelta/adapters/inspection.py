@@ -1,4 +1,4 @@
-"""What is in an adapter, and how much two adapters have in common; layer by layer, from factors."""
+"""Measures an adapter, and the likeness of two, layer by layer from their factors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedelta.tree import Adapter
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """One layer of an adapter.
+    """The measures of one layer of an adapter.
 
     Attributes:
         layer: its name.
@@ -41,7 +41,7 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class SpanOverlap:
-    """How two subspaces lie to each other; all None where one of them is empty.
+    """The angles between two subspaces; all None where one of them is empty.
 
     Attributes:
         overlap: mean squared cosine of the principal angles: 1 if the smaller span lies in the other, 0 if they are orthogonal.
@@ -55,7 +55,7 @@ class SpanOverlap:
 
 @dataclass(frozen=True)
 class LayerOverlap:
-    """One layer of two adapters.
+    """The likeness of one layer of two adapters.
 
     Attributes:
         layer: its name.
@@ -71,12 +71,12 @@ class LayerOverlap:
 
 
 def describe(adapter: Adapter) -> list[LayerFacts]:
-    """Spectrum, norm and ranks of every layer."""
+    """Returns the spectrum, norm and ranks of every layer."""
     return [_facts(name, x) for name, x in adapter.layers.items()]
 
 
 def compare(x: Adapter, y: Adapter, names: tuple[str, str] = ("adapter 0", "adapter 1")) -> list[LayerOverlap]:
-    """Cosine and principal angles at every layer.
+    """Returns the cosine and principal angles at every layer.
 
     Args:
         x: an adapter.

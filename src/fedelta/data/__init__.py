@@ -1,1 +1,1 @@
-"""Where rows come from."""
+"""Reads rows from their sources."""

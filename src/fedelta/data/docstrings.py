@@ -78,7 +78,7 @@ LEFT_OUT = frozenset({"tests", "test", "testing", "_vendor", "_pyrepl", "__pycac
 
 
 def load(cache: Path | None = None) -> dict[str, list[Row]]:
-    """The rows of the splits train, validation and test, each with `text`, `label`, `package` and `module`.
+    """Returns the rows of the splits train, validation and test, each with `text`, `label`, `package` and `module`.
 
     Args:
         cache: the folder for the cache; `cache_folder()` if not given.
@@ -99,14 +99,14 @@ def load(cache: Path | None = None) -> dict[str, list[Row]]:
 
 
 def build() -> list[dict[str, str]]:
-    """All rows, read from the installed sources; the order is that of a hash, so labels are mixed."""
+    """Returns all rows, read from the installed sources; the order is that of a hash, so labels are mixed."""
     seen: set[str] = set()
     rows = [row for label in GROUPS for row in _group_rows(label, seen)]
     return sorted(rows, key=lambda row: _hash(row["module"], row["text"]))
 
 
 def _group_rows(label: str, seen: set[str]) -> list[dict[str, str]]:
-    """A group's rows, `CAPS` of each split; `seen` holds the likeness of all texts so far and grows."""
+    """Returns a group's rows, `CAPS` of each split; `seen` holds the likeness of all texts so far and grows."""
     room = dict(CAPS)
     rows: list[dict[str, str]] = []
     for module, file in sorted(_files(label), key=lambda found: _hash(found[0])):
@@ -120,7 +120,7 @@ def _group_rows(label: str, seen: set[str]) -> list[dict[str, str]]:
 
 
 def _texts(file: Path, module: str, seen: set[str]) -> list[str]:
-    """Up to `MODULE_CAP` texts of a module that are like none seen before, chosen by hash."""
+    """Returns up to `MODULE_CAP` texts of a module that are like none seen before, chosen by hash."""
     texts = filter(None, map(prose_of, _docstrings(file)))
     chosen: list[str] = []
     for text in sorted(set(texts), key=lambda text: _hash(module, text)):
@@ -131,7 +131,7 @@ def _texts(file: Path, module: str, seen: set[str]) -> list[str]:
 
 
 def _docstrings(file: Path) -> Iterator[str]:
-    """The docstrings in a source file; none if it does not parse (templates, other Python versions)."""
+    """Yields the docstrings in a source file; none if it does not parse (templates, other Python versions)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # about the other packages' escapes
@@ -147,7 +147,7 @@ def _docstrings(file: Path) -> Iterator[str]:
 
 
 def _statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """The tree's statements, itself first; expressions, most of the nodes, hold no docstrings and are not walked."""
+    """Yields the tree's statements, itself first; expressions, most of the nodes, hold no docstrings and are not walked."""
     yield tree
     for block in ("body", "handlers", "orelse", "finalbody"):
         inner = getattr(tree, block, None)
@@ -156,7 +156,7 @@ def _statements(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _files(label: str) -> Iterator[tuple[str, Path]]:
-    """Dotted module names and source files of a group."""
+    """Yields dotted module names and source files of a group."""
     found = [pair for package in GROUPS[label] for pair in _source_files(package)]
     if not found:
         raise FileNotFoundError(
@@ -176,7 +176,7 @@ def _source_files(package: str) -> Iterator[tuple[str, Path]]:
 
 
 def _root(package: str) -> Path:
-    """A package's folder, or a module's file; nothing is imported, since only top-level names are looked up."""
+    """Returns a package's folder, or a module's file; nothing is imported, since only top-level names are looked up."""
     top, *inner = package.split(".")
     path = _top_folder(top).joinpath(*inner)
     return path if path.is_dir() else path.with_suffix(".py")
@@ -192,7 +192,7 @@ def _top_folder(name: str) -> Path:
 
 
 def _split_of(module: str) -> str:
-    """The split that a module's texts go to: whole modules, so that no text of a training module is tested."""
+    """Returns the split that a module's texts go to: whole modules, so that no text of a training module is tested."""
     place = int(_hash("split", module)[:8], 16) % 100
     for split, share in SHARES.items():
         place -= share
@@ -206,7 +206,7 @@ def _hash(*parts: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What settles the rows: the rules (this module's text and that of `prose`), Python, and each package's version."""
+    """Returns all that settles the rows: the rules (this module's text and that of `prose`), Python, each package's version."""
     packages = {name.split(".")[0] for names in GROUPS.values() for name in names} - {STDLIB}
     installed = {name: importlib.metadata.version(name) for name in sorted(packages)}
     rules = [Path(file).read_text(encoding="utf-8") for file in (__file__, prose.__file__)]
@@ -218,7 +218,7 @@ def _cache_key() -> str:
 
 
 def _read_cache(file: Path) -> list[dict[str, str]] | None:
-    """The cached rows, or None if there are none or they cannot be read."""
+    """Returns the cached rows, or None if there are none or they cannot be read."""
     try:
         with gzip.open(file, "rt", encoding="utf-8") as stream:
             return [json.loads(line) for line in stream]
@@ -230,7 +230,7 @@ def _read_cache(file: Path) -> list[dict[str, str]] | None:
 
 
 def _write_cache(file: Path, rows: list[dict[str, str]]) -> None:
-    """Writes the cache; a warning where that cannot be done."""
+    """Writes the cache; warns where that cannot be done."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     try:
         write_whole(file, gzip.compress(text.encode(), mtime=0))

@@ -24,7 +24,7 @@ Reader: TypeAlias = Callable[[IO[bytes], Path], list[Row]]
 
 
 def read_file(path: Path) -> list[Row]:
-    """All rows of a local file, by its suffix.
+    """Returns all rows of a local file, by its suffix.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,7 +45,7 @@ def read_file(path: Path) -> list[Row]:
 
 
 def reader_of(path: Path) -> Reader | None:
-    """What reads files of this suffix; None if nothing does."""
+    """Returns the function that reads files of this suffix; None if there is none."""
     suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
     return READERS.get(suffixes[-1]) if suffixes else None
 
@@ -98,7 +98,7 @@ def _read_tsv(stream: IO[bytes], path: Path) -> list[Row]:
 
 
 def _headed(stream: IO[bytes], path: Path, separator: str) -> Iterator[str]:
-    """The lines of a table, the first of them looked at: ValueError where another character keeps its columns apart."""
+    """Yields the lines of a table; raises ValueError where another character than the separator keeps its columns apart."""
     for number, line in enumerate(_text(stream)):
         if number == 0:
             _check_separator(line, path, separator)
@@ -116,7 +116,7 @@ def _check_separator(header: str, path: Path, separator: str) -> None:
 
 
 def _table(lines: Iterator[str], path: Path, **dialect: Any) -> Iterator[Row]:
-    """The rows below a header line; its names differ, and each row must have as many columns as it."""
+    """Yields the rows below a header line; raises ValueError for doubled names, and for a row of more or fewer columns."""
     reader = csv.DictReader(lines, **dialect)
     try:
         columns = list(reader.fieldnames or ())

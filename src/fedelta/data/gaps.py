@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from fedelta.data.rows import Row
+if TYPE_CHECKING:  # a config needs `Empty` before anything needs numpy
+    from fedelta.data.rows import Row
 
 Empty: TypeAlias = Literal["error", "drop", "keep"]
-"""What is done with rows whose label is empty: refused, left out, or kept, a blank text being a class like any other."""
+"""Treatment of rows whose label is empty: refused, left out, or kept, a blank text being a class like any other."""
 
 
 def is_empty(value: Any) -> bool:
-    """Returns whether a field's value says nothing: null, blank text, or not a number."""
+    """Returns True if a field's value says nothing: null, blank text, or not a number."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))

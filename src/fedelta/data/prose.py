@@ -1,4 +1,4 @@
-"""From a docstring to plain English prose without names: what a reader would understand but not recognise.
+"""Turns a docstring into plain English prose without names, which a reader understands and cannot place.
 
 Code, doctests, tables of parameters and addresses are cut away. Identifiers become the words they are made of, without the
 packages before them, and the words in `GIVEAWAYS` become "thing": a label has to be told from what is said, not from a name.
@@ -52,26 +52,26 @@ _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 
 
 def prose_of(docstring: str) -> str | None:
-    """The opening prose of a cleaned docstring, masked and at most `MOST_WORDS` words long; None if there is too little."""
+    """Returns a cleaned docstring's opening prose, masked, of at most `MOST_WORDS` words; None if there is too little."""
     text = " ".join(_opening(docstring.splitlines()))
     text = " ".join(masked(text).split()[:MOST_WORDS])
     return text if _is_prose(text) else None
 
 
 def masked(text: str) -> str:
-    """The text without addresses and markup, identifiers as words, and `MASK` for names that give a group away."""
+    """Returns the text without addresses and markup, identifiers as words, and `MASK` for names that give a group away."""
     text = _MARKUP.sub("", _ADDRESS.sub(" ", text))
     text = _INNER_CAPITAL.sub(" ", _DOTTED.sub("", text)).replace("_", " ").replace("()", "")
     return " ".join(_REPEATED.sub(MASK, _GIVEAWAY.sub(MASK, text)).split())
 
 
 def likeness(text: str) -> str:
-    """A key that texts share if they open with the same twelve unmasked words: copies with other names in them."""
+    """Returns a key that texts share if they open with the same twelve unmasked words: copies with other names in them."""
     return " ".join(word for word in _WORD.findall(text.lower()) if word != MASK)[:80]
 
 
 def _opening(lines: list[str]) -> list[str]:
-    """The lines of prose before the first section, code or table."""
+    """Returns the lines of prose before the first section, code or table."""
     found: list[str] = []
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         underlined = bool(re.fullmatch(r"[-=~^]{3,}", following.strip())) and bool(line.strip())

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def proportional(shares: Sequence[float] | np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers proportional to the shares and summing to `total`: the largest remainders get what rounding leaves.
+    """Returns whole numbers proportional to the shares and summing to `total`: the largest remainders get what rounding leaves.
 
     Ties go to the first. No share gets less than its rounded-down or more than its rounded-up part.
     """

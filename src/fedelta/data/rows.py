@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 
 def value_of(row: Row, index: int, field: str) -> Any:
-    """A field's value.
+    """Returns a field's value.
 
     Raises:
         ValueError: the row has no such field, or nothing in it.
@@ -42,7 +42,7 @@ def joined(row: Row, field: str) -> str | None:
 
 
 def text_of(row: Row, index: int, field: str) -> str:
-    """A field's text.
+    """Returns a field's text.
 
     Raises:
         ValueError: the row has no such field, or its value is not text.
@@ -54,13 +54,13 @@ def text_of(row: Row, index: int, field: str) -> str:
 
 
 def require_rows(rows: Sequence[Row]) -> None:
-    """Refuse an empty data set where it enters, rather than at the first batch."""
+    """Refuses an empty data set where it enters, rather than at the first batch."""
     if not len(rows):
         raise ValueError("no rows to encode: the data set is empty (a client that was given zero examples?)")
 
 
 def labels_from(rows: Sequence[Row], field: str = "label") -> tuple[Hashable, ...]:
-    """The different labels in a field, sorted, so that the order of rows does not matter.
+    """Returns the different labels in a field, sorted, so that the order of rows does not matter.
 
     Numbers sort by value and come before texts.
 
@@ -120,7 +120,7 @@ def distinct(labels: Iterable[Hashable], where: str) -> tuple[Hashable, ...]:
 
 
 def label_order(label: Hashable) -> tuple[int, Any]:
-    """A sort key for labels of mixed types: numbers by value, all else by type and text."""
+    """Returns a sort key for labels of mixed types: numbers by value, all else by type and text."""
     if isinstance(label, (bool, int, float, np.integer, np.floating)):
         return (0, float(label))
     return (1, (type(label).__name__, str(label)))

@@ -1,4 +1,4 @@
-"""Where rows come from: a local file, a data set of the Hub, or the embedded text of `docstrings`; and how they are split."""
+"""Loads rows from a local file, a data set of the Hub, or the embedded text of `docstrings`, and splits them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def load_rows(
     seed: int = 0,
     revision: str | None = None,
 ) -> list[Row]:
-    """The rows of one split of a source, in its order.
+    """Returns the rows of one split of a source, in its order.
 
     Args:
         source: a file, a Hub data set id such as "nyu-mll/glue", or "docstrings".
@@ -70,7 +70,7 @@ def load_rows(
 
 
 def pinned_revision(source: str | Path, revision: str | None = None) -> str | None:
-    """The commit that a Hub data set has now at a revision; None for what is not on the Hub, or known by no commit here.
+    """Returns the commit that a Hub data set has now at a revision; None for other sources, or where no commit is known.
 
     Raises:
         ValueError: for a revision of something that has none, or that cannot be found.
@@ -90,7 +90,7 @@ def _is_on_hub(source: str | Path) -> bool:
 
 
 def _snapshot(name: str, revision: str | None) -> Path | None:
-    """The folder of a Hub data set's commit in the cache, its card fetched; None if there is none and none was asked for."""
+    """Returns the cache's folder of a Hub data set's commit, its card fetched; None without one, if none was asked for."""
     try:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=["README.md"]))
     except (OSError, ValueError) as error:
@@ -149,7 +149,7 @@ def _with_fields(rows: list[Row], fields: Mapping[str, str] | Sequence[str] | No
 
 
 def subsample(rows: list[Row], limit: int | None, seed: int = 0) -> list[Row]:
-    """`limit` rows drawn without replacement, in their own order; all of them if there are no more.
+    """Returns `limit` rows drawn without replacement, in their own order; all of them if there are no more.
 
     Raises:
         ValueError: the limit is below one.
@@ -165,7 +165,7 @@ def subsample(rows: list[Row], limit: int | None, seed: int = 0) -> list[Row]:
 def split_rows(
     rows: Sequence[Row], fractions: Sequence[float], seed: int = 0, *, stratify: str | None = None
 ) -> list[list[Row]]:
-    """Rows shared out by fractions; each row goes to one part, and each part keeps the rows' order.
+    """Shares out rows by fractions; each row goes to one part, and each part keeps the rows' order.
 
     Part sizes are the fractions of n rounded to sum to n. With `stratify` each label's share of a part is its share of the
     whole, to one row: the part's rows are taken at even distances from the rows in order of label.
@@ -195,7 +195,7 @@ def split_rows(
 
 
 def _evenly(total: int, size: int, offset: float) -> np.ndarray:
-    """`size` different positions below `total` at even distances, started at a random place in [0, 1)."""
+    """Returns `size` different positions below `total` at even distances, started at a random place in [0, 1)."""
     return np.floor((np.arange(size) + offset) * total / max(size, 1)).astype(np.intp)
 
 
@@ -216,7 +216,7 @@ def load_splits(
     seed: int = 0,
     revision: str | None = None,
 ) -> Splits:
-    """Train, validation and test rows of a source; what is not named is carved from the training rows, the same each time.
+    """Loads train, validation and test rows of a source; a part without a name is carved from the training rows.
 
     Args:
         source: "docstrings"; a Hub id; a file with the training rows; or a folder, in which the parts are files.
@@ -241,6 +241,7 @@ def load_splits(
     """
     limits = _limits(limit)
     given = _named_parts(source, {"train": train, "validation": validation, "test": test}, subset, fields, revision)
+    # rows without a label go before anything is carved, so that the parts keep the shares that were asked for
     parts = {part: without_empty(rows, label, empty, part) for part, rows in given.items()}
     left_out = {part: len(given[part]) - len(rows) for part, rows in parts.items()}
     asked = {"validation": validation_fraction, "test": test_fraction}
@@ -269,7 +270,7 @@ def _named_parts(
     fields: Mapping[str, str] | Sequence[str] | None,
     revision: str | None,
 ) -> dict[str, list[Row]]:
-    """The parts that the source has, before anything is carved."""
+    """Returns the parts that the source has, before anything is carved."""
     given = {part: name for part, name in names.items() if name}
     path = Path(source)
     if source == EMBEDDED:

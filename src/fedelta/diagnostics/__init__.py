@@ -29,14 +29,14 @@ __all__ = ["NAMES", "Undefined", "Value", "diagnose", "new_reasons"]
 Value: TypeAlias = float | str | Mapping[str, Any] | None
 
 Source: TypeAlias = Callable[[Facts, Sequence[str]], float | Mapping[str, float]]
-"""A number of some layers of a round."""
+"""Computes one of the numbers, from some layers of a round."""
 
 DIGITS = 6
 """Significant digits in the table by layer."""
 
 
 def diagnose(round: Round, *, per_layer: bool = False) -> dict[str, Value]:
-    """The numbers of a round; where one is undefined it is None, and `<name>_reason` says why.
+    """Returns the numbers of a round; where one is undefined it is None, and `<name>_reason` says why.
 
     With dW_k the deltas of the updates (without a base delta), p_k their weights (1 / n in gossip), and M = sum p_k dW_k, the
     exact mean, before a server truncates it:
@@ -102,7 +102,7 @@ def diagnose(round: Round, *, per_layer: bool = False) -> dict[str, Value]:
 
 
 def new_reasons(values: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The numbers of a round without the reasons that an earlier round gave, and the last reason of each number so far.
+    """Returns the numbers of a round without the reasons that an earlier round gave, and the last reason of each number so far.
 
     A run so gives a reason once: that of a None is the last one at or before its round. Columns of the table count by
     themselves.
@@ -126,7 +126,7 @@ def _value(source: Source, facts: Facts, names: Sequence[str]) -> tuple[float | 
 
 
 def _table(facts: Facts, whole: Mapping[str, Value]) -> dict[str, list[Any]]:
-    """What is undefined for all layers together has no column, unless single layers have it."""
+    """Returns the numbers by layer in columns; without those that are undefined for each layer alone."""
     table: dict[str, list[Any]] = {"layer": facts.names}
     for name, source in _SOURCES.items():
         found = [_value(source, facts, [n]) for n in facts.names]
@@ -179,4 +179,4 @@ def _sources() -> Iterator[tuple[str, Source]]:
 _SOURCES = dict(_sources())
 
 NAMES = [*_SOURCES, "bytes_up", "bytes_down"]
-"""Of all numbers, in the order in which `diagnose` gives them."""
+"""The names of all numbers, in the order in which `diagnose` gives them."""

@@ -1,4 +1,4 @@
-"""What a round says about its clients, its server and its nodes: read once, whatever the method."""
+"""Reads a round's clients, server and nodes once, whatever the method."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from fedelta.tree import Adapter, Factor, Message
 
 
 class Undefined(Exception):
-    """A quantity has no value in this round; the message says why."""
+    """Says that a quantity has no value in this round; the message gives the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """The layers of a round, by name. What a round cannot know raises Undefined."""
+    """The layers of a round, by name. An attribute that the round cannot know raises Undefined."""
 
     round: Round
 
     @cached_property
     def updates(self) -> Mapping[str, Layer]:
-        """What the clients' uploads mean, without a base delta."""
+        """The deltas that the clients' uploads mean, without a base delta."""
         return {n: cumulative(self._weights, [x.layers[n] for x in self._uploads]) for n in self.names}
 
     @cached_property
     def changes(self) -> Mapping[str, Layer]:
-        """The same, less what each client started from."""
+        """The same, less the delta that each client started from."""
         xs = self._uploads
         if self.round.method.personal:
             raise Undefined("clients start from what they keep to themselves")
@@ -45,7 +45,7 @@ class Facts:
 
     @cached_property
     def nodes(self) -> Mapping[str, Layer]:
-        """What the nodes of a graph hold after the round, each with the same weight."""
+        """The deltas that the nodes of a graph hold after the round, each with the same weight."""
         if not self.round.gossip:
             raise Undefined("with a server there is one model")
         models = [self.round.participant_model(p)["adapter"] for p in self.round.peers]
@@ -73,7 +73,7 @@ class Facts:
 
     @property
     def names(self) -> list[str]:
-        """Of the layers."""
+        """The names of the layers."""
         return list(self.round.template.layers)
 
     @cached_property
@@ -95,7 +95,7 @@ class Facts:
 
 
 def _start(round: Round, update: ClientUpdate) -> Adapter:
-    """The adapter that a client started from; the base that goes with it is that of its `position`."""
+    """Returns the adapter that a client started from; the base that goes with it is that of its `position`."""
     peer = update.sender
     before = round.before[str(peer.id)] if round.gossip else round.before
     down = round.method.broadcast(round.t, before, peer)

@@ -73,7 +73,9 @@ class Layer:
         energy = self.gram.diagonal()
         alive = (energy > 0) & bool(self.mean_span["B"].shape[1])
         kept = {"B": (P.mT @ P) * rows, "A": columns * (Q @ Q.mT)}
-        return {side: (((kept[side] @ self._owner) * self._owner).sum(0) / energy)[alive].clamp(0, 1) for side in SIDES}
+        # the sum over a client's own block of the (R, R) matrix, without forming the blocks
+        inside = {side: ((kept[side] @ self._owner) * self._owner).sum(0) for side in SIDES}
+        return {side: (inside[side] / energy)[alive].clamp(0, 1) for side in SIDES}
 
     @cached_property
     def _stack(self) -> LoRA:
@@ -87,36 +89,40 @@ class Layer:
 
     @cached_property
     def _owner(self) -> Tensor:
-        """(R, K): 1 where a component belongs to a client."""
+        """The client of each component, as ones in (R, K)."""
         return _owners([x.rank for x in self.deltas])
 
 
 def cumulative(weights: Sequence[float], deltas: Sequence[LoRA]) -> Layer:
-    """The clients' deltas themselves."""
+    """Returns a layer of the clients' deltas themselves."""
     deltas = [x.to("cpu", torch.float64) for x in deltas]
     return Layer(weights, deltas, lr.stack(weights, deltas), [x.rank for x in deltas])
 
 
 def increments(weights: Sequence[float], deltas: Sequence[LoRA], starts: Sequence[LoRA]) -> Layer:
-    """What was added to where each client started from."""
+    """Returns a layer of the differences between the clients' deltas and those that they started from."""
     deltas, starts = ([x.to("cpu", torch.float64) for x in xs] for xs in (deltas, starts))
     changes = [lr.difference(x, start) for x, start in zip(deltas, starts, strict=True)]
     shared, total = _merged(weights, starts)
+    # the mean of the changes, stacked from the deltas and the few different starts
     mean = lr.stack([*weights, *[-w for w in total]], [*deltas, *shared])
     return Layer(weights, changes, mean, [x.rank for x in deltas])
 
 
 def overlaps_with(layer: Layer, factors: LoRA) -> dict[Factor, Tensor]:
-    """The mean squared cosine of the principal angles of each client's subspaces with what other factors span.
+    """Returns the mean squared cosine of the principal angles of each client's subspaces with what other factors span.
 
-    Of no entries for a factor that is zero, and without clients that have no subspace.
+    A factor that is zero has no entries, and a client without a subspace has none.
     """
     other = _factor_spans(factors.to("cpu", torch.float64))
     return {side: _towards(layer.spans[side], other[side]) for side in SIDES}
 
 
 def _merged(weights: Sequence[float], xs: Sequence[LoRA]) -> tuple[list[LoRA], list[float]]:
-    """Those that differ, with the sums of their weights: clients mostly start from one delta, and its SVD is then smaller."""
+    """Returns the deltas that differ, with the sums of their weights.
+
+    Clients mostly start from one delta, and the SVD of few deltas is smaller.
+    """
     kept: list[LoRA] = []
     total: list[float] = []
     for w, x in zip(weights, xs, strict=True):
@@ -133,7 +139,7 @@ def _equal(x: LoRA, y: LoRA) -> bool:
 
 
 def _spans(x: LoRA, rank: int) -> dict[Factor, Tensor]:
-    """The spans of the factors; of a delta with more components than its rank may be, the leading subspaces."""
+    """Returns the spans of the factors; of a delta with more components than its rank may be, the leading subspaces."""
     if x.rank <= rank:
         return _factor_spans(x)
     return _leading(*lr.svd(x), rank, x.shape)

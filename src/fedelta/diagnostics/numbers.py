@@ -1,4 +1,4 @@
-"""The numbers themselves: of one layer or of several together, from the small matrices of `layers`.
+"""Computes the numbers, of one layer or of several together, from the small matrices of `layers`.
 
 Norms and inner products are taken over all given layers together; ranks, overlaps and angles are means over the layers that
 have them. A quantity without a value raises Undefined.
@@ -31,22 +31,22 @@ NO_MEAN = "the mean delta is zero"
 
 
 def effective_rank(layers: Sequence[Layer]) -> float:
-    """exp(entropy of the normalised singular values) of the mean delta."""
+    """Returns exp(entropy of the normalised singular values) of the mean delta."""
     return _mean(lr.effective_rank(x.mean_svd[1]) for x in layers)
 
 
 def stable_rank(layers: Sequence[Layer]) -> float:
-    """||.||_F^2 / ||.||_2^2 of the mean delta."""
+    """Returns ||.||_F^2 / ||.||_2^2 of the mean delta."""
     return _mean(lr.stable_rank(x.mean_svd[1]) for x in layers)
 
 
 def update_norm(layers: Sequence[Layer]) -> float:
-    """sum p_k ||dW_k||."""
+    """Returns sum p_k ||dW_k||."""
     return math.fsum(w * n for w, n in zip(layers[0].weights, _lengths(layers).tolist(), strict=True))
 
 
 def cancellation_ratio(layers: Sequence[Layer]) -> float:
-    """||sum p_k dW_k|| / sum p_k ||dW_k||: 1 if all clients agree up to size, 0 if they cancel."""
+    """Returns ||sum p_k dW_k|| / sum p_k ||dW_k||: 1 if all clients agree up to size, 0 if they cancel."""
     total = update_norm(layers)
     if total == 0:
         raise Undefined("no client has a delta")
@@ -54,7 +54,7 @@ def cancellation_ratio(layers: Sequence[Layer]) -> float:
 
 
 def client_cosine(layers: Sequence[Layer]) -> float:
-    """The mean cosine over pairs of clients whose deltas are not zero; weights do not matter."""
+    """Returns the mean cosine over pairs of clients whose deltas are not zero; weights do not matter."""
     gram, length = _gram(layers), _lengths(layers)
     alive = length > 0
     if alive.sum() < 2:
@@ -65,7 +65,7 @@ def client_cosine(layers: Sequence[Layer]) -> float:
 
 
 def cosine_with_mean(layers: Sequence[Layer]) -> float:
-    """The mean cosine between a client's delta and the mean, over clients whose delta is not zero, all alike."""
+    """Returns the mean cosine between a client's delta and the mean, over clients whose delta is not zero, all alike."""
     size, length = _mean_norm(layers), _lengths(layers)
     if size == 0:
         raise Undefined(NO_MEAN)
@@ -76,28 +76,28 @@ def cosine_with_mean(layers: Sequence[Layer]) -> float:
 
 
 def overlap(side: Factor, form: Form, layers: Sequence[Layer]) -> float:
-    """The overlap of two clients' subspaces, the mean over pairs: the mean cos^2 of their angles, or its root."""
+    """Returns the overlap of two clients' subspaces, the mean over pairs: the mean cos^2 of their angles, or its root."""
     return _mean((_formed(form, x.pairs[side]) for x in layers if len(x.pairs[side])), ALONE)
 
 
 def overlap_with_mean(side: Factor, form: Form, layers: Sequence[Layer]) -> float:
-    """The overlap of a client's subspace with the leading singular vectors of the mean delta, the mean over clients."""
+    """Returns the overlap of a client's subspace with the leading singular vectors of the mean delta, the mean over clients."""
     found = [torch.stack([a.cos().square().mean() for a in x.angles[side]]) for x in layers if x.angles[side]]
     return _mean((_formed(form, x) for x in found), NO_MEAN)
 
 
 def energy_within_mean(side: Factor, layers: Sequence[Layer]) -> float:
-    """The share of a client's energy that lies in the mean's subspace, the mean over clients."""
+    """Returns the share of a client's energy that lies in the mean's subspace, the mean over clients."""
     return _mean((float(x.inside[side].mean()) for x in layers if len(x.inside[side])), NO_MEAN)
 
 
 def average_angle(side: Factor, layers: Sequence[Layer]) -> float:
-    """The mean principal angle between a client's subspace and the mean's, radians."""
+    """Returns the mean principal angle between a client's subspace and the mean's, radians."""
     return _mean((float(torch.cat(x.angles[side]).mean()) for x in layers if x.angles[side]), NO_MEAN)
 
 
 def largest_angle(side: Factor, layers: Sequence[Layer]) -> float:
-    """The largest of these angles, over all clients and layers."""
+    """Returns the largest of these angles, over all clients and layers."""
     found = [float(a.max()) for x in layers for a in x.angles[side]]
     if not found:
         raise Undefined(NO_MEAN)
@@ -122,7 +122,7 @@ OF_CLIENTS: dict[str, Number] = {
 
 
 def overlap_with_server(side: Factor, form: Form, squared: Sequence[Mapping[Factor, Tensor]]) -> float:
-    """The overlap of a client's subspace with the span of the factor that the server sends next, the mean over clients."""
+    """Returns the mean over clients of the overlap with the span of the factor that the server sends next."""
     return _mean((_formed(form, x[side]) for x in squared if len(x[side])), f"the {side} that the server sends next is zero")
 
 
@@ -134,13 +134,13 @@ OF_CLIENTS_AND_SERVER: dict[str, Callable[[Sequence[Mapping[Factor, Tensor]]], f
 
 
 def cross_term_norm(layers: Sequence[Layer]) -> float:
-    """||sum p_k dW_k - s (sum p_k B_k) (sum p_k A_k)||, at one scale for all."""
+    """Returns ||sum p_k dW_k - s (sum p_k B_k) (sum p_k A_k)||, at one scale for all."""
     # mean(B A) - mean(B) mean(A) = mean((B - mean B) (A - mean A)), which loses no digits and is 0 for equal clients
     return math.sqrt(sum(_square(lr.stack(x.weights, _centred(x))) for x in layers))
 
 
 def aggregation_error(layers: Sequence[Layer]) -> float:
-    """The cross terms relative to the mean delta."""
+    """Returns the cross terms relative to the mean delta."""
     wrong, right = cross_term_norm(layers), _mean_norm(layers)
     if right == 0:
         raise Undefined(NO_MEAN)
@@ -148,20 +148,20 @@ def aggregation_error(layers: Sequence[Layer]) -> float:
 
 
 def consensus_factor(side: Factor, relative: bool, layers: Sequence[Layer]) -> float:
-    """sqrt(sum_k ||X_k - mean X||^2) for X = B or A, at one scale for all; relative to sqrt(sum_k ||X_k||^2)."""
+    """Returns sqrt(sum_k ||X_k - mean X||^2) for X = B or A, at one scale for all; relative to sqrt(sum_k ||X_k||^2)."""
     apart = sum(float(getattr(y, side).square().sum()) for x in layers for y in _centred(x))
     size = sum(float(getattr(y, side).square().sum()) for x in layers for y in _at_one_scale(x))
     return _distance(apart, size, relative)
 
 
 def consensus_product(relative: bool, layers: Sequence[Layer]) -> float:
-    """sqrt(sum_k ||dW_k - mean dW||^2); relative to sqrt(sum_k ||dW_k||^2)."""
+    """Returns sqrt(sum_k ||dW_k - mean dW||^2); relative to sqrt(sum_k ||dW_k||^2)."""
     size = sum(float(x.gram.diagonal().sum()) for x in layers)
     return _distance(sum(_spread(x) for x in layers), size, relative)
 
 
 def _spread(x: Layer) -> float:
-    """sum_k ||dW_k - mean dW||^2, written on the differences from the first, so that it is 0 for equal deltas."""
+    """Returns sum_k ||dW_k - mean dW||^2, written on the differences from the first, so that it is 0 for equal deltas."""
     gram = increments(x.weights, x.deltas, [x.deltas[0]] * len(x.deltas)).gram
     return max(0.0, float(gram.diagonal().sum() - gram.mean(0).sum()))
 
@@ -184,34 +184,38 @@ OF_NODES: dict[str, Number] = {
 
 
 def server_effective_rank(spectra: Mapping[str, Tensor], _ranks: Mapping[str, Sequence[int]]) -> float:
-    """The effective rank of the server's delta, the mean over layers."""
+    """Returns the effective rank of the server's delta, the mean over layers."""
     return _mean(lr.effective_rank(S) for S in spectra.values())
 
 
 def server_stable_rank(spectra: Mapping[str, Tensor], _ranks: Mapping[str, Sequence[int]]) -> float:
-    """The stable rank of the server's delta, the mean over layers."""
+    """Returns the stable rank of the server's delta, the mean over layers."""
     return _mean(lr.stable_rank(S) for S in spectra.values())
 
 
 def higher_rank_energy_ratio(spectra: Mapping[str, Tensor], ranks: Mapping[str, Sequence[int]]) -> float:
-    """The share of energy beyond the smallest configured rank, the mean over the layers of unequal ranks."""
+    """Returns the share of energy beyond the smallest configured rank, the mean over the layers of unequal ranks."""
     unequal = _unequal(spectra, ranks)
     return _mean(lr.higher_rank_energy(spectra[n], min(ranks[n])) for n in unequal)
 
 
 def energy_by_band(spectra: Mapping[str, Tensor], ranks: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """The shares of energy between successive configured ranks, by band of components such as "3-8".
+    """Returns the shares of energy between successive configured ranks, by band of components such as "3-8".
 
-    The mean over the layers of unequal ranks, without those that are zero. The last band is what lies beyond the largest rank,
+    Each is the mean over the layers of unequal ranks, without those that are zero. The last band lies beyond the largest rank,
     as "9-": only a base delta has it.
     """
-    live = [spectra[n].square() for n in _unequal(spectra, ranks) if bool(spectra[n].any())]
+    live = [spectra[n].square() for n in _unequal(spectra, ranks) if bool(spectra[n].any())]  # a zero delta has no shares
     if not live:
         raise Undefined("the server's delta is zero")
     edges = sorted({r for found in ranks.values() for r in found})
-    bands = {str(high) if low + 1 == high else f"{low + 1}-{high}": slice(low, high) for low, high in pairwise([0, *edges])}
+    bands = {_band(low + 1, high): slice(low, high) for low, high in pairwise([0, *edges])}
     bands[f"{edges[-1] + 1}-"] = slice(edges[-1], None)
     return {name: _mean(float(x[band].sum() / x.sum()) for x in live) for name, band in bands.items()}
+
+
+def _band(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def _unequal(spectra: Mapping[str, Tensor], ranks: Mapping[str, Sequence[int]]) -> list[str]:

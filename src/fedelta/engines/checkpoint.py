@@ -1,88 +1,98 @@
 """Checkpoints: the last two snapshots on the disk, each whole after a crash at any moment.
 
-    DIR/<t>.json                      the manifest of the snapshot after t rounds: its files, each with its sha256
-    DIR/state-<t>.safetensors         the snapshot, all but the clients' own memories
-    DIR/clients/<id>-<t>.safetensors  the memory of a client, as it was replaced in round t
+    DIR/<t>.json                      the manifest of the snapshot after t rounds
+    DIR/state-<t>.safetensors         the snapshot, all but what it knows of each client
+    DIR/clients/<id>-<t>.memory       what it knows of one client: its memory, its base version, since it took part in round t
 
-Writing the manifest is the commit. The files that it names are written before, so what it names exists; those that neither of
-the last two names are removed after, and those that a crash left over by the next save or load. A round so costs the writing of
-its cohort's memories only, however many clients there are. Equal snapshots give equal bytes.
+Writing the manifest is the commit. What belongs to it is written before, so it exists; what neither of the last two needs is
+removed after, and what a crash left over by the next load. Equal snapshots give equal bytes.
 
-Every byte is covered by a digest, which is compared when a snapshot is read. If the last one is damaged, the one before serves.
+A round costs what its cohort costs, however many clients there are: it writes the cohort's files, and no list of the others.
+A snapshot's clients are the files of earlier rounds in the folder, but those that the manifest says have been replaced. That
+none is missing, foreign or older than it should be is seen at the next load: the manifest has their number and the exclusive
+or of their digests, which a round brings up to date from the files that it replaces.
+
+Every byte is covered by a digest: manifests and clients' files begin or end with one of their own, the state's is in the
+manifest. They are compared when a snapshot is read. If the last one is damaged, the one before serves.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from fedelta.engines import manifests
 from fedelta.engines.guards import Size
+from fedelta.engines.manifests import Manifest, VersionError
 from fedelta.engines.rounds import Snapshot
 from fedelta.exchange import files, wire
 
-VERSION = 2
-"""Of the manifest and of the entries below; a reader refuses any other."""
-
 BEFORE_MANIFESTS = "state.safetensors"
-"""The file of a checkpoint of version 1."""
+"""The file of a checkpoint of the first version."""
+
+CLIENTS = "clients"
+"""The folder of the clients' files."""
+
+DIGEST = 64
+"""Characters of a sha256, with which a client's file begins."""
 
 logger = logging.getLogger("fedelta.resume")
 
 
-class VersionError(ValueError):
-    """A checkpoint that another release wrote."""
-
-
 @dataclass(frozen=True)
-class _Manifest:
-    """The files of a snapshot by name, each with its sha256."""
+class _Clients:
+    """The clients' files of a snapshot: `count` and `digest` as in a manifest, and the names of those that were replaced."""
 
-    t: int
-    digests: Mapping[str, str]
+    count: int
+    digest: int
+    replaced: Sequence[str]
 
-    @property
-    def name(self) -> str:
-        return f"{self.t}.json"
+
+class _StaleError(Exception):
+    """The checkpoint before is not one to which a round could be added."""
 
 
 def save(folder: str | Path, snapshot: Snapshot) -> None:
     """Writes a snapshot; after a crash at any moment `load` gives this one or the one before, never a mixture.
 
-    A folder belongs to one run: a client file of the right name, from an earlier round, is taken to be the right one.
+    A folder belongs to one run: a client's file of the right name, from an earlier round, is taken to be the right one. It
+    costs what the last round's cohort costs if the round before is in the folder, else what all clients cost.
 
     Raises:
         OSError: for a disk that cannot be written; the checkpoint before stands.
         TypeError: for a state with an entry that cannot be written, saying where.
     """
     folder = Path(folder)
-    before = next((m for m in _manifests(folder) if m.t < snapshot.t), _Manifest(0, {}))
-    digests: dict[str, str] = {}
-    for k, name in _client_files(snapshot.client_rounds).items():
-        path = folder / name
-        if not path.exists() or snapshot.client_rounds[k] == snapshot.t - 1:
-            digests[name] = _write(path, snapshot.client_states[k])
-        else:
-            digests[name] = before.digests.get(name) or _digest(path.read_bytes())
-    name = _state_file(snapshot.t)
-    digests[name] = _write(folder / name, _main(snapshot))
-    manifest = _Manifest(snapshot.t, digests)
-    files.commit(folder / manifest.name, _dump(manifest))
-    _remove_others(folder, [manifest, before])
+    state = wire.encode(_main(snapshot))
+    again = any(int(path.stem) >= snapshot.t for path in manifests.paths(folder))  # files of this round may lie there
+    before = next((m for m in manifests.readable(folder) if m.t < snapshot.t), None)
+    try:
+        if again or before is None:
+            raise _StaleError
+        clients = _save_cohort(folder, snapshot, before)
+    except _StaleError:
+        clients = _save_all(folder, snapshot, before)
+    files.commit(folder / _state_file(snapshot.t), state)
+    gone = before.replaced if before is not None else ()
+    manifest = Manifest(snapshot.t, _digest(state), clients.count, f"{clients.digest:064x}", clients.replaced, gone)
+    files.commit(folder / manifest.name, manifests.dump(manifest))
+    _remove_older(folder, [manifest] if before is None else [manifest, before])
+    _remove(folder / CLIENTS / name for name in gone)
 
 
 def exists(folder: str | Path) -> bool:
-    """Whether a round has been saved in a folder."""
-    return (Path(folder) / BEFORE_MANIFESTS).is_file() or bool(_manifest_files(Path(folder)))
+    """Returns whether a round has been saved in a folder."""
+    return (Path(folder) / BEFORE_MANIFESTS).is_file() or bool(manifests.paths(Path(folder)))
 
 
 def load(folder: str | Path) -> Snapshot:
-    """The snapshot that was saved last, and a folder without leftovers of a crash.
+    """Returns the snapshot that was saved last, and removes what a crash left over.
 
     If it is damaged, that is said on the log, and the snapshot before is returned.
 
@@ -93,13 +103,14 @@ def load(folder: str | Path) -> Snapshot:
     folder = Path(folder)
     if not exists(folder):
         raise FileNotFoundError(f"no checkpoint in {folder}: resume needs a run that finished a round")
-    paths = _manifest_files(folder)
+    paths = manifests.paths(folder)
     if not paths:
-        raise VersionError(_other_version(folder / BEFORE_MANIFESTS, 1))
+        raise VersionError(manifests.other_version(folder / BEFORE_MANIFESTS, 1))
     damages: list[str] = []
     for path in paths:
         try:
-            snapshot = _load(path)
+            manifest = manifests.read(path)
+            snapshot = _load(folder, manifest)
         except VersionError:
             raise
         except (ValueError, OSError) as error:
@@ -108,126 +119,208 @@ def load(folder: str | Path) -> Snapshot:
         if damages:  # the damaged files stay for whoever wants to look at them, until their round is done again
             logger.warning("the last checkpoint is damaged (%s): going on after round %d", "; ".join(damages), snapshot.t - 1)
         else:
-            _remove_others(folder, _manifests(folder)[:2])
+            _remove_older(folder, manifests.readable(folder)[:2])
+            _remove_leftovers(folder, manifest)
         return snapshot
     raise ValueError(f"no checkpoint of {folder} can be read: {'; '.join(damages)}; copy it from a backup, or start a new run")
 
 
-def _load(path: Path) -> Snapshot:
-    manifest = _read_manifest(path)
-    contents = {name: _read(path.parent / name, digest) for name, digest in manifest.digests.items()}
-    content = contents[_state_file(manifest.t)]
-    rounds = {int(k): t for k, t in content["client_rounds"].items()}
-    states = {k: contents[name] for k, name in _client_files(rounds).items()}
-    versions = {int(k): v for k, v in content["base_versions"].items()}
-    sizes = {int(k): [Size(*x) for x in found] for k, found in content.get("sizes", {}).items()}
-    return Snapshot(content["t"], content["seed"], content["state"], states, rounds, versions, content["notes"], sizes)
+def _load(folder: Path, manifest: Manifest) -> Snapshot:
+    content = wire.decode(_read(folder / _state_file(manifest.t), manifest.state))
+    names = _live(_names(folder), manifest)
+    count, total = 0, 0
+    memories: dict[int, Mapping[str, Any]] = {}
+    rounds, versions, touched = dict[int, int](), dict[int, int](), dict[int, int]()
+    for k, name in names.items():
+        client, digest = _read_client(folder / CLIENTS / name)
+        count, total = count + 1, total ^ digest
+        touched[k] = client["touched"]
+        if client["memory"]:
+            memories[k] = client["memory"]
+        if client["round"] is not None:
+            rounds[k] = client["round"]
+        if client["base_version"]:
+            versions[k] = client["base_version"]
+    if (count, f"{total:064x}") != (manifest.count, manifest.digest):
+        raise ValueError(
+            f"{folder / CLIENTS} was cut or altered: {manifest.name} has {manifest.count} clients' files, and the {count} that "
+            "are here are not all of them the same"
+        )
+    sizes = {int(k): [Size(*x) for x in found] for k, found in content["sizes"].items()}
+    return Snapshot(
+        manifest.t,
+        content["seed"],
+        content["state"],
+        memories,
+        rounds,
+        versions,
+        touched=touched,
+        notes=content["notes"],
+        sizes=sizes,
+    )
 
 
 def _main(snapshot: Snapshot) -> dict[str, Any]:
     return {
-        "version": VERSION,
         "t": snapshot.t,
         "seed": snapshot.seed,
         "state": snapshot.state,
-        "client_rounds": _by_name(snapshot.client_rounds),
-        "base_versions": _by_name(snapshot.base_versions),
         "notes": snapshot.notes,
         "sizes": {str(k): [tuple(x) for x in snapshot.sizes[k]] for k in sorted(snapshot.sizes)},
     }
 
 
-def _by_name(table: Mapping[int, int]) -> dict[str, int]:
-    """Keys as strings, ascending: equal snapshots must give equal bytes, whatever the order in which clients came."""
-    return {str(k): table[k] for k in sorted(table)}
+# --- clients ---------------------------------------------------------------------------------------------------------
 
 
-def _client_files(client_rounds: Mapping[int, int]) -> dict[int, str]:
-    return {k: f"clients/{k}-{t}.safetensors" for k, t in client_rounds.items()}
+def _save_cohort(folder: Path, snapshot: Snapshot, before: Manifest) -> _Clients:
+    """Writes the files of the clients that the last round touched; returns what the manifest says of all.
+
+    Raises:
+        _StaleError: before anything is written, if `before` is of another round, or files that it has are gone or damaged.
+    """
+    if before.t != snapshot.t - 1 or snapshot.before is None:
+        raise _StaleError
+    replaced = sorted(_client_file(k, t) for k, t in snapshot.before.items() if t is not None)
+    touched = {k: snapshot.touched[k] for k in sorted(snapshot.before) if k in snapshot.touched}
+    count = before.count - len(replaced) + len(touched)
+    if count != len(snapshot.touched):
+        raise _StaleError
+    digest = int(before.digest, 16)
+    for name in replaced:
+        digest ^= _old_digest(folder / CLIENTS / name)
+    return _Clients(count, digest ^ _write_clients(folder, snapshot, touched), replaced)
+
+
+def _save_all(folder: Path, snapshot: Snapshot, before: Manifest | None) -> _Clients:
+    """Brings the clients' files to a snapshot, whatever lies there; returns what the manifest says of them."""
+    there = _names(folder)
+    live = set[str]() if before is None else set(_live(there, before).values())
+    known, digest, anew = snapshot.known(), 0, dict[int, int]()
+    for k in sorted(known):
+        name = _client_file(k, known[k])
+        try:
+            if name not in there or known[k] == snapshot.t - 1:
+                raise _StaleError
+            digest ^= _old_digest(folder / CLIENTS / name)
+        except _StaleError:
+            anew[k] = known[k]
+    names = {_client_file(k, t) for k, t in known.items()}
+    # what no checkpoint has would be taken for a part of this one
+    of_nobody = there - names - live - set(() if before is None else before.replaced)
+    _remove(folder / CLIENTS / name for name in sorted(of_nobody))
+    return _Clients(len(known), digest ^ _write_clients(folder, snapshot, anew), sorted(live - names))
+
+
+def _write_clients(folder: Path, snapshot: Snapshot, touched: Mapping[int, int]) -> int:
+    """Writes the files of some clients, by id with the round of their names; returns the exclusive or of their digests."""
+    total = 0
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        nonlocal total
+        for k, t in touched.items():
+            body = wire.encode(_client(snapshot, k, t))
+            digest = _digest(body)
+            total ^= int(digest, 16)
+            yield _client_file(k, t), digest.encode() + body
+
+    if touched:
+        files.write_all(folder / CLIENTS, contents())
+    return total
+
+
+def _client(snapshot: Snapshot, k: int, t: int) -> dict[str, Any]:
+    """Returns all that a snapshot knows of a client; its id and round are in it, so that no two files have one digest."""
+    return {
+        "client": k,
+        "touched": t,
+        "round": snapshot.client_rounds.get(k),
+        "base_version": snapshot.base_versions.get(k, 0),
+        "memory": snapshot.client_states.get(k, {}),
+    }
+
+
+def _read_client(path: Path) -> tuple[Mapping[str, Any], int]:
+    """Returns what is known of a client, and the digest of its file.
+
+    Raises:
+        ValueError: for a file that was cut or altered.
+    """
+    data = path.read_bytes()
+    digest = data[:DIGEST].decode("latin-1")
+    if _digest(data[DIGEST:]) != digest:
+        raise ValueError(_altered(path))
+    client = wire.decode(data[DIGEST:])
+    if _client_file(client["client"], client["touched"]) != path.name:
+        raise ValueError(f"{path} was cut or altered: it is the file of client {client['client']}, round {client['touched']}")
+    return client, int(digest, 16)
+
+
+def _old_digest(path: Path) -> int:
+    """Returns the digest of a client's file; raises _StaleError if it is not there, or damaged."""
+    try:
+        return _read_client(path)[1]
+    except (ValueError, OSError) as error:
+        raise _StaleError from error
+
+
+def _client_file(k: int, t: int) -> str:
+    return f"{k}-{t}.memory"
+
+
+def _names(folder: Path) -> set[str]:
+    with suppress(FileNotFoundError):
+        return set(os.listdir(folder / CLIENTS))
+    return set()
+
+
+def _live(names: Iterable[str], manifest: Manifest) -> dict[int, str]:
+    """Returns by client id, ascending, the names of a manifest's snapshot: of rounds before it, and not replaced."""
+    found: dict[int, int] = {}
+    for name in set(names).difference(manifest.replaced, manifest.gone):
+        k, _, t = name.removesuffix(".memory").partition("-")
+        if k.isdecimal() and t.isdecimal() and name == _client_file(int(k), int(t)) and int(t) < manifest.t:
+            found[int(k)] = max(int(t), found.get(int(k), 0))
+    return {k: _client_file(k, found[k]) for k in sorted(found)}
 
 
 def _state_file(t: int) -> str:
     return f"state-{t}.safetensors"
 
 
-# --- files and manifests ---------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------------------------
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> str:
-    data = wire.encode(content)
-    files.commit(path, data)
-    return _digest(data)
-
-
-def _read(path: Path, digest: str) -> Mapping[str, Any]:
+def _read(path: Path, digest: str) -> bytes:
     data = path.read_bytes()
     if _digest(data) != digest:
-        raise ValueError(f"{path} was cut or altered: its bytes are not those that the run wrote")
-    return wire.decode(data)
+        raise ValueError(_altered(path))
+    return data
+
+
+def _altered(path: Path) -> str:
+    return f"{path} was cut or altered: its bytes are not those that the run wrote"
 
 
 def _digest(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
-def _dump(manifest: _Manifest) -> bytes:
-    """JSON with a digest of its own content."""
-    content = {"version": VERSION, "t": manifest.t, "files": dict(sorted(manifest.digests.items()))}
-    return (json.dumps({**content, "sha256": _digest(json.dumps(content).encode())}, indent=1) + "\n").encode()
+def _remove_older(folder: Path, keep: Sequence[Manifest]) -> None:
+    """Removes manifests and states of other snapshots than those to keep, manifests first, and half-written files."""
+    kept = {folder / name for manifest in keep for name in (manifest.name, _state_file(manifest.t))}
+    others = sorted([*folder.glob("state-*.safetensors"), *folder.glob(".*.tmp")])
+    _remove(path for path in [*manifests.paths(folder), *others] if path not in kept)
 
 
-def _read_manifest(path: Path) -> _Manifest:
-    """A manifest whose digest is right.
-
-    Raises:
-        VersionError: for one of another release.
-        ValueError: for one that was cut or altered.
-    """
-    data = path.read_bytes()
-    try:
-        content = json.loads(data)
-        digest = content.pop("sha256")
-        if digest != _digest(json.dumps(content).encode()):
-            raise ValueError("its digest is another")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} was cut or altered: {error}") from error
-    if content["version"] != VERSION:
-        raise VersionError(_other_version(path, content["version"]))
-    manifest = _Manifest(content["t"], content["files"])
-    if _dump(manifest) != data:
-        raise ValueError(f"{path} was cut or altered: its layout is another")
-    return manifest
+def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
+    """Removes clients' files that neither the snapshot nor the one before has."""
+    there = _names(folder)
+    kept = {*_live(there, manifest).values(), *manifest.replaced}
+    _remove(folder / CLIENTS / name for name in sorted(there - kept))
 
 
-def _other_version(path: Path, found: object) -> str:
-    return (
-        f"{path}: version {VERSION} of a checkpoint was expected, found {found}; take the run up with the release that wrote "
-        "it, or start a new run"
-    )
-
-
-def _manifest_files(folder: Path) -> list[Path]:
-    """The manifests, the last one first."""
-    found = [p for p in folder.glob("*.json") if p.stem.isdecimal()]
-    return sorted(found, key=lambda p: -int(p.stem))
-
-
-def _manifests(folder: Path) -> list[_Manifest]:
-    """Those that can be read, the last one first."""
-    found: list[_Manifest] = []
-    for path in _manifest_files(folder):
-        try:
-            found.append(_read_manifest(path))
-        except (ValueError, OSError):
-            continue
-    return found
-
-
-def _remove_others(folder: Path, keep: Iterable[_Manifest]) -> None:
-    """Removes the files that no kept manifest names, and half-written ones; manifests go first, before what they name."""
-    kept = {folder / name for manifest in keep for name in (manifest.name, *manifest.digests)}
-    patterns = ("state-*.safetensors", "clients/*.safetensors", ".*.tmp", "clients/.*.tmp")
-    others = sorted(path for pattern in patterns for path in folder.glob(pattern))
-    for path in [*_manifest_files(folder), *others]:
-        if path not in kept:
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(FileNotFoundError):
             os.unlink(path)

@@ -1,4 +1,4 @@
-"""Which runner answers: chosen once for a run, and found by name.
+"""The choice of the runner that answers: made once for a run, by name.
 
 No runner is imported by statement, for some bring libraries that a server of remote clients does without. A file of
 `engines.runners` whose name does not begin with `_` is a runner: it has a function `runner(token_budget) -> VisitAll`, and
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any, cast
 
 from fedelta.adapted import CPU_TOKENS
@@ -18,7 +17,7 @@ from fedelta.engines import runners
 from fedelta.engines.settings import Choice, RunSettings
 from fedelta.engines.visits import VisitAll
 from fedelta.method import Client
-from fedelta.naming import nearest
+from fedelta.registry import check_name, names_in
 
 AUTO = "auto"
 
@@ -41,17 +40,19 @@ def visitor(settings: RunSettings, clients: Collection[Client]) -> VisitAll:
     """Returns the settings' own engine if it is a function, else the runner that they name or that is chosen for them."""
     if callable(settings.engine):
         return cast("VisitAll", settings.engine)
-    chosen = choose(settings.engine, clients, settings.token_budget)
+    return runner_of(choose(settings.engine, clients, settings.token_budget))
+
+
+def runner_of(chosen: Choice) -> VisitAll:
+    """Returns a fresh runner, as it was chosen."""
     return _load(chosen.engine).runner(chosen.token_budget)
 
 
 def runner_names() -> list[str]:
     """Returns the names of all runners, without importing one: the files of `engines.runners` that do not begin with `_`."""
-    return sorted(module.name for module in iter_modules(runners.__path__) if not module.name.startswith("_"))
+    return list(names_in(runners.__name__))
 
 
 def _load(name: str) -> Any:
-    if name not in runner_names():
-        known = [AUTO, *runner_names()]
-        raise ValueError(f"no engine is called {name!r}; there are {', '.join(known)}{nearest(name, known)}")
+    check_name("engine", name, [AUTO, *runner_names()])
     return import_module(f"{runners.__name__}.{name}")

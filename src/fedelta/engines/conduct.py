@@ -19,7 +19,7 @@ from fedelta.method import State
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a round came to, before it is committed.
+    """The result of a round, before it is committed.
 
     Attributes:
         visits: of the cohort.
@@ -106,7 +106,7 @@ def _commit(
         method=federation.method,
         template=federation.template,
         peers=federation.peers,
-        snapshot=federation.snapshot(t + 1, found.state, memories),
+        snapshot=federation.snapshot(t + 1, found.state, memories, [v.peer.id for v in found.visits]),
         gossip=gossip,
         lost_links=found.lost,
     )

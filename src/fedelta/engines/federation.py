@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
+from typing import overload
 
 import torch
 
@@ -17,11 +17,12 @@ from fedelta.engines.letters import Visit
 from fedelta.engines.memories import Memories
 from fedelta.engines.rounds import QuorumError, Snapshot
 from fedelta.engines.settings import RunSettings, Weights
+from fedelta.engines.tables import Table
 from fedelta.exchange.channel import Channel
 from fedelta.exchange.spool import Spool
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
-from fedelta.method import Client, Method, State
+from fedelta.method import Client, ClientState, Method, State
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta
 
@@ -47,6 +48,7 @@ class Federation:
         spool: where updates wait for their aggregation.
         remembered: by client id, the round of its last answer that counts.
         base_versions: by client id, the version of the base delta that it holds, those that are not 0.
+        touched: by client id, the last round that it took part in, of clients of whom a snapshot knows anything.
         sizes: by node (`SERVER` with a server), the largest accepted sizes of the last rounds.
     """
 
@@ -55,8 +57,9 @@ class Federation:
     template: Adapter
     settings: RunSettings
     spool: Spool
-    remembered: dict[int, int] = field(default_factory=dict[int, int])
-    base_versions: dict[int, int] = field(default_factory=dict[int, int])
+    remembered: Table[int] = field(default_factory=Table[int])
+    base_versions: Table[int] = field(default_factory=Table[int])
+    touched: Table[int] = field(default_factory=Table[int])
     sizes: dict[int, Sequence[Size]] = field(default_factory=dict[int, Sequence[Size]])
 
     @classmethod
@@ -77,14 +80,13 @@ class Federation:
         return self.settings.channel
 
     @property
-    def peers(self) -> list[Peer]:
-        """All peers in the order of ids, with the base versions that they hold."""
-        return [self.peer(k) for k in self.clients]
+    def peers(self) -> Sequence[Peer]:
+        """All peers in the order of ids, with the base versions that they hold now."""
+        return _Peers(self.clients, self.base_versions)
 
     def peer(self, k: int) -> Peer:
         """One peer, with the base version that it holds."""
-        peer, held = self.clients[k].peer, self.base_versions.get(k, 0)
-        return peer if peer.base_version == held else replace(peer, base_version=held)  # a copy of all in every round is slow
+        return _holding(self.clients[k].peer, self.base_versions.get(k, 0))
 
     def cohort(self, t: int) -> list[int]:
         """The ids that take part in round t, ascending. Raises ValueError for a rule that names nobody or a stranger."""
@@ -148,20 +150,37 @@ class Federation:
             largest: by node, the largest size of an update that it aggregated.
         """
         self.sizes |= {k: [*self.sizes.get(k, ()), size][-ROUNDS:] for k, size in largest.items()}
-        for visit in visits:
-            _keep(self.base_versions, visit.peer.id, visit.base_version, visit.base_version > 0)
+        held = {visit.peer.id: visit.base_version for visit in visits}
+        self.base_versions = self.base_versions.followed({k: v for k, v in held.items() if v > 0}, held)
         counted = [visit.peer.id for visit in visits if visit.update is not None]
-        self.remembered |= dict.fromkeys(counted, t)
+        self.remembered = self.remembered.followed(dict.fromkeys(counted, t))
         return counted
 
-    def snapshot(self, t: int, state: State, memories: Memories | None) -> Snapshot:
+    def snapshot(self, t: int, state: State, memories: Memories | None, cohort: Collection[int]) -> Snapshot:
         """Returns what a run needs whose next round is t.
 
-        `memories` are those of clients in this process; sites that keep their own go on from `remembered`.
+        Args:
+            t: the next round.
+            state: the method's.
+            memories: of the clients in this process; sites that keep their own go on from `remembered`.
+            cohort: the ids that took part in the round before t.
         """
-        states = {} if memories is None else memories.states()
-        rounds = dict(self.remembered) if memories is None else memories.rounds()
-        return Snapshot(t, self.settings.seed, state, states, rounds, dict(self.base_versions), sizes=dict(self.sizes))
+        states = Table[ClientState]() if memories is None else memories.states()
+        rounds = self.remembered if memories is None else memories.rounds()
+        known = {k for k in cohort if k in rounds or k in self.base_versions}
+        before = {k: self.touched.get(k) for k in cohort if k in known or k in self.touched}
+        self.touched = self.touched.followed(dict.fromkeys(known, t - 1), cohort)
+        return Snapshot(
+            t,
+            self.settings.seed,
+            state,
+            states,
+            rounds,
+            self.base_versions,
+            touched=self.touched,
+            before=before,
+            sizes=dict(self.sizes),
+        )
 
     def take_over(self, start: Snapshot) -> None:
         """Remembers what a snapshot does. Raises ValueError for the snapshot of another federation."""
@@ -173,23 +192,24 @@ class Federation:
         unknown = sorted(({*start.client_rounds} | {*start.client_states} | {*start.base_versions}) - self.clients.keys())
         if unknown:
             raise ValueError(f"the snapshot remembers clients {unknown}, which are not here: give the clients of that run")
-        self.remembered = dict(start.client_rounds)
-        self.base_versions, self.sizes = dict(start.base_versions), dict(start.sizes)
-        for k in list(self.base_versions):
-            self._restore_base(k, start)
+        self.remembered, self.touched = Table(start.client_rounds), Table(start.known())
+        self.base_versions, self.sizes = Table(start.base_versions), dict(start.sizes)
+        unsure = [k for k in self.base_versions if not self._restored_base(k, start)]
+        self.base_versions = self.base_versions.followed({}, unsure)
 
-    def _restore_base(self, k: int, start: Snapshot) -> None:
+    def _restored_base(self, k: int, start: Snapshot) -> bool:
         """Gives a client the base back that its process held; then it is sent what it would have been sent, and no more.
 
-        What a client without `restore` still holds is unknown; the whole base, which version 0 gets, is right for any.
+        Returns False for a client without `restore`: what it still holds is unknown, and the whole base, which version 0 gets,
+        is right for any.
         """
         restore = getattr(self.clients[k], "restore", None)
         if restore is None:
-            del self.base_versions[k]
-            return
+            return False
         down = self.method.broadcast(start.t, start.state, replace(self.peer(k), base_version=0))
         for base in find(down, BaseDelta):
             restore(base)
+        return True
 
 
 def largest_template(clients: Sequence[Client]) -> Adapter:
@@ -249,8 +269,33 @@ def demand_quorum(t: int, visits: Sequence[Visit], needed: int) -> None:
         raise QuorumError(f"round {t}: {arrived} of {len(visits)} updates can be used, the quorum is {needed}\n{reasons}")
 
 
-def _keep(table: dict[int, Any], k: int, value: Any, worth: bool) -> None:
-    if worth:
-        table[k] = value
-    else:
-        table.pop(k, None)
+class _Peers(Sequence[Peer]):
+    """The peers of a run at one time, in the order of ids; each is made when it is asked for, since a round needs few."""
+
+    def __init__(self, clients: Mapping[int, Client], base_versions: Table[int]) -> None:
+        self._clients, self._base_versions = clients, base_versions
+        self._ids: Sequence[int] | None = None
+
+    @overload
+    def __getitem__(self, at: int) -> Peer: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Peer]: ...
+    def __getitem__(self, at: int | slice) -> Peer | Sequence[Peer]:
+        if self._ids is None:
+            self._ids = list(self._clients)
+        return self._peer(self._ids[at]) if isinstance(at, int) else [self._peer(k) for k in self._ids[at]]
+
+    def __iter__(self) -> Iterator[Peer]:
+        held = dict(self._base_versions)  # an older version of a table is slow to ask for each client
+        return (_holding(client.peer, held.get(k, 0)) for k, client in self._clients.items())
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def _peer(self, k: int) -> Peer:
+        return _holding(self._clients[k].peer, self._base_versions.get(k, 0))
+
+
+def _holding(peer: Peer, version: int) -> Peer:
+    """Returns a peer with the version of the base that it holds."""
+    return peer if peer.base_version == version else replace(peer, base_version=version)  # copies of all would be slow

@@ -9,8 +9,8 @@ from fedelta import sampling, topology
 from fedelta.engines.choice import visitor
 from fedelta.engines.conduct import Outcome, conduct, largest_used, visited
 from fedelta.engines.federation import Federation, demand_quorum, logger, weigh
-from fedelta.engines.guards import Size, oversized
-from fedelta.engines.letters import Visit, sizes_of
+from fedelta.engines.guards import Size, overclaimed, oversized
+from fedelta.engines.letters import Visit, sizes_of, steps_of
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.engines.settings import RunSettings, Score, Weights
 from fedelta.engines.visits import VisitAll, leave_out
@@ -90,10 +90,12 @@ def gossip(
     def outcome(t: int, state: State) -> Outcome:
         visits = visited(federation, visit_all, t, {k: state[str(k)] for k in ids})
         demand_quorum(t, visits, needed)
-        silent, sizes = {v.peer.id for v in visits if v.update is None}, sizes_of(visits)
+        silent = {v.peer.id for v in visits if v.update is None}
+        sizes, steps = sizes_of(visits), steps_of(visits)
 
         def refused(node: int, senders: Sequence[int]) -> Mapping[int, str]:
-            return oversized({k: sizes[k] for k in senders}, federation.sizes.get(node, ()))
+            too_large = oversized({k: sizes[k] for k in senders}, federation.sizes.get(node, ()))
+            return overclaimed({k: steps[k] for k in senders if k in steps}) | too_large
 
         heard = hear(topology.at(mixing, t), ids, silent, partial(is_lost, t), shares, refused)
         visits = _without_refused(federation, t, visits, heard.refused)

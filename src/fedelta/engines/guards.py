@@ -1,4 +1,4 @@
-"""What a server accepts: nothing that a client sends may reach `aggregate` unseen."""
+"""Checks of all that a server is sent: nothing that a client sends may reach `aggregate` unseen."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LONGEST = 500
 def check_upload(
     method: Method, t: int, state: State, update: ClientUpdate, template: Adapter, start: Adapter
 ) -> Adapter | None:
-    """What an update stands for; None for a message with nothing in it.
+    """Checks an update; returns the adapter that it stands for, None for a message with nothing in it.
 
     The model that the update stands for must have the template's layers, outer shapes, dense tensors and base, with ranks
     within the sender's capacity. So must every adapter in the message, each with the scale that is the sender's own, or that
@@ -101,7 +101,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class Size(NamedTuple):
-    """How far an upload lies from what its sender was sent: a number of each kind, inf where it overflows float64.
+    """The distance of an upload from what its sender was sent: a number of each kind, inf where it overflows float64.
 
     Attributes:
         delta: of dW and the dense tensors, ||dW - dW_0|| over all layers.
@@ -142,7 +142,7 @@ def _displacement(x: LoRA, y: LoRA) -> float:
 
 
 def oversized(sizes: Mapping[int, Size], past: Sequence[Size]) -> dict[int, str]:
-    """By id, why an upload is too large to be taken in: above `FAR` times its reference, in one of the two numbers.
+    """Returns by id why an upload is too large to be taken in: above `FAR` times its reference, in one of the two numbers.
 
     The reference is the larger of the median of the others' sizes that are not zero and the largest of `past`. With neither
     nothing is refused, but for a size that overflows.
@@ -166,6 +166,18 @@ def oversized(sizes: Mapping[int, Size], past: Sequence[Size]) -> dict[int, str]
     }
 
 
+def overclaimed(steps: Mapping[int, float]) -> dict[int, str]:
+    """Returns by id why a claim of steps is not believed: it is above `FAR` times the median of the others'.
+
+    A server can count nobody's steps, and some methods divide or multiply by them.
+    """
+    return {
+        k: f"client {k}: it claims {steps[k]:.3g} local steps, above {FAR:g} times {median:.3g}, the median of the others"
+        for k, median in medians_of_others(steps).items()
+        if steps[k] > FAR * median > 0
+    }
+
+
 def _too_large(kind: str, value: float, reference: float) -> str:
     what = "delta" if kind == "delta" else "factors"
     return (
@@ -175,7 +187,7 @@ def _too_large(kind: str, value: float, reference: float) -> str:
 
 
 def medians_of_others(values: Mapping[int, float]) -> dict[int, float]:
-    """For each key the median of the other values that are not zero; 0 where there are none."""
+    """Returns for each key the median of the other values that are not zero; 0 where there are none."""
     ordered = sorted(x for x in values.values() if x > 0)
     return {k: _median_without(ordered, x) for k, x in values.items()}
 
@@ -207,7 +219,7 @@ def _meant(method: Method, t: int, state: State, update: ClientUpdate) -> Adapte
 
 
 def find(message: Any, kind: type[T]) -> Iterator[T]:
-    """Everything of one kind in a message, at any depth outside adapters and base deltas."""
+    """Returns everything of one kind in a message, at any depth outside adapters and base deltas."""
     if isinstance(message, kind):
         yield message
     elif isinstance(message, Mapping):
@@ -275,7 +287,7 @@ def _check_begins(own: Adapter, template: Adapter, k: int) -> None:
 
 
 def _leads(rows: Tensor, common: Tensor) -> bool:
-    """Whether `rows` (r, i) are the first of `common`; at once where they are the same memory."""
+    """Returns whether `rows` (r, i) are the first of `common`; at once where they are the same memory."""
     if rows.data_ptr() == common.data_ptr() and rows.stride() == common.stride():
         return len(rows) <= len(common)
     return torch.equal(rows, common[: len(rows)].to(rows))

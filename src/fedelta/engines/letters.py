@@ -1,4 +1,4 @@
-"""What crosses the seam between server and client, and what comes of it: `Letter`, `Reply`, `Visit`."""
+"""The values that cross the seam between server and client, and the one that comes of them: `Letter`, `Reply`, `Visit`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedelta.tree import Message
 
 @dataclass(frozen=True, eq=False)
 class Letter:
-    """What a server sends to one client in one round.
+    """A message from the server to one client in one round.
 
     Attributes:
         t: the round.
@@ -32,7 +32,7 @@ class Letter:
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """What a client sends back.
+    """The answer of a client to a letter; it has no field for the client's memory.
 
     Attributes:
         content: what travels: the method's upload after the channel.
@@ -47,7 +47,7 @@ class Reply:
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """What came of one client in one round; either `update` or `reason` is None.
+    """The outcome of one client in one round; either `update` or `reason` is None.
 
     Attributes:
         peer: the client, with the base version that it held.
@@ -70,3 +70,9 @@ class Visit:
 def sizes_of(visits: Sequence[Visit]) -> dict[int, Size]:
     """Returns the sizes of the updates that arrived, by their senders' ids."""
     return {v.peer.id: v.size for v in visits if v.update is not None}
+
+
+def steps_of(visits: Sequence[Visit]) -> dict[int, float]:
+    """Returns the steps that the senders of the updates that arrived say they have taken, by their ids."""
+    arrived = [v.update for v in visits if v.update is not None]
+    return {u.sender.id: u.metrics["num_steps"] for u in arrived if "num_steps" in u.metrics}

@@ -1,4 +1,4 @@
-"""What clients remember between rounds, kept where the clients are.
+"""The memories of clients between rounds, kept where the clients are.
 
 In one process that is a dictionary; a real site keeps its own on its disk, and no reply holds a byte of it. The server only
 knows in which round it took in a client's last answer, so that one which came too late, or was refused, never counts.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from fedelta.engines.tables import Table
 from fedelta.method import ClientState
 
 NOTHING: ClientState = {}
@@ -49,13 +50,12 @@ class Memories(Protocol):
 class InMemory:
     """Memories in this process. Only what is not empty is kept: memory grows with what clients remember, not with their number.
 
-    What `states` and `rounds` hand out is replaced, not changed, by the first `settle` after it that has something to say: a
-    snapshot stays what it was, and a round in which no client remembers anything new copies nothing.
+    What `states` and `rounds` hand out never changes: a round makes versions of its own, at the cost of its cohort.
     """
 
     def __init__(self) -> None:
-        self._states: dict[int, ClientState] = {}
-        self._rounds: dict[int, int] = {}
+        self._states: Table[ClientState] = Table()
+        self._rounds: Table[int] = Table()
         self._offered: dict[int, ClientState] = {}
 
     def get(self, k: int) -> ClientState:
@@ -67,18 +67,13 @@ class InMemory:
     def settle(self, t: int, counted: Iterable[int]) -> None:
         offered, self._offered = self._offered, {}
         new = {k: offered[k] for k in counted if k in offered and offered[k] is not self.get(k)}
-        if not any(memory or k in self._states for k, memory in new.items()):
-            return
-        self._states, self._rounds = dict(self._states), dict(self._rounds)
-        for k, memory in new.items():
-            if memory:
-                self._states[k], self._rounds[k] = memory, t
-            else:
-                self._states.pop(k, None)
-                self._rounds.pop(k, None)
+        kept = {k: memory for k, memory in new.items() if memory}
+        gone = new.keys() - kept.keys()
+        self._states = self._states.followed(kept, gone)
+        self._rounds = self._rounds.followed(dict.fromkeys(kept, t), gone)
 
     def restore(self, states: Mapping[int, ClientState], rounds: Mapping[int, int]) -> None:
-        self._states, self._rounds, self._offered = dict(states), dict(rounds), {}
+        self._states, self._rounds, self._offered = Table(states), Table(rounds), {}
 
     def states(self) -> Mapping[int, ClientState]:
         return self._states

@@ -1,4 +1,4 @@
-"""What an engine yields and what it needs to go on: rounds and snapshots, the same for every engine."""
+"""Rounds, which an engine yields, and snapshots, from which it goes on; the same for every engine."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class Snapshot:
         client_states: by client id, those that are not empty.
         client_rounds: by client id, the round in which each of `client_states` was last replaced.
         base_versions: by client id, the version of the base delta that it holds, those that are not 0.
+        touched: by client id, the last round that it took part in, for every client of the tables above. May be left out of a
+            snapshot that is made by hand, as may `before`.
+        before: what `touched` said before the last round of those whom that round touched, None of a client that it had not
+            yet: a checkpoint that follows the one of the round before writes no others. None where that is unknown.
         notes: whatever the caller wants to find again, such as the best round so far; plain values and tensors.
         sizes: by the id of who aggregates, `seeding.SERVER` or a node, the largest accepted size of an upload in each of the
             last rounds, the latest last.
@@ -40,8 +44,15 @@ class Snapshot:
     client_states: Mapping[int, ClientState] = field(default_factory=dict[int, ClientState])
     client_rounds: Mapping[int, int] = field(default_factory=dict[int, int])
     base_versions: Mapping[int, int] = field(default_factory=dict[int, int])
+    touched: Mapping[int, int] = field(default_factory=dict[int, int], kw_only=True)
+    before: Mapping[int, int | None] | None = field(default=None, kw_only=True)
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     sizes: Mapping[int, Sequence[Size]] = field(default_factory=dict[int, Sequence[Size]])
+
+    def known(self) -> dict[int, int]:
+        """Returns `touched`, completed for a snapshot that was made by hand."""
+        missing = {*self.client_states, *self.client_rounds, *self.base_versions} - self.touched.keys()
+        return {**self.touched, **{k: self.client_rounds.get(k, self.t - 1) for k in missing}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +92,7 @@ class Round:
 
     @property
     def client_states(self) -> Mapping[int, ClientState]:
-        """By client id, the memory of each client that has any."""
+        """Returns by client id the memory of each client that has any."""
         return self.snapshot.client_states
 
     @property
@@ -93,11 +104,11 @@ class Round:
 
     @property
     def personal(self) -> bool:
-        """Whether participants run models of their own: by the method, or without a server."""
+        """Returns whether participants run models of their own: by the method, or without a server."""
         return self.gossip or self.method.personal
 
     def position(self, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
-        """What one of this round's updates means as a model."""
+        """Returns the model that one of this round's updates stands for."""
         before = self.before[str(update.sender.id)] if self.gossip else self.before
         return self.method.position(self.t, before, update)
 

@@ -36,7 +36,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How a method is run; `federate` and `gossip` build one from their keywords in their first line.
+    """The options of a run; `federate` and `gossip` build one from their keywords in their first line.
 
     Args:
         rounds: of the whole run, those before `start` included.

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from fedelta import tree
 from fedelta.engines.federation import Federation
-from fedelta.engines.guards import Size, check_metrics, check_upload, find, oversized, reason_of, size_of
-from fedelta.engines.letters import Letter, Reply, Visit, sizes_of
+from fedelta.engines.guards import Size, check_metrics, check_upload, find, overclaimed, oversized, reason_of, size_of
+from fedelta.engines.letters import Letter, Reply, Visit, sizes_of, steps_of
 from fedelta.exchange import wire
 from fedelta.exchange.channel import OWN, Channel
 from fedelta.merging import ClientUpdate
@@ -139,12 +139,13 @@ def leave_out(federation: Federation, t: int, visits: Sequence[Visit], reasons: 
 
 
 def screened(federation: Federation, t: int, visits: Sequence[Visit]) -> list[Visit]:
-    """Returns the visits as a server takes them in: without the updates that are far larger than the others."""
-    return leave_out(federation, t, visits, oversized(sizes_of(visits), federation.sizes.get(SERVER, ())))
+    """Returns the visits as a server takes them in: without those that are far larger, or claim far more steps, than others."""
+    too_large = oversized(sizes_of(visits), federation.sizes.get(SERVER, ()))
+    return leave_out(federation, t, visits, overclaimed(steps_of(visits)) | too_large)
 
 
 def _left_out(federation: Federation, t: int, visit: Visit, stage: str, error: Exception) -> Visit:
-    """The one place where a client is left out of a round."""
+    """Says that a client is left out of a round and returns its visit; no other place leaves one out."""
     k = visit.peer.id
     if federation.settings.debug:
         error.add_note(f"client {k}, round {t}, stage: {stage}")
@@ -198,7 +199,9 @@ class _Recorder:
         return getattr(self._client, name)
 
     def train(self, t: int, start: Adapter, **request: Any) -> TrainResult:
-        result = self._client.train(t, start, **request)
+        # A client of a user's own may train in place, as a plain loop does: not on the server's tensors.
+        own = start if getattr(self._client, "copies_start", False) else tree.map_tensors(Tensor.clone, start)
+        result = self._client.train(t, own, **request)
         check_count(result.num_steps, "steps", f"client {self._client.peer.id}")
         self._results.append((result.num_steps, result.loss))
         return result

@@ -1,1 +1,1 @@
-"""What travels between server and clients, and how it is written."""
+"""Messages between server and clients: stages, bytes, files, updates on disk."""

@@ -1,4 +1,4 @@
-"""Stages between a method and the wire: what a quantiser, a clip, a mask or central noise is built as.
+"""Stages between a method and the wire: the form of a quantiser, a clip, a mask or central noise.
 
 A message passes the stages of a `Channel` in order on its way down and up, and in reverse order when the server reads a reply.
 Without stages it stays as it is, to the bit.
@@ -15,7 +15,7 @@ from fedelta.peers import Peer
 from fedelta.tree import Message
 
 Memory: TypeAlias = Mapping[str, Any]
-"""What one client keeps from round to round and never sends."""
+"""The values that one client keeps from round to round and never sends."""
 
 OWN = "channel"
 """The entry of a client's memory that belongs to the stages; a method's own entries have other names."""
@@ -30,7 +30,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """Under which the stage's memory is kept; stages of one channel have different names."""
+        """Returns the name under which the stage's memory is kept; stages of one channel have different names."""
         return type(self).__name__
 
     def down(self, t: int, peer: Peer, message: Message) -> Message:

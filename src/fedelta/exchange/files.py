@@ -9,7 +9,7 @@ import ctypes
 import os
 import shutil
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,12 @@ except ImportError:  # Windows has no flock: there a folder is not locked
 
 LOCK = ".lock"
 """The file in a folder whose lock a writer holds; it is empty and stays."""
+
+WRITE_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+"""How a file is opened that is made, or emptied, to be written."""
+
+MANY = 64
+"""Files from which on one request for a whole file system is quicker than one for each of them."""
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -40,9 +46,44 @@ def commit(path: Path, data: bytes) -> None:
 
 def write(path: Path, data: bytes) -> None:
     """Writes a file that nobody reads yet; its bytes are on the disk before this returns."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
+    handle = os.open(path, WRITE_ANEW, 0o644)
     try:
         _write_all(handle, data)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_all(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
+    """Writes files of one folder that nobody reads yet; all are on the disk before this returns.
+
+    A disk is slow to confirm and quick to write: the files are written first and confirmed afterwards, and more than `MANY` of
+    them by one request for the whole file system, where there is such a call.
+
+    Args:
+        folder: made if it is not there.
+        contents: names and bytes, asked for one by one, so that only one is in memory.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    for name, data in contents:
+        paths.append(folder / name)
+        handle = os.open(paths[-1], WRITE_ANEW, 0o644)
+        try:
+            _write_all(handle, data)
+        finally:
+            os.close(handle)
+    if not (len(paths) > MANY and _sync_file_system(folder)):
+        for path in paths:
+            sync_file(path)
+    if paths:
+        sync_folder(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Makes the bytes of a file durable, which somebody has written."""
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))  # Windows confirms only what was opened for writing
+    try:
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -59,7 +100,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _write_all(handle: int, data: bytes) -> None:
-    """os.write may take a part only: of more than 2 GiB it always does."""
+    """Writes all of `data`; one os.write may take a part only, and of more than 2 GiB it always does."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(handle, rest) :]
@@ -103,7 +144,8 @@ def sync_tree(folder: Path) -> None:
 
 
 def replace_folder(draft: Path, folder: Path) -> None:
-    """Puts a finished draft in the place of a folder, in one step; what was there is removed."""
+    """Puts a finished draft in the place of a folder, in one step; what was there is removed. A link to a folder stays."""
+    folder = folder.resolve()
     sync_folder(draft)
     if folder.is_dir():
         swap(draft, folder)
@@ -133,6 +175,18 @@ def _exchange(one: bytes, other: bytes) -> bool:
         return False
     here, exchange = -100, 2  # AT_FDCWD; RENAME_EXCHANGE, as RENAME_SWAP is 2, too
     return call(one, other, exchange) == 0 if sys.platform == "darwin" else call(here, one, here, other, exchange) == 0
+
+
+def _sync_file_system(folder: Path) -> bool:
+    """Makes all that was written to a folder's file system durable by one call to the system; False where it has none."""
+    call = _system_call("syncfs")
+    if call is None:
+        return False
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        return call(handle) == 0  # on an error the files are confirmed one by one, which tells which of them it is
+    finally:
+        os.close(handle)
 
 
 def _system_call(name: str) -> Callable[..., int] | None:

@@ -39,7 +39,7 @@ def held(when: Spooling, size: int) -> int:
 
 
 class _Place(NamedTuple):
-    """Where a tensor lies, from the beginning of its update, and what it was."""
+    """The place of a tensor, from the beginning of its update, and what it was."""
 
     offset: int
     dtype: torch.dtype
@@ -49,7 +49,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True)
 class _Layout:
-    """What an update looks like; clients of equal ranks have the same."""
+    """The structure of an update without its numbers; clients of equal ranks have the same."""
 
     structure: Any
     places: Mapping[str, _Place]
@@ -172,7 +172,7 @@ class _Stored(Mapping[str, Tensor]):
         return len(self.layout.places)
 
     def build(self, structure: Any) -> Any:
-        """As `tree.unflatten`, with mappings that read an item when it is asked for."""
+        """Builds a message as `tree.unflatten` does, with mappings that read an item when it is asked for."""
         match structure:
             case {"m": list(items)}:
                 return _Spooled(self, dict(items))

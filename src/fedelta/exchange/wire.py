@@ -161,7 +161,7 @@ def _parse(text: str | bytes) -> dict[str, Any]:
         MalformedError: for anything else.
     """
     try:
-        value = json.loads(text, parse_constant=_no_number)
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, TypeError, RecursionError) as error:
         raise MalformedError(f"the header of the message is damaged: {error}") from error
     if not isinstance(value, dict):
@@ -178,6 +178,14 @@ def _known_types(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _no_number(text: str) -> float:
     raise ValueError(f"{text} is not JSON")
+
+
+def _finite(text: str) -> float:
+    """The number in a text; raises ValueError for one that no float holds, such as 1e999, which Python reads as infinity."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.40} is beyond what a float holds")
+    return value
 
 
 def _read_header(data: bytes) -> Mapping[str, Any]:

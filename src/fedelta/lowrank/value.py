@@ -71,7 +71,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether no entry is NaN or Inf. The extremes say it in one pass, where `isfinite` writes out a mask."""
+    """Returns whether no entry is NaN or Inf. The extremes say it in one pass, where `isfinite` writes out a mask."""
     return not x.numel() or all(math.isfinite(v) for v in torch.stack(torch.aminmax(x)).tolist())
 
 

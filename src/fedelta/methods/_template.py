@@ -1,4 +1,4 @@
-"""A method to copy: one line on what it does."""
+"""A method to copy: here stands one line that says what it does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DampedMean(Method):
         scale           one for all
 
     Args:
-        rate: how far the server goes; 1 is `fedavg`.
+        rate: the server's share of the way; 1 is `fedavg`.
 
     Source: authors, title, where; what of it could not be read; where this departs from it.
     """
@@ -31,6 +31,7 @@ class DampedMean(Method):
     rate: float = 0.5
 
     paper = "an example to copy"
+    follows = "no paper of its own"
     coordinates = "factors"
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:

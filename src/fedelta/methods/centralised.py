@@ -17,7 +17,7 @@ class PoolingClient(Client, Protocol):
     """A client that can make one client of many."""
 
     def pool(self, clients: Sequence[Client]) -> Client:
-        """A client with the data of all `clients`."""
+        """Returns a client with the data of all `clients`."""
         ...
 
 
@@ -33,6 +33,7 @@ class Centralised(Method):
     """
 
     paper = "baseline"
+    follows = "no paper of its own"
     coordinates = "factors"
     one_shot = False
     travels = "nothing (the data are pooled)"

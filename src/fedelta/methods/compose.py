@@ -8,14 +8,18 @@ from typing import Any, TypeAlias, cast
 
 from fedelta.method import Method
 from fedelta.methods import get_method
-from fedelta.methods._compose.composition import Composite, LocalRule, Parts, ServerOptimizer
+from fedelta.methods._compose.composition import Composite
+from fedelta.methods._compose.optimisers import ServerOptimizer
+from fedelta.methods._compose.parts import Parts, claims
+from fedelta.methods._compose.rules import LocalRule
+from fedelta.methods.fedavg import FedAvg
 
 Choice: TypeAlias = Method | str | Mapping[str, Any]
 """A method; or its name; or {"name": its name, and its hyper-parameters}, as in a config file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compose(Composite):
+class Compose(Composite, Method):
     """A method with other rules for its clients, and an optimiser for its server.
 
     Algorithm:
@@ -34,7 +38,7 @@ class Compose(Composite):
     Args:
         local: rules of clients: fedprox, scaffold, feddyn, fednova, fedzmg; one, or several.
         server: the method in the middle.
-        optimizer: of the server: fedavgm, fedadam, fedyogi, fedadagrad.
+        optimizer: the server's: fedavgm, fedadam, fedyogi or fedadagrad.
     """
 
     local: Choice | Sequence[Choice] = ()
@@ -42,21 +46,26 @@ class Compose(Composite):
     optimizer: Choice | None = None
 
     paper = "combines methods"
-    decentralised = True
-    travels = "what the parts send"
+    follows = "no paper of its own"
 
     def __post_init__(self) -> None:
-        single = isinstance(self.local, Method | str | Mapping)
-        rules = [_method(x, "local") for x in (cast("Sequence[Choice]", [self.local] if single else self.local))]
-        for rule in rules:
-            if not isinstance(rule, LocalRule):
-                raise ValueError(f"{type(rule).__name__} is no local rule such as fedprox or scaffold; give it as `server`")
-        names = [type(rule).__name__ for rule in rules]
-        if len(set(names)) < len(names):
-            raise ValueError(f"each local rule can be there once, got {names}")
-        object.__setattr__(self, "local", tuple(sorted(rules, key=lambda rule: cast("LocalRule", rule).order)))
+        # Names and mappings of a config file become methods, so that the fields, and the resolved config, hold what is run.
+        object.__setattr__(self, "local", tuple(sorted(self._rules(), key=lambda rule: rule.order)))
         self._resolve_server()
         super().__post_init__()
+        self.parts.demand_stable()
+
+    def _rules(self) -> list[LocalRule]:
+        rules: list[LocalRule] = []
+        for choice in [self.local] if isinstance(self.local, Method | str | Mapping) else self.local:
+            rule = _method(choice, "local")
+            if not isinstance(rule, LocalRule):
+                raise ValueError(f"{type(rule).__name__} is no local rule such as fedprox or scaffold; give it as `server`")
+            rules.append(rule)
+        names = [rule.name for rule in rules]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each local rule can be there once, got {names}")
+        return rules
 
     def _resolve_server(self) -> None:
         server = _method(self.server, "server")
@@ -84,3 +93,17 @@ def _method(choice: Choice, where: str) -> Method:
     if not isinstance(settings.get("name"), str):
         raise ValueError(f"`{where}` needs a name: write {{name: ..., and its settings}}, or the name alone; got {choice!r}")
     return get_method(**settings)
+
+
+class _OfParts:
+    """A claim of `Compose`: on an instance what its parts make of it, on the class that of the defaults."""
+
+    def __init__(self, claim: str, default: object) -> None:
+        self.claim, self.default = claim, default
+
+    def __get__(self, made: Compose | None, cls: type[Compose]) -> object:
+        return self.default if made is None else {**made.parts.claims()}[self.claim]
+
+
+for _claim, _value in claims(FedAvg, []).items():
+    setattr(Compose, _claim, _OfParts(_claim, "what the parts send" if _claim == "travels" else _value))

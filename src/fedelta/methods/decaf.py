@@ -47,6 +47,7 @@ class DeCAF(Method):
     align: Literal["none", "procrustes"] = "none"
 
     paper = "Saadati et al. 2026, DeCAF, arXiv 2505.21382"
+    follows = "others' readings"
     reported = "none available to us: neither the abstract nor the reviews that we read have a table"
     hetero_rank = True
     decentralised = True
@@ -69,7 +70,7 @@ class DeCAF(Method):
 
 
 def aligned(x: LoRA, like: LoRA) -> LoRA:
-    """The same dW with its components turned so that A is nearest to that of `like`, of the same rank (Procrustes).
+    """Returns the same dW with its components turned so that A is nearest to that of `like`, of the same rank (Procrustes).
 
     With Q = argmin ||Q A - A'||_F over orthogonal Q: B Q^T and Q A.
     """

@@ -35,6 +35,7 @@ class FedAvg(Method):
     """
 
     paper = "Zhang et al. 2024, FedIT, arXiv 2305.05644"
+    follows = "the paper"
     reported = "none available to us; other papers report it as their baseline"
     decentralised = True
     coordinates = "factors"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedelta.method import State
-from fedelta.methods._compose.composition import ServerOptimizer
+from fedelta.methods._compose.optimisers import ServerOptimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class FedAvgM(ServerOptimizer):
 
     Args:
         momentum: 0 with a learning_rate of 1 is, to the bit, the method without it.
-        learning_rate: of the server.
+        learning_rate: the server's.
         lr_ratio: learning rate of the factors A over that of B and of the head.
 
     Source: Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification",
@@ -39,6 +39,7 @@ class FedAvgM(ServerOptimizer):
     momentum: float = 0.9
 
     paper = "Hsu et al. 2019, FedAvgM, arXiv 1909.06335"
+    follows = "the paper"
     reported = "none collected by us"
     exempt: ClassVar[Mapping[str, str]] = {"one client": "the server moves by momentum, not by what was sent"}
 

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 from torch import Tensor
 
 from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, GradientHook, State
-from fedelta.methods._compose.composition import LocalRule, Pull, demand_one_scale
+from fedelta.methods._compose.rules import LocalRule, Pull, demand_one_scale
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
+
+
+class FedDynState(TypedDict):
+    """The rule's memory at the server.
+
+    Attributes:
+        h: the mean of all h_k by flat name, of what has been trained so far.
+        clients: N.
+    """
+
+    h: Tensors
+    clients: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +58,7 @@ class FedDyn(LocalRule):
     strength: float = 0.1
 
     paper = "Acar et al. 2021, FedDyn, arXiv 2111.04263"
+    follows = "published code"
     reported = "none collected by us"
     stable = True
     needs_updates = True
@@ -67,9 +80,10 @@ class FedDyn(LocalRule):
         demand_one_scale(self.name, template, peers)
 
     def open(self, peers: Sequence[Peer]) -> State:
-        return {"h": {}, "clients": len(peers)}
+        return FedDynState(h={}, clients=len(peers))
 
     def hook(self, sent: Message, own: ClientState, start: Adapter) -> GradientHook | None:
+        # lambda (h_k + x - w_t) is a pull to w_t - h_k.
         h, at = own.get("h", {}), tree.parameters(start)
         return Pull(self.strength, {n: x - h[n].to(x) if n in h else x for n, x in at.items()})
 
@@ -83,8 +97,12 @@ class FedDyn(LocalRule):
     def displace(self, state: State, step: Tensors, updates: Sequence[ClientUpdate]) -> tuple[Tensors, State]:
         share = len(updates) / state["clients"]
         h = _added(state["h"], {n: share * x for n, x in step.items()})
-        return {n: x + h[n] for n, x in step.items()}, {**state, "h": h}
+        return {n: x + h[n] for n, x in step.items()}, FedDynState(h=h, clients=state["clients"])
 
 
 def _added(old: Tensors, more: Tensors) -> dict[str, Tensor]:
-    return {**old, **{n: old[n] + x if n in old else x for n, x in more.items()}}
+    """Returns the sum by name; a tensor that one of them lacks counts as zero there."""
+    total = dict(old)
+    for n, x in more.items():
+        total[n] = old[n] + x if n in old else x
+    return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,21 @@ from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, merge, unzip
 from fedelta.method import Method, State
-from fedelta.methods._shared.base_delta import advance, base_for, open_base, step_entries
+from fedelta.methods._shared.base_delta import BaseAccount, advance, base_for, open_base, step_entries
 from fedelta.peers import Peer, at_largest, slice_for, template_for
 from fedelta.tree import Adapter, Message
+
+
+class FedExLoRAState(BaseAccount):
+    """The server's memory.
+
+    Attributes:
+        adapter: the means at the largest ranks, beyond the shared components with B = 0.
+        shared: by layer, the number of components that all clients can hold.
+    """
+
+    adapter: Adapter
+    shared: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +58,7 @@ class FedExLoRA(Method):
     residual_rank: int | None = None
 
     paper = "Singhal et al. 2025, FedEx-LoRA, arXiv 2410.09432"
+    follows = "the authors' code"
     reported = (
         "none of its own paper available to us; as a baseline of FLoRG, MNLI with RoBERTa-large: 90.96 against FedIT "
         "84.91 (FLoRG 91.27). Second-hand, unverified"
@@ -60,11 +73,12 @@ class FedExLoRA(Method):
             raise ValueError(f"residual_rank must be at least 1, or None for all of it, got {self.residual_rank}")
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        shared = {n: min(p.rank_of(n) for p in peers) for n in template.layers}
+        shared = _common_ranks(template, peers)
         full = at_largest(template, peers)
         beyond = tree.map_named(lambda n, x: lr.components(x, shared[n], x.rank), full)
         adapter = tree.map(_continue, _shared(full, shared), full)
-        return {"adapter": adapter, "shared": shared, **open_base(beyond.layers)}
+        state: FedExLoRAState = {"adapter": adapter, "shared": shared, **open_base(beyond.layers)}
+        return state
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         return {"adapter": slice_for(state["adapter"], to), "base": base_for(state, to)}
@@ -83,16 +97,22 @@ class FedExLoRA(Method):
 
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
         own = template_for(peer, template)
-        stacked = {n: sum(p.rank_of(n) for p in peers) + min(p.rank_of(n) for p in peers) for n in own.layers}
+        # The residual stacks the factors of all and, negative, their mean.
+        stacked = {n: sum(p.rank_of(n) for p in peers) + r for n, r in _common_ranks(own, peers).items()}
         residual = step_entries(own, {n: self.residual_rank or r for n, r in stacked.items()})
         return tree.count(own) + (residual if t else 0), tree.count(own)
+
+
+def _common_ranks(template: Adapter, peers: Sequence[Peer]) -> dict[str, int]:
+    """Returns by layer the number of components that all peers can hold."""
+    return {n: min(p.rank_of(n) for p in peers) for n in template.layers}
 
 
 def _mean(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
     return lr.mean_factors(weights, [lr.rescale(x, old.scale) for x in xs])
 
 
-def _shared(adapter: Adapter, ranks: dict[str, int]) -> Adapter:
+def _shared(adapter: Adapter, ranks: Mapping[str, int]) -> Adapter:
     # A client may send fewer components than it can hold: those that it lacks are zero, and the residual is exact still.
     return tree.map_named(lambda n, x: lr.pad(lr.components(x, 0, ranks[n]), ranks[n], live=False), adapter)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -10,15 +10,39 @@ from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.merging import ClientUpdate, in_order, merge
 from fedelta.method import Client, ClientState, Method, State, check_count
-from fedelta.methods._fedgalore.bases import RULES, BasisName, BasisRule, Beginning
-from fedelta.methods._fedgalore.galore import Side, Tie
-from fedelta.methods._fedgalore.moments import Domain, StateSync, Synchroniser, shares
+from fedelta.methods._fedgalore.bases import RULES, BasisName, BasisRule, LocalStart
+from fedelta.methods._fedgalore.galore import Side
+from fedelta.methods._fedgalore.moments import StateSync, Synchroniser, shares
 from fedelta.methods._fedgalore.projection import Projection, check_sketch
-from fedelta.methods._shared.base_delta import advance, base_for, open_base, step_entries
+from fedelta.methods._shared.base_delta import BaseAccount, advance, base_for, open_base, step_entries
 from fedelta.numerics.ajive import Ajive, read_settings
 from fedelta.optim import WarmAdam
-from fedelta.peers import Peer, at_largest, largest
-from fedelta.tree import Adapter, BaseDelta, Message
+from fedelta.peers import Peer, at_largest
+from fedelta.tree import Adapter, BaseDelta, Message, Tensors
+
+
+class FedGaLoreState(BaseAccount):
+    """The server's memory.
+
+    Attributes:
+        adapter: coordinates zero on the basis Q, and the head.
+        seed: of the run, from which bases are drawn.
+        rank: the largest of all, at which they are drawn.
+        second_moment: nu by layer, and of the head; empty before the first synchronisation.
+        joint_ranks: by layer, those that AJIVE found last.
+        epoch: the number of refreshes so far.
+        began: the first round on the present basis.
+        refresh_rounds: rounds on one basis; None until "auto" knows the steps of a round.
+    """
+
+    adapter: Adapter
+    seed: int
+    rank: int
+    second_moment: Tensors
+    joint_ranks: Mapping[str, int]
+    epoch: int
+    began: int
+    refresh_rounds: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +58,7 @@ class FedGaLore(Method):
                         J_k = the part of sqrt(v_k) that AJIVE finds in those of all clients;
                         nu <- (sum_k p_k max(J_k, 0))^2, and sum_k p_k v_k where AJIVE finds nothing
         refresh         after `refresh_rounds` rounds another Q, and nu is transported to it
-        travels         up: C_k, v_k, head; Q_k too with "client_svd". Down: what the base lacks, nu, head, and Q unless it is
-                        drawn from the seed
+        travels         up: C_k, v_k, head. Down: what the base lacks, nu, head, and Q unless it is drawn from the seed
         scale           `scale` at every layer; lora_alpha plays no part
 
     This is LoRA with one factor frozen to an orthonormal basis and merged after every round, which gives the weights and the
@@ -46,21 +69,17 @@ class FedGaLore(Method):
     Args:
         basis: "shared_seed" as above. "server_basis": the leading singular vectors of the mean gradient, for which clients send
             an approximation of theirs of rank r, P and Z, before each refresh; the first round uses a drawn one.
-            "client_svd": the leading singular vectors of the gradient of a minibatch of this client and round; nu then lives on
-            the directions that most clients share, and is transported.
-        refresh_rounds: rounds on one Q; "auto" is 200 / K, at least 1. Unused by "client_svd".
-        side: "galore" projects the shorter side of a weight, "small_state" the longer.
-        tie: the side whose basis is frozen for square weights; the paper's text says left, its code right.
+        refresh_rounds: rounds on one Q; "auto" is 200 / K, at least 1.
+        side: "galore" projects the shorter side of a weight, "small_state" the longer, so that less is kept and sent.
         scale: GaLore's alpha, 0.25 in its pre-training: a factor on the learning rate of projected weights.
         betas: decay of Adam's first and second moments.
-        eps: of Adam, added to the root of the second moment after its bias correction. GaLore's own AdamW adds its 1e-6 before:
+        eps: Adam's, added to the root of the second moment after its bias correction. GaLore's own AdamW adds its 1e-6 before:
             in step k of a cold start that eps counts 1 / sqrt(1 - b2^k) times as much as one of the same size here.
         state_sync: "ajive" as above. "mean": nu <- sum_k p_k v_k. "block_mean": the same of the mean of v over r, so that
             o numbers travel in place of o r. "none": GaLore at each client without synchronisation. The last three are the
             ablations.
         ajive: settings of AJIVE, as a mapping in a config.
-        domain: "raw" gives AJIVE the v_k themselves; their range is so wide that it then often finds nothing.
-        power_iterations: of the randomised SVD of a gradient, which takes 2 + 2 power_iterations minibatches.
+        power_iterations: those of the randomised SVD of a gradient, which takes 2 + 2 power_iterations minibatches.
 
     Unequal ranks are ours: client k has the first r_k columns of Q; the other columns of C_k count as zero, and a column of nu
     is that of the clients who have it. The joint ranks are in the state, by layer.
@@ -73,16 +92,15 @@ class FedGaLore(Method):
     basis: BasisName = "shared_seed"
     refresh_rounds: int | Literal["auto"] = "auto"
     side: Side = "galore"
-    tie: Tie = "right"
     scale: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     state_sync: StateSync = "ajive"
     ajive: Ajive = field(default_factory=Ajive)
-    domain: Domain = "sqrt"
     power_iterations: int = 1
 
     paper = "Peng et al. 2026, FedGaLore, arXiv 2602.01746"
+    follows = "the abstract"
     reported = "none available to us: no figure in what could be read (the abstract, the first page, a topic page)"
     hetero_rank = True
     coordinates = "base"
@@ -110,47 +128,56 @@ class FedGaLore(Method):
 
     @property
     def projection(self) -> Projection:
-        """Which factor of which layer is trained."""
-        return Projection(self.side, self.tie, self.scale)
+        """Returns the projection of each layer onto its basis."""
+        return Projection(self.side, self.scale)
 
     @property
     def rule(self) -> BasisRule:
-        """Where the basis comes from."""
+        """Returns the source of the basis."""
         return RULES[self.basis](self.projection, self.power_iterations)
 
     @property
     def sync(self) -> Synchroniser:
-        """What becomes of second moments."""
-        return Synchroniser(self.state_sync, self.ajive, self.domain)
+        """Returns the rule that synchronises second moments."""
+        return Synchroniser(self.state_sync, self.ajive)
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
         full = at_largest(template, peers)
         rank = max(x.rank for x in full.layers.values())
-        start = self.projection.start(full, self.projection.drawn(full, seed, 0, rank))
-        own: State = {"adapter": start, "seed": seed, "rank": rank, "second_moment": {}, "joint_ranks": {}}
-        return {**own, "epoch": 0, "began": 0, "refresh_rounds": self._given_rounds(), **open_base(template.layers)}
+        state: FedGaLoreState = {
+            "adapter": self.projection.zero_coordinates(full, self.projection.draw_bases(full, seed, 0, rank)),
+            "seed": seed,
+            "rank": rank,
+            "second_moment": {},
+            "joint_ranks": {},
+            "epoch": 0,
+            "began": 0,
+            "refresh_rounds": self._given_rounds(),
+            **open_base(template.layers),
+        }
+        return state
 
     def _given_rounds(self) -> int | None:
         return None if self.refresh_rounds == "auto" else self.refresh_rounds
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         nothing = tree.map(lambda x: lr.components(x, 0, 0), state["adapter"])
-        return {"adapter": nothing, "base": base_for(state, to), "seed": state["seed"], **self.rule.told(t, state, to)}
+        return {"adapter": nothing, "base": base_for(state, to), "seed": state["seed"], **self.rule.broadcast(t, state, to)}
 
     def upload(self, adapter: Adapter) -> Message:
         return {"adapter": adapter}
 
     def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
-        begun = self.rule.begin(t, down, replace(client.template, dense=down["adapter"].dense), client)
-        adam, trained = self._adam(begun), self.projection.factors(begun.start)
-        result = client.train(t, begun.start, base=down["base"], trainable=trained, optimizer=adam)
-        moments = self.projection.from_parameters(adam.estimates(result.optimizer_state), begun.start)
-        up = {**self.rule.learned(result.adapter), **self.sync.sent(moments, trained), **begun.extra}
-        return {**up, "num_steps": result.num_steps}, client_state
+        start = self.rule.local_start(t, down, replace(client.template, dense=down["adapter"].dense), client)
+        adam, trained = self._adam(start), self.projection.factors(start.adapter)
+        result = client.train(t, start.adapter, base=down["base"], trainable=trained, optimizer=adam)
+        moments = self.projection.from_parameters(adam.estimates(result.optimizer_state), start.adapter)
+        up = {"coordinates": self.projection.coordinates(result.adapter), "dense": result.adapter.dense}
+        return {**up, **self.sync.upload(moments, trained), **start.extra, "num_steps": result.num_steps}, client_state
 
-    def _adam(self, begun: Beginning) -> WarmAdam:
-        eps = {f"{n}.lora_{which}": self.eps * self.scale for n, which in self.projection.factors(begun.start).items()}
-        warm = self.projection.to_parameters(begun.moments, begun.start)
+    def _adam(self, start: LocalStart) -> WarmAdam:
+        eps = {f"{n}.lora_{which}": self.eps * self.scale for n, which in self.projection.factors(start.adapter).items()}
+        warm = self.projection.to_parameters(start.moments, start.adapter)
         return WarmAdam(betas=self.betas, eps=self.eps, eps_of=eps, second_moment=warm)
 
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
@@ -159,7 +186,7 @@ class FedGaLore(Method):
             return content["adapter"], state["base"]
         if "coordinates" not in content:
             raise KeyError(f"the update of {who} has no 'adapter' and no 'coordinates', only {sorted(content)}")
-        return self.projection.completed(content, state["adapter"], who), state["base"]
+        return self.projection.project_back(content, state["adapter"], who), state["base"]
 
     def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
         super().check_upload(t, state, update)
@@ -175,35 +202,35 @@ class FedGaLore(Method):
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         updates = in_order(updates)
         adapters = [self.position(t, state, u)[0] for u in updates]
+        # Whole adapters are what `upload` makes, for the laws; these lie on no common basis.
         on_one_basis = all("adapter" not in u.content for u in updates)
         rule = self.projection.mean if on_one_basis else lambda weights, xs, _: lr.stack(weights, xs)
         step = merge(rule, updates, state["adapter"], adapters=adapters)
         state = {**state, "adapter": replace(state["adapter"], dense=step.dense), **advance(state, step.layers)}
-        return self.rule.refreshed(t, self._synchronised(t, state, updates, adapters), updates)
+        return self.rule.refresh(t, self._synchronise(t, state, updates, adapters), updates)
 
-    def _synchronised(self, t: int, state: State, updates: Sequence[ClientUpdate], adapters: Sequence[Adapter]) -> State:
-        heard = [(u, a) for u, a in zip(updates, adapters, strict=True) if "second_moment" in u.content]
-        if not heard or self.state_sync == "none":
+    def _synchronise(self, t: int, state: State, updates: Sequence[ClientUpdate], adapters: Sequence[Adapter]) -> State:
+        with_moments = [(u, a) for u, a in zip(updates, adapters, strict=True) if "second_moment" in u.content]
+        if not with_moments or self.state_sync == "none":
             return state
-        weights = shares([u.weight for u, _ in heard])
-        sent = [self.sync.read(u, self.projection.coordinates(a), a.dense) for u, a in heard]
-        state, sent = self.rule.aligned(state, weights, [a for _, a in heard], sent)
-        values, joint = self.sync.merge(weights, sent, state["second_moment"], state["adapter"], seed=state["seed"], t=t)
-        return {**state, "second_moment": values, "joint_ranks": joint}
+        weights = shares([u.weight for u, _ in with_moments])
+        sent = [self.sync.read(u, self.projection.coordinates(a), a.dense) for u, a in with_moments]
+        nu, joint = self.sync.synchronise(weights, sent, state["second_moment"], state["adapter"], seed=state["seed"], t=t)
+        return {**state, "second_moment": nu, "joint_ranks": joint}
 
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
-        """As in `Method`; with "server_basis" and refresh_rounds "auto" only the first sketch is counted."""
-        own, whole = (self.init(template, [p])["adapter"] for p in (peer, largest(template, peers)))
-        down, up = self.rule.entries(t, own, whole, refresh_rounds=self._given_rounds(), synced=self.state_sync != "none")
+        """Counts the numbers down and up; with "server_basis" and refresh_rounds "auto" only the first sketch is counted."""
+        own = self.init(template, [peer])["adapter"]
+        down, up = self.rule.traffic(t, own, self._given_rounds())
         up += tree.count(self.projection.coordinates(own)) + tree.count(own.dense) + self._moments(own)
         if t == 0:
             return tree.count(own.dense), up
-        ranks = {n: [min(p.rank_of(n), *x.shape) for p in peers] for n, x in own.layers.items()}
-        down += tree.count(own.dense) + step_entries(own, self.rule.step_ranks(ranks))
-        return down + self._moments(self.rule.held(own, whole)), up
+        ranks = {n: max(min(p.rank_of(n), *x.shape) for p in peers) for n, x in own.layers.items()}
+        down += tree.count(own.dense) + step_entries(own, ranks)
+        return down + self._moments(own), up
 
     def _moments(self, adapter: Adapter) -> int:
-        return tree.count(self.sync.sent({**self.projection.coordinates(adapter), **adapter.dense}, adapter.layers))
+        return tree.count(self.sync.upload({**self.projection.coordinates(adapter), **adapter.dense}, adapter.layers))
 
 
 def _at_least_one(value: object) -> bool:

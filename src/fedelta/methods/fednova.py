@@ -10,7 +10,7 @@ from typing import ClassVar
 from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import State
-from fedelta.methods._compose.composition import LocalRule
+from fedelta.methods._compose.rules import LocalRule
 from fedelta.tree import Tensors
 
 
@@ -40,6 +40,7 @@ class FedNova(LocalRule):
     momentum: float = 0.0
 
     paper = "Wang et al. 2020, FedNova, arXiv 2007.07481"
+    follows = "published code"
     reported = "none collected by us"
     stable = True
     needs_updates = True
@@ -53,14 +54,14 @@ class FedNova(LocalRule):
             raise ValueError(f"FedNova needs 0 <= momentum < 1, got {self.momentum}")
 
     def effort(self, update: ClientUpdate) -> float:
-        """a_k of an update; 0 if it does not say how many steps it took."""
+        """Returns a_k of an update; 0 if it does not say how many steps it took."""
         steps, rho = update.metrics.get("num_steps", 0.0), self.momentum
         return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
 
     def reweigh(self, updates: Sequence[ClientUpdate]) -> Sequence[ClientUpdate]:
         tree.check_weights([u.weight for u in updates], len(updates))
         efforts = [self.effort(u) for u in updates]
-        if len(set(efforts)) == 1 or not all(efforts):  # `check_sent` refuses them, once it is known that they fit
+        if len(set(efforts)) == 1 or not all(efforts):  # `check_sent` refuses a 0, once it is known that the uploads fit
             return updates
         shares = [u.weight / a for u, a in zip(updates, efforts, strict=True)]
         total = math.fsum(shares)
@@ -73,7 +74,7 @@ class FedNova(LocalRule):
 
     def displace(self, state: State, step: Tensors, updates: Sequence[ClientUpdate]) -> tuple[Tensors, State]:
         efforts = [self.effort(u) for u in updates]
-        if len(set(efforts)) == 1:
+        if len(set(efforts)) == 1:  # a b is 1 but for rounding
             return step, state
         pairs = [(u.weight, a) for u, a in zip(updates, efforts, strict=True)]
         gain = math.fsum(p * a for p, a in pairs) * math.fsum(p / a for p, a in pairs)

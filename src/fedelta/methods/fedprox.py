@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedelta import tree
 from fedelta.method import ClientState, GradientHook
-from fedelta.methods._compose.composition import LocalRule, Pull
+from fedelta.methods._compose.rules import LocalRule, Pull
 from fedelta.tree import Adapter, Message
 
 
@@ -32,8 +32,8 @@ class FedProx(LocalRule):
     mu: float = 0.01
 
     paper = "Li et al. 2020, FedProx, arXiv 1812.06127"
+    follows = "published code"
     reported = "none collected by us"
-    decentralised = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,6 +36,7 @@ class FedSALoRA(Method):
     """
 
     paper = "Guo et al. 2025, FedSA-LoRA, arXiv 2410.01463"
+    follows = "the authors' code"
     reported = "none available to us"
     hetero_rank = True
     decentralised = True
@@ -82,6 +83,6 @@ class FedSALoRA(Method):
 
 
 def _personal(down: Message, client_state: ClientState, template: Adapter) -> Adapter:
-    """The common A under a client's own B and head, at first those of its template."""
+    """Returns the common A under a client's own B and head, at first those of its template."""
     shared = tree.with_factors(template, "A", down["A"])
     return tree.with_factors(shared, "B", client_state["B"], client_state["dense"]) if client_state else shared

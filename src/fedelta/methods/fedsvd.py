@@ -52,6 +52,7 @@ class FedSVD(Method):
     norm_cap: float | None = None
 
     paper = "Lee et al. 2025, FedSVD, arXiv 2505.12805"
+    follows = "the authors' code"
     reported = (
         "mean accuracy without privacy over SNLI, MNLI, SST-2, QQP, QNLI: 86.18 against FFA-LoRA 84.57, FedAvg 75.51, "
         "FLoRA 57.09. Second-hand, unverified: another note has about +1.3 over FFA-LoRA"
@@ -82,7 +83,7 @@ class FedSVD(Method):
         return self.upload(client.train(t, down["adapter"], trainable="B").adapter), client_state
 
     def orthogonalises(self, t: int) -> bool:
-        """Whether round t ends with an SVD."""
+        """Returns True if round t ends with an SVD."""
         done = t + 1
         return done > self.warmup_rounds and done % self.period == 0
 
@@ -90,6 +91,7 @@ class FedSVD(Method):
         return self._turned(t, averaged("B", updates, state["adapter"], equal_ranks=True))
 
     def _turned(self, t: int, mean: Adapter) -> State:
+        """Returns the next state from the mean: capped, and in some rounds with orthonormal rows of A."""
         mean = tree.map(lambda x: capped(x, self.norm_cap), mean)
         return {"adapter": tree.map(lr.orthonormal_rows, mean) if self.orthogonalises(t) else mean}
 

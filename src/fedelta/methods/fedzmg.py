@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from fedelta.method import ClientState, GradientHook
-from fedelta.methods._compose.composition import LocalRule
+from fedelta.methods._compose.rules import LocalRule
 from fedelta.tree import Adapter, Message, Tensors
 
 Axis: TypeAlias = Literal["auto", "output"]
@@ -43,11 +43,11 @@ class FedZMG(LocalRule):
     axis: Axis = "auto"
 
     paper = "Zantalis et al. 2026, FedZMG, arXiv 2602.18384"
+    follows = "the abstract"
     reported = (
         "CIFAR-100: 250 rounds to a given accuracy against 805 for FedAvg; 39.5 % against 34.7 %. Second-hand, unverified; "
         "full training, no adapters"
     )
-    decentralised = True
     order = 2
 
     def hook(self, sent: Message, own: ClientState, start: Adapter) -> GradientHook | None:
@@ -58,7 +58,7 @@ class FedZMG(LocalRule):
 
 
 def centred(gradient: Tensor, *, rank_last: bool = False) -> Tensor:
-    """The gradient less its mean over all axes but the first, or over the first one if the last is that of the rank."""
+    """Returns the gradient less its mean over all axes but the first, or over the first one if the last is that of the rank."""
     if gradient.ndim < 2:
         return gradient
     return gradient - gradient.mean(0 if rank_last else tuple(range(1, gradient.ndim)), keepdim=True)

@@ -32,6 +32,7 @@ class FFALoRA(Method):
     """
 
     paper = "Sun et al. 2024, FFA-LoRA, arXiv 2403.12313"
+    follows = "the paper"
     reported = (
         "none of its own paper available to us; as a baseline of LoRA-A2, read in that paper: BANKING77 at Dirichlet .1, "
         "RoBERTa-base, 30 clients, r = 8: 77.44 against averaged LoRA 90.47 (LoRA-A2 91.61)"

@@ -47,6 +47,7 @@ class FlexLoRA(Method):
     svd: lr.SvdKind = "auto"
 
     paper = "Bai et al. 2024, FlexLoRA, arXiv 2402.11505"
+    follows = "the authors' code"
     reported = (
         "up to about +3.1 % over rank 8 for all clients; second-hand or from the abstract, the table was not found. As "
         "HLoRA, MRPC with RoBERTa-large, 100 clients: 87.1 against naive averaging 84.0; second-hand, unverified"

@@ -13,10 +13,22 @@ from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, merge
 from fedelta.method import Client, ClientState, Method, State
-from fedelta.methods._shared.base_delta import advance, base_for, open_base, step_entries
+from fedelta.methods._shared.base_delta import BaseAccount, advance, base_for, open_base, step_entries
 from fedelta.peers import Peer, at_largest, template_for
 from fedelta.seeding import generator
 from fedelta.tree import Adapter, Message
+
+
+class FLoRAState(BaseAccount):
+    """The server's memory.
+
+    Attributes:
+        adapter: zero at the largest ranks, and the head.
+        seed: of the run, from which the fresh A_k are drawn.
+    """
+
+    adapter: Adapter
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +55,7 @@ class FLoRA(Method):
     """
 
     paper = "Wang et al. 2024, FLoRA, arXiv 2409.05976"
+    follows = "the authors' code"
     reported = (
         "MMLU after Dolly, 10 clients of ranks 4 to 64, TinyLlama / LLaMA-7B: 18.45 / 29.54 against zero-padded FedIT "
         "15.76 / 7.97; equal ranks: 30.80 / 29.85 against FedIT 16.35 / 29.41. Second-hand, unverified"
@@ -53,7 +66,8 @@ class FLoRA(Method):
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
         empty = tree.map(lambda x: lr.with_factor(x, "B", torch.zeros_like(x.B)), at_largest(template, peers))
-        return {"adapter": empty, "seed": seed, **open_base(template.layers)}
+        state: FLoRAState = {"adapter": empty, "seed": seed, **open_base(template.layers)}
+        return state
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         nothing = tree.map(lambda x: lr.components(x, 0, 0), state["adapter"])

@@ -50,6 +50,7 @@ class FLoRIST(Method):
     tau: float = 0.99
 
     paper = "Ramesh and Dass 2026, FLoRIST, arXiv 2506.09199"
+    follows = "the paper"
     reported = (
         "MMLU after Dolly, 8 clients of ranks 4 to 64, LLaMA-7B: 35.54 (FLoRIST-O) against FlexLoRA 33.78, FLoRA 32.77, "
         "zero padding .27; TinyLlama: 29.78 against 28.47, 26.82, 31.47. Read in the paper"
@@ -81,12 +82,13 @@ class FLoRIST(Method):
     def _compressed(self, weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
         exact = lr.stack(weights, xs, dtype=torch.float64)
         U, S, Vh = lr.svd(exact)
+        # At tau = 1 round-off would count as energy; at least one component travels, so that a zero mean has factors too.
         count = max(1, min(energy_rank(S, self.tau), lr.numerical_rank(S, exact.shape, S.dtype)))
         return LoRA(U[:, :count] * S[:count], Vh[:count]).to(old.dtype)
 
 
 def energy_rank(S: Tensor, tau: float) -> int:
-    """The fewest leading values of a spectrum whose squares sum to at least `tau` of all; 0 for a zero matrix."""
+    """Returns the fewest leading values of a spectrum whose squares sum to at least `tau` of all; 0 for a zero matrix."""
     energy = S.square()
     left = energy.flip(0).cumsum(0).flip(0)  # from the small end: a sum from the large end would swallow it
     return int((left > (1 - tau) * (1 + TOLERANCE) * energy.sum()).sum())

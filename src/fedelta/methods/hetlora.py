@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +18,18 @@ from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods._shared.padding import ScalePolicy, padded_mean, slice_with, with_scale
 from fedelta.peers import Peer, at_largest, with_ranks
 from fedelta.tree import Adapter, Message
+
+
+class HetLoRAState(TypedDict):
+    """The server's memory.
+
+    Attributes:
+        adapter: at the largest ranks.
+        ranks: by client id, the ranks by layer that it last reported.
+    """
+
+    adapter: Adapter
+    ranks: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +53,7 @@ class HetLoRA(Method):
         gamma: factor of one pruning step, in (0, 1).
         lam: weight of the penalty on the tail.
         r_min: the rank below which no layer is pruned. At it there is no tail, hence no penalty.
-        level: of the norms: "client" has one weight per client, "layer" one per client and layer.
+        level: that of the norms: "client" has one weight per client, "layer" one per client and layer.
         scale_policy: "raw" ignores scales in norms and factors.
 
     Source: Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", arXiv 2401.06432
@@ -58,6 +70,7 @@ class HetLoRA(Method):
     scale_policy: ScalePolicy = "effective"
 
     paper = "Cho et al. 2024, HetLoRA, arXiv 2401.06432"
+    follows = "others' readings"
     reported = (
         "PaLM 2-XXS, Reddit RougeL / chat perplexity: 94.23 / 53.93 against one rank for all 92.57 / 80.51 (r = 5) and "
         "70.57 / 307.96 (r = 50), reconstruction with SVD 63.28 / 323.89. Second-hand, unverified"
@@ -75,7 +88,7 @@ class HetLoRA(Method):
             )
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers), "ranks": {}}
+        return HetLoRAState(adapter=at_largest(template, peers), ranks={})
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         reported = state["ranks"].get(str(to.id))
@@ -89,12 +102,12 @@ class HetLoRA(Method):
         return {"adapter": after}, {**client_state, "ranks": _ranks(after)}
 
     def kept(self, rank: int) -> int:
-        """The rank after one pruning step from `rank`."""
+        """Returns the rank after one pruning step from `rank`."""
         # 0.58 * 50 is 28.999... in floating point, and 29 in the paper.
         return min(rank, max(self.r_min, math.floor(self.gamma * rank + 1e-9)))
 
     def tail(self, adapter: Adapter) -> Tensor:
-        """What the penalty shrinks and the pruning compares, a scalar; its gradient is zero where a tail is zero."""
+        """Returns the scalar that the penalty shrinks and the pruning compares; its gradient is zero where a tail is zero."""
         tails = [lr.components(x, self.kept(x.rank), x.rank) for x in adapter.layers.values()]
         return torch.stack([x.B.norm() * x.A.norm() for x in tails]).sum()
 
@@ -107,7 +120,7 @@ class HetLoRA(Method):
             return padded_mean(own, xs, old, scale_policy=self.scale_policy)
 
         reported = {str(u.sender.id): _ranks(u.content["adapter"]) for u in in_order(updates)}
-        return {"adapter": merge(rule, updates, state["adapter"]), "ranks": {**state["ranks"], **reported}}
+        return HetLoRAState(adapter=merge(rule, updates, state["adapter"]), ranks={**state["ranks"], **reported})
 
     def _size(self, xs: Sequence[LoRA]) -> float:
         scaled = [x if self.scale_policy == "effective" else with_scale(x, 1.0, "raw") for x in xs]

@@ -22,6 +22,7 @@ class LocalOnly(Method):
     """
 
     paper = "baseline"
+    follows = "no paper of its own"
     hetero_rank = True
     personal = True
     one_shot = False
@@ -48,7 +49,7 @@ class LocalOnly(Method):
         return state["adapter"], None
 
     def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
-        """Nothing is read of what arrives."""
+        """Accepts everything, since nothing of it is read."""
 
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
         return 0, 0

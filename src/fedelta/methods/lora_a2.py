@@ -50,6 +50,7 @@ class LoRAA2(Method):
     lr_ratio: float = 0.2
 
     paper = "Koo et al. 2025, LoRA-A2, arXiv 2410.22815"
+    follows = "the paper"
     reported = (
         "BANKING77 at Dirichlet .01, RoBERTa-base, 30 clients, r = 8 / r = 1: 70.13 / 68.88 against averaged LoRA 60.96 "
         "/ 45.78, FFA-LoRA 40.88 / 33.68, FlexLoRA 69.84 / 42.75. Read in the paper"
@@ -73,7 +74,7 @@ class LoRAA2(Method):
         return (self.budget,) if isinstance(self.budget, int) else self.budget
 
     def factor(self, t: int) -> Factor:
-        """The factor that round t trains."""
+        """Returns the factor that round t trains."""
         return "B" if t % 2 == 0 else "A"
 
     def upload(self, adapter: Adapter) -> Message:
@@ -90,7 +91,7 @@ class LoRAA2(Method):
         return {which: chosen, "kept": kept, "dense": after.dense}, client_state
 
     def budget_of(self, peer: Peer) -> int:
-        """Components for each layer on average that a peer may train."""
+        """Returns the number of components that a peer may train, for each layer on average."""
         budgets = self._budgets()
         return budgets[peer.id % len(budgets)]
 
@@ -103,7 +104,7 @@ class LoRAA2(Method):
         return completed(self.factor(t), self._with_all_components(t, state, update), state["adapter"]), None
 
     def _with_all_components(self, t: int, state: State, update: ClientUpdate) -> ClientUpdate:
-        """The upload with what it leaves out: the server's components, as the sender was sent them."""
+        """Returns the upload with the components that it leaves out, which are the server's, as the sender was sent them."""
         if "kept" not in update.content:
             return update
         which, who = self.factor(t), f"client {update.sender.id}"

@@ -35,7 +35,7 @@ class LoRAFAIR(Method):
             objective falls; "ridge" has a closed form, and is ours.
         lam: weight of the correction's size. The paper's 0.01 belongs to the cosine; in the ridge it has the units of A A^T.
             With 0 B drifts from round to round.
-        steps: of the descent.
+        steps: the descent's number of steps.
 
     Unequal ranks are ours: factors are padded with zeros, as in `zeropad`.
 
@@ -49,6 +49,7 @@ class LoRAFAIR(Method):
     steps: int = 50
 
     paper = "Bian et al. 2025, LoRA-FAIR, arXiv 2411.14961"
+    follows = "others' readings"
     reported = (
         "DomainNet with ViT: 77.07 against FedIT 75.75, FLoRA 75.53, FlexLoRA 76.02, pooled data 77.77; with lambda = 0 "
         "only 73.22. Second-hand, unverified"
@@ -68,7 +69,7 @@ class LoRAFAIR(Method):
     def _corrected(self, weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
         alike = [lr.pad(lr.rescale(x.to(torch.float64), old.scale), old.rank, live=False) for x in xs]
         mean = padded_mean(weights, alike, old.to(torch.float64), scale_policy="effective")
-        # M - B' A = mean((B_k - B') (A_k - A)): no digits are lost, and equal factors are not corrected at all
+        # M - B' A = mean((B_k - B') (A_k - A)): written so, no digits are lost, and equal factors are not corrected at all.
         missed = sum(w * (x.B - mean.B) @ ((x.A - mean.A) @ mean.A.mT) for w, x in zip(weights, alike, strict=True))
         problem = _Problem(mean, cast(Tensor, missed), float(lr.norm(lr.stack(weights, alike))) / abs(old.scale), self.lam)
         shift = problem.ridge() if self.solver == "ridge" else problem.descend(self.steps)
@@ -77,7 +78,7 @@ class LoRAFAIR(Method):
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """What a correction dB (o, r) is sought for.
+    """The problem that a correction dB (o, r) solves.
 
     Attributes:
         mean: the means B' (o, r) and A (r, i) of the factors.
@@ -93,16 +94,16 @@ class _Problem:
 
     @property
     def gram(self) -> Tensor:
-        """A A^T, (r, r)."""
+        """Returns A A^T, (r, r)."""
         return self.mean.A @ self.mean.A.mT
 
     def ridge(self) -> Tensor:
-        """argmin ||M - (B' + dB) A||^2 + lam ||dB||^2; of several for lam = 0, the smallest."""
+        """Returns the dB that minimises ||M - (B' + dB) A||^2 + lam ||dB||^2; of several for lam = 0, the smallest."""
         G = self.gram
         return self.missed @ torch.linalg.pinv(G + self.lam * torch.eye(len(G), dtype=G.dtype, device=G.device), hermitian=True)
 
     def objective(self, shift: Tensor) -> tuple[float, Tensor]:
-        """1 - cos(M, (B' + dB) A) + lam ||dB|| at dB, and its gradient (that of the first term alone at dB = 0)."""
+        """Returns 1 - cos(M, (B' + dB) A) + lam ||dB|| and its gradient; at dB = 0 the gradient of the first term alone."""
         X, G, size = self.mean.B + shift, self.gram, float(shift.norm())
         target = self.missed + self.mean.B @ G  # M A^T
         along, length = float((target * X).sum()), max(0.0, float(((X @ G) * X).sum())) ** 0.5
@@ -113,16 +114,17 @@ class _Problem:
         return 1 - along / (self.norm * length) + self.lam * size, slope / self.norm + pull
 
     def descend(self, steps: int) -> Tensor:
-        """A dB whose objective is no larger than that of 0, which is kept where nothing was missed."""
+        """Returns a dB whose objective is no larger than that of 0, which is kept where nothing was missed."""
         shift, rate = torch.zeros_like(self.missed), float(self.mean.B.square().sum())
         value, gradient = self.objective(shift)
         if not (bool(self.missed.any()) and math.isfinite(value)):
             return shift
         for _ in range(steps):
             trial = shift - rate * gradient
-            reached, slope = self.objective(trial)
-            if reached < value:
-                shift, value, gradient, rate = trial, reached, slope, 2 * rate
+            trial_value, trial_gradient = self.objective(trial)
+            # The step is kept only where the objective falls; then it may grow, else it was too long.
+            if trial_value < value:
+                shift, value, gradient, rate = trial, trial_value, trial_gradient, 2 * rate
             else:
                 rate /= 2
         return shift

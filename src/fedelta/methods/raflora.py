@@ -44,7 +44,7 @@ class RaFLoRA(Method):
     cohort must come from one SVD: nodes without a server each have their own, and under unequal ranks may drift apart.
 
     Args:
-        empty_partition: what becomes of components that nobody in the cohort owns: "keep" the server's last ones, or "zero".
+        empty_partition: the value of components that nobody in the cohort owns: "keep" the server's last ones, or "zero".
         shrink: eta in [0, 1], ours: the weights are n_k / (owners' examples^eta * all examples^(1 - eta)). 1 is raFLoRA, 0 is
             FlexLoRA but for what `empty_partition` keeps.
         sigma_on: the factor that carries the singular values; the deltas are the same.
@@ -64,6 +64,7 @@ class RaFLoRA(Method):
     svd: lr.SvdKind = "auto"
 
     paper = "Wu et al. 2026, raFLoRA, arXiv 2602.13486"
+    follows = "others' readings"
     reported = (
         "one figure found, BoolQ 65.35, on a public listing without its baselines (unverified). As RB-LoRA "
         "(Llama-3.1-8B, 10 clients, MMLU after Dolly, 1 round): .57 against weighted zero padding .54; from its project "
@@ -99,13 +100,17 @@ class RaFLoRA(Method):
 
 
 def component_weights(weights: Sequence[float], ranks: Sequence[int], shrink: float = 1.0) -> list[Tensor]:
-    """The weight of every component of every client, one vector (r_k,) each, in float64.
+    """Returns the weight of every component of every client, one vector (r_k,) each, in float64.
 
     With `shrink` 1 the weights of a component sum to one over its owners. Equal ranks leave `weights` as they are, to the bit.
     """
     levels = sorted(set(ranks))
-    owners = [math.fsum(w for w, r in zip(weights, ranks, strict=True) if r >= level) for level in levels]
-    gain = torch.tensor([(owners[0] / share) ** shrink if share > 0 else 0.0 for share in owners], dtype=torch.float64)
+
+    def share_of_owners(level: int) -> float:
+        return math.fsum(w for w, r in zip(weights, ranks, strict=True) if r >= level)
+
+    shares = [share_of_owners(level) for level in levels]
+    gain = torch.tensor([(shares[0] / share) ** shrink if share > 0 else 0.0 for share in shares], dtype=torch.float64)
     width = torch.tensor([high - low for low, high in pairwise([0, *levels])])
     by_component = gain.repeat_interleave(width)
     return [w * by_component[:r] for w, r in zip(weights, ranks, strict=True)]

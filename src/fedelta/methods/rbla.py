@@ -43,6 +43,7 @@ class RBLA(Method):
     scale_policy: ScalePolicy = "effective"
 
     paper = "Chen et al. 2024, RBLA, arXiv 2408.08699"
+    follows = "others' readings"
     reported = "none available to us"
     hetero_rank = True
     decentralised = True

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 import torch
 
@@ -24,6 +24,18 @@ from fedelta.tree import Adapter, Message
 logger = logging.getLogger("fedelta.methods")
 
 SCORE = "validation_loss"
+
+
+class ReplicationState(TypedDict):
+    """The server's memory.
+
+    Attributes:
+        adapter: at the largest ranks.
+        promoted: ids of the clients of high rank, ascending; None before the first round.
+    """
+
+    adapter: Adapter
+    promoted: Sequence[int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +60,8 @@ class Replication(Method):
     it. With q by examples the mean is that of `rbla`, and only the promotion differs.
 
     Args:
-        low_rank: of everybody at first, and of those not promoted ever after; less where a capacity is less.
-        fraction: of the first cohort's clients that are promoted, rounded up.
+        low_rank: the rank of everybody at first, and of those not promoted ever after; less where a capacity is less.
+        fraction: the share of the first cohort's clients that are promoted, rounded up.
         q: weights among several clients of high rank: by "sample", n_k / sum_{j in H} n_j, or "uniform".
         scale_policy: "raw" leaves factors as they are whatever their scales.
 
@@ -65,6 +77,7 @@ class Replication(Method):
     scale_policy: ScalePolicy = "effective"
 
     paper = "Byun and Lee 2025, replication padding, arXiv 2406.17477"
+    follows = "others' readings"
     reported = (
         "round 1 alone, accuracy of the well-balanced client: 84.34 before aggregation, 38.95 after zero padding, 82.11 "
         "after replication. Second-hand, unverified; the final tables were not found"
@@ -86,7 +99,7 @@ class Replication(Method):
             logger.warning("replication promotes nobody: no client can hold more than low_rank = %s components", self.low_rank)
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
-        return {"adapter": at_largest(template, peers), "promoted": None}
+        return ReplicationState(adapter=at_largest(template, peers), promoted=None)
 
     def broadcast(self, t: int, state: State, to: Peer) -> Message:
         if to.id != SERVER and to.id not in (state["promoted"] or []):
@@ -96,7 +109,7 @@ class Replication(Method):
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         adapter = merge(self._mean, updates, state["adapter"])
         first = state["promoted"] is None
-        return {"adapter": adapter, "promoted": self._best(adapter, updates) if first else state["promoted"]}
+        return ReplicationState(adapter=adapter, promoted=self._best(adapter, updates) if first else state["promoted"])
 
     def _mean(self, weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
         xs = [with_scale(x, old.scale, self.scale_policy) for x in xs]
@@ -106,7 +119,7 @@ class Replication(Method):
         return LoRA(torch.cat([low.B, high.B], dim=1), torch.cat([low.A, high.A]), old.scale)
 
     def _best(self, adapter: Adapter, updates: Sequence[ClientUpdate]) -> list[int]:
-        """The ids of those who are promoted, ascending; a loss that is not finite counts as the worst."""
+        """Returns the ids of those who are promoted, ascending; a loss that is not finite counts as the worst."""
         candidates = [u for u in in_order(updates) if self._has_room(u.sender, adapter)]
         ranked = sorted(candidates, key=_loss)
         count = share(float(self.fraction), len(updates), "fraction", up=True)

@@ -42,6 +42,7 @@ class RoLoRA(Method):
     period: int = 1
 
     paper = "Chen et al. 2025, RoLoRA, arXiv 2502.01755"
+    follows = "others' readings"
     reported = (
         "QQP, 50 clients, r = 4: 85.71 against LoRA 77.60, FFA-LoRA 78.44; mean over GLUE, r = 8: 86.27 against 64.03, "
         "72.46. Second-hand, unverified"
@@ -58,7 +59,7 @@ class RoLoRA(Method):
             raise ValueError(f"period must be at least 1 round, got {self.period}")
 
     def factor(self, t: int) -> Factor:
-        """The factor that round t trains."""
+        """Returns the factor that round t trains."""
         return "B" if t // self.period % 2 == 0 else "A"
 
     def upload(self, adapter: Adapter) -> Message:

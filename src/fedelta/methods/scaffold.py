@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 from torch import Tensor
 
@@ -12,9 +12,21 @@ from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, GradientHook, State
-from fedelta.methods._compose.composition import LocalRule, demand_one_scale
+from fedelta.methods._compose.rules import LocalRule, demand_one_scale
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
+
+
+class ScaffoldState(TypedDict):
+    """The rule's memory at the server.
+
+    Attributes:
+        c: the server's control variate by flat name, of what has been trained so far.
+        clients: N.
+    """
+
+    c: Tensors
+    clients: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +55,7 @@ class Scaffold(LocalRule):
     """
 
     paper = "Karimireddy et al. 2020, SCAFFOLD, arXiv 1910.06378"
+    follows = "published code"
     reported = "none collected by us"
     stable = True
     needs_updates = True
@@ -50,7 +63,6 @@ class Scaffold(LocalRule):
     equal_ranks = True
     order = 1
     extra = "control variates both ways"
-    travels = "A, B, head; control variates both ways"
     exempt: ClassVar[Mapping[str, str]] = {"scale": "an upload holds what training did to a control variate"}
 
     def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
@@ -58,7 +70,7 @@ class Scaffold(LocalRule):
         demand_one_scale(self.name, template, peers)
 
     def open(self, peers: Sequence[Peer]) -> State:
-        return {"c": {}, "clients": len(peers)}
+        return ScaffoldState(c={}, clients=len(peers))
 
     def send(self, state: State) -> Message:
         return {"c": state["c"]} if state["c"] else {}
@@ -73,7 +85,9 @@ class Scaffold(LocalRule):
         if not isinstance(hook, _Correction):
             return {}, own
         old, mean = own.get("c", {}), hook.mean()
-        return {"dc": {n: x - old[n] if n in old else x for n, x in mean.items()}}, {"c": {**old, **mean}}
+        change = {n: x - old[n] if n in old else x for n, x in mean.items()}
+        # A factor that this round did not train keeps its variate.
+        return {"dc": change}, {"c": {**old, **mean}}
 
     def check_sent(self, updates: Sequence[ClientUpdate], like: Tensors) -> None:
         for u in updates:
@@ -95,17 +109,17 @@ class Scaffold(LocalRule):
         for u in updates:
             for name, x in u.content["dc"].items():
                 c[name] = c[name] + x / state["clients"] if name in c else x / state["clients"]
-        return step, {**state, "c": c}
+        return step, ScaffoldState(c=c, clients=state["clients"])
 
 
 class _Correction:
-    """Adds c - c_k to the gradients, and sums them up as they were before."""
+    """A hook that adds c - c_k to the gradients, and sums them up as they were before."""
 
     def __init__(self, c: Tensors, own: Tensors) -> None:
-        self.shift: dict[str, Tensor] = {
-            **{n: -x for n, x in own.items()},
-            **{n: x - own[n] if n in own else x for n, x in c.items()},
-        }
+        # c - c_k, where a variate counts as zero that the server, or this client, does not have yet.
+        self.shift: dict[str, Tensor] = {n: -x for n, x in own.items()}
+        for n, x in c.items():
+            self.shift[n] = x - own[n] if n in own else x
         self.total: dict[str, Tensor] = {}
         self.steps = 0
 
@@ -119,5 +133,5 @@ class _Correction:
         return {n: g + self.shift[n] if n in self.shift else g for n, g in gradients.items()}
 
     def mean(self) -> dict[str, Tensor]:
-        """The mean of the gradients over the steps."""
+        """Returns the mean of the gradients over the steps."""
         return {n: (x / self.steps).cpu() for n, x in self.total.items()}

@@ -14,12 +14,11 @@ from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, merge
 from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods._shared.energy import capped, check_cap, with_norm_of
-from fedelta.methods._shared.subspace import Kind, Regulariser
+from fedelta.methods._shared.subspace import Regulariser
 from fedelta.peers import Peer, at_largest, demand_equal_ranks, largest, slice_for, truncate_for
-from fedelta.tree import Adapter, Factor, Message
+from fedelta.tree import Adapter, Message
 
 _SIGMA_ON: dict[str, lr.SigmaOn] = {"orth_b": "A", "orth_a": "B", "balanced": "both", "keep": "both"}
-_SIDES: dict[str, tuple[Factor, ...]] = {"B": ("B",), "A": ("A",), "both": ("B", "A")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +37,12 @@ class SubspaceReg(Method):
 
     Args:
         mu: pulls the product; the ablation of the gauge alone is mu = alpha = lam = 0.
-        alpha: ties the factor of `side`. Not lora_alpha.
+        alpha: ties B, rotations within its span included. Not lora_alpha.
         lam: ridge on both factors.
-        objective: which reading of the penalty. "released" is the one above, of the published code. The paper's formulas are
+        objective: the reading of the penalty. "released" is the one above, of the published code. The paper's formulas are
             sums over the layers without s: "equation" has the terms of mu and lam, "algorithm" those of mu and alpha.
-        penalty: the form of the alpha term: "prox" as above, which also counts rotations within the span; "projector", which
-            counts what leaves the span of B_g, and "chordal", its principal angles alone. The last two are ours, and do
-            nothing at a layer whose B_g has no full rank, such as B_g = 0 in the first round.
-        side: the factor that the alpha term ties.
-        gauge: what the server sends: "orth_b" as above, "orth_a" (B = U S), "balanced" (square roots), or "keep", the means
-            of the factors as in `fedavg`, at equal ranks only.
+        gauge: the form in which the server sends dW: "orth_b" as above, "orth_a" (B = U S), "balanced" (square roots), or
+            "keep", the means of the factors as in `fedavg`, at equal ranks only.
         norm_cap: c, per layer; None for no cap.
         rescale: restores the norm that truncation cut, as the published code does.
 
@@ -76,13 +71,12 @@ class SubspaceReg(Method):
     alpha: float = 0.01
     lam: float = 1e-5
     objective: Literal["released", "equation", "algorithm"] = "released"
-    penalty: Kind = "prox"
-    side: Literal["B", "A", "both"] = "B"
     gauge: Literal["orth_b", "orth_a", "balanced", "keep"] = "orth_b"
     norm_cap: float | None = None
     rescale: bool = False
 
     paper = "Senarath et al. 2026, Subspace-Reg, arXiv 2606.22724"
+    follows = "the authors' code"
     reported = (
         "HellaSwag, RoBERTa-large, 3 of 10 clients a round: final accuracy 0.4290 against FedSVD 0.3357, FedAvg 0.3317, "
         "chance 0.25; recomputed from the authors' published logs. Its SmolLM-360M figures have no run behind them there"
@@ -115,13 +109,11 @@ class SubspaceReg(Method):
         return self.upload(result.adapter), client_state
 
     def regulariser(self) -> Regulariser:
-        """The penalty under the chosen reading, before it is tied to a reference."""
+        """Returns the penalty under the chosen reading, before it is tied to a reference."""
         return Regulariser(
             mu=self.mu,
             alpha=0.0 if self.objective == "equation" else self.alpha,
             lam=0.0 if self.objective == "algorithm" else self.lam,
-            kind=self.penalty,
-            sides=_SIDES[self.side],
             scaled=self.objective == "released",
             mean=self.objective == "released",
         )

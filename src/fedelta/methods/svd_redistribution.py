@@ -46,6 +46,7 @@ class SVDRedistribution(Method):
     rescale: bool = True
 
     paper = "baseline of Subspace-Reg, arXiv 2606.22724"
+    follows = "the authors' code"
     reported = (
         "as a baseline of Subspace-Reg, HellaSwag with RoBERTa-large, 3 of 10 clients a round: final accuracy 0.3143, "
         "chance 0.25; recomputed from the authors' published logs"

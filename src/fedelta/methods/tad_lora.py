@@ -31,7 +31,7 @@ class TadLoRA(Method):
 
     Args:
         interval: T, taken as it is; None for the rule, with rho_sq of the graph (0 for a server) and R the rounds of the run.
-        c: of the rule. That T grows as 1 / sqrt(1 - rho) is reported; the constant is ours, from one published optimum, so
+        c: the constant. That T grows as 1 / sqrt(1 - rho) is reported; the constant is ours, from one published optimum, so
             treat it as a hyper-parameter.
         snap: moves the rule's T to the nearest one that divides the rounds into equal shares for both factors.
         freeze_head: the head is neither trained nor sent, as in the reported experiments; other methods here train theirs.
@@ -50,6 +50,7 @@ class TadLoRA(Method):
     freeze_head: bool = False
 
     paper = "Wang et al. 2026, TAD-LoRA, arXiv 2602.00451"
+    follows = "others' readings"
     reported = (
         "mean over four GLUE tasks, RoBERTa-large, 10 clients, edges active with probability .02 / .1 / .5: .8032 / "
         ".8418 / .8731 against plain LoRA .7798 / .8375 / .8754. From a single second-hand reader, unverified"
@@ -72,7 +73,7 @@ class TadLoRA(Method):
         return replace(self, interval=interval_for(rho_sq(), rounds, c=self.c, snap=self.snap))
 
     def factor(self, t: int) -> Factor:
-        """The factor that round t trains. Raises ValueError while the interval is open."""
+        """Returns the factor that round t trains. Raises ValueError while the interval is open."""
         if self.interval is None:
             raise ValueError("tad_lora has no interval yet: call for_topology, which an engine does, or give interval")
         return "B" if t // self.interval % 2 == 0 else "A"
@@ -97,10 +98,10 @@ class TadLoRA(Method):
 
 
 def interval_for(rho_sq: float, rounds: int, *, c: float = 3.0, snap: bool = False) -> int:
-    """T = round(c / sqrt(1 - rho_sq)), no less than 1 and no more than half of the rounds.
+    """Returns T = round(c / sqrt(1 - rho_sq)), no less than 1 and no more than half of the rounds.
 
     Args:
-        rho_sq: what a round of mixing leaves of the squared distance to consensus; 0 with a server.
+        rho_sq: the share of the squared distance to consensus that a round of mixing leaves; 0 with a server.
         rounds: R, of the run.
         snap: then to the nearest T with 2 T a divisor of R, the larger one of two.
 
@@ -108,12 +109,14 @@ def interval_for(rho_sq: float, rounds: int, *, c: float = 3.0, snap: bool = Fal
         ValueError: to snap for an odd number of rounds, which no T shares out equally.
     """
     most = max(1, rounds // 2)
-    found = min(most, max(1, round(min(c / math.sqrt(max(1 - rho_sq, 1e-12)), most))))
+    wanted = c / math.sqrt(max(1 - rho_sq, 1e-12))  # a graph that is not connected has rho_sq = 1
+    interval = min(most, max(1, round(min(wanted, most))))
     if not snap:
-        return found
+        return interval
     if rounds % 2:
         raise ValueError(f"{rounds} rounds cannot be shared out equally between two factors: make them even, or drop snap")
-    return min((T for T in range(1, most + 1) if rounds % (2 * T) == 0), key=lambda T: (abs(T - found), -T))
+    equal_shares = [T for T in range(1, most + 1) if rounds % (2 * T) == 0]
+    return min(equal_shares, key=lambda T: (abs(T - interval), -T))
 
 
 def _mean(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:

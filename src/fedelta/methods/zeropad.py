@@ -44,6 +44,7 @@ class ZeroPad(Method):
     faithful: bool = False
 
     paper = "baseline; Zhang et al. 2024 (arXiv 2305.05644) with padding"
+    follows = "no paper of its own"
     reported = (
         "as a baseline, MMLU after Dolly with TinyLlama and mixed ranks: 31.47 (read in FLoRIST's paper), 15.76 (FLoRA's "
         "paper, second-hand)"

@@ -454,6 +454,7 @@ def _json(value: Any) -> bytes:
 
 
 def _write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    folder = folder.resolve()  # a link may lead to another disk, and the draft must be on that of the folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

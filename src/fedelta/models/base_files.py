@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from huggingface_hub import snapshot_download
 
+from fedelta.models import adapter_files
 from fedelta.models.aliases import hub_id, resolve_model
 
 CODE = ("*.py", "*config.json")
@@ -75,6 +76,11 @@ def check_code(files: BaseFiles, name: str, *, digest: str | None, trust_remote_
             f"model {name!r} is not the one of the run: the code and configs in {files.folder} have another digest "
             f"({files.digest()[:12]}, the run's {digest[:12]}). Nothing of it was loaded. Get the run's model back, or look at "
             "those files and take them as they are with model.digest=null"
+        )
+    if (files.folder / adapter_files.CONFIG).exists():  # transformers would load the model that this file names
+        raise ValueError(
+            f"model {name!r} holds {adapter_files.CONFIG}, which may name another model, whose code and weights no digest here "
+            "covers: give the base model, and the adapter by lora.start; or take that file out of a folder with a whole model"
         )
     for config in _configs(files.folder):
         elsewhere = [str(x) for x in _leaves(config.get("auto_map")) if "--" in str(x)]

@@ -23,11 +23,11 @@ from fedelta.models.loading import CAUSAL, check_fits, load_model, main_input_of
 from fedelta.models.passes import Backend
 from fedelta.models.patterns import by_layer
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
-from fedelta.naming import nearest
 from fedelta.peers import Peer, largest, template_for, truncate_for
+from fedelta.registry import check_name
 from fedelta.tasks import Task, get_task
-from fedelta.tasks.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.tasks.task import Example
+from fedelta.tasks.text.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.tree import Adapter
 
 
@@ -201,8 +201,8 @@ def check_head(model: Any, task: Task) -> None:
     fits = model.get_output_embeddings() is not None if task.auto_class == CAUSAL else found.__name__.endswith(wanted)
     if not fits:
         raise ValueError(
-            f"task {task.name!r} trains a model {wanted}, but the loaded one is a {found.__name__}, without such a head: load "
-            f"it by {task.auto_class}.from_pretrained, or give its name in place of the model"
+            f"task {type(task).__name__!r} trains a model {wanted}, but the loaded one is a {found.__name__}, without such a head: "
+            f"load it by {task.auto_class}.from_pretrained, or give its name in place of the model"
         )
 
 
@@ -259,6 +259,5 @@ def _one_for_each(ranks: int | Sequence[int], count: int) -> list[int]:
 def _training(settings: dict[str, Any]) -> Training:
     known = [f.name for f in fields(Training)]
     for name in settings:
-        if name not in known:
-            raise ValueError(f"no training setting is called {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+        check_name("training setting", name, known)
     return Training(**settings)

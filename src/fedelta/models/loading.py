@@ -155,13 +155,13 @@ def check_fits(config: Any, main_input: str, task: Task, name: str) -> None:
     kind = getattr(config, "model_type", "")
     if main_input in OTHER_INPUTS:
         raise ValueError(
-            f"task {task.name!r} gives text, but model {name!r} ({kind}) takes {OTHER_INPUTS[main_input]}: "
+            f"task {type(task).__name__!r} gives text, but model {name!r} ({kind}) takes {OTHER_INPUTS[main_input]}: "
             "choose a model of text"
         )
     if task.auto_class == CAUSAL and getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"model {name!r} ({kind}) is an encoder-decoder, but task {task.name!r} trains a causal language model, whose "
-            "answer an encoder would see: choose a decoder alone, such as GPT-2 or Llama, or a task of classification"
+            f"model {name!r} ({kind}) is an encoder-decoder, but task {type(task).__name__!r} trains a causal language model, "
+            "whose answer an encoder would see: choose a decoder alone, such as GPT-2 or Llama, or a task of classification"
         )
     if kind in FROM_A_START_TOKEN and getattr(config, "decoder_start_token_id", None) is None:
         raise ValueError(

@@ -13,7 +13,6 @@ A module there has three names:
 
 from __future__ import annotations
 
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Literal, Protocol, TypeAlias, cast
 from torch import nn
 
 from fedelta.models.products import Product
+from fedelta.registry import names_in
 
 Backend: TypeAlias = Literal["default", "onednn", "bf16"]
 """Ways to form a frozen product. "bf16" rounds weights, inputs and results to bfloat16: a relative error of about 3e-3."""
@@ -118,11 +118,10 @@ def installed(model: Trained, settings: PassSettings) -> Iterator[FastPass]:
 def _modules() -> list[_Module]:
     """The modules of the folder, in their order."""
     try:
-        folder = import_module(FOLDER)
+        import_module(FOLDER)
     except ModuleNotFoundError as error:
         if error.name != FOLDER:
             raise
         return []
-    names = [info.name for info in pkgutil.iter_modules(folder.__path__)]
-    modules = [cast("_Module", import_module(f"{FOLDER}.{name}")) for name in names]
+    modules = [cast("_Module", import_module(f"{FOLDER}.{name}")) for name in names_in(FOLDER)]
     return sorted(modules, key=lambda m: m.ORDER)

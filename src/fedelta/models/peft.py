@@ -46,7 +46,7 @@ from fedelta.models.slots import (
     seeded_dropout,
     trained_heads,
 )
-from fedelta.models.wide_heads import bridge
+from fedelta.models.wide_heads import Widened, bridge
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta
 
@@ -135,10 +135,8 @@ class PeftAdaptedModel:
 
     def _widen_heads(self) -> None:
         """Lets heads train in float32 or wider inside a base of half precision."""
-        heads, narrow = trained_heads(self.module), self._base_dtype
-        for head in heads:
-            head.to(self.dtype)
-            self.patches.append(Undo(partial(head.to, narrow)))
+        heads, narrow, wider = trained_heads(self.module), self._base_dtype, self.dtype
+        self.patches += [Widened(head, wider) for head in heads]
         self.patches += bridge(self.module, heads, narrow)
 
     @property

@@ -12,6 +12,28 @@ from torch.utils.hooks import RemovableHandle
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+class Widened:
+    """A head brought to the dtype in which it trains, until `remove`: then each tensor has its own dtype, and keeps its values.
+
+    Args:
+        head: changed in place; other parameters may take the place of its own meanwhile, under the same names.
+        dtype: for all its numbers.
+    """
+
+    def __init__(self, head: nn.Module, dtype: torch.dtype) -> None:
+        self._head = head
+        self._own = {name: x.dtype for name, x in _tensors(head)}
+        head.to(dtype)
+
+    def remove(self) -> None:
+        for name, x in _tensors(self._head):
+            x.data = x.data.to(self._own[name])
+
+
+def _tensors(head: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*head.named_parameters(), *head.named_buffers()]
+
+
 def bridge(model: nn.Module, heads: Iterable[nn.Module], dtype: torch.dtype) -> list[RemovableHandle]:
     """Lets modules of a wider dtype than the model's work in it; where all are of one dtype nothing is changed.
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedelta.naming import nearest
+from fedelta.registry import check_settings
 
 ROUND_OFF = 1e-9
 """Of the bounds: on data without noise a joint direction reaches its bound exactly, but for rounding."""
@@ -62,10 +62,7 @@ def read_settings(given: Ajive | Mapping[str, Any]) -> Ajive:
     """
     if isinstance(given, Ajive):
         return given
-    known = [f.name for f in fields(Ajive)]
-    for name in given:
-        if name not in known:
-            raise ValueError(f"ajive has no setting {name!r}{nearest(name, known)}; it has {', '.join(known)}")
+    check_settings("ajive", given, [f.name for f in fields(Ajive)])
     return Ajive(**given)
 
 

@@ -28,7 +28,7 @@ NEGLIGIBLE = 1e-20
 
 
 class Triplets(NamedTuple):
-    """What was found: U (o, count), S (count,) descending, Vh (count, i).
+    """The singular triplets that were found: U (o, count), S (count,) descending, Vh (count, i).
 
     `excess` is e for an approximation whose Frobenius error is estimated to be at most 1 + e times that of the best one.
     """
@@ -80,7 +80,7 @@ def _outside(Q: Tensor, X: Tensor) -> Tensor:
 
 
 def _excess(Q: Tensor, W: Tensor, beyond: Tensor, start: Tensor, count: int) -> float:
-    """How much larger the error of the answer inside Q is than that of the best one, relative to the latter; an estimate.
+    """Estimates how much larger the error of the answer inside Q is than that of the best one, relative to the latter.
 
     M = dW dW^T has the Ritz values theta in Q, and its Ritz vector u misses being an eigenvector by `beyond` times the last
     entries of u. So theta_j is too small by at most that residual, and by at most its square over the gap to the values that

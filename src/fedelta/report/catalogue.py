@@ -1,4 +1,4 @@
-"""The pages of the methods, written from the classes: what each says of itself, and what it keeps and sends when it is run."""
+"""The list and the pages of the methods, written from the classes: what each says of itself, and what it keeps and sends."""
 
 from __future__ import annotations
 
@@ -32,18 +32,10 @@ One page for each method, written from its class and from two rounds on a toy fe
 | formula from | the source that the implementation follows, see below |
 
 "the paper": its formula, and no reservation is made. "published code": the paper's method as code that others rely on has it.
-"the authors' code": the paper's text was not at hand. "the abstract", "others' readings": neither text nor code was; the rest
-is notes and re-implementations by others, and our reading. Each page says more under *Source*.
+"the authors' code": the paper's text was not at hand. "others' readings": neither text nor code was, but notes and
+re-implementations by others. "the abstract": not even these, and the rest is our reading. Each page says more under *Source*.
 Every method passes `fedelta check`; a page names what its method is exempt from, and why.
 """
-
-RESERVATIONS = {
-    "the authors' code": r"not available: this follows .*the authors' (report and )?published code",
-    "others' readings": r"not available",
-    "the abstract": r"Only the abstract",
-    "published code": r"after published code",
-}
-"""What an implementation follows, by the words in which its docstring says so."""
 
 CLAIMS = {
     "hetero_rank": "unequal ranks",
@@ -55,6 +47,14 @@ CLAIMS = {
 """Claims of a class, in words."""
 
 
+def entries() -> list[dict[str, Any]]:
+    """Returns what `fedelta methods` says of each method; it stands in `methods/catalogue.json`, to be read without torch."""
+    return [
+        {"name": name, "paper": cls.paper, "hetero_rank": cls.hetero_rank, "travels": cls.travels, "aliases": list(cls.aliases)}
+        for name, cls in ((name, method_class(name)) for name in list_methods())
+    ]
+
+
 def pages() -> dict[str, str]:
     """Returns the text of each page in Markdown: "index", and one for each method by its name."""
     with quiet():
@@ -62,17 +62,9 @@ def pages() -> dict[str, str]:
         return {"index": f"{HEAD}\n{_overview(classes)}", **{name: _page(name, cls) for name, cls in classes.items()}}
 
 
-def formula_from(cls: type[Method]) -> str:
-    """What an implementation follows, as its docstring says under "Source"."""
-    source = " ".join(_paragraph(cls, "Source:").split())
-    if cls.paper.startswith("baseline") or not source:
-        return "no paper of its own"
-    return next((label for label, words in RESERVATIONS.items() if re.search(words, source)), "the paper")
-
-
 def _overview(classes: Mapping[str, type[Method]]) -> str:
     def row(name: str, cls: type[Method]) -> list[str]:
-        return [f"[`{name}`]({name}.md)", *("yes" if getattr(cls, c) else "" for c in CLAIMS), formula_from(cls)]
+        return [f"[`{name}`]({name}.md)", *("yes" if getattr(cls, c) else "" for c in CLAIMS), cls.follows]
 
     head = ["method", *CLAIMS.values(), "formula from"]
     return _table(head, (row(name, cls) for name, cls in classes.items()))
@@ -117,6 +109,7 @@ def _facts(cls: type[Method]) -> list[list[str]]:
         "numbers in round 0": _traffic(scene),
         "claims": ", ".join(words for claim, words in CLAIMS.items() if getattr(cls, claim)) or "none",
         "works on": {"factors": "factors", "product": "dW", "base": "the base"}[cls.coordinates],
+        "formula from": cls.follows,
         "reported": cls.reported or "nothing: no paper of its own",
         **{f"exempt from *{law}*": reason for law, reason in cls.exempt.items()},
     }

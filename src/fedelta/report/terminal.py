@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from fedelta.report.tables import Record, main_metric, number, round_line, size, total_bytes
+from fedelta.report.words import Record, main_metric, number, round_line, size, total_bytes
 
 Mode: TypeAlias = Literal["screen", "json", "quiet"]
 
@@ -108,7 +108,7 @@ class RunView:
             TimeRemainingColumn(),
             console=err,
             transient=True,
-            disable=mode != "screen",
+            disable=mode != "screen" or not err.is_terminal,  # else a blank line is all that is left of it
         )
 
     @contextmanager

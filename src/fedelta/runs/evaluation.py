@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedelta.client import AdaptedModel
 from fedelta.engines.rounds import Round
-from fedelta.tasks.metrics import LOWER_IS_BETTER
+from fedelta.tasks.metrics import LOWER_IS_BETTER, is_better
 from fedelta.tasks.task import Example, Task, evaluate
 from fedelta.tree import Message
 
@@ -80,3 +81,13 @@ def _spread(values: Mapping[int, float], lower_is_better: bool) -> dict[str, flo
     worst = pick(sorted(values), key=lambda k: values[k])
     variance = math.fsum((v - mean) ** 2 for v in values.values()) / len(values)
     return {"mean": mean, "worst": values[worst], "worst_client": worst, "spread": math.sqrt(variance)}
+
+
+def best_round(records: Sequence[Mapping[str, Any]], metric: str) -> int | None:
+    """The first round with the best value of a metric on validation data; None where it was not measured."""
+    found = [(r["t"], r["validation"][metric]) for r in records if (r.get("validation") or {}).get(metric) is not None]
+    best: tuple[int, float] | None = None
+    for t, value in found:
+        if best is None or is_better(value, best[1], metric):
+            best = (t, value)
+    return None if best is None else best[0]

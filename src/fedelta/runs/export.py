@@ -13,9 +13,11 @@ from fedelta.exchange import files
 from fedelta.models.adapter_files import copy_adapter, load_adapter, read_layout
 from fedelta.models.export import merge_into
 from fedelta.models.loading import load_model
+from fedelta.runs.base import evaluator, load_adapted, peft_config
 from fedelta.runs.config import RunConfig, load_config
+from fedelta.runs.config.choices import choices_of
 from fedelta.runs.config.resume import demand_leave, without_leave
-from fedelta.runs.experiment import deal, evaluator, load_adapted
+from fedelta.runs.deal import deal
 from fedelta.runs.folder import RunFolder
 from fedelta.tasks.task import Task
 
@@ -106,11 +108,12 @@ def score(source: Source, data: str, *, split: str | None = None, limit: int | N
     config = source.config
     revision = config.data.revision if data == config.data.source else None
     rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seed, revision=revision)
-    rows = subsample(without_empty(rows, config.build_task().label_field(), config.data.empty, data), limit, config.seed)
-    task = deal(config).task if source.of_run else config.build_task().settled(rows)
-    model, tokenizer = load_adapted(config, task)
+    task = choices_of(config).task
+    rows = subsample(without_empty(rows, task.label_field(), config.data.empty, data), limit, config.seed)
+    task = deal(config, task).task if source.of_run else task.settled(rows)
+    model, tokenizer = load_adapted(config.model, task, peft_config(config.lora), device=config.device, seed=config.seed)
     deployed = {"adapter": load_adapter(source.adapter)}
-    scores = evaluator(config, task, model).score(deployed, task.encode(rows, tokenizer))
+    scores = evaluator(task, model, config.evaluation.batch_size).score(deployed, task.encode(rows, tokenizer))
     return {"examples": len(rows), **scores}
 
 
@@ -194,6 +197,5 @@ def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
 
 
 def _task_with_labels(source: Source) -> Task:
-    if source.of_run:
-        return deal(source.config).task
-    return source.config.build_task()
+    task = choices_of(source.config).task
+    return deal(source.config, task).task if source.of_run else task

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 
-from fedelta import sampling, topology, tree
+from fedelta import topology, tree
 from fedelta.client import LocalClient, trainable_names
 from fedelta.engines.rounds import Round
 from fedelta.exchange.spool import held
 from fedelta.method import TrainResult
 from fedelta.optim import OptimizerState
-from fedelta.runs.config import RunConfig
 from fedelta.runs.experiment import Experiment, play
 from fedelta.tree import Adapter, BaseDelta
 
@@ -73,17 +72,16 @@ def plan(experiment: Experiment) -> Plan:
     Raises:
         ValueError: for a federation that the method cannot serve.
     """
-    config = experiment.config
-    played = _play(experiment)
+    settings, played = experiment.settings, _play(experiment)
     peers = len(played[0].peers)
-    cohort = len(sampling.uniform(config.federation.participation)(0, played[0].peers, config.seed))
+    cohort = len(settings.cohort(0, played[0].peers, settings.seed))
     idle = experiment.method.population([_IdleClient(c) for c in experiment.clients])
     steps = sum(c.num_steps for c in idle) * cohort / peers
     return Plan(
         clients=peers,
         cohort=cohort,
-        rounds=config.federation.rounds,
-        steps=round(steps * config.federation.rounds),
+        rounds=settings.rounds,
+        steps=round(steps * settings.rounds),
         trained=sum(x.numel() for x in tree.parameters(experiment.template).values()),
         bytes=_bytes(played, _links(experiment)),
         memory=_memory(experiment, played[-1]),
@@ -93,20 +91,21 @@ def plan(experiment: Experiment) -> Plan:
 def _play(experiment: Experiment) -> list[Round]:
     idle = [_IdleClient(c) for c in experiment.clients]
     if experiment.mixing is not None:  # a graph of the first rounds may be without a link: what a link carries is what counts
-        complete = topology.complete(len(idle))
-        experiment = replace(experiment, mixing=complete, config=_without_losses(experiment.config))
-    rounds = min(2, experiment.config.federation.rounds)
-    # Whom scores would favour is unknown; sizes are alike.
-    return list(play(experiment, idle, rounds=rounds, score=lambda adapter, base: {"loss": 0.0}, debug=True))
-
-
-def _without_losses(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"federation": config.federation.model_copy(update={"link_drop": 0.0})})
+        experiment = replace(experiment, mixing=topology.complete(len(idle)))
+    settings = replace(
+        experiment.settings,
+        rounds=min(2, experiment.settings.rounds),
+        link_drop=0.0,
+        score=lambda adapter, base: {"loss": 0.0},  # whom scores would favour is unknown; sizes are alike
+        debug=True,
+        engine="sequential",
+    )
+    return list(play(experiment, idle, settings))
 
 
 def _links(experiment: Experiment) -> list[float]:
     """By round, how many of the messages of the played rounds would be sent: all with a server, those on links without."""
-    rounds, mixing = experiment.config.federation.rounds, experiment.mixing
+    rounds, mixing = experiment.settings.rounds, experiment.mixing
     if mixing is None:
         return [1.0] * rounds
     most = max(1, len(experiment.clients) * (len(experiment.clients) - 1))
@@ -142,7 +141,7 @@ def _memory(experiment: Experiment, last: Round) -> dict[str, int]:
     own = {id(x) for x in trained.values()}
     frozen = [x for x in (*module.parameters(), *module.buffers()) if id(x) not in own]
     adapter = dict(tree.parameters(experiment.template))
-    optimizer = experiment.config.training.build().optimizer.init(adapter)
+    optimizer = experiment.training.optimizer.init(adapter)
     updates = _size(x for u in last.updates for _, x in tree.named_tensors(u.content))
     return {
         "frozen base": _size(frozen),
@@ -150,7 +149,7 @@ def _memory(experiment: Experiment, last: Round) -> dict[str, int]:
         "gradients": _size(adapter.values()),
         "optimizer state": sum(_size(slot.values()) for slot in optimizer.values()),
         "server state": _size(x for _, x in tree.named_tensors(last.state)),
-        "updates of a round": held(experiment.config.federation.spool, updates),
+        "updates of a round": held(experiment.settings.spool, updates),
     }
 
 

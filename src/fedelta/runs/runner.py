@@ -7,21 +7,25 @@ import os
 import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
 import fedelta
 from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
+from fedelta.engines.choice import runner_of
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.exchange import files
 from fedelta.models.adapter_files import load_adapter, save_adapter
-from fedelta.report import tables as report
-from fedelta.runs.config import RunConfig, load_config
+from fedelta.report.charts import curves
+from fedelta.report.words import majority
+from fedelta.runs.config import RunConfig, read_config
+from fedelta.runs.config.checks import check
+from fedelta.runs.config.read import Overrides, Source
 from fedelta.runs.config.resume import (
     demand_leave,
     demand_rounds,
@@ -31,15 +35,14 @@ from fedelta.runs.config.resume import (
     keep_choices,
     without_leave,
 )
-from fedelta.runs.evaluation import fairness, mean
-from fedelta.runs.experiment import Experiment, build, play, resolved, row_digests
+from fedelta.runs.deal import row_digests
+from fedelta.runs.evaluation import best_round, fairness, mean
+from fedelta.runs.experiment import Experiment, build, play
 from fedelta.runs.folder import Record, RunFolder, finite
 from fedelta.tasks.metrics import is_better
 from fedelta.tree import Adapter, Message, effective
 
 logger = logging.getLogger("fedelta.resume")
-
-Source: TypeAlias = str | Path | Mapping[str, Any] | RunConfig
 
 
 @dataclass(frozen=True)
@@ -65,23 +68,24 @@ class RunResult:
 
 def run(
     config: Source | None = None,
-    overrides: Sequence[str] | Mapping[str, Any] = (),
+    overrides: Overrides = (),
     *,
     resume: str | Path | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> RunResult:
     """Runs a config to its end; arguments and errors are those of `rounds`."""
-    folder = RunFolder(Path(resume) if resume else load_config(config or {}, overrides).folder())
-    for _ in rounds(config, overrides, resume=resume, force=force, trust_remote_code=trust_remote_code):
-        pass
+    with opened(config, overrides, resume=resume, force=force, trust_remote_code=trust_remote_code) as going:
+        for _ in going.records():
+            pass
+    folder = going.folder
     last = folder.adapters / "last"
     return RunResult(folder.path, folder.records(), load_adapter(last) if last.is_dir() else None)
 
 
 def rounds(
     config: Source | None = None,
-    overrides: Sequence[str] | Mapping[str, Any] = (),
+    overrides: Overrides = (),
     *,
     resume: str | Path | None = None,
     force: bool = False,
@@ -106,41 +110,63 @@ def rounds(
         BlockingIOError: for a folder that another process is writing to.
         QuorumError: in a round with too few usable updates.
     """
-    leave = {"model.trust_remote_code": True} if trust_remote_code else {}
+    with opened(config, overrides, resume=resume, force=force, trust_remote_code=trust_remote_code) as going:
+        yield from going.records()
+
+
+@contextmanager
+def opened(
+    config: Source | None = None,
+    overrides: Overrides = (),
+    *,
+    resume: str | Path | None = None,
+    force: bool = False,
+    trust_remote_code: bool = False,
+) -> Generator[OpenRun]:
+    """Builds a run, for the block of a `with` that plays its rounds; arguments and errors are those of `rounds`."""
+    changes = _with_leave(overrides) if trust_remote_code else overrides
     if resume is not None:
-        yield from _resumed(RunFolder(Path(resume)), config, overrides, leave)
+        with _resumed(RunFolder(Path(resume)), config, changes) as going:
+            yield going
     else:
-        yield from _new(load_config(load_config(config if config is not None else {}, overrides), leave), force)
+        with _new(read_config(config if config is not None else {}, changes), force) as going:
+            yield going
 
 
-def _new(config: RunConfig, force: bool) -> Generator[Record]:
+def _with_leave(overrides: Overrides) -> Overrides:
+    if isinstance(overrides, Mapping):
+        return {**overrides, "model.trust_remote_code": True}
+    return [*overrides, "model.trust_remote_code=true"]
+
+
+@contextmanager
+def _new(config: RunConfig, force: bool) -> Generator[OpenRun]:
     """A run from its first round. All that can fail is built before anything in the folder is touched."""
-    target = RunFolder(config.folder())
+    chosen, target = check(config), RunFolder(config.folder())
     target.demand_room(force=force)  # before the lock, which would make a file in a folder that is not ours
     with ExitStack() as stack:
         stack.enter_context(target.locked())
         stack.callback(target.remove_if_unused)
         target.demand_room(force=force)
-        experiment = _built(config)
+        experiment = build(config, chosen)
         folder = target
         if target.holds_results():
             folder = target.draft
             stack.enter_context(folder.locked())  # the lock moves with it, so that its new name is never without one
             stack.callback(folder.remove_if_unused)
         folder.clear()
-        log = _Log(experiment, folder, _notes(experiment), target)
+        going = OpenRun(experiment, folder, _notes(experiment), target)
         try:
-            yield from log.play(None)
+            yield going
         finally:
-            if log.folder is target and checkpoint.exists(target.checkpoint):
-                log.close()
+            if going.folder is target and checkpoint.exists(target.checkpoint):
+                going.draw()
             else:  # no round is done, and what there is of one would only be in the way
-                log.folder.clear()
+                going.folder.clear()
 
 
-def _resumed(
-    folder: RunFolder, config: Source | None, overrides: Sequence[str] | Mapping[str, Any], leave: Mapping[str, Any]
-) -> Generator[Record]:
+@contextmanager
+def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> Generator[OpenRun]:
     """The rounds of a run that are left."""
     folder.config()  # or locking would make a folder where there is no run
     with folder.locked():
@@ -149,29 +175,25 @@ def _resumed(
         _demand_checkpoint(folder, start)
         notes: Mapping[str, Any] = start.notes if start else {}
         fixed = notes["fixed"] if start else fixed_values(old)
-        given = load_config(old if config is None else config)
+        given = old if config is None else read_config(config)
         if config is None or isinstance(config, str | Path):
             given = without_leave(given)  # a file may be the folder's own
-        settled = keep_choices(fixed, load_config(load_config(given, overrides), leave))
+        settled = keep_choices(fixed, read_config(given, overrides))
+        chosen = check(settled)
         demand_leave(old, settled)
         demand_same_run(fixed, settled)
         demand_rounds(settled, start.t if start else 0)
-        experiment = _built(settled)
+        experiment = build(settled, chosen)
         now = _notes(experiment)
         demand_same_rows(notes.get("rows", {}), now["rows"])
         _compare_platforms(notes.get("platform", {}), now["platform"])
         folder.rewind(start.t if start else 0, notes.get("record"))
-        log = _Log(experiment, folder, {**notes, **now}, folder)
-        log.choose_best_anew()
+        going = OpenRun(experiment, folder, {**notes, **now}, folder, start)
+        going.choose_best_anew()
         try:
-            yield from log.play(start)
+            yield going
         finally:
-            log.close()
-
-
-def _built(config: RunConfig) -> Experiment:
-    experiment = build(config)
-    return replace(experiment, config=resolved(experiment))
+            going.draw()
 
 
 def _demand_checkpoint(folder: RunFolder, start: Snapshot | None) -> None:
@@ -214,21 +236,29 @@ def _compare_platforms(before: Mapping[str, Any], now: Mapping[str, Any]) -> Non
 
 
 @dataclass
-class _Log:
-    """Writes a run's folder."""
+class OpenRun:
+    """A run that is built and has its folder; it writes what each round leaves.
+
+    Attributes:
+        experiment: what the run needs.
+        folder: where it writes now.
+        notes: what a checkpoint keeps beside the method's state.
+        target: the folder that the run is to be in: another than `folder` until it has taken the place of an earlier run.
+        start: the snapshot to go on from; None from the first round.
+    """
 
     experiment: Experiment
     folder: RunFolder
     notes: dict[str, Any]
     target: RunFolder
-    """The folder that the run is to be in: another than `folder` until it has taken the place of an earlier run."""
+    start: Snapshot | None = None
 
-    def play(self, start: Snapshot | None) -> Iterator[Record]:
+    def records(self) -> Iterator[Record]:
         """Runs the rounds that are left; each is on disk when its record is yielded."""
         e = self.experiment
         self.folder.write_config(e.config)
-        last = e.config.federation.rounds
-        for done in play(e, e.clients, rounds=last, score=_validate(e), start=start):
+        settings = replace(e.settings, score=_validate(e), start=self.start, engine=runner_of(e.choice))
+        for done in play(e, e.clients, settings):
             yield self.write(done)
 
     def write(self, done: Round) -> Record:
@@ -261,13 +291,13 @@ class _Log:
             self.folder = self.target
         return record
 
-    def close(self) -> None:
+    def draw(self) -> None:
         """Draws what there is to draw."""
         records = self.folder.records()
         if records:
             dealt = self.experiment.deal
-            majority = report.majority([dealt.task.label_of(row) for row in dealt.splits.test])
-            report.curves(records, self.folder.curves, title=self.experiment.config.name, majority=majority)
+            constant = majority(dealt.labels(dealt.splits.test))
+            curves(records, self.folder.curves, title=self.experiment.config.name, majority=constant)
 
     def choose_best_anew(self) -> None:
         """Takes the best round from the records if `evaluation.best_by` is another metric than when it was chosen.
@@ -279,7 +309,7 @@ class _Log:
         if before is None or before["metric"] == metric:
             return
         records = [r for r in self.folder.records() if r.get("validation")]
-        t = report.best_round(records, metric)
+        t = best_round(records, metric)
         if t is None:
             return
         self.notes["best"] = {"t": t, "metric": metric, "value": next(r["validation"][metric] for r in records if r["t"] == t)}

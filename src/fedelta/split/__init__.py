@@ -1,1 +1,1 @@
-"""How rows are dealt to clients."""
+"""Deals rows to clients."""

@@ -1,6 +1,6 @@
-"""How examples are shared out among clients, and which rank each client has.
+"""Shares out examples among clients, and gives each client a rank.
 
-The schemes are in `fedelta.split.schemes`; here is what all have in common: fields, seeds, the smallest client, errors.
+The schemes are in `fedelta.split.schemes`; this is their common part: fields, seeds, the smallest client, errors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from fedelta.data.rounding import proportional
 from fedelta.data.rows import Row, distinct, label_in
-from fedelta.naming import nearest
+from fedelta.registry import check_name
 from fedelta.seeding import SERVER, numpy_generator
 from fedelta.split.schemes import SCHEMES, Scheme, get_scheme
 from fedelta.split.view import Part, partition_table, plot_partition
@@ -32,7 +32,7 @@ def partition(
     min_examples: int = 1,
     **settings: Any,
 ) -> list[Part]:
-    """Every example given to exactly one client.
+    """Gives every example to exactly one client.
 
     Args:
         labels_or_rows: n labels, or n rows with fields by name.
@@ -66,7 +66,7 @@ def partition(
 
 def _draw(rule: Scheme, groups: np.ndarray, clients: int, min_examples: int, seed: int) -> np.ndarray:
     random = numpy_generator(seed, 0, SERVER, "partition")
-    best = -1
+    best = -1  # the largest smallest client of all draws, for the message
     tries = REDRAWS if rule.redraws else 1
     for _ in range(tries):
         owner = rule.share_out(groups, clients, random)
@@ -81,7 +81,7 @@ def _draw(rule: Scheme, groups: np.ndarray, clients: int, min_examples: int, see
 
 
 def group_indices(labels_or_rows: Sequence[Hashable] | Sequence[Row], by: str | Callable[[Row], Hashable] | None) -> np.ndarray:
-    """(n,) int: the position of each example's label in the sorted list of labels, so that the order of rows does not matter.
+    """Returns the position (n,) of each example's label among the sorted labels, so that the order of rows does not matter.
 
     Raises:
         ValueError: there are no examples, a row lacks the field, a label is none, or `by` was given for bare labels.
@@ -89,7 +89,8 @@ def group_indices(labels_or_rows: Sequence[Hashable] | Sequence[Row], by: str | 
     if not len(labels_or_rows):
         raise ValueError("no examples to share out: the data set is empty")
     labels = _labels(labels_or_rows, by)
-    order = {label: i for i, label in enumerate(distinct(labels, f"field {by!r}" if isinstance(by, str) else "the data"))}
+    where = f"field {by!r}" if isinstance(by, str) else "the data"
+    order = {label: i for i, label in enumerate(distinct(labels, where))}
     return np.array([order[label] for label in labels], dtype=np.int64)
 
 
@@ -111,7 +112,7 @@ def assign_ranks(
     weights: Sequence[float] | None = None,
     seed: int = 0,
 ) -> list[int]:
-    """A rank for each client.
+    """Returns a rank for each client.
 
     Args:
         ranks: one rank for all; or the ranks to choose from; or, with `how="list"`, each client's rank in order.
@@ -127,8 +128,7 @@ def assign_ranks(
     choices = [ranks] * (clients if how == "list" else 1) if isinstance(ranks, int) else list(ranks)
     if not choices or min(choices) < 1:
         raise ValueError(f"ranks must be whole numbers of at least 1, not {ranks}")
-    if how not in RANK_RULES:
-        raise ValueError(f"ranks are assigned by {', '.join(RANK_RULES)}, not {how!r}{nearest(how, RANK_RULES)}")
+    check_name("way to assign ranks", how, RANK_RULES)
     if weights is not None and (how == "list" or len(weights) != len(choices)):
         raise ValueError(f"{len(weights)} weights do not go with how={how!r} and the ranks {choices}: give one for each choice")
     shares = np.ones(len(choices)) if weights is None else np.asarray(weights, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The schemes by which examples are shared out among clients: what each is, and nothing about rows or fields.
+"""The schemes by which examples are shared out among clients; they know nothing of rows or fields.
 
 A scheme sees the examples only as groups (their labels, or the values of another field) and gives every example to exactly one
 client.
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedelta.data.rounding import proportional
-from fedelta.naming import nearest
+from fedelta.registry import check_name, check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Scheme(ABC):
 
     @abstractmethod
     def share_out(self, groups: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
-        """The client of each example.
+        """Returns the client of each example.
 
         Args:
             groups: (n,) int, the group of each example, from 0 without gaps.
@@ -42,7 +42,7 @@ class Scheme(ABC):
         """
 
     def clients_for(self, clients: int | None, group_count: int) -> int:
-        """The number of clients, where it may be left open; checks that the scheme can serve it.
+        """Returns the number of clients, where it may be left open; checks that the scheme can serve it.
 
         Raises:
             ValueError: it is missing, below one, or does not go with the groups.
@@ -57,7 +57,7 @@ class IID(Scheme):
     """A random share for each client; sizes differ by one at most."""
 
     def share_out(self, groups: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
-        """Clients in turn, in random order."""
+        """Deals examples to the clients in turn, in random order."""
         return random.permutation(np.arange(len(groups)) % clients)
 
 
@@ -82,7 +82,7 @@ class Dirichlet(Scheme):
         _require_positive("concentration", self.concentration)
 
     def share_out(self, groups: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
-        """Group by group."""
+        """Shares out group by group."""
         owner = np.empty(len(groups), dtype=np.int64)
         for group in range(groups.max() + 1):
             members = np.flatnonzero(groups == group)
@@ -91,7 +91,7 @@ class Dirichlet(Scheme):
         return owner
 
     def clients_for(self, clients: int | None, group_count: int) -> int:
-        """At least two groups are needed: with one there is no skew of labels, only of sizes."""
+        """Returns the number of clients; refuses a single group, which has no skew of labels, only of sizes."""
         if group_count < 2:
             raise ValueError(
                 "a Dirichlet partition needs at least two different labels, but all examples have the same: "
@@ -117,7 +117,8 @@ class Shards(Scheme):
         _require_positive("shards_per_client", self.shards_per_client)
 
     def share_out(self, groups: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
-        """Equal shards (their sizes differ by one at most) in order of group, dealt at random."""
+        """Cuts equal shards (their sizes differ by one at most) in order of group, and deals them at random."""
+        # a random second key, so that within a group the order is random too
         order = np.lexsort((random.random(len(groups)), groups))
         count = clients * self.shards_per_client
         shard_of = np.arange(len(groups)) * count // max(len(groups), 1)
@@ -137,19 +138,20 @@ class Natural(Scheme):
     remedy: ClassVar[str] = "take fewer clients, so that small groups are put together, or a lower min_examples"
 
     def share_out(self, groups: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
-        """Whole groups; with one client a group, client i has group i."""
+        """Gives away whole groups; with one client a group, client i has group i."""
         sizes = np.bincount(groups)
         if clients == len(sizes):
             return groups.copy()
         load = np.zeros(clients, dtype=np.int64)
         holder = np.empty(len(sizes), dtype=np.int64)
+        # largest first, equal ones in random order: the usual greedy rule for even loads
         for group in np.lexsort((random.random(len(sizes)), -sizes)):
             holder[group] = load.argmin()
             load[holder[group]] += sizes[group]
         return holder[groups]
 
     def clients_for(self, clients: int | None, group_count: int) -> int:
-        """One client for each value where no number is given."""
+        """Returns the number of clients: one for each value where none is given."""
         if clients is not None and clients > group_count:
             raise ValueError(
                 f"a Natural partition gives whole values of the field away, but there are {clients} clients and only "
@@ -184,7 +186,7 @@ class Quantity(Scheme):
             _require_positive(name, value)
 
     def share_out(self, groups: np.ndarray, clients: int, random: np.random.Generator) -> np.ndarray:
-        """Random members for sizes rounded by largest remainders."""
+        """Fills each client with random members; sizes are rounded by largest remainders."""
         if self.concentration is not None:
             shares = _dirichlet(self.concentration, clients, random)
         else:
@@ -202,17 +204,14 @@ SCHEMES: dict[str, type[Scheme]] = {
 
 
 def get_scheme(name: str, **settings: Any) -> Scheme:
-    """A scheme by its name.
+    """Returns a scheme by its name.
 
     Raises:
         ValueError: the name or a setting is unknown, a setting is missing, or its value does not fit.
     """
-    if name not in SCHEMES:
-        raise ValueError(f"no partition scheme is called {name!r}{nearest(name, SCHEMES)}; there are {', '.join(SCHEMES)}")
+    check_name("partition scheme", name, SCHEMES)
     known = [field.name for field in fields(SCHEMES[name])]
-    unknown = [setting for setting in settings if setting not in known]
-    if unknown:
-        raise ValueError(f"partition scheme {name!r} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    check_settings(f"partition scheme {name!r}", settings, known)
     try:
         return SCHEMES[name](**settings)
     except TypeError as error:
@@ -220,7 +219,7 @@ def get_scheme(name: str, **settings: Any) -> Scheme:
 
 
 def _dirichlet(concentration: float, clients: int, random: np.random.Generator) -> np.ndarray:
-    """One draw of shares. For a tiny concentration gamma draws underflow; the limit, all to one client, is taken then."""
+    """Draws shares. For a tiny concentration gamma draws underflow; the limit, all to one client, is taken then."""
     shares = random.dirichlet(np.full(clients, concentration))
     if np.isfinite(shares).all() and shares.sum() > 0:
         return shares

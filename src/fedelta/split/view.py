@@ -1,4 +1,4 @@
-"""A split of the data as a table and as a picture."""
+"""Shows a split of the data as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_BARS = 10
 
 
 def label_counts(parts: Sequence[Part], labels: Sequence[Hashable]) -> tuple[list[Hashable], np.ndarray]:
-    """The labels in order, and how many of each a client has: (clients, labels) int."""
+    """Returns the labels in order, and how many of each a client has: (clients, labels) int."""
     known = sorted(set(labels), key=label_order)
     place = {label: i for i, label in enumerate(known)}
     index = np.array([place[label] for label in labels], dtype=np.int64)
@@ -30,7 +30,7 @@ def label_counts(parts: Sequence[Part], labels: Sequence[Hashable]) -> tuple[lis
 
 
 def partition_table(parts: Sequence[Part], labels: Sequence[Hashable]) -> list[dict[str, Any]]:
-    """What each client holds.
+    """Makes a table of the clients' examples.
 
     Args:
         parts: positions of each client's examples.
@@ -43,7 +43,8 @@ def partition_table(parts: Sequence[Part], labels: Sequence[Hashable]) -> list[d
     """
     known, counts = label_counts(parts, labels)
     overall = counts.sum(axis=0) / max(counts.sum(), 1)
-    return [_line(client, dict(zip(known, map(int, row), strict=True)), overall) for client, row in enumerate(counts)]
+    held = [dict(zip(known, map(int, row), strict=True)) for row in counts]
+    return [_line(client, own, overall) for client, own in enumerate(held)]
 
 
 def _line(client: int, held: dict[Hashable, int], overall: np.ndarray) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def _line(client: int, held: dict[Hashable, int], overall: np.ndarray) -> dict[s
 
 
 def plot_partition(parts: Sequence[Part], labels: Sequence[Hashable], path: str | Path) -> None:
-    """Draw who holds which labels: a bar for each client, or a field of shades where there are more than `MOST_BARS` labels.
+    """Draws who holds which labels: a bar for each client, or a field of shades where there are more than `MOST_BARS` labels.
 
     Args:
         parts: positions of each client's examples.
@@ -83,7 +84,7 @@ def plot_partition(parts: Sequence[Part], labels: Sequence[Hashable], path: str 
 
 
 def _bars(axes: Axes, names: list[str], counts: np.ndarray) -> None:
-    """One horizontal bar a client, stacked by label."""
+    """Draws one horizontal bar a client, stacked by label."""
     from matplotlib import colormaps
 
     clients, left = np.arange(len(counts)), np.zeros(len(counts))
@@ -98,7 +99,7 @@ def _bars(axes: Axes, names: list[str], counts: np.ndarray) -> None:
 
 
 def _heat(axes: Axes, names: list[str], counts: np.ndarray) -> None:
-    """A field of clients by labels; the darker, the more examples, and white is none."""
+    """Draws a field of clients by labels; the darker, the more examples, and white is none."""
     from matplotlib.colors import PowerNorm
 
     shades = axes.imshow(counts, aspect="auto", cmap="Blues", norm=PowerNorm(0.5, vmin=0), interpolation="nearest")
@@ -111,12 +112,12 @@ def _heat(axes: Axes, names: list[str], counts: np.ndarray) -> None:
 
 
 def shortened(name: str, longest: int = 22) -> str:
-    """A name cut to fit under a picture."""
+    """Returns a name, cut to fit under a picture."""
     return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _label_clients(axes: Axes, clients: int) -> None:
-    """Client 0 on top; where there are many, not every one is numbered."""
+    """Numbers the clients, client 0 on top; where there are many, not every one."""
     shown = np.arange(0, clients, -(-clients // 45))
     axes.set_yticks(shown, [str(i) for i in shown])
     axes.set_ylim(clients - 0.4, -0.6)

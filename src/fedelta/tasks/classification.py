@@ -15,7 +15,7 @@ from fedelta.tasks.task import Batch, Decisions, Example, Task, model_inputs, pa
 
 @dataclass(frozen=True, kw_only=True)
 class Classification(Task):
-    """A label for each text, by a model with a classification head.
+    """Gives each text a label, by a model with a classification head.
 
     Args:
         labels: all labels in the order of the head's outputs. Left empty, `settled` reads them from the training rows.
@@ -24,9 +24,14 @@ class Classification(Task):
         label: the field with the label: one of `labels`, or a position in them where all of `labels` are names.
     """
 
-    name: ClassVar[str] = "classification"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
+    sample: ClassVar[tuple[Row, ...]] = (
+        {"text": "it works as it should", "label": "good"},
+        {"text": "it broke on the first day, and nobody answers", "label": "bad"},
+        {"text": "a delight", "label": "good"},
+        {"text": "neither here nor there", "label": "fair"},
+    )
 
     labels: tuple[Hashable, ...] = ()
     text: str = "text"
@@ -45,19 +50,19 @@ class Classification(Task):
             raise ValueError(f"labels occur twice in {self.labels!r}: give each label once")
 
     def settled(self, rows: Sequence[Row]) -> Classification:
-        """This task with its labels, read from the training rows if they were left empty."""
+        """Returns this task with its labels, read from the training rows if they were left empty."""
         return self if self.labels else replace(self, labels=labels_from(rows, self.label))
 
     def text_fields(self) -> tuple[str, ...]:
-        """The text, or both of a pair."""
+        """Returns the field of the text, or both fields of a pair."""
         return (self.text, self.text_pair) if self.text_pair else (self.text,)
 
     def label_field(self) -> str | None:
-        """The field with the label."""
+        """Returns the field with the label."""
         return self.label
 
     def model_kwargs(self) -> dict[str, Any]:
-        """The number of outputs, and their names for the model's config."""
+        """Returns the number of outputs, and their names for the model's config."""
         names = [str(label) for label in self._known_labels()]
         return {
             "num_labels": len(names),
@@ -66,7 +71,7 @@ class Classification(Task):
         }
 
     def encode(self, rows: Sequence[Row], tokenizer: Any) -> list[Example]:
-        """One example per row: the tokenizer's lists and `label`, a position in `labels`."""
+        """Returns one example per row: the tokenizer's lists and `label`, a position in `labels`."""
         require_rows(rows)
         labels = [self._index(row, i) for i, row in enumerate(rows)]
         texts = [text_of(row, i, self.text) for i, row in enumerate(rows)]
@@ -76,15 +81,15 @@ class Classification(Task):
         return [{**example, "label": label} for example, label in zip(encoded, labels, strict=True)]
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> Batch:
-        """`labels` (n,) and the inputs (n, length)."""
+        """Returns `labels` (n,) and the inputs (n, length)."""
         return pad_examples(examples, pad_token_id, self.pad_to_multiple)
 
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
-        """One decision per example among the labels."""
+        """Returns one decision per example among the labels."""
         return Decisions(model(**model_inputs(batch)).logits, batch["labels"])
 
     def label_of(self, row: Row) -> Hashable:
-        """The label as `labels` spells it, or as the row does where the labels are not known yet."""
+        """Returns the label as `labels` spells it, or as the row does where the labels are not known yet."""
         return self.labels[self._index(row, 0)] if self.labels else label_in(row, 0, self.label)
 
     def _known_labels(self) -> tuple[Hashable, ...]:

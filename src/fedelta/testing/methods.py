@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fedelta.method import Method
-from fedelta.methods import method_class
 from fedelta.testing.laws import LAWS, UNEQUAL_RANKS
 from fedelta.testing.reports import ConformanceError, Report, examine, judge
 from fedelta.testing.scene import Scene, quiet
@@ -55,45 +50,6 @@ def scene_of(method: type[Method] | Method, hetero_ranks: Sequence[int] = RANKS,
     scene = Scene(made, equal, seed, unequal)
     able = made.hetero_rank and judge(UNEQUAL_RANKS, scene, {}).outcome == "kept"
     return replace(scene, ranks=unequal) if able else scene
-
-
-def method_from_file(path: str | Path) -> type[Method]:
-    """The one subclass of `Method` that a Python file defines. The file's code runs.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: for a file that cannot be imported, or defines no method, or several.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    module = _imported(path)
-    own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
-    found = [c for c in own if issubclass(c, Method) and not inspect.isabstract(c)]
-    if len(found) != 1:
-        names = ", ".join(c.__name__ for c in found) or "none"
-        raise ValueError(f"{path} must define one subclass of fedelta.Method that has `aggregate`, and defines {names}")
-    return found[0]
-
-
-def named(target: str) -> type[Method]:
-    """The method class behind a name, an alias or a path to a Python file."""
-    return method_from_file(target) if target.endswith(".py") else method_class(target)
-
-
-def _imported(path: Path) -> Any:
-    name = f"_fedelta_checked_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their annotations up there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    return module
 
 
 def _made(cls: type[Method]) -> Method:

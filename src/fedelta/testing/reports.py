@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
-from fedelta.naming import nearest
+from fedelta.registry import nearest
 
 S = TypeVar("S")
 

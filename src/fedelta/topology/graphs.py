@@ -1,4 +1,4 @@
-"""Who can hear whom: graphs as lists of edges, fixed or of one round.
+"""Graphs of who can hear whom, as lists of edges, fixed or of one round.
 
 Nodes are the numbers 0, ..., n - 1. An edge (i, j) has i < j and no direction; lists are sorted. `fedelta.topology` turns a
 graph into a mixing matrix.
@@ -42,7 +42,7 @@ def edges(n: int, pairs: Iterable[Sequence[int]]) -> Edges:
 
 
 def connected(n: int, pairs: Iterable[tuple[int, int]]) -> bool:
-    """Whether every node can be reached from every other."""
+    """Returns whether every node can be reached from every other."""
     graph = nx.empty_graph(n)
     graph.add_edges_from(pairs)
     return nx.is_connected(graph)
@@ -145,7 +145,7 @@ def active(base: Iterable[tuple[int, int]], p: float, seed: int, t: int, names: 
 
 
 def lost(seed: int, t: int, sender: int, receiver: int, p: float) -> bool:
-    """Whether a message of round t gets lost, with probability p; each direction of a link on its own."""
+    """Returns whether a message of round t gets lost, with probability p; each direction of a link on its own."""
     return _uniform(seed, t, sender, receiver, "lost") < p
 
 

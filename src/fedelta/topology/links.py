@@ -1,7 +1,8 @@
-"""What each node hears in a round of gossip, after messages that got lost and nodes that failed."""
+"""The links of a round of gossip that count, after messages that got lost and nodes that failed."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -20,7 +21,7 @@ Refusal: TypeAlias = Callable[[int, Sequence[int]], Mapping[int, str]]
 
 @dataclass(frozen=True)
 class Heard:
-    """What reached whom.
+    """The messages that reached their receivers, and the weights that come of it.
 
     Attributes:
         rows: rows[i][j] is the weight of node j at node i; rows have sum one.
@@ -61,25 +62,29 @@ def hear(
     """
     topology.check_mixing(W, len(ids))
     links = topology.links_of(W)
-    sent = [(a, b) for i, j in links for a, b in ((i, j), (j, i)) if W[b, a] > 0]
+    both_ways = [pair for i, j in links for pair in ((i, j), (j, i))]
+    sent = [(a, b) for a, b in both_ways if W[b, a] > 0]
     missing = {(a, b) for a, b in sent if is_lost(ids[a], ids[b])}
     lost = [(i, j) for i, j in links if {(i, j), (j, i)} & missing]
     if lost and not topology.is_symmetric(W):
         raise ValueError("link_drop needs a symmetric mixing matrix: on a directed graph a lost message moves the mean")
-    refused = _refused(ids, silent, [pair for pair in sent if pair not in missing], refuse)
-    silent = silent | {k for k, reasons in refused.items() if k in reasons}
-    cut = {*lost, *((i, j) for i, j in links if silent & {ids[i], ids[j]} or _one_refuses(refused, ids[i], ids[j]))}
+    arrived = [pair for pair in sent if pair not in missing]
+    refused = _refused(ids, silent, arrived, refuse)
+    silent = silent | {k for k, reasons in refused.items() if k in reasons}  # who refuses its own update has none to send
+    unused = [(i, j) for i, j in links if silent & {ids[i], ids[j]} or _one_refuses(refused, ids[i], ids[j])]
+    cut = {*lost, *unused}
     W = topology.without_links(W, cut)
     W = topology.for_sizes(W, sizes) if len(set(sizes)) > 1 else W
     rows = {k: dict(zip(ids, row, strict=True)) for k, row in zip(ids, W.tolist(), strict=True)}
-    reached = {k: sum(a == n for a, b in sent if (a, b) not in missing) for n, k in enumerate(ids)}
+    messages = Counter(sender for sender, _ in arrived)
+    reached = {k: messages[n] for n, k in enumerate(ids)}
     return Heard(rows, reached, [(ids[i], ids[j]) for i, j in lost], refused)
 
 
 def _refused(
     ids: Sequence[int], silent: Set[int], arrived: Sequence[tuple[int, int]], refuse: Refusal
 ) -> dict[int, Mapping[int, str]]:
-    """What each node that is not silent refuses of its neighbours' updates and its own; nodes that take all are not there."""
+    """Returns which updates each node that is not silent refuses, its own among them; nodes that take all are left out."""
     senders = {k: [k] for k in ids if k not in silent}
     for a, b in arrived:
         if ids[a] in senders and ids[b] in senders:

@@ -1,6 +1,7 @@
-"""Averaging over a graph beyond one product with W: directed links, compressed messages, and tracked gradients.
+"""Experimental: averaging over a graph beyond one product with W: directed links, compressed messages, tracked gradients.
 
-For those who build a method without a server of their own: no method of `fedelta.methods`, and no engine, calls these.
+No engine, and no method of `fedelta.methods`, uses these, so no run has tried them; names and arguments may change, or go, in
+any version. They are for those who build a method without a server of their own.
 
 X (n, d) holds the numbers of n nodes, row i those of node i, in the order of ids; `pack` and `unpack` lead from adapters to X
 and back. Matrices have the convention of `fedelta.topology`: W[i, j] is the weight that node i gives to what it hears from
@@ -125,7 +126,7 @@ class PushSum:
 
     @classmethod
     def start(cls, X: Tensor) -> PushSum:
-        """Before the first round."""
+        """Returns the state before the first round."""
         return cls(X, torch.ones(len(X), dtype=torch.float64, device=X.device))
 
     @property
@@ -134,7 +135,7 @@ class PushSum:
         return self.x / self.w[:, None].to(self.x)
 
     def step(self, P: Tensor) -> PushSum:
-        """One round, with a P that may be another one in each.
+        """Carries out one round, with a P that may be another one in each.
 
         Raises:
             ValueError: for a P of another size, with a negative entry, with nothing kept by a node, or that makes mass.
@@ -199,11 +200,11 @@ class Choco:
 
     @classmethod
     def start(cls, X: Tensor) -> Choco:
-        """Before the first round: nobody has been told anything."""
+        """Returns the state before the first round, in which nobody has been told anything."""
         return cls(X, torch.zeros_like(X))
 
     def step(self, W: Tensor, compress: Compressor, gamma: float) -> tuple[Choco, Tensor]:
-        """One round, and what was sent in it: q (n, d), row i by node i.
+        """Carries out one round; returns the state after it, and what was sent: q (n, d), row i by node i.
 
         Raises:
             ValueError: for a W that does not mix, or a gamma that is not in (0, 1].
@@ -248,12 +249,12 @@ class Tracking:
 
     @classmethod
     def start(cls, X: Tensor, gradient: Gradient) -> Tracking:
-        """Before the first round."""
+        """Returns the state before the first round."""
         g = gradient(X)
         return cls(X, g, g)
 
     def step(self, W: Tensor, gradient: Gradient, learning_rate: float) -> Tracking:
-        """One round; `learning_rate` is eta.
+        """Carries out one round; `learning_rate` is eta.
 
         Raises:
             ValueError: for a W that does not mix.

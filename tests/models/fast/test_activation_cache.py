@@ -35,8 +35,8 @@ from fedelta.models.layer_stack import transformer_layers
 from fedelta.models.packing import Packing
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.peers import template_for
+from fedelta.runs.base import load_adapted, peft_config
 from fedelta.runs.config import load_config
-from fedelta.runs.experiment import load_adapted
 from fedelta.tasks import Classification
 from fedelta.tasks.task import IGNORED, pad_examples
 
@@ -435,5 +435,6 @@ def test_a_config_asks_for_it(tiny_config):
     asked = {**tiny_config, "model": {**tiny_config["model"], "cache_activations": 8}}
     asked["lora"] = {**tiny_config["lora"], "target_modules": r".*layer\.1\..*query"}
     config = load_config(asked)
-    model, _ = load_adapted(config, Classification(labels=("cats", "dogs")))
+    task = Classification(labels=("cats", "dogs"))
+    model, _ = load_adapted(config.model, task, peft_config(config.lora), device=config.device, seed=config.seed)
     assert cache_of(model).store.budget == 8 * MIB

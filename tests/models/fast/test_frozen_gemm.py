@@ -1,5 +1,10 @@
 """Frozen products: the same numbers by every backend, no gradient for the weight, and a choice that a test makes."""
 
+import json
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -212,6 +217,23 @@ def test_of_two_processes_the_first_decision_counts(monkeypatch, new_machine):
     monkeypatch.setattr(frozen_gemm, "fastest", slow)
     assert resolve("auto") == "onednn"
     assert not list(new_machine.glob("*.part"))
+
+
+@onednn
+def test_two_processes_that_decide_at_once_go_on_with_one_decision(monkeypatch, new_machine):
+    """Both have found nothing kept, and both are about to write."""
+    measuring(monkeypatch, "onednn", "default")
+    both, temporary = threading.Barrier(2, timeout=60), tempfile.NamedTemporaryFile
+
+    def together(**options):
+        both.wait()
+        return temporary(**options)
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", together)
+    with ThreadPoolExecutor(2) as pool:
+        chosen = set(pool.map(decided.__wrapped__, [1, 1]))
+    (file,) = new_machine.iterdir()
+    assert chosen == {json.loads(file.read_text())["backend"]}
 
 
 def test_an_unknown_backend_is_refused():

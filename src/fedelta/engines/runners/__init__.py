@@ -1,1 +1,1 @@
-"""Where the clients' part of a round is run."""
+"""Runners: each runs the clients' part of a round in another place."""

@@ -23,7 +23,7 @@ from fedelta.tree import Adapter
 Result = TypeVar("Result")
 
 Answer: TypeAlias = TrainResult | Exception
-"""What a request came to; an exception is raised where the request was made."""
+"""The result of a request; an exception is raised where the request was made."""
 
 
 class Visitor(Generic[Result]):
@@ -31,7 +31,7 @@ class Visitor(Generic[Result]):
 
     Args:
         client: the real one.
-        visit: plays the visit with the client that it is given.
+        visit: carries out the visit with the client that it is given.
 
     Attributes:
         asks: what the client's `train` was last called with, until the next `advance`.
@@ -73,7 +73,7 @@ class Visitor(Generic[Result]):
             self._thread.join()
 
     def ask(self, request: Request) -> TrainResult:
-        """Called by the visit: hands a request over and waits for what it comes to."""
+        """Hands a request over and waits for the answer; called by the visit."""
         self._from_visit.put(request)
         answer = self._to_visit.get()
         if isinstance(answer, BaseException):

@@ -15,7 +15,7 @@ from fedelta.tree import Tensors
 
 
 def train_together(clients: Sequence[LocalClient], requests: Sequence[Request]) -> list[Answer]:
-    """Trains as `client.train` would for each request, up to rounding; a client that has finished leaves the pass.
+    """Answers each request as `client.train` would, up to rounding; a client that has finished leaves the pass.
 
     Args:
         clients: of one model, whose `joint_refusal` is None.
@@ -131,9 +131,13 @@ class _Stacked:
 
     def keep(self, which: Sequence[int]) -> None:
         self.sessions = [self.sessions[k] for k in which]
-        self._state = {
-            slot: {n: x[list(which)] if x.ndim else x for n, x in tensors.items()} for slot, tensors in self._state.items()
-        }
+        kept = list(which)
+
+        def rows(x: Tensor) -> Tensor:
+            return x[kept] if x.ndim else x  # a step counter is one for all
+
+        for slot, tensors in self._state.items():
+            self._state[slot] = {n: rows(x) for n, x in tensors.items()}
 
     def state(self, k: int) -> dict[str, dict[str, Tensor]]:
         def part(name: str, x: Tensor) -> Tensor:
@@ -146,7 +150,7 @@ class _Stacked:
 
 
 def _alike(sessions: Sequence[Session]) -> bool:
-    """Says if one step on stacked tensors is every client's own: entry by entry, at one rate, without hooks."""
+    """Returns whether one step on stacked tensors is every client's own: entry by entry, at one rate, without hooks."""
     first = sessions[0]
 
     def like_first(s: Session) -> bool:

@@ -1,7 +1,7 @@
 """Trains a whole cohort in few passes: the frozen base sees the tokens of many clients at once.
 
-Starts up to 64 clients; each runs until its method calls `client.train`. The calls are put into groups that fit into one pass,
-and each group trains together. What cannot be grouped trains alone, as in the sequential engine.
+Starts up to `WINDOW` visits; each runs until its method calls `client.train`. The requests are put into groups that fit into
+one pass, and each group trains together. A request that fits into no group trains alone, as in the sequential engine.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Batched:
         """Returns what each client answers; their requests for training are answered together."""
         visitors = [self._visitor(federation, letter) for letter in letters]
         try:
-            self._play(visitors)
+            self._finish(visitors)
         finally:
             for visitor in visitors:
                 visitor.close()
@@ -105,7 +105,8 @@ class Batched:
         self.memories.offer(k, memory)  # counts only if the visit does
         return receive(federation, letter.t, states[k], letter, reply)
 
-    def _play(self, waiting: Sequence[Visitor[Answered]]) -> None:
+    def _finish(self, waiting: Sequence[Visitor[Answered]]) -> None:
+        """Lets visits go on until all have ended; what those that wait ask for is answered together."""
         answers: Sequence[Answer | None] = [None] * len(waiting)
         while waiting:
             for visitor, given in zip(waiting, answers, strict=True):
@@ -114,7 +115,7 @@ class Batched:
             answers = self.serve([(v.client, v.asks) for v in waiting if v.asks is not None])
 
     def serve(self, asked: Sequence[Asked]) -> list[Answer]:
-        """Returns what each request comes to, in order."""
+        """Returns the answer to each request, in order."""
         answers: dict[int, Answer] = {}
         for group in self._groups(asked):
             answers |= zip(group, self._train([asked[k] for k in group]), strict=True)
@@ -146,7 +147,7 @@ class Batched:
         return [_alone(client, request) for client, request in asked]
 
     def _say(self, reason: str) -> None:
-        """Warns once for each reason."""
+        """Says a reason once."""
         if reason not in self._said:
             self._said.add(reason)
             logger.warning("some clients train one after another: %s", reason)
@@ -181,7 +182,7 @@ def _first_batch(client: Client, request: Request) -> Batch | None:
 
 
 def _refusal(client: Client) -> str | None:
-    """Says why a client cannot share a pass with others."""
+    """Returns why a client cannot share a pass with others; None if it can."""
     if not isinstance(client, LocalClient):
         return f"a {type(client).__name__} trains in its own way"
     if not client.examples:

@@ -1,1 +1,1 @@
-"""The parts of FedGaLore."""
+"""The parts of FedGaLore: subspaces, a client's projection, sources of bases, synchronisation of second moments."""

@@ -24,60 +24,56 @@ from fedelta.lowrank import LoRA
 from fedelta.tree import Factor
 
 Side: TypeAlias = Literal["galore", "small_state"]
-"""Whether the longer or the shorter side of a weight keeps its coordinates."""
-
-Tie: TypeAlias = Literal["right", "left"]
-"""The side whose basis is frozen for a square weight."""
+"""The side of a weight that is projected: the shorter, as GaLore does, or the longer."""
 
 
-def trained_factor(shape: tuple[int, int], side: Side = "galore", tie: Tie = "right") -> Factor:
-    """The factor that holds the coordinates of a weight (o, i).
+def trained_factor(shape: tuple[int, int], side: Side = "galore") -> Factor:
+    """Returns the factor that holds the coordinates of a weight (o, i).
 
     GaLore projects the shorter side: B is trained where o > i, A where o < i. "small_state" does the opposite, which makes
-    coordinates and moments smaller and the basis larger. For o = i the paper projects on the left, its code on the right.
+    coordinates and moments smaller and the basis larger. For o = i the paper projects on the left; its code does on the right,
+    and so does this.
     """
     o, i = shape
-    if o == i:
-        return "B" if tie == "right" else "A"
-    return "B" if (o > i) == (side == "galore") else "A"
+    return "B" if o == i or (o > i) == (side == "galore") else "A"
 
 
 def coordinates(x: LoRA, which: Factor) -> Tensor:
-    """The trained factor as (m, r)."""
+    """Returns the trained factor as (m, r)."""
     return x.B if which == "B" else x.A.mT
 
 
 def basis_of(x: LoRA, which: Factor) -> Tensor:
-    """The frozen factor as (n, r)."""
+    """Returns the frozen factor as (n, r)."""
     return x.A.mT if which == "B" else x.B
 
 
-def back(C: Tensor, basis: Tensor, which: Factor, scale: float) -> LoRA:
-    """The delta of coordinates (m, r) on a basis (n, r): the inverse of `coordinates` and `basis_of`."""
+def project_back(C: Tensor, basis: Tensor, which: Factor, scale: float) -> LoRA:
+    """Returns the delta of coordinates (m, r) on a basis (n, r): the inverse of `coordinates` and `basis_of`."""
     B, A = (C, basis.mT) if which == "B" else (basis, C.mT)
     return LoRA(B.contiguous(), A.contiguous(), scale)
 
 
 def seeded_basis(seed: int, epoch: int, layer: str, length: int, rank: int) -> Tensor:
-    """A random orthonormal basis, float64 (length, rank), the same wherever it is drawn; on the CPU."""
+    """Returns a random orthonormal basis, float64 (length, rank), the same wherever it is drawn; on the CPU."""
     draw = seeding.generator(seed, epoch, seeding.SERVER, "galore basis", layer)
     return torch.linalg.qr(torch.randn(length, rank, generator=draw, dtype=torch.float64)).Q
 
 
 def leading_basis(x: LoRA, which: Factor, rank: int) -> Tensor:
-    """The `rank` leading singular vectors, float64 (n, rank), on the side that is frozen; completed where x has fewer."""
+    """Returns `rank` leading singular vectors, float64 (n, rank), on the side that is frozen; completed where x has fewer."""
     U, _, Vh = lr.svd(x)
     return completed_basis(Vh.mT if which == "B" else U, rank)
 
 
 def completed_basis(columns: Tensor, rank: int) -> Tensor:
-    """The first `rank` of orthonormal columns (n, q), with further ones, orthogonal to them, where q < rank."""
+    """Returns the first `rank` of orthonormal columns (n, q), with further ones, orthogonal to them, where q < rank."""
     missing = rank - columns.shape[1]
     return columns[:, :rank] if missing <= 0 else torch.cat([columns, lr.complete_rows(columns.mT, missing).mT], dim=1)
 
 
 def transport(v: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """Second moments (m, r) on the basis `old` (n, r), as moments (m, q) on the basis `new` (n, q).
+    """Transports second moments (m, r) on the basis `old` (n, r) to moments (m, q) on the basis `new` (n, q).
 
     For independent coordinates of mean zero and C = new^T old, the moments on `new` are v (C o C)^T, with o the elementwise
     product. What a new direction has outside the old span is not known; it counts with the mean over the old coordinates:

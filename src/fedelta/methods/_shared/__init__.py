@@ -1,1 +1,1 @@
-"""What several methods call, by topic."""
+"""Helpers that several methods call, by topic."""

@@ -13,7 +13,7 @@ from fedelta.tree import Adapter, Factor, Tensors
 
 
 def scores(which: Factor, before: Adapter, after: Adapter) -> dict[str, Tensor]:
-    """By layer, the norm of what training one factor added to dW at each component, (r,): ||dB_j A_j|| = ||dB_j|| ||A_j||."""
+    """Returns by layer how much training one factor added to dW at each component, (r,): ||dB_j A_j|| = ||dB_j|| ||A_j||."""
 
     def of(x: LoRA, y: LoRA) -> Tensor:
         B, A = (y.B - x.B, x.A) if which == "B" else (x.B, y.A - x.A)
@@ -23,8 +23,10 @@ def scores(which: Factor, before: Adapter, after: Adapter) -> dict[str, Tensor]:
 
 
 def best(scores: Tensors, count: int) -> dict[str, list[int]]:
-    """The components with the `count` largest scores of all layers together, by layer and ascending; the first of those that
-    tie."""
+    """Returns by layer, ascending, the components with the `count` largest scores of all layers together.
+
+    Of those that tie the first ones are taken.
+    """
     order = torch.cat(list(scores.values())).argsort(descending=True, stable=True)
     chosen = torch.zeros(len(order), dtype=torch.bool).index_fill(0, order[:count], True)
     parts = chosen.split([len(s) for s in scores.values()])
@@ -32,26 +34,27 @@ def best(scores: Tensors, count: int) -> dict[str, list[int]]:
 
 
 def only_at(which: Factor, kept: Mapping[str, Sequence[int]]) -> GradientHook:
-    """A gradient hook that leaves the kept components of a factor to train."""
+    """Returns a gradient hook that leaves the kept components of a factor to train."""
 
     def mask(grads: Tensors, params: Tensors, step: int) -> Tensors:
         masked = dict(grads)
         for layer, components in kept.items():
             name = f"{layer}.lora_{which}"
             if name in masked:
-                masked[name] = put(which, torch.zeros_like(grads[name]), components, take(which, grads[name], components))
+                nothing = torch.zeros_like(grads[name])
+                masked[name] = put(which, nothing, components, take(which, grads[name], components))
         return masked
 
     return mask
 
 
 def take(which: Factor, x: Tensor, components: Sequence[int]) -> Tensor:
-    """Some columns of B, or rows of A."""
+    """Returns some columns of B, or rows of A."""
     return x.index_select(1 if which == "B" else 0, torch.tensor(components, dtype=torch.long, device=x.device))
 
 
 def put(which: Factor, x: Tensor, components: Sequence[int], values: Tensor) -> Tensor:
-    """B with some columns replaced, or A with some rows."""
+    """Returns B with some columns replaced, or A with some rows."""
     index = torch.tensor(components, dtype=torch.long, device=x.device)
     return x.index_copy(1 if which == "B" else 0, index, values)
 

@@ -1,4 +1,4 @@
-"""What the methods that restore or limit the norm of a delta share."""
+"""Limits and restores the norm of a delta."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedelta.lowrank import LoRA
 
 
 def capped(x: LoRA, cap: float | None) -> LoRA:
-    """x brought to the Frobenius norm `cap` if it has a larger one."""
+    """Returns x brought to the Frobenius norm `cap` if it has a larger one."""
     if cap is None:
         return x
     size = float(lr.norm(x))
@@ -17,7 +17,7 @@ def capped(x: LoRA, cap: float | None) -> LoRA:
 
 
 def with_norm_of(x: LoRA, like: LoRA) -> LoRA:
-    """x multiplied to the norm of `like`, the factor shared out evenly; a zero delta stays zero."""
+    """Returns x multiplied to the norm of `like`, the factor shared out evenly; a zero delta stays zero."""
     size = float(lr.norm(x.to(torch.float64)))
     if size == 0:
         return x

@@ -1,4 +1,4 @@
-"""What the methods share whose clients train one factor, while the other is common to all and does not go up."""
+"""Messages and means of one factor, for methods whose clients train it while the other is common to all and does not go up."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedelta.tree import Adapter, Factor, Message
 
 
 def only(which: Factor, adapter: Adapter) -> Message:
-    """The message with one factor of every layer, and the head."""
+    """Returns the message with one factor of every layer, and the head."""
     return {which: tree.factors(adapter, which), "dense": adapter.dense}
 
 
 def completed(which: Factor, update: ClientUpdate, server: Adapter) -> Adapter:
-    """What an upload of one factor means: the other one is what the sender was sent, as `slice_for` has it."""
+    """Returns the adapter that an upload of one factor stands for; the other one is as `slice_for` sent it."""
     sent, who = update.content[which], f"client {update.sender.id}"
     tree.check_names(sent, server.layers, who, "the server", "layers")
 
@@ -32,7 +32,7 @@ def completed(which: Factor, update: ClientUpdate, server: Adapter) -> Adapter:
 
 
 def averaged(which: Factor, updates: Sequence[ClientUpdate], server: Adapter, *, equal_ranks: bool = False) -> Adapter:
-    """The server's adapter with the mean of the factor that was sent: each component's over the clients that have it.
+    """Returns the server's adapter with the mean of the factor that was sent, each component's over the clients that have it.
 
     A change of scale goes to B, which leaves A as it was sent. Exact at equal ranks: the mean of the factor is then the mean of
     the deltas; `equal_ranks` refuses others.
@@ -51,7 +51,7 @@ def _mean_of(which: Factor, equal_ranks: bool, weights: Sequence[float], xs: Seq
 
 
 def of_owners(which: Factor, weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:
-    """`old` with the mean of each component of one factor over the deltas that have it, whatever their scales."""
+    """Returns `old` with the mean of each component of one factor over the deltas that have it, whatever their scales."""
     if which == "B":
         return lr.with_factor(old, "B", owner_mean(weights, [x.B for x in xs], old.B))
     rows = owner_mean(weights, [x.A.mT for x in xs], old.A.mT).mT

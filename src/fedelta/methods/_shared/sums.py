@@ -20,7 +20,7 @@ from fedelta.peers import Peer
 from fedelta.tree import Adapter, Factor, Message, Tensors
 
 Absent: TypeAlias = Literal["keep", "fade"]
-"""What a component comes to that not all have: the mean over those who do, or one in which the others count as zero."""
+"""The value of a component that not all have: the mean over those who do, or one in which the others count as zero."""
 
 OWNED = "owned"
 
@@ -31,13 +31,13 @@ def summand_of(
     """Returns what a client adds to the sum, by flat name: differences of the factors and dense tensors that it sent.
 
     Args:
-        down: what it was sent, an "adapter" or bare factors "A", "B" and "dense".
-        up: what the method sends back.
+        down: the broadcast, an "adapter" or bare factors "A", "B" and "dense".
+        up: the method's upload.
         peer: the client, whose scale is folded into B.
         ranks: by layer, the rank that all are padded to with zeros; the client's own without it.
         raw: leaves factors as they are whatever their scales.
     """
-    found: dict[str, Tensor] = {}
+    summand: dict[str, Tensor] = {}
     owned: dict[str, Tensor] = {}
     for which in ("B", "A"):
         sent, got = _factors(up, peer, which, raw), _factors(down, peer, which, raw)
@@ -46,19 +46,20 @@ def summand_of(
             held = got[layer]
             change = x - (held[:, :rank] if which == "B" else held[:rank])  # a client may send fewer than it was sent
             size = rank if ranks is None else ranks[layer]
-            found[f"{layer}.lora_{which}"] = _padded(change, size, which)
+            summand[f"{layer}.lora_{which}"] = _padded(change, size, which)
             owned[f"{layer}.{OWNED}"] = (torch.arange(size) < rank).to(change)
     old = _dense(down)
-    return {**found, **owned, **{n: x - old[n] for n, x in _dense(up).items()}}
+    dense = {n: x - old[n] for n, x in _dense(up).items()}
+    return {**summand, **owned, **dense}
 
 
 def added(old: Adapter, mean: Tensors, *, absent: Absent = "keep", raw: bool = False) -> Adapter:
     """Returns the server's adapter after the mean of the cohort's summands.
 
     Args:
-        old: what the round began with.
+        old: the adapter at the round's start.
         mean: sum_k p_k summand_k.
-        absent: what becomes of components that not all have.
+        absent: the rule for components that not all have.
         raw: as in `summand_of`.
     """
 
@@ -68,7 +69,7 @@ def added(old: Adapter, mean: Tensors, *, absent: Absent = "keep", raw: bool = F
             change = mean.get(f"{layer}.lora_{which}")
             if change is not None:
                 change = change / scale if which == "B" else change
-                x = lr.with_factor(x, which, _moved(x, which, change, mean[f"{layer}.{OWNED}"], absent))
+                x = lr.with_factor(x, which, _shifted(x, which, change, mean[f"{layer}.{OWNED}"], absent))
         return x
 
     layers = tree.map_named(at, old).layers
@@ -76,13 +77,15 @@ def added(old: Adapter, mean: Tensors, *, absent: Absent = "keep", raw: bool = F
     return Adapter(layers, dense, old.base)
 
 
-def _moved(x: LoRA, which: Factor, change: Tensor, owned: Tensor, absent: Absent) -> Tensor:
+def _shifted(x: LoRA, which: Factor, change: Tensor, owned: Tensor, absent: Absent) -> Tensor:
+    """Returns one factor after the cohort's mean change; `owned` is the share of the weight behind each component."""
     old = x.B if which == "B" else x.A
     change, share = change.to(old), owned.to(old)
     if which == "A":
         share = share[:, None]
     if absent == "fade":
         return old * share + change
+    # The sum runs over owners alone, so that the mean over them is the quotient by their share.
     return old + torch.where(share > 0, change / share.clamp(min=torch.finfo(share.dtype).tiny), torch.zeros_like(change))
 
 
@@ -102,6 +105,6 @@ def _dense(message: Message) -> Tensors:
 
 
 def _padded(change: Tensor, rank: int, which: Factor) -> Tensor:
-    """`change` with zero columns (B) or rows (A) up to `rank`."""
+    """Returns `change` with zero columns (B) or rows (A) up to `rank`."""
     missing = rank - change.shape[1 if which == "B" else 0]
     return torch.nn.functional.pad(change, (0, missing) if which == "B" else (0, 0, 0, missing))

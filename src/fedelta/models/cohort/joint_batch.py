@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from fedelta.adapted import Batch, Loss
 from fedelta.models.cohort.grouped import Rows
-from fedelta.tasks.logits import logits_at
+from fedelta.tasks.text.logits import logits_at
 
 Inputs: TypeAlias = Mapping[str, Any]
 
 
 WANTED = "wanted"
-"""The name, among the inputs, of the positions of which a loss asks logits; see `fedelta.tasks.logits.logits_at`."""
+"""The name, among the inputs, of the positions of which a loss asks logits; see `fedelta.tasks.text.logits.logits_at`."""
 
 
 def asked(loss: Loss, module: nn.Module, batch: Batch) -> Inputs:

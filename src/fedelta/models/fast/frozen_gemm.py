@@ -16,7 +16,8 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -27,7 +28,7 @@ from torch.nn import functional as F
 
 from fedelta.models.passes import Backend, FastPass, PassSettings, Trained
 from fedelta.models.products import ProductForward, as_rows, is_frozen
-from fedelta.user_cache import cache_folder, write_whole
+from fedelta.user_cache import cache_folder, write_first
 
 logger = logging.getLogger("fedelta.models")
 
@@ -47,6 +48,9 @@ TRIALS, ROWS = 3, 1024
 
 INNER, OUTER = 384, 1536
 """The sides of the weight that is tried."""
+
+KEPT: Mapping[str, Backend] = {"onednn": "onednn", "default": "default"}
+"""What a decision may be."""
 
 
 def install(model: Trained, settings: PassSettings) -> FastPass | None:
@@ -100,11 +104,7 @@ def decided(threads: int) -> Backend:
     file = decision_file(machine)
     if (kept := _kept(file)) is not None:
         return kept
-    found = fastest()
-    if (first := _kept(file)) is not None:  # another process has decided in the meantime
-        return first
-    keep(file, machine, found)
-    return found
+    return keep(file, machine, fastest())
 
 
 def machine_of(threads: int) -> Machine:
@@ -134,21 +134,25 @@ def _processor() -> str:
 
 
 def _kept(file: Path) -> Backend | None:
-    """The decision in a file; None if there is none that can be read."""
+    """The decision in a file; None if there is none that can be read. A damaged file is removed, since `keep` replaces none."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["backend"]
+        return KEPT[json.loads(file.read_text(encoding="utf-8"))["backend"]]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         logger.info("the decision of gemm: auto in %s cannot be read (%r) and is made again", file, error)
-        return None
-    return "onednn" if found == "onednn" else "default" if found == "default" else None
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
+    return None
 
 
-def keep(file: Path, machine: Machine, backend: Backend) -> None:
-    """Writes a decision down; a warning where that cannot be done."""
+def keep(file: Path, machine: Machine, backend: Backend) -> Backend:
+    """Writes a decision down where there is none, and returns the one that stands; a warning where that cannot be done.
+
+    Of processes that decide at once all go on with the first one's, so that what they do can be done again.
+    """
     try:
-        write_whole(file, json.dumps({"backend": backend, **machine}, indent=1).encode())
+        write_first(file, json.dumps({"backend": backend, **machine}, indent=1).encode())
     except OSError as error:
         logger.warning(
             "gemm: auto chose %r, which cannot be kept in %s (%s): another run may choose otherwise and differ in the last "
@@ -157,6 +161,7 @@ def keep(file: Path, machine: Machine, backend: Backend) -> None:
             file,
             error,
         )
+    return _kept(file) or backend
 
 
 def fastest() -> Backend:

@@ -1,9 +1,10 @@
 """One YAML file describes a run. It is validated before data or a model is loaded, and written back as resolved.
 
-`schema` has the keys, `read` reads and writes files, `resume` says what may change when a run is taken up.
+`schema` has the keys and `read` reads and writes files, neither with torch. `choices` builds what is chosen by name, `checks`
+says what goes together, `resume` what may change when a run is taken up.
 """
 
-from fedelta.runs.config.read import BUILT_IN, dump_config, load_config, pairs
+from fedelta.runs.config.read import BUILT_IN, dump_config, load_config, pairs, read_config
 from fedelta.runs.config.schema import (
     ConfigError,
     Data,
@@ -36,4 +37,5 @@ __all__ = [
     "named",
     "pairs",
     "rank_values",
+    "read_config",
 ]

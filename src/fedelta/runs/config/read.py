@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import yaml
 from pydantic import ValidationError
 
-from fedelta.naming import nearest
+from fedelta.registry import nearest
 from fedelta.runs.config.schema import ConfigError, RankChoice, RunConfig
 
 BUILT_IN = ("quickstart",)
@@ -20,10 +20,15 @@ NOT_WHOLE = ("int_parsing", "int_from_float", "int_type")
 """Pydantic's findings of something else where a whole number belongs."""
 
 
-def load_config(
-    source: str | Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str] | Mapping[str, Any] = ()
-) -> RunConfig:
-    """A validated config from a file, a built-in name, a mapping, or a config.
+Source: TypeAlias = str | Path | Mapping[str, Any] | RunConfig
+"""A YAML file, the name of a built-in config, a mapping, or a config."""
+
+Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
+"""Changes by dotted key: a mapping, or texts `a.b=value` with a YAML value."""
+
+
+def load_config(source: Source, overrides: Overrides = ()) -> RunConfig:
+    """A validated config.
 
     Args:
         source: path of a YAML file, one of `BUILT_IN`, a mapping, or a config.
@@ -31,6 +36,19 @@ def load_config(
 
     Raises:
         ConfigError: naming every key that is wrong, the nearest valid one, and the remedy.
+    """
+    config = read_config(source, overrides)
+    from fedelta.runs.config.checks import check  # with torch, which a wrong key need not wait for
+
+    check(config)
+    return config
+
+
+def read_config(source: Source, overrides: Overrides = ()) -> RunConfig:
+    """A config whose keys and types are right; `checks.check` says whether they go together.
+
+    Raises:
+        ConfigError: as `load_config` does.
     """
     raw = _raw(source)
     for key, value in pairs(overrides):
@@ -46,7 +64,7 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _raw(source: str | Path | Mapping[str, Any] | RunConfig) -> dict[str, Any]:
+def _raw(source: Source) -> dict[str, Any]:
     if isinstance(source, RunConfig):
         return source.model_dump(mode="json")
     if isinstance(source, Mapping):
@@ -75,7 +93,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return cast("dict[str, Any]", raw)
 
 
-def pairs(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+def pairs(overrides: Overrides) -> list[tuple[str, Any]]:
     """Keys and values of overrides: a mapping's own, or those of texts `key=value` with a YAML value.
 
     Raises:

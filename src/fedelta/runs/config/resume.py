@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedelta.runs.config.read import changed, flat
+from fedelta.runs.config.read import changed, flat, read_config
 from fedelta.runs.config.schema import ConfigError, RunConfig
 
 MAY_CHANGE = ("federation.rounds", "federation.quorum", "federation.spool", "evaluation", "output", "name")
@@ -40,7 +40,7 @@ def keep_choices(fixed: Mapping[str, Any], config: RunConfig) -> RunConfig:
         known = key in fixed and (same_method or not key.startswith("method."))
         if known and flat(raw).get(key) in ("auto", None):
             raw = changed(raw, key.split("."), fixed[key], key)
-    return RunConfig.model_validate(raw)
+    return read_config(raw)
 
 
 def demand_same_run(fixed: Mapping[str, Any], config: RunConfig) -> None:

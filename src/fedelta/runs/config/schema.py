@@ -1,12 +1,12 @@
-"""The keys of a config, their defaults and what is valid together; nothing here reads a file.
+"""The keys of a config, their types and defaults. Nothing here reads a file, or imports what a config chooses by name.
 
-Every section is a frozen model that refuses unknown keys.
+Every section is a frozen model that refuses unknown keys. `choices` builds what is chosen, `checks` says what goes together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast, get_args, get_origin
 
@@ -23,19 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from fedelta import optim
-from fedelta.client import Training
 from fedelta.data.gaps import Empty
-from fedelta.method import Method
-from fedelta.methods import get_method
-from fedelta.models.devices import named_device
 from fedelta.models.patterns import check_pattern
-from fedelta.sampling import share
-from fedelta.split.partition import Scheme, get_scheme
-from fedelta.tasks.metrics import get_metric
-from fedelta.tasks.registry import get_task
-from fedelta.tasks.task import Task
-from fedelta.topology import Topology, get_topology
+from fedelta.registry import one_spelling
 
 T = TypeVar("T")
 
@@ -202,11 +192,6 @@ class Partition(Section):
     shards_per_client: int | None = Field(default=None, ge=1, description="of the scheme `shards`; 2 if not given")
     min_examples: int = Field(default=1, ge=0, description="the fewest examples that a client may get; 0 allows empty clients")
 
-    def build(self) -> Scheme:
-        """The scheme with its settings."""
-        given = {"concentration": self.concentration, "shards_per_client": self.shards_per_client}
-        return get_scheme(self.scheme, **{k: v for k, v in given.items() if v is not None})
-
 
 def _plain_types(annotation: Any) -> Iterator[Any]:
     """The types that an annotation is made of, such as int, None and the parts of a union or a list."""
@@ -261,17 +246,6 @@ class LocalTraining(Section):
     def _name_alone(cls, value: Any) -> Any:
         return named(value)
 
-    def build(self) -> Training:
-        return Training(
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            learning_rate_decay=self.learning_rate_decay,
-            local_steps=self.local_steps,
-            local_epochs=self.local_epochs,
-            max_grad_norm=self.max_grad_norm,
-            optimizer=optim.get_optimizer(**self.optimizer),
-        )
-
 
 class Federation(Section):
     """Who takes part, and for how long; with a server, or on a graph of nodes without one."""
@@ -308,10 +282,6 @@ class Federation(Section):
     def _name_alone(cls, value: Any) -> Any:
         return None if value is None else named(value)
 
-    def build_topology(self) -> Topology | None:
-        """The graph; None with a server."""
-        return None if self.topology is None else get_topology(**self.topology)
-
 
 class Evaluation(Section):
     """What is measured, and when. Round numbers start at 0; the last round is always evaluated."""
@@ -345,106 +315,14 @@ class RunConfig(Section):
 
     @field_validator("task", "method", mode="before")
     @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        return named(value)
-
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, device: str) -> str:
-        return device if device == "auto" else str(named_device(device))
-
-    @model_validator(mode="after")
-    def _possible(self) -> RunConfig:
-        for key, build in (
-            ("method", self.build_method),
-            ("task", self.build_task),
-            ("training.optimizer", self.training.build),
-            ("federation.topology", self.federation.build_topology),
-        ):
-            _build(key, build)
-        self._check_ranks()
-        self._check_partition()
-        self._check_federation()
-        self._check_metric()
-        return self
-
-    def build_method(self) -> Method:
-        """The method, with its hyper-parameters."""
-        return get_method(**self.method)
-
-    def build_task(self) -> Task:
-        """The task; its labels may still have to be read from the data."""
-        return get_task(**self.task)
+    def _name_alone(cls, value: Any, info: ValidationInfo) -> Any:
+        choice = named(value)
+        # however it was spelled: a run that is taken up again compares names
+        return {**choice, "name": one_spelling(f"fedelta.{info.field_name}s", choice["name"])}
 
     def folder(self) -> Path:
         """Where the run writes."""
         return Path(self.output or f"runs/{self.name}")
-
-    def _check_ranks(self) -> None:
-        ranks, clients = rank_values(self.lora.rank), self.partition.clients
-        if isinstance(self.lora.rank, list) and clients is not None and len(ranks) != clients:
-            raise ValueError(f"lora.rank lists {len(ranks)} ranks for partition.clients = {clients}: give one for each client")
-        if len(set(ranks)) > 1 and not self.build_method().hetero_rank:
-            raise ValueError(
-                f"method {self.method['name']!r} needs equal ranks, but lora.rank gives {sorted(set(ranks))}: set one rank, or "
-                "use a method for unequal ranks such as flexlora or zeropad (`fedelta methods` lists them)"
-            )
-
-    def _check_partition(self) -> None:
-        scheme = self.partition.scheme
-        if self.partition.clients is None and scheme != "natural":
-            raise ValueError(f"partition.clients is missing: the scheme {scheme!r} needs a number of clients")
-        if scheme == "natural" and self.partition.by is None:
-            raise ValueError("partition.by is missing: a natural partition needs the field that tells clients apart")
-        for key, needed_by in (("concentration", ("dirichlet", "quantity")), ("shards_per_client", ("shards",))):
-            if getattr(self.partition, key) is not None and scheme not in needed_by:
-                owners = " and ".join(needed_by)
-                raise ValueError(f"partition.{key} has no meaning for the scheme {scheme!r}: it belongs to {owners}")
-        self.partition.build()
-
-    def _check_federation(self) -> None:
-        clients = self.partition.clients
-        if clients is not None:
-            cohort = share(self.federation.participation, clients, "federation.participation")
-            share(self.federation.quorum, cohort, "federation.quorum", up=True)
-        self._check_gossip(self.federation)
-
-    def _check_gossip(self, federation: Federation) -> None:
-        topology = federation.build_topology()
-        if topology is None and federation.link_drop:
-            raise ValueError("federation.link_drop has no meaning with a server: it belongs to federation.topology")
-        if topology is None:
-            return
-        if federation.max_share is not None:
-            raise ValueError("federation.max_share has no meaning without a server: nodes weigh by federation.topology")
-        if federation.participation < 1:
-            raise ValueError(
-                f"federation.participation = {federation.participation} has no meaning without a server, where every node "
-                "trains in every round: set it to 1, or give federation.topology an `activation` below 1"
-            )
-        if self.build_method().coordinates == "base":
-            raise ValueError(
-                f"method {self.method['name']!r} moves the base model, which nodes without a server would move apart: set "
-                "federation.topology to null, or choose another method"
-            )
-        if self.partition.clients is not None:
-            clients = self.partition.clients
-            _build("federation.topology", lambda: topology.check(clients, seed=self.seed))
-
-    def _check_metric(self) -> None:
-        known = [get_metric(metric)[0] for metric in self.build_task().metrics]
-        if self.evaluation.best_by not in known:
-            raise ValueError(
-                f"evaluation.best_by = {self.evaluation.best_by!r} is not measured: task.metrics has {', '.join(known)}"
-            )
-
-
-def _build(key: str, build: Callable[[], object]) -> None:
-    """Builds what a config chose by name; a setting of another type than it takes is named like any that does not fit."""
-    try:
-        build()
-    except (TypeError, OverflowError) as error:
-        raise ValueError(f"{key}: a setting has the wrong type ({error})") from None
 
 
 def named(value: Any) -> Any:

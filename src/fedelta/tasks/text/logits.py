@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def logits_at(model: Any, inputs: Mapping[str, Any], wanted: Tensor, *, by_sequence: Collection[nn.Module] = ()) -> Tensor:
-    """The model's logits at some positions; its output head sees no other row, so what the model does after it still applies.
+    """Returns the model's logits at some positions; its output head sees no other row, and what follows the head still applies.
 
     A head that is not a plain Linear layer (adapted, trained apart, or unknown) computes all rows, of which the wanted ones
     are taken. A stand-in for a model may bring a `logits_at(inputs, wanted)` of its own.
@@ -55,7 +55,7 @@ def _plain_head(model: Any) -> nn.Linear | None:
 
 @contextmanager
 def _sees_only(head: nn.Module, rows: Tensor, shape: tuple[int, ...]) -> Generator[None]:
-    """A head that is given these rows (n,) of its input (B, L, d), as (1, n, d); another input is left alone."""
+    """Gives a head these rows (n,) of its input (B, L, d), as (1, n, d); leaves another input alone."""
 
     def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         hidden, *rest = args

@@ -37,5 +37,5 @@ def warn_of_cut_texts(task: Task, rows: Sequence[Row], examples: Sequence[Exampl
 
 
 def _lacks_text(value: Any) -> bool:
-    """Returns whether a text, or one of a list of texts, is blank."""
+    """Returns True if a text, or one of a list of texts, is blank."""
     return any(is_empty(text) for text in value) if isinstance(value, list | tuple) else is_empty(value)

@@ -8,9 +8,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tasks import Instruction, predict_all
-from fedelta.tasks.causal_lm import continued
-from fedelta.tasks.logits import logits_at
 from fedelta.tasks.task import IGNORED
+from fedelta.tasks.text.continuations import continued
+from fedelta.tasks.text.logits import logits_at
 
 TASK = Instruction(prompt="Question: {instruction} Answer: ")
 ROWS = [

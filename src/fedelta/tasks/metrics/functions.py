@@ -1,4 +1,4 @@
-"""What a model's predictions are worth: accuracy, macro-F1, Matthews correlation, loss, perplexity, or a function of yours.
+"""Metrics of a model's predictions: accuracy, macro-F1, Matthews correlation, loss, perplexity, or a function of yours.
 
 A metric is any function `Predictions -> float`. It needs no model and no data, so one pass over the test set serves all of
 them.
@@ -8,79 +8,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from fedelta.naming import nearest
-
-Ints = np.ndarray
-Floats = np.ndarray
-
-UNDECIDED = -1
-"""The class index of an example that is not one decision, such as an answer of many tokens."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model said about n examples, in their order.
-
-    An example holds `count` decisions: one for a classification, one per answer token for text.
-
-    Args:
-        predicted: (n,) int, the class index that the model prefers; `UNDECIDED` where there is no single decision.
-        target: (n,) int, the right class index, or `UNDECIDED`.
-        correct: (n,) int, how many of the example's decisions are right.
-        count: (n,) int, how many decisions the example holds, at least one.
-        loss_sum: (n,) float64, the negative log-likelihood in nats, summed over the example's decisions.
-    """
-
-    predicted: Ints
-    target: Ints
-    correct: Ints
-    count: Ints
-    loss_sum: Floats
-
-    def __post_init__(self) -> None:
-        sizes = {name: np.shape(value) for name, value in vars(self).items()}
-        if len(set(sizes.values())) != 1 or any(len(shape) != 1 for shape in sizes.values()):
-            raise ValueError(f"predictions need five vectors of one length, but have {sizes}")
-
-    def __len__(self) -> int:
-        return len(self.count)
-
-    def take(self, order: Sequence[int] | Ints) -> Predictions:
-        """The predictions of some examples, in the given order of positions."""
-        return Predictions(**{name: value[order] for name, value in vars(self).items()})
-
-    @staticmethod
-    def join(parts: Sequence[Predictions]) -> Predictions:
-        """The predictions of several batches as one."""
-        names = Predictions.__dataclass_fields__
-        return Predictions(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
-
+from fedelta.registry import check_name
+from fedelta.tasks.metrics.predictions import UNDECIDED, Ints, Predictions
 
 Metric = Callable[[Predictions], float]
 
 
 def accuracy(predictions: Predictions) -> float:
-    """The share of right decisions: of examples for a classification, of answer tokens for text."""
+    """Returns the share of right decisions: of examples for a classification, of answer tokens for text."""
     return float(predictions.correct.sum() / predictions.count.sum())
 
 
 def loss(predictions: Predictions) -> float:
-    """The mean negative log-likelihood per decision, in nats."""
+    """Returns the mean negative log-likelihood per decision, in nats."""
     return float(predictions.loss_sum.sum() / predictions.count.sum())
 
 
 def perplexity(predictions: Predictions) -> float:
-    """exp(loss); infinite where that exceeds float64, that is beyond a loss of 709 nats."""
+    """Returns exp(loss); infinite where that exceeds float64, that is beyond a loss of 709 nats."""
     mean = loss(predictions)
     return math.exp(mean) if mean < 709 else math.inf
 
 
 def confusion(predictions: Predictions) -> Ints:
-    """(c, c) counts, rows by right class and columns by predicted class, over the classes that occur in either.
+    """Returns (c, c) counts, rows by right class and columns by predicted class, over the classes that occur in either.
 
     Raises:
         ValueError: the examples are not single decisions, so they have no class.
@@ -98,7 +52,7 @@ def confusion(predictions: Predictions) -> Ints:
 
 
 def macro_f1(predictions: Predictions) -> float:
-    """The unweighted mean over classes of F1 = 2 TP / (2 TP + FP + FN).
+    """Returns the unweighted mean over classes of F1 = 2 TP / (2 TP + FP + FN).
 
     The mean goes over the classes that occur among the right or the predicted ones; each of these has a defined F1, and
     a class that occurs in neither says nothing and is left out.
@@ -108,7 +62,7 @@ def macro_f1(predictions: Predictions) -> float:
 
 
 def mcc(predictions: Predictions) -> float:
-    """Matthews' correlation for any number of classes (Gorodkin 2004, R_K), from -1 to 1.
+    """Returns Matthews' correlation for any number of classes (Gorodkin 2004, R_K), from -1 to 1.
 
     It is undefined, 0 / 0, where all right or all predicted classes are the same; 0 is returned then: such predictions
     tell nothing about the class.
@@ -130,20 +84,19 @@ METRICS: dict[str, Metric] = {
 
 
 def get_metric(metric: str | Metric) -> tuple[str, Metric]:
-    """A metric's name and function, from either; a function is known by its `__name__`.
+    """Returns a metric's name and function, from either; a function is known by its `__name__`.
 
     Raises:
         ValueError: no metric has that name.
     """
     if callable(metric):
         return getattr(metric, "__name__", type(metric).__name__), metric
-    if metric in METRICS:
-        return metric, METRICS[metric]
-    raise ValueError(f"no metric is called {metric!r}{nearest(metric, METRICS)}; there are {', '.join(METRICS)}")
+    check_name("metric", metric, METRICS)
+    return metric, METRICS[metric]
 
 
 def score(predictions: Predictions, metrics: Sequence[str | Metric]) -> dict[str, float]:
-    """Each metric's value by its name.
+    """Returns each metric's value by its name.
 
     Raises:
         ValueError: there are no predictions, or a name is unknown.

@@ -1,0 +1,33 @@
+"""The command line. Commands parse and print; what they do is done by the modules that they import when they are called.
+
+So neither `--help` nor a mistake in a config's keys waits for torch. Errors that a user can mend end with one message and exit
+code 2.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fedelta.cli import adapters, data, methods, run
+from fedelta.cli.command import app
+
+__all__ = ["app", "main"]
+
+# in the order of `fedelta --help`
+for command in (
+    run.run,
+    data.partition,
+    methods.methods,
+    methods.check,
+    adapters.aggregate,
+    adapters.inspect,
+    adapters.evaluate,
+    adapters.export,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """The entry point of the `fedelta` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else the library warns when a process forks
+    app(prog_name="fedelta")

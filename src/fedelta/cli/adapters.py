@@ -1,0 +1,136 @@
+"""Commands that take PEFT folders or the folder of a run: `aggregate`, `inspect`, `evaluate`, `export`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from fedelta.cli.options import AsJson, Folders, OfClient, OfRank, Overrides, Plot, Trust, Which
+from fedelta.cli.output import note
+
+T = TypeVar("T", int, float)
+
+
+def aggregate(
+    folders: Folders,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write.")],
+    method: Annotated[str, typer.Option(metavar="NAME", help="One of `fedelta methods`.")] = "fedavg",
+    ranks: Annotated[str | None, typer.Option(metavar="R,...", help="Of the results; by default those of the inputs.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="W,...", help="One for each input; equal by default.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the method.")] = None,
+) -> None:
+    """Merge PEFT adapters on disk by a method, without training.
+
+    One result is written to OUT itself, several to OUT/rank-R or, without --ranks, to OUT under the inputs' names.
+    """
+    from fedelta.adapters.aggregation import aggregate
+    from fedelta.models.adapter_files import save_adapter
+    from fedelta.runs.config import pairs
+    from fedelta.runs.export import demand_unused
+
+    wanted = _numbers(ranks, "--ranks", int)
+    places = _places(output, folders, wanted)
+    for place in places:
+        demand_unused(place)
+    results = aggregate(
+        folders, method=method, ranks=wanted, weights=_numbers(weights, "--weights", float), **dict(pairs(settings or []))
+    )
+    for place, (k, result) in zip(places, enumerate(results), strict=True):
+        save_adapter(result, place, like=folders[k % len(folders)])
+        note(f"wrote {place}")
+
+
+def _numbers(text: str | None, option: str, kind: type[T]) -> list[T] | None:
+    """Numbers between commas."""
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} {text!r} is not a list of numbers between commas, such as 4,8") from None
+
+
+def _places(output: Path, folders: Sequence[Path], ranks: Sequence[int] | None) -> list[Path]:
+    """Where each result goes; names that occur twice get the position of their input in front."""
+    names = [folder.resolve().name for folder in folders] if ranks is None else [f"rank-{rank}" for rank in ranks]
+    if len(names) == 1:
+        return [output]
+    twice = len(set(names)) < len(names)
+    return [output / (f"{k}-{name}" if twice else name) for k, name in enumerate(names)]
+
+
+def inspect(folders: Folders, plot: Plot = None, as_json: AsJson = False) -> None:
+    """Show the spectrum and ranks of adapters, layer by layer, and how much their subspaces overlap."""
+    from itertools import combinations
+
+    from fedelta.adapters import inspection
+    from fedelta.models.adapter_files import load_adapter
+    from fedelta.report import charts, tables
+    from fedelta.report.terminal import out, print_json
+
+    adapters = {str(folder): load_adapter(folder) for folder in folders}
+    facts = {name: [asdict(x) for x in inspection.describe(adapter)] for name, adapter in adapters.items()}
+    overlaps = {
+        (a, b): [asdict(x) for x in inspection.compare(adapters[a], adapters[b], (a, b))] for a, b in combinations(adapters, 2)
+    }
+    if as_json:
+        print_json({"adapters": facts, "overlaps": [{"between": pair, "layers": rows} for pair, rows in overlaps.items()]})
+    else:
+        for name, rows in facts.items():
+            out.print(tables.spectra_table(name, rows))
+        for (a, b), rows in overlaps.items():
+            out.print(tables.overlap_table(f"{a} and {b}", rows))
+    if plot:
+        charts.spectra(facts, plot)
+
+
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="The folder of a run, or a PEFT folder.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a Hub data set, or docstrings.")],
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Of a Hub data set or of docstrings.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Take so many rows, drawn at random.")] = None,
+    which: Which = None,
+    rank: OfRank = None,
+    client: OfClient = None,
+    trust: Trust = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score an adapter on other data, with the run's task and model.
+
+    A PEFT folder of no run needs the rest by --set, such as task.labels='[cats, dogs]'.
+    """
+    from fedelta.report.tables import scores_table
+    from fedelta.report.terminal import out, print_json, quieten_libraries, show_warnings
+    from fedelta.runs import export as deployment
+
+    show_warnings("screen")
+    quieten_libraries()
+    source = deployment.find(target, overrides or [], which=which, rank=rank, client=client, trust_remote_code=trust)
+    scores = deployment.score(source, data, split=split, limit=limit)
+    print_json({"adapter": str(source.adapter), **scores}) if as_json else out.print(scores_table(str(source.adapter), scores))
+
+
+def export(
+    target: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a PEFT folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write.")],
+    merged: Annotated[bool, typer.Option("--merged", help="A whole model, the delta in its weights.")] = False,
+    which: Which = None,
+    rank: OfRank = None,
+    client: OfClient = None,
+    trust: Trust = False,
+    overrides: Overrides = None,
+) -> None:
+    """Write an adapter of a run as a PEFT folder, or merged as a Hugging Face model."""
+    from fedelta.report.terminal import quieten_libraries, show_warnings
+    from fedelta.runs import export as deployment
+
+    show_warnings("screen")
+    quieten_libraries()
+    source = deployment.find(target, overrides or [], which=which, rank=rank, client=client, trust_remote_code=trust)
+    deployment.export(source, output, merged=merged)
+    note(f"wrote {source.adapter} to {output}{', merged into its model' if merged else ''}")

@@ -1,0 +1,48 @@
+"""`fedelta partition`: the split of the data over clients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fedelta.cli.options import AsJson, Config, Overrides, Plot
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from fedelta.runs.deal import Deal
+
+
+def partition(
+    config: Config,
+    overrides: Overrides = None,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which client gets which data, without a model."""
+    from fedelta.report.terminal import out, print_json
+    from fedelta.runs.config import read_config
+
+    settled = read_config(config, overrides or [])
+    from fedelta.runs.config.checks import check  # with torch, which a wrong key need not wait for
+    from fedelta.runs.deal import deal
+
+    dealt = deal(settled, check(settled).task)
+    print_json(_split_rows(dealt)) if as_json else out.print(split_table(dealt))
+    if plot:
+        from fedelta.split.view import plot_partition
+
+        plot_partition(dealt.parts, dealt.labels(dealt.splits.train), plot)
+
+
+def split_table(dealt: Deal) -> RenderableType:
+    """The split as a table, client by client."""
+    from fedelta.report import tables
+
+    return tables.split_table(_split_rows(dealt))
+
+
+def _split_rows(dealt: Deal) -> list[dict[str, Any]]:
+    from fedelta.split.view import partition_table
+
+    rows = partition_table(dealt.parts, dealt.labels(dealt.splits.train))
+    return [{**row, "rank": rank} for row, rank in zip(rows, dealt.ranks, strict=True)]

@@ -1,0 +1,58 @@
+"""`fedelta methods` and `fedelta check`."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Annotated, Any
+
+import typer
+
+from fedelta.cli.options import AsJson
+
+
+def methods(
+    as_json: AsJson = False,
+) -> None:
+    """List the methods: source, unequal ranks, what travels."""
+    from fedelta.report.tables import methods_table
+    from fedelta.report.terminal import out, print_json
+
+    rows = _catalogue()
+    print_json(rows) if as_json else out.print(methods_table(rows))
+
+
+def _catalogue() -> list[dict[str, Any]]:
+    """The methods as they were written down from their classes, which themselves would wait for torch."""
+    return json.loads(files("fedelta").joinpath("methods/catalogue.json").read_text(encoding="utf-8"))
+
+
+def check(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Of methods or tasks, or Python files with one of them each."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All methods and tasks there are.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask methods, or tasks, the laws that all of their kind obey; ends with code 1 if one is broken.
+
+    A file's code runs. The guides "Write your own method" and "Write your own task" say what each law is.
+    """
+    from fedelta.methods import list_methods
+    from fedelta.report.tables import laws_table, reports_table
+    from fedelta.report.terminal import out, print_json
+    from fedelta.tasks import list_tasks
+    from fedelta.testing import check
+
+    if bool(targets) == everything:
+        raise ValueError("give the methods or tasks to check, or --all: one of them")
+    reports = {name: check(name) for name in targets or [*list_methods(), *list_tasks()]}
+    if as_json:
+        print_json({name: report.as_dict() for name, report in reports.items()})
+    elif len(reports) == 1:
+        out.print(laws_table(next(iter(reports.values())).as_dict()))
+    else:
+        out.print(reports_table({name: report.as_dict() for name, report in reports.items()}))
+    if not all(report.ok for report in reports.values()):
+        raise typer.Exit(1)

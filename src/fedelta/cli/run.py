@@ -1,0 +1,110 @@
+"""`fedelta run`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedelta.cli.data import split_table
+from fedelta.cli.options import AsJson, Overrides, Trust
+from fedelta.cli.output import STOPPED, note
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from fedelta.report.terminal import Mode
+    from fedelta.runs.config import RunConfig
+    from fedelta.runs.runner import OpenRun
+
+
+def run(
+    config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or `quickstart`.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; `runs/<name>` by default.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take the place of an earlier run in the folder, which becomes NAME.old.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show bytes, memory and steps, and do not train.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    trust: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a federation: a folder with config, log, adapters, checkpoint and picture.
+
+    Ctrl-C ends after the round; --resume goes on with the same numbers as if it had not been stopped.
+    """
+    from fedelta.report.terminal import quieten_libraries, show_warnings
+    from fedelta.runs.config import ConfigError, read_config
+
+    if (config is None) == (resume is None):
+        raise ConfigError("give a config to run, or --resume with the folder of a run: one of them")
+    if resume is not None and (output is not None or force):
+        raise ConfigError("--resume goes on in its own folder: leave --output and --force out")
+    mode: Mode = "json" if as_json else "quiet" if quiet else "screen"
+    show_warnings(mode)
+    changes = [*(overrides or []), *([f"output={output}"] if output else [])]
+    changes += ["model.trust_remote_code=true"] if trust else []
+    settled = read_config(_stored(resume) if resume else config or {}, changes)
+    quieten_libraries()
+    if dry_run:
+        _show_plan(settled, as_json)
+    else:
+        _play(settled, resume, force, mode)
+
+
+def _stored(folder: Path) -> RunConfig:
+    """The config of a run's folder, but for what only a person may allow."""
+    from fedelta.runs.config.resume import without_leave
+    from fedelta.runs.folder import RunFolder
+
+    return without_leave(RunFolder(folder).config())
+
+
+def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode) -> None:
+    """Runs round by round; what a person reads is shown around it."""
+    from fedelta.report.terminal import CtrlC, RunView, out
+    from fedelta.runs.folder import RunFolder
+    from fedelta.runs.runner import opened
+
+    view = RunView(mode, config.federation.rounds, RunFolder(resume).survey()[0] if resume else [])
+    with CtrlC() as ctrl_c, view.shown(), opened(config, resume=resume, force=force) as going:
+        if mode == "screen":
+            out.print(split_table(going.experiment.deal))
+        for record in going.records():
+            view.show(record)
+            if ctrl_c.asked:
+                break
+    if mode == "screen":
+        out.print(_summary(going))
+    if ctrl_c.asked:
+        note(f"stopped after a whole round; go on with: fedelta run --resume {going.folder.path}")
+        raise typer.Exit(STOPPED)
+
+
+def _summary(ended: OpenRun) -> RenderableType:
+    from fedelta.report.tables import summary
+    from fedelta.report.words import majority
+    from fedelta.runs.evaluation import best_round
+
+    records, dealt = ended.folder.records(), ended.experiment.deal
+    return summary(
+        records,
+        majority=majority(dealt.labels(dealt.splits.test)),
+        folder=ended.folder.path,
+        best=best_round(records, ended.experiment.config.evaluation.best_by),
+    )
+
+
+def _show_plan(config: RunConfig, as_json: bool) -> None:
+    from fedelta.report.tables import plan_table
+    from fedelta.report.terminal import out, print_json
+    from fedelta.runs.config.checks import check
+    from fedelta.runs.experiment import build
+    from fedelta.runs.plan import plan
+
+    found = asdict(plan(build(config, check(config))))
+    print_json(found) if as_json else out.print(plan_table(found))

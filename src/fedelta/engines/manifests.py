@@ -1,0 +1,98 @@
+"""Manifests of checkpoints: small files that say which snapshot a folder holds, each with a digest of its own content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+VERSION = 2
+"""Of the manifest and of the files that belong to it; a reader refuses any other."""
+
+
+class VersionError(ValueError):
+    """A checkpoint that another release wrote."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The snapshot after t rounds.
+
+    Attributes:
+        t: the rounds.
+        state: the sha256 of the state's file.
+        count: of the clients' files.
+        digest: the exclusive or of their sha256, so that files can join and leave in any order.
+        replaced: names of clients' files that the checkpoint before has and this one has not; they go when that one goes.
+        gone: those that the checkpoint before replaced; they go once this one is there.
+    """
+
+    t: int
+    state: str
+    count: int
+    digest: str
+    replaced: Sequence[str]
+    gone: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.t}.json"
+
+
+def dump(manifest: Manifest) -> bytes:
+    """Returns JSON with a digest of its own content."""
+    content = {"version": VERSION, **vars(manifest), "replaced": list(manifest.replaced), "gone": list(manifest.gone)}
+    return (json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n").encode()
+
+
+def read(path: Path) -> Manifest:
+    """Returns a manifest whose digest is right.
+
+    Raises:
+        VersionError: for one of another release.
+        ValueError: for one that was cut or altered.
+    """
+    data = path.read_bytes()
+    try:
+        content = json.loads(data)
+        digest = content.pop("sha256")
+        if digest != _digest(content):
+            raise ValueError("its digest is another")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} was cut or altered: {error}") from error
+    if (version := content.pop("version")) != VERSION:
+        raise VersionError(other_version(path, version))
+    with suppress(TypeError):  # other fields
+        manifest = Manifest(**content)
+        if dump(manifest) == data and manifest.name == path.name:
+            return manifest
+    raise ValueError(f"{path} was cut or altered: its layout is another")
+
+
+def other_version(path: Path, found: object) -> str:
+    return (
+        f"{path}: version {VERSION} of a checkpoint was expected, found {found}; take the run up with the release that wrote "
+        "it, or start a new run"
+    )
+
+
+def paths(folder: Path) -> list[Path]:
+    """Returns the paths of the manifests in a folder, the last one first."""
+    found = [p for p in folder.glob("*.json") if p.stem.isdecimal()]
+    return sorted(found, key=lambda p: -int(p.stem))
+
+
+def readable(folder: Path) -> list[Manifest]:
+    """Returns the manifests that can be read, the last one first."""
+    found: list[Manifest] = []
+    for path in paths(folder):
+        with suppress(ValueError, OSError):
+            found.append(read(path))
+    return found
+
+
+def _digest(content: object) -> str:
+    return sha256(json.dumps(content).encode()).hexdigest()

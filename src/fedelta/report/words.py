@@ -1,0 +1,63 @@
+"""Numbers and rounds in words, and what a record holds that is shown first. Nothing here needs more than plain Python.
+
+A record is one line of a run's `rounds.jsonl`; `fedelta.runs.runner` says what is in it. Bytes are counted on the wire.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+Record: TypeAlias = Mapping[str, Any]
+
+
+def size(count: float) -> str:
+    """A number of bytes for a reader: `512 B`, `3.4 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def main_metric(records: Sequence[Record]) -> str | None:
+    """The metric to show first: accuracy where it is measured, else the first one; None where nothing was evaluated."""
+    for record in records:
+        for part in ("test", "validation"):
+            if scores := record.get(part):
+                return "accuracy" if "accuracy" in scores else next(iter(scores))
+    return None
+
+
+def total_bytes(records: Sequence[Record]) -> int:
+    """What all rounds sent, both ways."""
+    return sum(record["bytes"]["down"] + record["bytes"]["up"] for record in records)
+
+
+def round_line(record: Record, sent: int) -> str:
+    """One round in one line; `sent` is the bytes of all rounds so far."""
+    parts = [f"round {record['t']:>3}", f"loss {number(record['train_loss'])}"]
+    metric = main_metric([record])
+    parts += [f"{part} {metric} {number(record[part][metric])}" for part in ("validation", "test") if record.get(part)]
+    parts += [f"{len(record['cohort'])} clients", size(sent)]
+    if record.get("dropped"):
+        parts.append(f"left out: {', '.join(sorted(record['dropped'], key=int))}")
+    return "  ".join(parts)
+
+
+def majority(labels: Sequence[Hashable]) -> float | None:
+    """The share of the commonest label: what a constant answer scores. None where rows have no labels."""
+    known = [label for label in labels if label is not None]
+    return Counter(known).most_common(1)[0][1] / len(known) if known else None
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

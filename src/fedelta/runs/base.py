@@ -1,0 +1,90 @@
+"""The model of a run: which commit of it, its place for adapters, and how it is scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import LoraConfig
+
+from fedelta.models.aliases import is_packaged
+from fedelta.models.base_files import find_base
+from fedelta.models.clients import config_for, pad_token_of
+from fedelta.models.devices import pick_device
+from fedelta.models.loading import load_model
+from fedelta.models.peft import PeftAdaptedModel
+from fedelta.runs.config import Lora, Model
+from fedelta.runs.evaluation import Evaluator
+from fedelta.tasks.task import Task
+
+
+def pinned_model(model: Model, device: str) -> Model:
+    """Returns the section with the commit of a model on the Hub and the digest of its code, where it has none yet.
+
+    An alias has no digest: its package and the Hub hold the same weights, but may write the configs differently.
+
+    Raises:
+        ValueError: for a device that is not here, or a dtype in which a run cannot train (though a model can answer).
+    """
+    pick_device(device)
+    if model.dtype == "float16":
+        raise ValueError(
+            "model.dtype = float16 is not trained in, since small gradients become exactly zero in it: set bfloat16 or float32"
+        )
+    try:
+        files = find_base(model.name, model.revision)
+    except (OSError, ValueError):
+        return model  # said at the loading of the model, with its remedies
+    digest = model.digest or (None if is_packaged(model.name) else files.digest())
+    return model.model_copy(update={"revision": files.revision, "digest": digest})
+
+
+def load_adapted(model: Model, task: Task, adapter: LoraConfig, *, device: str, seed: int) -> tuple[PeftAdaptedModel, Any]:
+    """The base model of a config with places for adapters, and its tokenizer.
+
+    Args:
+        model: the config's section.
+        task: chooses the class of model, and its outputs.
+        adapter: from `peft_config`.
+        device: as the config names it.
+        seed: for parameters that the checkpoint lacks.
+    """
+    base, tokenizer = load_model(
+        model.name,
+        task,
+        device=device,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        trust_remote_code=model.trust_remote_code,
+        use_safetensors=model.use_safetensors,
+        revision=model.revision,
+        digest=model.digest,
+        seed=seed,
+    )
+    adapted = PeftAdaptedModel(
+        base,
+        config_for(task, adapter, base),
+        tokenizer,
+        base_dropout=model.base_dropout,
+        gemm=model.gemm,
+        compact=model.compact,
+        cache_activations=model.cache_activations,
+    )
+    return adapted, tokenizer
+
+
+def evaluator(task: Task, model: PeftAdaptedModel, batch_size: int) -> Evaluator:
+    """The evaluator of a task on a model."""
+    return Evaluator(task, model, pad_token_of(model), batch_size)
+
+
+def peft_config(lora: Lora) -> LoraConfig:
+    """The adapter in PEFT's terms; ranks are the clients' own."""
+    return LoraConfig(
+        lora_alpha=lora.lora_alpha,  # pyright: ignore[reportArgumentType] - PEFT divides it, so a fraction is fine
+        use_rslora=lora.rslora,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=lora.modules_to_save,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
+    )

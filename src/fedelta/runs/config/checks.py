@@ -1,0 +1,99 @@
+"""Checks what goes together in a config, before data are read or a model is loaded; each error names the key and the remedy."""
+
+from __future__ import annotations
+
+from fedelta.models.devices import named_device
+from fedelta.runs.config.choices import Choices, choices_of, naming, scheme_of
+from fedelta.runs.config.schema import ConfigError, Federation, Partition, RunConfig, rank_values
+from fedelta.sampling import share
+from fedelta.tasks.metrics import get_metric
+
+
+def check(config: RunConfig) -> Choices:
+    """Checks a config whose keys and types are right; returns what it names, built.
+
+    Raises:
+        ConfigError: for a name or setting that is not known, or for keys that contradict each other.
+    """
+    try:
+        return _checked(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _checked(config: RunConfig) -> Choices:
+    _check_device(config.device)
+    chosen = choices_of(config)
+    _check_ranks(config, chosen)
+    _check_partition(config.partition)
+    _check_cohort(config.federation, config.partition.clients)
+    _check_graph(config, chosen)
+    _check_metric(config.evaluation.best_by, chosen)
+    return chosen
+
+
+def _check_device(device: str) -> None:
+    if device != "auto":
+        try:
+            named_device(device)
+        except ValueError as error:
+            raise ValueError(f"device: {error}") from None
+
+
+def _check_ranks(config: RunConfig, chosen: Choices) -> None:
+    ranks, clients = rank_values(config.lora.rank), config.partition.clients
+    if isinstance(config.lora.rank, list) and clients is not None and len(ranks) != clients:
+        raise ValueError(f"lora.rank lists {len(ranks)} ranks for partition.clients = {clients}: give one for each client")
+    if len(set(ranks)) > 1 and not chosen.method.hetero_rank:
+        raise ValueError(
+            f"method {config.method['name']!r} needs equal ranks, but lora.rank gives {sorted(set(ranks))}: set one rank, or "
+            "use a method for unequal ranks such as flexlora or zeropad (`fedelta methods` lists them)"
+        )
+
+
+def _check_partition(partition: Partition) -> None:
+    scheme = partition.scheme
+    if partition.clients is None and scheme != "natural":
+        raise ValueError(f"partition.clients is missing: the scheme {scheme!r} needs a number of clients")
+    if scheme == "natural" and partition.by is None:
+        raise ValueError("partition.by is missing: a natural partition needs the field that tells clients apart")
+    for key, needed_by in (("concentration", ("dirichlet", "quantity")), ("shards_per_client", ("shards",))):
+        if getattr(partition, key) is not None and scheme not in needed_by:
+            owners = " and ".join(needed_by)
+            raise ValueError(f"partition.{key} has no meaning for the scheme {scheme!r}: it belongs to {owners}")
+    scheme_of(partition)
+
+
+def _check_cohort(federation: Federation, clients: int | None) -> None:
+    if clients is not None:
+        cohort = share(federation.participation, clients, "federation.participation")
+        share(federation.quorum, cohort, "federation.quorum", up=True)
+
+
+def _check_graph(config: RunConfig, chosen: Choices) -> None:
+    federation, graph = config.federation, chosen.topology
+    if graph is None:
+        if federation.link_drop:
+            raise ValueError("federation.link_drop has no meaning with a server: it belongs to federation.topology")
+        return
+    if federation.max_share is not None:
+        raise ValueError("federation.max_share has no meaning without a server: nodes weigh by federation.topology")
+    if federation.participation < 1:
+        raise ValueError(
+            f"federation.participation = {federation.participation} has no meaning without a server, where every node "
+            "trains in every round: set it to 1, or give federation.topology an `activation` below 1"
+        )
+    if chosen.method.coordinates == "base":
+        raise ValueError(
+            f"method {config.method['name']!r} moves the base model, which nodes without a server would move apart: set "
+            "federation.topology to null, or choose another method"
+        )
+    if config.partition.clients is not None:
+        with naming("federation.topology"):
+            graph.check(config.partition.clients, seed=config.seed)
+
+
+def _check_metric(best_by: str, chosen: Choices) -> None:
+    known = [get_metric(metric)[0] for metric in chosen.task.metrics]
+    if best_by not in known:
+        raise ValueError(f"evaluation.best_by = {best_by!r} is not measured: task.metrics has {', '.join(known)}")

@@ -1,0 +1,101 @@
+"""Builds what a config chooses by name, and the settings of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fedelta.client import Training
+from fedelta.engines.settings import RunSettings
+from fedelta.method import Method
+from fedelta.methods import get_method
+from fedelta.optim import get_optimizer
+from fedelta.runs.config.schema import Federation, LocalTraining, Partition, RunConfig
+from fedelta.sampling import uniform
+from fedelta.split.partition import Scheme, get_scheme
+from fedelta.tasks import get_task
+from fedelta.tasks.task import Task
+from fedelta.topology import Topology, get_topology
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The objects that a config names, built once.
+
+    Attributes:
+        method: with its hyper-parameters.
+        task: its labels may still have to be read from the data.
+        training: what a client does in a round.
+        topology: the graph; None with a server.
+        settings: of the whole run, from its first round.
+    """
+
+    method: Method
+    task: Task
+    training: Training
+    topology: Topology | None
+    settings: RunSettings
+
+
+def choices_of(config: RunConfig) -> Choices:
+    """Returns what the config names, built.
+
+    Raises:
+        ValueError: for a name or a setting that is not known, or a value that does not fit.
+    """
+    graph = config.federation.topology
+    with naming("method"):
+        method = get_method(**config.method)
+    with naming("task"):
+        task = get_task(**config.task)
+    with naming("federation.topology"):
+        topology = None if graph is None else get_topology(**graph)
+    with naming("training.optimizer"):
+        training = training_of(config.training)
+    return Choices(method, task, training, topology, settings_of(config.federation, config.seed))
+
+
+def training_of(section: LocalTraining) -> Training:
+    """Returns the settings of local training, with the optimizer that they name."""
+    return Training(
+        batch_size=section.batch_size,
+        learning_rate=section.learning_rate,
+        learning_rate_decay=section.learning_rate_decay,
+        local_steps=section.local_steps,
+        local_epochs=section.local_epochs,
+        max_grad_norm=section.max_grad_norm,
+        optimizer=get_optimizer(**section.optimizer),
+    )
+
+
+def scheme_of(section: Partition) -> Scheme:
+    """Returns the scheme of a split, with its own settings."""
+    given = {"concentration": section.concentration, "shards_per_client": section.shards_per_client}
+    return get_scheme(section.scheme, **{key: value for key, value in given.items() if value is not None})
+
+
+def settings_of(section: Federation, seed: int) -> RunSettings:
+    """Returns the settings of a run; the engine and the score of uploads are added where the run is played."""
+    try:
+        return RunSettings(
+            rounds=section.rounds,
+            seed=seed,
+            cohort=uniform(section.participation),
+            weights=section.weights,
+            max_share=section.max_share,
+            quorum=section.quorum,
+            link_drop=section.link_drop,
+            spool=section.spool,
+        )
+    except ValueError as error:  # which begins with the name of the option
+        raise ValueError(f"federation.{error}") from None
+
+
+@contextmanager
+def naming(key: str) -> Generator[None]:
+    """Names the key in the error of a setting of another type than the key's choice takes."""
+    try:
+        yield
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{key}: a setting has the wrong type ({error})") from None

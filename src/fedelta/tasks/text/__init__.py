@@ -1,0 +1,1 @@
+"""Functions that several tasks of text call, by topic."""

@@ -1,0 +1,122 @@
+"""Commands on PEFT folders: what is written, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from typer.testing import Result
+
+from fedelta.models.adapter_files import load_adapter
+
+Call = Callable[..., Result]
+Lines = Callable[[Result], list[Any]]
+
+
+def test_aggregate_writes_adapters_that_load(succeed: Call, finished: Path, tmp_path: Path):
+    inputs = [finished / "adapters" / name for name in ("rank-1", "rank-4")]
+    out = tmp_path / "merged"
+    succeed("aggregate", *inputs, "--method", "flexlora", "--ranks", "2", "--weights", "1,3", "-o", out)
+    assert {x.rank for x in load_adapter(out).layers.values()} == {2}
+    succeed("aggregate", *inputs, "--method", "flexlora", "--ranks", "2,4", "-o", out)
+    assert {x.rank for x in load_adapter(out / "rank-4").layers.values()} == {4}
+    succeed("aggregate", *inputs, "--method", "flexlora", "--set", "sigma_on=A", "-o", tmp_path / "each")
+    assert {x.rank for x in load_adapter(tmp_path / "each" / "rank-1").layers.values()} == {1}
+
+
+def test_aggregate_does_not_write_over_an_adapter(call: Call, succeed: Call, finished: Path, tmp_path: Path):
+    succeed("export", finished, "-o", tmp_path / "mine", "--rank", 2)
+    before = (tmp_path / "mine/adapter_model.safetensors").read_bytes()
+    result = call("aggregate", tmp_path / "mine", finished / "adapters/rank-2", "--ranks", "2", "-o", tmp_path / "mine")
+    assert result.exit_code == 2
+    assert "mine is not empty: give another folder" in result.stderr
+    assert (tmp_path / "mine/adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "fedavg"], "equal ranks"),
+        (["--method", "flexlor"], "did you mean 'flexlora'?"),
+        (["--method", "flexlora", "--ranks", "two"], "--ranks 'two' is not a list of numbers between commas"),
+        (["--method", "flexlora", "--weights", "1"], "weights"),
+        (["--method", "flexlora", "--set", "sigma=B"], "did you mean 'sigma_on'?"),
+    ],
+)
+def test_aggregate_refuses_what_does_not_fit(call: Call, arguments: list[str], message: str, finished: Path, tmp_path: Path):
+    inputs = [finished / "adapters" / name for name in ("rank-1", "rank-4")]
+    result = call("aggregate", *inputs, *arguments, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_shows_spectra_and_overlaps(succeed: Call, json_lines: Lines, finished: Path, tmp_path: Path):
+    folders = [finished / "adapters" / name for name in ("rank-1", "rank-4")]
+    found = json_lines(succeed("inspect", *folders, "--json", "--plot", tmp_path / "spectra.png"))[0]
+    assert set(found["adapters"]) == {str(folder) for folder in folders}
+    (pair,) = found["overlaps"]
+    # FlexLoRA gives rank 1 the first component of what it gives rank 4, so its subspaces lie in the other's.
+    assert all(layer["A"]["overlap"] == pytest.approx(1, abs=1e-5) for layer in pair["layers"])
+    assert (tmp_path / "spectra.png").stat().st_size > 1000
+    assert "stable" in succeed("inspect", *folders).stdout
+
+
+def test_evaluate_scores_a_run_and_its_adapters_alike(succeed: Call, json_lines: Lines, finished: Path, rows_file: Path):
+    best = json_lines(succeed("evaluate", finished, rows_file, "--json"))[0]
+    folder = json_lines(succeed("evaluate", finished / "adapters" / "best", rows_file, "--json"))[0]
+    assert best["examples"] == 90
+    assert {**best, "adapter": ""} == {**folder, "adapter": ""}
+    assert "accuracy" in succeed("evaluate", finished, rows_file, "--rank", 2, "--limit", 10).stdout
+
+
+def test_evaluate_takes_a_peft_folder_of_no_run(
+    succeed: Call, json_lines: Lines, finished: Path, rows_file: Path, tiny_model: Path, tmp_path: Path
+):
+    succeed("export", finished, "-o", tmp_path / "adapter", "--round", "last")
+    alone = json_lines(succeed("evaluate", tmp_path / "adapter", rows_file, "--json", "--set", f"model.name={tiny_model}"))[0]
+    of_run = json_lines(succeed("evaluate", finished, rows_file, "--json", "--round", "last"))[0]
+    assert alone["loss"] == pytest.approx(of_run["loss"], abs=1e-6)
+
+
+def test_export_copies_an_adapter_or_merges_it(
+    succeed: Call, json_lines: Lines, finished: Path, rows_file: Path, tmp_path: Path
+):
+    succeed("export", finished, "-o", tmp_path / "adapter", "--rank", 4)
+    exported, kept = (
+        folder / "adapter_model.safetensors" for folder in (tmp_path / "adapter", finished / "adapters" / "rank-4")
+    )
+    assert exported.read_bytes() == kept.read_bytes()
+    succeed("export", finished, "-o", tmp_path / "model", "--merged", "--round", "last")
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert merged.config.id2label == {0: "cats", 1: "dogs"}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    with torch.inference_mode():
+        logits = merged(**tokenizer([row["text"] for row in rows], return_tensors="pt", padding=True)).logits
+    right = sum(merged.config.id2label[int(i)] == row["label"] for i, row in zip(logits.argmax(-1), rows, strict=True))
+    assert json_lines(succeed("evaluate", finished, rows_file, "--json", "--round", "last"))[0]["accuracy"] == right / 90
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--round", "best", "--rank", "2"], "leave --round out, or say last"),
+        (["--rank", "3"], "has no adapter 'rank-3'; it has best, last, rank-1, rank-2, rank-4"),
+        (["--client", "0"], "has no adapter 'client-0'"),
+    ],
+)
+def test_export_names_what_there_is(call: Call, arguments: list[str], message: str, finished: Path, tmp_path: Path):
+    result = call("export", finished, "-o", tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_export_does_not_write_into_a_folder_in_use(call: Call, finished: Path, tmp_path: Path):
+    (tmp_path / "mine.txt").write_text("mine")
+    result = call("export", finished, "-o", tmp_path)
+    assert result.exit_code == 2
+    assert "is not empty" in result.stderr
