@@ -201,8 +201,8 @@ def check_head(model: Any, task: Task) -> None:
     fits = model.get_output_embeddings() is not None if task.auto_class == CAUSAL else found.__name__.endswith(wanted)
     if not fits:
         raise ValueError(
-            f"task {type(task).__name__!r} trains a model {wanted}, but the loaded one is a {found.__name__}, without such a head: "
-            f"load it by {task.auto_class}.from_pretrained, or give its name in place of the model"
+            f"task {type(task).__name__!r} trains a model {wanted}, but the loaded one is a {found.__name__}, without such a "
+            f"head: load it by {task.auto_class}.from_pretrained, or give its name in place of the model"
         )
 
 
