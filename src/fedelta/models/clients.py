@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -248,7 +248,7 @@ def _rows(part: Any, client: int) -> list[Row]:
 def _one_for_each(ranks: int | Sequence[int], count: int) -> list[int]:
     if not count:
         raise ValueError("no data sets: give one for each client")
-    ranks = [ranks] * count if isinstance(ranks, Real) else list(ranks)
+    ranks = [ranks] * count if isinstance(ranks, int | float) else list(ranks)
     if len(ranks) != count:
         raise ValueError(f"{len(ranks)} ranks for {count} data sets: give one rank for all clients, or one for each")
     if bad := [r for r in ranks if isinstance(r, bool) or not isinstance(r, Integral) or r < 1]:
