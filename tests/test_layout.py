@@ -7,6 +7,7 @@ SOURCES = TESTS.parent / "src" / "fedelta"
 
 ELSEWHERE = {
     # A package that shows one face is tested through it.
+    "tree/*": "test_tree.py",
     "lowrank/*": "lowrank/test_lowrank.py",
     "diagnostics/*": "diagnostics/test_diagnostics.py",
     "topology/*": "topology/test_topology.py",

@@ -432,6 +432,17 @@ def test_auto_batches_where_two_clients_fit(budget, engine, bert, setting):
     assert choose("auto", setting(bert).clients(), budget).engine == engine
 
 
+def test_a_model_is_asked_once_if_its_clients_can_share_a_pass(bert, setting, monkeypatch):
+    """It looks at all of its layers to tell."""
+    clients, asked = setting(bert).clients(), []
+    (model,) = {c.model for c in clients}
+    monkeypatch.setattr(model, "joint_refusal", lambda: asked.append(model))
+    assert choose("auto", clients).engine == "batched"
+    assert len(asked) == 1
+    Batched()._groups([(c, Request(0, c.template)) for c in clients])
+    assert len(asked) == 2
+
+
 def test_auto_is_sequential_for_models_that_hold_one_adapter():
     assert choose("auto", toy_federation()).engine == "sequential"
 

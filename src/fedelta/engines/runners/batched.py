@@ -7,7 +7,7 @@ one pass, and each group trains together. A request that fits into no group trai
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -48,7 +48,7 @@ def plan_for(clients: Collection[Client], token_budget: int | None, *, forced: b
         forced: the engine was asked for by name.
     """
     first: Any = next(iter(clients))
-    able = (forced or len(clients) > 1) and not any(map(_refusal, clients))
+    able = (forced or len(clients) > 1) and not any(_refusals(clients))
     budget = token_budget or (first.model.pass_tokens() if able else CPU_TOKENS)
     wins = forced or (able and 2 * first.model.tokens(next(first.batches(0))) <= budget)
     return Choice("batched" if wins else "sequential", budget)
@@ -124,8 +124,9 @@ class Batched:
     def _groups(self, asked: Sequence[Asked]) -> list[list[int]]:
         """Returns the positions of requests that train together: of one model and base, of like length, within the budget."""
         alone, shared = list[list[int]](), dict[Any, list[tuple[int, int, int]]]()
-        for k, (client, request) in enumerate(asked):
-            reason = _refusal(client) or _refusal_of(request)
+        refusals = _refusals(client for client, _ in asked)
+        for k, ((client, request), refusal) in enumerate(zip(asked, refusals, strict=True)):
+            reason = refusal or _refusal_of(request)
             if reason is not None:
                 self._say(reason)
             first = _first_batch(client, request) if reason is None else None
@@ -173,7 +174,7 @@ def packed(sizes: Iterable[tuple[int, int, int]], budget: int) -> list[list[int]
 
 def _first_batch(client: Client, request: Request) -> Batch | None:
     """Returns the first batch of a request; None for rows that cannot be made into one, which is said where they train."""
-    assert isinstance(client, LocalClient)  # as `_refusal` says
+    assert isinstance(client, LocalClient)  # as `_refusals` says
     try:
         return client.first_batch(request.t)
     except Exception as error:  # its own fault, which must not end the round of the others
@@ -181,13 +182,18 @@ def _first_batch(client: Client, request: Request) -> Batch | None:
         return None
 
 
-def _refusal(client: Client) -> str | None:
-    """Returns why a client cannot share a pass with others; None if it can."""
-    if not isinstance(client, LocalClient):
-        return f"a {type(client).__name__} trains in its own way"
-    if not client.examples:
-        return f"client {client.peer.id} has no training examples"
-    return client.model.joint_refusal()
+def _refusals(clients: Iterable[Client]) -> Iterator[str | None]:
+    """Yields of each client why it cannot share a pass with others, None if it can; a model that several have is asked once."""
+    known = dict[int, str | None]()
+    for client in clients:
+        if not isinstance(client, LocalClient):
+            yield f"a {type(client).__name__} trains in its own way"
+        elif not client.examples:
+            yield f"client {client.peer.id} has no training examples"
+        else:
+            if id(client.model) not in known:
+                known[id(client.model)] = client.model.joint_refusal()
+            yield known[id(client.model)]
 
 
 def _refusal_of(request: Request) -> str | None:

@@ -7,63 +7,50 @@ these, of tensors, and of plain values. Everything is a value: nothing here writ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import UnionType
-from typing import Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
+from fedelta.tree.flat import flatten, unflatten
+from fedelta.tree.value import Adapter, BaseDelta, Checked, Factor, Message, Tensors
 
-Tensors: TypeAlias = Mapping[str, Tensor]
-Message: TypeAlias = Mapping[str, Any]
-"""What travels: nested mappings, lists and tuples of Adapter, BaseDelta, LoRA, Tensor, bool, int, float, str, None."""
-
-Factor: TypeAlias = Literal["A", "B"]
-
-
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    """The tensors that a client trains.
-
-    Attributes:
-        layers: deltas by layer name, as PEFT names its target modules.
-        dense: other trained tensors by name, such as a classifier head.
-        base: fingerprint of the frozen model; ignored by algebra, checked by every merge. None matches anything.
-    """
-
-    layers: Mapping[str, LoRA]
-    dense: Tensors = field(default_factory=dict[str, Tensor])
-    base: str | None = None
-
-    def __repr__(self) -> str:
-        ranks = sorted({x.rank for x in self.layers.values()})
-        return f"Adapter({len(self.layers)} layers, ranks {ranks}, {len(self.dense)} dense tensors, base {self.base})"
-
-
-@dataclass(frozen=True, eq=False)
-class BaseDelta:
-    """The terms that have been added to the frozen base between two versions of it.
-
-    Attributes:
-        version: of the base once the delta is added.
-        terms: by layer, the additions in order: LoRA factors, or a dense tensor (o, i) once that is the smaller. With
-            `since` 0 they are the whole sum; otherwise one term for each version after `since`.
-        since: the version that it is added to; 0 is the pretrained base, which a client without history holds.
-    """
-
-    version: int
-    terms: Mapping[str, Sequence[LoRA | Tensor]]
-    since: int = 0
-
-
-class Checked(Mapping[str, Any]):
-    """A mapping whose tensors were found finite when they arrived; `check_finite` does not look at them again."""
-
-
-# --- maps and merges -------------------------------------------------------------------------------------------------
+__all__ = [
+    "Adapter",
+    "BaseDelta",
+    "Checked",
+    "Factor",
+    "Message",
+    "Tensors",
+    "add",
+    "catch_up",
+    "check_alike",
+    "check_finite",
+    "check_fits",
+    "check_names",
+    "check_weights",
+    "count",
+    "dense",
+    "effective",
+    "factors",
+    "flatten",
+    "map",
+    "map_named",
+    "map_tensors",
+    "mean",
+    "mean_deltas",
+    "mean_factors",
+    "merge",
+    "named_tensors",
+    "parameters",
+    "total",
+    "unflatten",
+    "with_factors",
+    "with_parameters",
+]
 
 
 def map(fn: Callable[..., LoRA], adapter: Adapter, *others: Adapter) -> Adapter:
@@ -145,9 +132,6 @@ def map_tensors(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return unflatten({k: fn(v) for k, v in flat.items()}, structure)
 
 
-# --- base deltas -----------------------------------------------------------------------------------------------------
-
-
 def total(base: BaseDelta) -> dict[str, LoRA | Tensor]:
     """The sum of the terms of each layer: factors while they are smaller than dW, else dense (o, i)."""
     return {n: _sum(terms) for n, terms in base.terms.items()}
@@ -212,9 +196,6 @@ def effective(adapter: Adapter, base: BaseDelta | None = None) -> Adapter:
         term = term if isinstance(term, LoRA) else lr.from_dense(term)
         layers[name] = lr.stack([1.0, 1.0], [term, layers[name]]) if name in layers else term
     return replace(adapter, layers=layers)
-
-
-# --- guards ----------------------------------------------------------------------------------------------------------
 
 
 def check_weights(weights: Sequence[float], count: int) -> None:
@@ -311,123 +292,3 @@ def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 def count(tree: Any) -> int:
     """The entries of all tensors of a message: the numbers that travel, headers aside."""
     return sum(x.numel() for _, x in named_tensors(tree))
-
-
-# --- flat form -------------------------------------------------------------------------------------------------------
-
-
-def flatten(tree: Any) -> tuple[dict[str, Tensor], Any]:
-    """A message as (tensors by key, structure): the structure is plain JSON and says how to build it again.
-
-    Raises:
-        TypeError: for a leaf that cannot travel, naming where it is.
-    """
-    tensors: dict[str, Tensor] = {}
-    return tensors, _structure(tree, tensors, "message")
-
-
-def _structure(tree: Any, tensors: dict[str, Tensor], where: str) -> Any:
-    if tree is None or isinstance(tree, bool | int | float | str):
-        return {"v": tree}
-    if isinstance(tree, Tensor):
-        key = f"t{len(tensors)}"
-        tensors[key] = tree
-        return {"t": key}
-    if isinstance(tree, Mapping):
-        return {"m": [[k, _structure(v, tensors, f"{where}/{k}")] for k, v in _string_keys(tree, where)]}
-    if isinstance(tree, list | tuple):
-        kind = "l" if isinstance(tree, list) else "p"
-        return {kind: [_structure(v, tensors, f"{where}[{k}]") for k, v in enumerate(tree)]}
-    for name, kind in _NODES.items():
-        if isinstance(tree, kind):
-            fields = {f: getattr(tree, f) for f in kind.__dataclass_fields__}
-            return {"c": name, "f": _structure(fields, tensors, f"{where}:{name}")}
-    raise TypeError(f"{where}: a {type(tree).__name__} cannot travel; send tensors, adapters, numbers or strings")
-
-
-def _string_keys(tree: Mapping[Any, Any], where: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if not isinstance(key, str):
-            raise TypeError(f"{where}: key {key!r} is not a string; name the entries of a message")
-        yield key, value
-
-
-def unflatten(tensors: Tensors, structure: Any) -> Any:
-    """The inverse of `flatten`.
-
-    Raises:
-        ValueError: for a structure that `flatten` does not write, or a tensor that is missing.
-    """
-    match structure:
-        case {"v": None | bool() | int() | float() | str() as value}:
-            return value
-        case {"t": str(key)}:
-            if key not in tensors:
-                raise ValueError(f"the message names tensor {key!r} but does not carry it: it was cut or altered")
-            return tensors[key]
-        case {"m": list(items)}:
-            return dict(_unflatten_item(tensors, item) for item in items)
-        case {"l": list(items)}:
-            return [unflatten(tensors, v) for v in items]
-        case {"p": list(items)}:
-            return tuple(unflatten(tensors, v) for v in items)
-        case {"c": str(name), "f": inner} if name in _NODES:
-            return _node(name, unflatten(tensors, inner))
-        case _:
-            raise ValueError(f"not the structure of a message: {type(structure).__name__}")
-
-
-def _unflatten_item(tensors: Tensors, item: Any) -> tuple[str, Any]:
-    match item:
-        case [str(key), value]:
-            return key, unflatten(tensors, value)
-        case _:
-            raise ValueError("not the structure of a message: an entry needs a name and a value")
-
-
-def _node(name: str, given: Any) -> Any:
-    """A LoRA, an Adapter or a BaseDelta of these fields.
-
-    Raises:
-        ValueError: for fields of other names or kinds.
-    """
-    kind = _NODES[name]
-    if not isinstance(given, dict) or set(given) != set(kind.__dataclass_fields__):
-        raise ValueError(f"not the fields of a {name}: {given if isinstance(given, str) else type(given).__name__}")
-    for key, fits in _KINDS[name].items():
-        if not fits(given[key]):
-            raise ValueError(f"{key} of a {name} cannot be a {type(given[key]).__name__} like this one")
-    return kind(**given)
-
-
-_NODES: dict[str, Any] = {"LoRA": LoRA, "Adapter": Adapter, "BaseDelta": BaseDelta}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _are(kind: type | UnionType, value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(x, kind) for x in value.values())
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _are_terms(value: object) -> bool:
-    if not isinstance(value, Mapping) or not _are(tuple | list, value):
-        return False
-    return all(isinstance(x, LoRA | Tensor) for terms in value.values() for x in terms)
-
-
-_KINDS: dict[str, dict[str, Callable[[object], bool]]] = {
-    "LoRA": {"B": lambda x: isinstance(x, Tensor), "A": lambda x: isinstance(x, Tensor), "scale": _is_number},
-    "Adapter": {
-        "layers": lambda x: _are(LoRA, x),
-        "dense": lambda x: _are(Tensor, x),
-        "base": lambda x: x is None or isinstance(x, str),
-    },
-    "BaseDelta": {"version": _is_count, "terms": _are_terms, "since": _is_count},
-}
-"""What the fields of each node hold, by its name."""
