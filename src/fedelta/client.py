@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from numbers import Integral, Real
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -51,16 +52,26 @@ class Training:
     optimizer: Optimizer = field(default_factory=AdamW)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "local_steps", "local_epochs", "learning_rate", "learning_rate_decay", "max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value}")
+        for name in ("batch_size", "local_epochs", "local_steps"):
+            _check_number(name, getattr(self, name), Integral, "a whole number", optional=name == "local_steps")
+        for name in ("learning_rate", "learning_rate_decay", "max_grad_norm"):
+            _check_number(name, getattr(self, name), Real, "a number", optional=name == "max_grad_norm")
 
     def steps_for(self, num_examples: int) -> int:
         """Counts the steps of a round for a client with so many examples."""
         return self.local_steps or self.local_epochs * math.ceil(num_examples / self.batch_size)
+
+
+def _check_number(name: str, value: object, kind: type[Real], words: str, *, optional: bool) -> None:
+    """Raises ValueError, naming the setting, for what is not a finite number of that kind above 0."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise ValueError(f"{name} must be {words}, got {value!r}")
+    if not float(value) > 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+    if not math.isfinite(float(value)):
+        raise ValueError(f"{name} must be a finite number, got {value}")
 
 
 @dataclass(frozen=True, eq=False)

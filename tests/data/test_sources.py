@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fedelta.data import docstrings, sources
 from fedelta.data.rounding import proportional
+from fedelta.data.rows import value_of
 from fedelta.data.sources import load_rows, load_splits, split_rows, subsample
 
 ROWS = [{"text": 'say "hi"', "label": "a"}, {"text": "line\u2028one, two", "label": "b"}]
@@ -83,6 +84,15 @@ def test_text_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes("text\nñ\n".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8"):
         load_rows(tmp_path / "a.csv")
+
+
+def test_a_header_with_two_separators_is_named_where_a_field_hides_in_it(tmp_path):
+    rows = load_rows(write(tmp_path / "a.csv", "text;label,x\none;a,2\n"))
+    message = r"row 0 has no field 'label'; it has 'text;label', 'x': 'text;label' looks like columns kept apart by semicolons"
+    with pytest.raises(ValueError, match=message):
+        value_of(rows[0], 0, "label")
+    with pytest.raises(ValueError, match=message):
+        load_rows(tmp_path / "a.csv", fields=["label"])
 
 
 def test_an_absent_file_is_named(tmp_path):

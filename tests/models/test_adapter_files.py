@@ -276,10 +276,24 @@ def test_a_pickle_beside_the_config_is_refused(folder):
         load_adapter(folder)
 
 
-@pytest.mark.parametrize("write", [lambda p: p.write_bytes(pickle.dumps({"a": 1})), lambda p: torch.save({"a": 1}, p)])
+WRITE_PICKLES = [
+    *(lambda p, version=version: p.write_bytes(pickle.dumps({"a": 1 << 16}, version)) for version in range(2, 6)),
+    lambda p: torch.save({"a": 1}, p),
+    lambda p: torch.save({"a": 1}, p, _use_new_zipfile_serialization=False),
+]
+
+
+@pytest.mark.parametrize("write", WRITE_PICKLES)
 def test_a_pickle_in_disguise_is_refused(folder, write):
     write(folder / WEIGHTS)
     with pytest.raises(ValueError, match=r"is a pickle under the name of a safetensors file.*never read"):
+        load_adapter(folder)
+
+
+@pytest.mark.parametrize("length", [0x80, 0x280, 0x480])
+def test_a_damaged_file_whose_length_begins_like_a_pickle_is_said_to_be_damaged(folder, length):
+    (folder / WEIGHTS).write_bytes(length.to_bytes(8, "little") + b"{" + b"?" * length)
+    with pytest.raises(ValueError, match="is cut or damaged"):
         load_adapter(folder)
 
 

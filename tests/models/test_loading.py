@@ -1,6 +1,7 @@
 """Pretrained models by name, merged exports, and devices."""
 
 import importlib.util
+import json
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from fedelta.models.devices import pick_device
 from fedelta.models.export import merge_into
 from fedelta.models.loading import load_model
 from fedelta.models.peft import PeftAdaptedModel
-from fedelta.tasks import Classification
+from fedelta.tasks import Classification, get_task
 from fedelta.tree import Adapter, BaseDelta
 
 TASK = Classification(labels=("a", "b", "c", "d"))
@@ -67,6 +68,45 @@ def test_a_pretrained_head_is_kept(linear, tokenizer, tmp_path):
     assert torch.equal(loaded.classifier.weight, trained.classifier.weight)
 
 
+@pytest.mark.parametrize("labels", ["a", "abcd", range(60)], ids=len)
+def test_a_head_for_another_number_of_labels_gives_way_to_one_from_the_seed_with_a_warning(
+    linear, tokenizer, tmp_path, caplog, labels
+):
+    trained, task = linear.model(), Classification(labels=tuple(labels))
+    trained.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    models = []
+    for seed in (0, 0, 1):
+        torch.rand(5)  # whatever happened to the global generator
+        models.append(load_model(str(tmp_path), task, device="cpu", seed=seed)[0])
+    first, again, other = (m.classifier.weight for m in models)
+    assert first.shape == (len(labels), 16)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not models[0].classifier.bias.any()
+    assert torch.equal(models[0].bert.pooler.dense.weight, trained.bert.pooler.dense.weight)
+    words = f"has 3 outputs, the task {len(labels)} labels: it is left out and a new one drawn from the seed (classifier.bias, "
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize("task", [TASK, get_task("instruction")], ids=lambda t: type(t).__name__)
+def test_weights_of_other_shapes_than_the_config_are_refused_by_name(linear, conv1d, tokenizer, tmp_path, edit_json, task):
+    """A new head is meant to be new; anything else would be a base of random numbers."""
+    (linear if task is TASK else conv1d).model().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", vocab_size=51)
+    with pytest.raises(ValueError, match=r"has shape \(50, 16\) in the weights, where the config asks for \(51, 16\)"):
+        load_model(str(tmp_path), task, device="cpu")
+
+
+def test_a_model_that_needs_code_is_refused_with_the_flag_of_the_command_line(tmp_path):
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text("raise AssertionError")
+    with pytest.raises(OSError, match=r"(?s)cannot load model .* allow them by --trust-remote-code \(in a config: "):
+        load_model(str(tmp_path), TASK, device="cpu")
+
+
 def test_nothing_is_shown_while_a_model_is_loaded(checkpoint, capfd):
     before = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     load_model(checkpoint, TASK, device="cpu")
@@ -100,9 +140,11 @@ def test_devices():
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type in ("cuda", "mps", "cpu")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device cuda is not available here; use device='auto'"):
+        with pytest.raises(ValueError, match=r"device cuda is not available here; use device='auto' .*--set device=auto"):
             pick_device("cuda")
-    with pytest.raises(ValueError, match=r"device cpu:1 is not available here, where the last one is cpu:0"):
+    with pytest.raises(
+        ValueError, match=r"device cpu:1 is not available here, where the last one is cpu:0; .* --set device=auto"
+    ):
         pick_device("cpu:1")
 
 

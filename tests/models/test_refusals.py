@@ -25,11 +25,20 @@ VIT = {
     "patch_size": 4,
 }
 
+BERT = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+
 KINDS: dict[str, tuple[type[Any], Any]] = {
     "bart": (hf.BartForConditionalGeneration, hf.BartConfig(**SIZES, **HEADS, **MARKS)),
     "t5": (
         hf.T5ForConditionalGeneration,
-        hf.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0),
+        hf.T5Config(**T5, decoder_start_token_id=0),
     ),
     "vit": (hf.ViTForImageClassification, hf.ViTConfig(**VIT)),
     "whisper": (hf.WhisperForConditionalGeneration, hf.WhisperConfig(**SIZES, **HEADS, **MARKS, num_mel_bins=8)),
@@ -98,6 +107,54 @@ def test_the_decoder_alone_of_an_encoder_decoder_is_taken(tokenizer: Any) -> Non
     lora = LoraConfig(target_modules=["q_proj"])
     (client,) = hf_clients(model, tokenizer, [rows], lora, 2, task="instruction", device="cpu")
     assert client.peer.num_examples == 2
+
+
+@pytest.mark.parametrize(
+    ("build", "task", "wanted"),
+    [
+        (lambda: KINDS["t5"][0](KINDS["t5"][1]), "classification", "ForSequenceClassification"),
+        (lambda: hf.BertModel(hf.BertConfig(**BERT)), "classification", "ForSequenceClassification"),
+        (lambda: hf.BertForSequenceClassification(hf.BertConfig(**BERT)), "multiple_choice", "ForMultipleChoice"),
+        (lambda: hf.BertForSequenceClassification(hf.BertConfig(**BERT)), "instruction", "ForCausalLM"),
+    ],
+)
+def test_a_loaded_model_without_the_tasks_head_is_refused_by_its_class(
+    build: Any, task: str, wanted: str, tokenizer: Any
+) -> None:
+    rows = [{"text": "1 2", "label": k, "instruction": "1", "response": "2"} for k in "ab"]
+    rows = [{**row, "question": "1", "choices": ["1", "2"], "label": 0} for row in rows] if task == "multiple_choice" else rows
+    model = build()
+    found, shown = type(model).__name__, task_class(task).__name__
+    message = rf"task '{shown}' trains a model {wanted}, but the loaded one is a {found}, .* AutoModel{wanted}\."
+    with pytest.raises(ValueError, match=message):
+        hf_clients(model, tokenizer, [rows], LoraConfig(target_modules=["query"]), 2, task=task, device="cpu")
+
+
+def test_a_class_of_ones_own_is_taken_at_its_word(linear: Any, tokenizer: Any) -> None:
+    class Own(hf.BertForSequenceClassification):
+        pass
+
+    clients = hf_clients(Own(linear.model().config), tokenizer, [ROWS], linear.lora(), 2, device="cpu")
+    assert len(clients) == 1
+
+
+def test_an_encoder_decoder_without_a_start_token_does_not_classify(tokenizer: Any, tmp_path: Path) -> None:
+    model = hf.T5ForSequenceClassification(hf.T5Config(**T5, num_labels=2))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    message = r"\(t5\) is an encoder-decoder whose config names no decoder_start_token_id"
+    with pytest.raises(ValueError, match=message):
+        load_model(str(tmp_path), get_task("classification", labels=["a", "b"]), device="cpu")
+    with pytest.raises(ValueError, match=message):
+        hf_clients(model, tokenizer, [ROWS[:2]], LoraConfig(target_modules=["q"]), 2, device="cpu")
+    hf_clients(
+        hf.T5ForSequenceClassification(hf.T5Config(**T5, num_labels=2, decoder_start_token_id=0)),
+        tokenizer,
+        [ROWS[:2]],
+        LoraConfig(target_modules=["q"]),
+        2,
+        device="cpu",
+    )
 
 
 # --- dtypes and ranks -------------------------------------------------------------------------------------------------

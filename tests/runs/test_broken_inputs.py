@@ -3,6 +3,7 @@
 A message names the thing (client, layer, file or key) and the remedy, and comes before any work is lost.
 """
 
+import json
 import logging
 import pickle
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import BertForSequenceClassification
 
 import fedelta
 from fedelta import lowrank as lr
@@ -21,6 +23,7 @@ from fedelta import tree
 from fedelta.client import LocalClient
 from fedelta.lowrank import LoRA
 from fedelta.models.toy import random_adapter, toy_federation, with_peer
+from fedelta.runs.export import export, find
 from fedelta.tree import Adapter
 
 LAYER = "hidden"
@@ -121,6 +124,22 @@ def test_an_empty_client_of_a_split_is_refused_with_the_remedies(tiny_config: di
     with pytest.raises(ValueError, match="clients"):
         fedelta.run(tiny_config, changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_saved_head_of_other_size_gives_way_in_a_run_and_in_its_export(
+    tiny_config: dict[str, Any], rows_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """The model's folder has a head of two outputs."""
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    rows = [row | {"label": "birds"} if k % 9 == 0 else row for k, row in enumerate(rows)]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = fedelta.run(tiny_config, {"output": str(tmp_path / "run"), "data.source": str(source), "federation.rounds": 1})
+    assert "has 2 outputs, the task 3 labels" in caplog.text
+    assert result.adapter
+    export(find(tmp_path / "run"), tmp_path / "merged", merged=True)
+    exported = BertForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert torch.equal(exported.classifier.weight, result.adapter.dense["classifier.weight"])
 
 
 def test_clients_of_one_class_each_train_and_are_scored(tiny_config: dict[str, Any], tmp_path: Path):

@@ -35,7 +35,17 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"lora": {"rank": [2, 4]}, "method": "flexlora"}, "lora.rank lists 2 ranks for partition.clients = 10"),
     ({"lora": {"rank": 0}}, "lora.rank: ranks must be at least 1, got 0"),
     ({"lora": {"rank": []}}, "lora.rank: ranks must be at least 1"),
-    ({"lora": {"rank": "eight"}}, "lora.rank: Input should be a valid integer"),
+    ({"lora": {"rank": "eight"}}, "lora.rank: must be a whole number, such as 10, but is 'eight'"),
+    ({"federation": {"rounds": "1e3"}}, "federation.rounds: must be a whole number, such as 1000, but is '1e3'"),
+    ({"federation": {"rounds": 2.5}}, "federation.rounds: must be a whole number, such as 10, but is 2.5"),
+    ({"federation": {"rounds": True}}, "federation.rounds: must not be true or false, but is True"),
+    ({"federation": {"quorum": True}}, "federation.quorum: must not be true or false, but is True"),
+    ({"training": {"learning_rate": True}}, "training.learning_rate: must not be true or false, but is True"),
+    ({"lora": {"rank": True}}, "lora.rank: must not be true or false, but is True"),
+    ({"lora": {"rank": [True, 2]}}, "lora.rank: must not be true or false, but is [True, 2]"),
+    ({"lora": {"rank": {"choices": [True]}}}, "lora.rank.choices: must not be true or false, but is [True]"),
+    ({"lora": {"rank_pattern": {"query": True}}}, "lora.rank_pattern: must not be true or false, but is {'query': True}"),
+    ({"data": {"limit": {"train": True}}}, "data.limit: must not be true or false"),
     ({"lora": {"rank": {"choices": []}}}, "lora.rank.choices: List should have at least 1 item"),
     (
         {"lora": {"rank": {"choices": [2, 4], "shares": [1]}}, "method": "flexlora"},
@@ -89,6 +99,12 @@ def test_an_unknown_name_is_answered_with_the_nearest(raw: dict[str, Any], messa
     with pytest.raises(ConfigError) as caught:
         load_config(raw)
     assert message in str(caught.value)
+
+
+def test_a_config_that_is_no_text_is_named(tmp_path: Path):
+    (tmp_path / "config.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match=r"config\.yaml is not UTF-8 text"):
+        load_config(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
-from fedelta.data.rows import Row
+from fedelta.data.rows import SEPARATORS, Row
 
 DATA_EXTRA = "pip install 'fedelta[data]'"
 
 TAB = "\t"
-SEPARATORS = {";": "semicolons", TAB: "tabs", ",": "commas", "|": "bars"}
 TO_TSV = ", or call the file .tsv"
 TOO_DEEP = "is nested too deeply: each row must be an object with fields by name"
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+"""The characters that keep the columns of a table apart."""
+
 Row = Mapping[str, Any]
 """One raw example: fields by name."""
 
@@ -21,11 +24,21 @@ def value_of(row: Row, index: int, field: str) -> Any:
     """
     if field not in row:
         raise ValueError(
-            f"row {index} has no field {field!r}; it has {', '.join(map(repr, row))}: name the right one in the task"
+            f"row {index} has no field {field!r}; it has {', '.join(map(repr, row))}: "
+            f"{joined(row, field) or 'name the right one in the task'}"
         )
     if row[field] is None:
         raise ValueError(f"row {index} has nothing in its field {field!r}: fill it or leave the row out")
     return row[field]
+
+
+def joined(row: Row, field: str) -> str | None:
+    """Says that a field stands within another, as in 'text;label', where a table mixes separators; None if it does not."""
+    for name in row:
+        for mark, words in SEPARATORS.items():
+            if mark in name and field in (part.strip() for part in name.split(mark)):
+                return f"{name!r} looks like columns kept apart by {words}: save the table with one separator alone"
+    return None
 
 
 def text_of(row: Row, index: int, field: str) -> str:

@@ -15,7 +15,7 @@ from fedelta.data import docstrings
 from fedelta.data.files import DATA_EXTRA, READERS, read_file, reader_of
 from fedelta.data.gaps import Empty, without_empty
 from fedelta.data.rounding import proportional
-from fedelta.data.rows import Row, label_order, value_of
+from fedelta.data.rows import Row, joined, label_order, value_of
 from fedelta.seeding import SERVER, numpy_generator
 
 EMBEDDED = "docstrings"
@@ -142,7 +142,9 @@ def _with_fields(rows: list[Row], fields: Mapping[str, str] | Sequence[str] | No
     for index, row in enumerate(rows):
         missing = [name for name in names.values() if name not in row]
         if missing:
-            raise ValueError(f"{source}: row {index} has no field {missing[0]!r}; it has {', '.join(map(repr, row))}")
+            hint = joined(row, missing[0])
+            has = ", ".join(map(repr, row)) + (f": {hint}" if hint else "")
+            raise ValueError(f"{source}: row {index} has no field {missing[0]!r}; it has {has}")
     return [{new: row[old] for new, old in names.items()} for row in rows]
 
 

@@ -55,6 +55,8 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 """The errors of safetensors on bytes that are no such file: its own, and those that escape it."""
 
+PICKLE_VERSIONS = (b"\2", b"\3", b"\4", b"\5")
+
 log = logging.getLogger("fedelta")
 
 
@@ -211,8 +213,12 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _what_it_is(path: Path) -> str:
     with path.open("rb") as file:
-        head = file.read(2)
-    if head[:1] == b"\x80" or head == b"PK":
+        head = file.read(8)
+    # A safetensors file begins with its header's length, which can begin like a pickle: 0x80 and a version. Then a pickle has
+    # a frame, or what is no upper half of a length.
+    framed_or_long = head[2:3] == b"\x95" or head[4:] != bytes(4)
+    pickled = head[:1] == b"\x80" and head[1:2] in PICKLE_VERSIONS and framed_or_long
+    if pickled or head[:2] == b"PK":
         return "is a pickle under the name of a safetensors file; it may run code when it is opened and is never read"
     return f"is cut or damaged: {path.stat().st_size} bytes are not a whole safetensors file; copy it again"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,7 +19,7 @@ from fedelta.client import LocalClient, Training
 from fedelta.data.rows import Row
 from fedelta.models.base_store import delta_shape
 from fedelta.models.devices import pick_device
-from fedelta.models.loading import check_fits, load_model, main_input_of, set_padding
+from fedelta.models.loading import CAUSAL, check_fits, load_model, main_input_of, set_padding
 from fedelta.models.passes import Backend
 from fedelta.models.patterns import by_layer
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
@@ -70,8 +71,8 @@ def hf_clients(
         Clients 0, 1, ... in the order of the data sets. Each one's `model` is the shared `PeftAdaptedModel`.
 
     Raises:
-        ValueError: for numbers of data sets and ranks that differ, an unknown training setting, rows that do not fit the
-            task, or a LoRA configuration that is not supported.
+        ValueError: for numbers of data sets and ranks that differ, an unknown training setting, a loaded model or rows that
+            do not fit the task, or a LoRA configuration that is not supported.
     """
     rows = [_rows(part, k) for k, part in enumerate(datasets)]
     settings = _training(training)
@@ -86,6 +87,7 @@ def hf_clients(
         check_fits(model.config, main_input_of(model), task, type(model).__name__)
         if revision is not None:
             raise ValueError(f"a loaded model has no revision {revision!r}: load it at that revision, or give its Hub id")
+        check_head(model, task)
         check_outputs(model, task)
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
     check_dtype(model)
@@ -187,6 +189,23 @@ def config_for(task: Task, lora_config: LoraConfig, model: nn.Module) -> LoraCon
     return config
 
 
+def check_head(model: Any, task: Task) -> None:
+    """Raises ValueError for a model of transformers whose class lacks the head that the task trains.
+
+    A class of one's own is taken at its word.
+    """
+    found = type(model)
+    if not found.__module__.startswith("transformers."):
+        return
+    wanted = task.auto_class.removeprefix("AutoModel")
+    fits = model.get_output_embeddings() is not None if task.auto_class == CAUSAL else found.__name__.endswith(wanted)
+    if not fits:
+        raise ValueError(
+            f"task {type(task).__name__!r} trains a model {wanted}, but the loaded one is a {found.__name__}, without such a "
+            f"head: load it by {task.auto_class}.from_pretrained, or give its name in place of the model"
+        )
+
+
 def check_outputs(model: Any, task: Task) -> None:
     """Raises ValueError for a model whose head has another number of outputs than the task has labels."""
     wanted, found = task.model_kwargs().get("num_labels"), getattr(model.config, "num_labels", None)
@@ -229,11 +248,11 @@ def _rows(part: Any, client: int) -> list[Row]:
 def _one_for_each(ranks: int | Sequence[int], count: int) -> list[int]:
     if not count:
         raise ValueError("no data sets: give one for each client")
-    ranks = [ranks] * count if isinstance(ranks, int) else list(ranks)
+    ranks = [ranks] * count if isinstance(ranks, int | float) else list(ranks)
     if len(ranks) != count:
         raise ValueError(f"{len(ranks)} ranks for {count} data sets: give one rank for all clients, or one for each")
-    if bad := [r for r in ranks if r < 1]:
-        raise ValueError(f"ranks must be at least 1, got {bad}")
+    if bad := [r for r in ranks if isinstance(r, bool) or not isinstance(r, Integral) or r < 1]:
+        raise ValueError(f"ranks must be at least 1, and whole, got {bad}")
     return ranks
 
 

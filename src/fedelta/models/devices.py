@@ -7,6 +7,8 @@ import torch
 KINDS = ("cpu", "cuda", "mps", "xpu")
 """The kinds of device that hold a model; torch knows more, which hold none or are not tried."""
 
+ON_THE_COMMAND_LINE = "(on the command line: --set device=auto)"
+
 
 def named_device(name: str | torch.device) -> torch.device:
     """Returns a device by name, whether it is here or not.
@@ -35,8 +37,11 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "xpu": torch.xpu.device_count()}
     count = here.get(device.type, 1)
     if not count:
-        raise ValueError(f"device {device} is not available here; use device='auto'")
+        raise ValueError(f"device {device} is not available here; use device='auto' {ON_THE_COMMAND_LINE}")
     if (device.index or 0) >= count:
         last = f"{device.type}:{count - 1}"
-        raise ValueError(f"device {device} is not available here, where the last one is {last}; use device={last!r} or 'auto'")
+        raise ValueError(
+            f"device {device} is not available here, where the last one is {last}; use "
+            f"device={last!r} or 'auto' {ON_THE_COMMAND_LINE}"
+        )
     return device

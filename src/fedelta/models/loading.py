@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Generator
+import logging
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -23,6 +24,18 @@ Quantization: TypeAlias = Literal["4bit", "8bit"]
 
 CAUSAL = "AutoModelForCausalLM"
 
+FROM_A_START_TOKEN = ("bart", "bigbird_pegasus", "mt5", "mvp", "t5", "umt5")
+"""The kinds of encoder-decoder that classify by a decoder whose first token the config names."""
+
+REMEDIES = {
+    "trust_remote_code": "Read the model's *.py files and, where you trust them, allow them by --trust-remote-code (in a "
+    "config: model.trust_remote_code=true; in Python: trust_remote_code=True).",
+    "safetensors": "If its weights are of another format, such as a pickle in a .bin file, they may run code when they are "
+    "opened: convert them or, where you trust them, allow them by model.use_safetensors=false (in "
+    "Python: use_safetensors=False).",
+}
+"""By a word of the library's error: the remedy as a person at the command line, too, can apply it."""
+
 OTHER_INPUTS = {
     "pixel_values": "images",
     "pixel_values_videos": "videos",
@@ -30,6 +43,8 @@ OTHER_INPUTS = {
     "input_values": "sound",
 }
 """The main inputs, as transformers names them, of models that read no text."""
+
+log = logging.getLogger("fedelta")
 
 
 def load_model(
@@ -49,7 +64,8 @@ def load_model(
     """A pretrained model for a task, and its tokenizer.
 
     Parameters that the checkpoint lacks, such as a new head, are drawn from the seed: transformers draws them from the
-    global generator, which would give every process another model.
+    global generator, which would give every process another model. So is a head that the checkpoint has for another number
+    of labels than the task's, with a warning.
 
     Args:
         name: an alias, a local folder or a Hub id.
@@ -66,11 +82,12 @@ def load_model(
 
     Raises:
         OSError: for a model that is not here and cannot be fetched.
-        ValueError: for a device or a quantization that is not available, a model of a kind that the task is not for, or files
-            of another digest.
+        ValueError: for a device or a quantization that is not available, a model of a kind that the task is not for, weights
+            of other shapes than its config asks for, or files of another digest.
     """
     place = pick_device(device)
     settings: dict[str, Any] = {"dtype": _dtype(dtype, place), "output_loading_info": True, **task.model_kwargs()}
+    settings["ignore_mismatched_sizes"] = True  # they are looked at below
     if quantization is not None:
         settings |= {"quantization_config": _quantized(quantization), "device_map": {"": place}}
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -87,9 +104,41 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(files.source, **trust)
         auto_class = getattr(transformers, task.auto_class)
         model, info = auto_class.from_pretrained(files.source, use_safetensors=use_safetensors, **settings, **trust)
-    draw_parameters(model, info["missing_keys"], seed)
+    new_head = _other_outputs(info["mismatched_keys"], task, name)
+    draw_parameters(model, {*info["missing_keys"], *new_head}, seed)
     set_padding(model, tokenizer)
     return (model if quantization else model.to(place)), tokenizer
+
+
+def _other_outputs(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], task: Task, name: str) -> list[str]:
+    """The parameters of a head that the checkpoint has for another number of labels than the task's; warns of them.
+
+    Args:
+        mismatched: names, shapes in the checkpoint and shapes in the model.
+        task: may have a number of labels.
+        name: of the model, for messages.
+
+    Raises:
+        ValueError: for any other parameter whose shape is not the model's.
+    """
+    wanted = task.model_kwargs().get("num_labels")
+    head: dict[str, int] = {}
+    for parameter, stored, shape in sorted(mismatched):
+        if wanted is None or shape[0] != wanted or stored[1:] != shape[1:]:
+            raise ValueError(
+                f"model {name!r}: {parameter} has shape {tuple(stored)} in the weights, where the config asks for "
+                f"{tuple(shape)}: config.json and weights are of different models; get both from one source"
+            )
+        head[parameter] = stored[0]
+    if head:
+        log.warning(
+            "the head of model %r has %d outputs, the task %d labels: it is left out and a new one drawn from the seed (%s)",
+            name,
+            max(head.values()),
+            wanted,
+            ", ".join(head),
+        )
+    return list(head)
 
 
 def check_fits(config: Any, main_input: str, task: Task, name: str) -> None:
@@ -102,8 +151,9 @@ def check_fits(config: Any, main_input: str, task: Task, name: str) -> None:
         name: of the model, for the message.
 
     Raises:
-        ValueError: for a model of images or sound, or an encoder-decoder where a causal language model is needed: the loss
-            of such a task is taken where an encoder that sees the whole sequence has read the answer already.
+        ValueError: for a model of images or sound, an encoder-decoder where a causal language model is needed (the loss of
+            such a task is taken where an encoder that sees the whole sequence has read the answer already), or one that
+            classifies from a first token of the decoder that its config does not name.
     """
     kind = getattr(config, "model_type", "")
     if main_input in OTHER_INPUTS:
@@ -115,6 +165,11 @@ def check_fits(config: Any, main_input: str, task: Task, name: str) -> None:
         raise ValueError(
             f"model {name!r} ({kind}) is an encoder-decoder, but task {type(task).__name__!r} trains a causal language model, "
             "whose answer an encoder would see: choose a decoder alone, such as GPT-2 or Llama, or a task of classification"
+        )
+    if kind in FROM_A_START_TOKEN and getattr(config, "decoder_start_token_id", None) is None:
+        raise ValueError(
+            f"model {name!r} ({kind}) is an encoder-decoder whose config names no decoder_start_token_id, from which it would "
+            "classify: set it in the model's config (config.json); for T5 it is the pad_token_id, 0"
         )
 
 
@@ -139,6 +194,9 @@ def _explained(name: str) -> Generator[None]:
     try:
         yield
     except (OSError, ValueError, RecursionError) as error:
+        remedy = next((text for word, text in REMEDIES.items() if word in str(error)), None)
+        if remedy is not None:
+            raise OSError(f"cannot load model {name!r}: {error} {remedy}") from error
         raise OSError(
             f"cannot load model {name!r}: {error} Give a folder with config.json, tokenizer and safetensors, a Hub id that is "
             f"cached or reachable (HF_HUB_OFFLINE unset), or an alias: {', '.join(ALIASES)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 import re2
@@ -27,8 +28,14 @@ AMBIGUOUS = {
 PLAIN = re.compile(r"[\w.-]*", re.ASCII)
 """Patterns without repetition or choice, which no matcher is slow at."""
 
+FLAGS = re.compile(r"\(\?[a-zA-Z]+\)")
+"""Flags for a whole pattern, which cannot stand within a larger one, where PEFT puts a key."""
 
-def check_pattern(pattern: str, where: str) -> None:
+MOST = 1000
+"""The largest number of patterns that are compiled: they come with files, and take a quarter of a millisecond each."""
+
+
+def check_pattern(pattern: str, where: str = "") -> None:
     """Raises ValueError, naming `where` it stands, for a pattern that is not one or that RE2 does not accept."""
     _compiled(pattern, where)
 
@@ -50,8 +57,9 @@ def by_layer(patterns: Mapping[str, V], names: Collection[str], where: str) -> d
     up as it is.
 
     Raises:
-        ValueError: as `check_pattern`.
+        ValueError: as `check_pattern`, or for more than `MOST` patterns that are not names.
     """
+    _check_number(patterns, where)
     whole: dict[str, int] = {}  # keys that stand for one name, as adapters are saved: found without trying each
     tried = [(k, _suffix_matcher(key, where)) for k, key in enumerate(patterns) if _whole_name(key) is None]
     for k, key in enumerate(patterns):
@@ -71,6 +79,7 @@ def by_layer(patterns: Mapping[str, V], names: Collection[str], where: str) -> d
 
 def harmless(patterns: Mapping[str, V], names: Collection[str], where: str) -> dict[str, V]:
     """The same mapping for PEFT to evaluate: each key that is more than a name becomes a list of the exact names it matches."""
+    _check_number(patterns, where)
     found: dict[str, V] = {}
     for key, value in patterns.items():
         if PLAIN.fullmatch(key):
@@ -87,21 +96,46 @@ def exactly(names: Collection[str]) -> str:
     return f"^(?:{'|'.join(map(re.escape, names))})$"
 
 
+def _check_number(patterns: Collection[str], where: str) -> None:
+    count = sum(1 for key in patterns if not PLAIN.fullmatch(key) and _whole_name(key) is None)
+    if count > MOST:
+        raise ValueError(f"{where}: {count} patterns, where at most {MOST} are accepted: list the layers' names instead")
+
+
 def _suffix_matcher(key: str, where: str) -> Matcher:
+    """Matches names that end in what a key matches, from their start or a dot on."""
+    if PLAIN.fullmatch(key):
+        return partial(_ends_in, key)
     check_pattern(key, where)
+    if flags := FLAGS.search(key):
+        raise ValueError(
+            f"{where}: the pattern {shortened(key)} holds the flags {flags.group()}, which cannot stand within the larger "
+            "pattern that a key is put into: write them around what they are for, such as (?i:query)"
+        )
     return _compiled(rf"(.*\.)?({key})", where)
+
+
+def _ends_in(key: str, name: str) -> bool:
+    """Says if a name, or all of it after a dot, is the key; a dot of the key stands for any character but a new line."""
+    at = len(name) - len(key)
+    if at < 0 or (at > 0 and name[at - 1] != ".") or "\n" in name:
+        return False
+    return name.endswith(key) or all(k in (c, ".") for k, c in zip(key, name[at:], strict=True))
 
 
 def _whole_name(key: str) -> str | None:
     """The name that a key written as `^` and the escaped name stands for; None for any other key."""
+    if not key.startswith("^"):
+        return None
     name = re.sub(r"\\(.)", r"\1", key.removeprefix("^"))
     return name if key == f"^{re.escape(name)}" else None
 
 
 def _compiled(pattern: str, where: str) -> Matcher:
+    where = f"{where}: " if where else ""
     for text, what in AMBIGUOUS.items():
         if text in pattern:
-            raise ValueError(f"{where}: the pattern {shortened(pattern)} holds {what}: matchers differ on it")
+            raise ValueError(f"{where}the pattern {shortened(pattern)} holds {what}: matchers differ on it")
     try:
         matcher = re2.compile(pattern, _options()).fullmatch
         with warnings.catch_warnings():
@@ -109,7 +143,7 @@ def _compiled(pattern: str, where: str) -> Matcher:
             re.compile(pattern)  # compiled only, never matched: PEFT must be able to read it, too
     except (re2.error, re.error, RecursionError, OverflowError, UnicodeError) as error:
         raise ValueError(
-            f"{where}: the pattern {shortened(pattern)} is not accepted ({_reason(error)}); back-references and look-around "
+            f"{where}the pattern {shortened(pattern)} is not accepted ({_reason(error)}); back-references and look-around "
             "are left out on purpose, since they can take years to match: list the layers' names instead"
         ) from error
     return matcher

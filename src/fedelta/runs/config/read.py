@@ -16,6 +16,9 @@ from fedelta.runs.config.schema import ConfigError, RankChoice, RunConfig
 BUILT_IN = ("quickstart",)
 """Configs that come with the package, by name."""
 
+NOT_WHOLE = ("int_parsing", "int_from_float", "int_type")
+"""Pydantic's findings of something else where a whole number belongs."""
+
 
 Source: TypeAlias = str | Path | Mapping[str, Any] | RunConfig
 """A YAML file, the name of a built-in config, a mapping, or a config."""
@@ -71,7 +74,11 @@ def _raw(source: Source) -> dict[str, Any]:
     path = Path(source)
     if not path.is_file():
         raise ConfigError(f"no config file at {path}{nearest(str(source), BUILT_IN)}; built in: {', '.join(BUILT_IN)}")
-    return _parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error}), as a config in YAML is") from None
+    return _parse(text, str(path))
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
@@ -140,8 +147,19 @@ def _explain(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         *parents, key = path
         return f"unknown key {where!r}{nearest(key, _known_keys(parents))}"
+    if error["type"] in NOT_WHOLE:
+        return f"{where}: must be a whole number, such as {_whole_near(error['input'])}, but is {error['input']!r}"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
+
+
+def _whole_near(value: Any) -> int:
+    """The whole number that a value writes in another way, such as 1e3; else any."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return 10
+    return int(number) if number.is_integer() and abs(number) < 1e15 else 10
 
 
 def _known_keys(path: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -38,6 +38,16 @@ class Section(BaseModel):
     """A part of the config: frozen, and without room for unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses true and false where neither is a choice; pydantic would take them as 1 and 0."""
+        kinds = set(_plain_types(cls.model_fields[str(info.field_name)].annotation))
+        section = isinstance(value, Mapping) and any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds)
+        if not section and not kinds & {bool, Any} and any(isinstance(leaf, bool) for leaf in _leaves(value)):
+            raise ValueError(f"must not be true or false, but is {value!r}")
+        return value
 
 
 class Model(Section):
@@ -130,9 +140,9 @@ class Lora(Section):
 
     @field_validator("rank_pattern", "alpha_pattern", "target_modules")
     @classmethod
-    def _patterns(cls, value: T, info: ValidationInfo) -> T:
+    def _patterns(cls, value: T) -> T:
         for pattern in [value] if isinstance(value, str) else value if isinstance(value, Mapping) else ():
-            check_pattern(pattern, str(info.field_name))
+            check_pattern(pattern)
         return value
 
 
@@ -181,6 +191,18 @@ class Partition(Section):
     concentration: float | None = Field(default=None, gt=0, description="of the Dirichlet distribution; small is unequal")
     shards_per_client: int | None = Field(default=None, ge=1, description="of the scheme `shards`; 2 if not given")
     min_examples: int = Field(default=1, ge=0, description="the fewest examples that a client may get; 0 allows empty clients")
+
+
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of, such as int, None and the parts of a union or a list."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        yield from map(type, parts)
+    elif parts:
+        for part in parts:
+            yield from _plain_types(part)
+    else:
+        yield annotation
 
 
 def _demand_finite(settings: dict[str, Any]) -> dict[str, Any]:
