@@ -60,6 +60,7 @@ ELSEWHERE = {
     "engines/runners/sequential.py": "engines/runners/test_batched.py",
     "exchange/channel.py": "engines/test_visits.py",
     "exchange/files.py": "engines/test_checkpoint.py",
+    "models/adapter_config.py": "models/test_adapter_files.py",
     "models/base_files.py": "security/test_trust.py",
     "models/checkpointing.py": "engines/test_checkpointing.py",
     "models/devices.py": "models/test_loading.py",

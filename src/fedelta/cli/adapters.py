@@ -55,7 +55,7 @@ def _numbers(text: str | None, option: str, kind: type[T]) -> list[T] | None:
 
 
 def _places(output: Path, folders: Sequence[Path], ranks: Sequence[int] | None) -> list[Path]:
-    """Where each result goes; names that occur twice get the position of their input in front."""
+    """Returns where each result goes; names that occur twice get the position of their input in front."""
     names = [folder.resolve().name for folder in folders] if ranks is None else [f"rank-{rank}" for rank in ranks]
     if len(names) == 1:
         return [output]

@@ -1,4 +1,4 @@
-"""What a command says beside its result: lines on stderr, and an exit code."""
+"""Says what a command has to say beside its result: lines on stderr, and an exit code."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,8 +28,9 @@ from fedelta.client import LocalClient
 from fedelta.exchange import files
 from fedelta.exchange.wire import MalformedError
 from fedelta.lowrank import LoRA
+from fedelta.models.adapter_config import check_types, is_number, is_text, is_values, read_json
 from fedelta.models.lora_options import check_options
-from fedelta.models.patterns import by_layer, check_pattern, shortened
+from fedelta.models.patterns import by_layer
 from fedelta.peers import Peer
 from fedelta.tree import Adapter
 
@@ -62,7 +63,7 @@ log = logging.getLogger("fedelta")
 
 @dataclass(frozen=True)
 class Layout:
-    """What a PEFT folder says beside the values, and what an `Adapter` does not hold.
+    """The part of a PEFT folder that says more than values, and that an `Adapter` does not hold.
 
     Attributes:
         config: entries of adapter_config.json, such as the target modules, the base model's name and the task type.
@@ -71,9 +72,6 @@ class Layout:
 
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     embeddings: frozenset[str] = frozenset()
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def load_adapter(path: str | Path) -> Adapter:
@@ -117,79 +115,10 @@ def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
         raise FileNotFoundError(
             f"{folder} has no {CONFIG}, so the scale of its adapter is unknown; give a folder that PEFT wrote"
         )
-    config = _read_json(folder / CONFIG)
-    _check_types(config, folder / CONFIG)
+    config = read_json(folder / CONFIG)
+    check_types(config, folder / CONFIG)
     check_options(config, str(folder / CONFIG))
     return _weights_file(path if path.suffix == ".safetensors" else folder / WEIGHTS), config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        MalformedError: naming the file, for anything else.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise MalformedError(f"{path} is not JSON: {error}") from error
-    except RecursionError as error:
-        raise MalformedError(f"{path} is nested too deeply for such a file") from error
-    if not isinstance(content, dict):
-        raise MalformedError(f"{path} holds a {type(content).__name__}, where an object with entries by name was expected")
-    return cast("dict[str, Any]", content)
-
-
-def _check_types(config: Mapping[str, Any], path: Path) -> None:
-    """Raises MalformedError, naming the file and the entry, for an entry that another kind of value stands in."""
-    for key, (fits, kind) in ENTRIES.items():
-        if key not in config and key in REQUIRED:
-            raise MalformedError(f"{path} has no entry {key!r}: it is incomplete")
-        value = config.get(key)
-        if not (fits(value) or (value is None and key not in REQUIRED)):
-            raise MalformedError(f"{path}: {key} must be {kind}, but is {shortened(repr(value)[:200])}")
-    targets = config.get("target_modules")
-    if isinstance(targets, str):
-        check_pattern(targets, f"{path}: target_modules")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_text, cast("list[object]", value)))
-
-
-def _is_values(value: object, fits: Callable[[object], bool]) -> bool:
-    return isinstance(value, dict) and all(map(fits, cast("dict[str, object]", value).values()))
-
-
-LARGEST = 1e300
-"""Numbers above it would overflow where they are multiplied."""
-
-REQUIRED = ("r", "lora_alpha")
-
-ENTRIES: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    "r": (_is_whole, "a whole number of at least 1"),
-    "lora_alpha": (_is_number, "a finite number"),
-    "use_rslora": (lambda x: isinstance(x, bool), "true or false"),
-    "rank_pattern": (lambda x: _is_values(x, _is_whole), "whole numbers by pattern"),
-    "alpha_pattern": (lambda x: _is_values(x, _is_number), "finite numbers by pattern"),
-    "target_modules": (lambda x: _is_text(x) or _is_texts(x), "a text or a list of texts"),
-    "modules_to_save": (_is_texts, "a list of texts"),
-    "base_model_name_or_path": (_is_text, "a text"),
-    "task_type": (_is_text, "a text"),
-}
-"""The entries of adapter_config.json that are read here: a test of the value, and what it must be in words."""
 
 
 def _weights_file(path: Path) -> Path:
@@ -291,9 +220,9 @@ def _as_peer(config: Mapping[str, Any], layers: list[str], path: Path) -> Peer:
 def _read_extra(path: Path) -> tuple[dict[str, float], str | None]:
     if not path.is_file():
         return {}, None
-    extra = _read_json(path)
+    extra = read_json(path)
     scales, base = extra.get("scales", {}), extra.get("base")
-    if not _is_values(scales, _is_number) or not (base is None or _is_text(base)):
+    if not is_values(scales, is_number) or not (base is None or is_text(base)):
         raise MalformedError(f"{path} must hold finite numbers by layer as `scales` and a text as `base`")
     return scales, base
 
@@ -320,9 +249,6 @@ def _read_plain(path: Path) -> bytes:
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     with open(handle, "rb") as file:
         return file.read()
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def save_adapter(

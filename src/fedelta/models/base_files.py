@@ -1,4 +1,4 @@
-"""Where a base model's files lie, and a digest of its code: found before anything of it is loaded."""
+"""Finds a base model's files, and a digest of its code, before anything of it is loaded."""
 
 from __future__ import annotations
 

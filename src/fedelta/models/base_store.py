@@ -1,4 +1,4 @@
-"""What a method has added to the frozen base, applied to the one base that all clients of a process share."""
+"""Applies what a method has added to the frozen base, on the one base that all clients of a process share."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class BaseStore:
                 self.total[name] = tree.add(self.total[name], step) if name in self.total else step
 
     def _repeats(self, base: BaseDelta) -> bool:
-        """Whether a whole sum is, value for value, the one held: a new run may reuse an old run's version number."""
+        """Returns True if a whole sum is, value for value, the one held: a new run may reuse an old run's version number."""
         if base.version != self.version or base.terms.keys() != self.total.keys():
             return False
         return all(_equal(term, self.total[n]) for n, term in tree.total(base).items())
@@ -132,7 +132,7 @@ def added(layer: nn.Module, pristine: Tensor, term: Term) -> Tensor:
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether the weight is a floating-point matrix of the expected shape, that is, not quantised or packed."""
+    """Returns True if the weight is a floating-point matrix of the expected shape, that is, not quantised or packed."""
     weight: Any = getattr(layer, "weight", None)
     return (
         type(weight) in (nn.Parameter, Tensor)

@@ -1,4 +1,4 @@
-"""Which options of a LoRA configuration mean  W + scale * B @ A  on a base that stays as it was, and which do not."""
+"""Tells which options of a LoRA configuration mean  W + scale * B @ A  on a base that stays as it was, and which do not."""
 
 from __future__ import annotations
 

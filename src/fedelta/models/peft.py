@@ -348,7 +348,7 @@ def modules_ending(model: nn.Module, name: str) -> list[str]:
 
 
 def _written(config: PeftConfig, asked: LoraConfig, saved: list[str]) -> dict[str, Any]:
-    """What a PEFT folder says: the heads that there are, and a name of the base that means something on other machines."""
+    """Returns what a PEFT folder says: the heads, and a name of the base that means something on other machines."""
     base = asked.base_model_name_or_path or config.base_model_name_or_path
     given = {"exclude_modules": asked.exclude_modules, "base_model_name_or_path": base and portable_name(base)}
     return {**config.to_dict(), **given, "modules_to_save": saved or None}

@@ -1,1 +1,1 @@
-"""What people read: tables, curves and lines on a terminal."""
+"""Texts and pictures for people: tables, curves and lines on a terminal."""

@@ -42,7 +42,7 @@ def _commonest(row: Mapping[str, Any], count: int = 3) -> str:
 
 
 def methods_table(methods: Sequence[Mapping[str, Any]]) -> Table:
-    """What there is: name, source, ranks, and what travels."""
+    """Lists the methods: name, source, ranks, and what travels."""
     rows = [(m["name"], m["paper"], "yes" if m["hetero_rank"] else "no", m["travels"]) for m in methods]
     return _table("Methods", ["name", "source", "unequal ranks", "what travels"], rows, left=4)
 
@@ -65,7 +65,7 @@ def reports_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def summary(records: Sequence[Record], *, majority: float | None, folder: Path, best: int | None = None) -> RenderableType:
-    """How a run ended: the last metrics, the majority line, bytes, time, and where the files are.
+    """Sums a run up: the last metrics, the majority line, bytes, time, and where the files are.
 
     Args:
         records: of all rounds.
@@ -102,7 +102,7 @@ def scores_table(name: str, scores: Mapping[str, float]) -> Table:
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:
-    """What a run would cost; `fedelta.runs.plan.Plan.as_dict` says what the entries mean."""
+    """Lists what a run would cost; `fedelta.runs.plan.Plan.as_dict` says what the entries mean."""
     bytes_, memory = plan["bytes"], plan["memory"]
     rows = [
         ("clients (a cohort)", f"{plan['clients']} ({plan['cohort']})"),

@@ -1,4 +1,4 @@
-"""How commands talk: results on stdout, everything else on stderr; the view of a run; Ctrl-C."""
+"""Lets commands talk: results on stdout, everything else on stderr; the view of a run; Ctrl-C."""
 
 from __future__ import annotations
 

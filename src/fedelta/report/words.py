@@ -36,7 +36,7 @@ def main_metric(records: Sequence[Record]) -> str | None:
 
 
 def total_bytes(records: Sequence[Record]) -> int:
-    """What all rounds sent, both ways."""
+    """Returns the bytes that all rounds sent, both ways."""
     return sum(record["bytes"]["down"] + record["bytes"]["up"] for record in records)
 
 

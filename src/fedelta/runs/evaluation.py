@@ -1,4 +1,4 @@
-"""How good the models of a round are: on common rows, and on each client's own."""
+"""Scores the models of a round: on common rows, and on each client's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run left, taken into use: which adapter, how good it is on other data, and an export of it."""
+"""Takes what a run left into use: finds an adapter, scores it on other data, and exports it."""
 
 from __future__ import annotations
 

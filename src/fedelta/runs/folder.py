@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and in what order, so that it can be stopped at any moment and taken up again.
+"""The files of a run, and the order in which they are written, so that it can be stopped at any moment and taken up again.
 
     config.yaml      the resolved config
     rounds.jsonl     one record for each round; why a diagnostic is null stands in the first that says so
@@ -78,13 +78,13 @@ class RunFolder:
 
     @property
     def old(self) -> RunFolder:
-        """Where the run goes whose place a new one takes."""
+        """Returns the folder for the run whose place a new one takes."""
         path = self.path.resolve()
         return RunFolder(path.with_name(f"{path.name}.old"))
 
     @property
     def draft(self) -> RunFolder:
-        """Where a run begins that is to take the place of the one here."""
+        """Returns the folder in which a run begins that is to take the place of the one here."""
         path = self.path.resolve()
         return RunFolder(path.with_name(f".{path.name}.new"))
 
@@ -95,7 +95,7 @@ class RunFolder:
         return files.locked(self.path)
 
     def holds_results(self) -> bool:
-        """Whether a run has left a round here, or anything of one that could be wanted."""
+        """Returns True if a run has left a round here, or anything of one that could be wanted."""
         complete = [p for p in self.adapters.glob("*") if not p.name.startswith(".")]
         return bool(complete) or checkpoint.exists(self.checkpoint) or b"\n" in _bytes(self.records_file)
 

@@ -1,4 +1,4 @@
-"""What a run would cost, without training: steps, bytes on the wire, memory.
+"""Reckons what a run would cost, without training: steps, bytes on the wire, memory.
 
 Two rounds are played with clients that answer at once with the adapter they got, so every message has the size that it has in
 the run: some methods send another first message than later ones. Figures are for whole cohorts without losses. Without a server

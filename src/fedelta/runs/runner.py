@@ -47,7 +47,7 @@ logger = logging.getLogger("fedelta.resume")
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run leaves.
+    """The result of a run.
 
     Attributes:
         folder: where everything is.
@@ -212,7 +212,7 @@ def _demand_checkpoint(folder: RunFolder, start: Snapshot | None) -> None:
 
 
 def _notes(experiment: Experiment) -> dict[str, Any]:
-    """What a checkpoint keeps of the run beside the method's state: what makes it this run, and where it runs."""
+    """Returns what a checkpoint keeps of the run beside the method's state: what makes it this run, and where it runs."""
     graph = {"topology": dict(experiment.contraction)} if experiment.contraction else {}
     code = code_digests(experiment.method)
     return {
@@ -225,7 +225,7 @@ def _notes(experiment: Experiment) -> dict[str, Any]:
 
 
 def _platform(experiment: Experiment) -> dict[str, Any]:
-    """What the bits of a result depend on beside the config."""
+    """Returns what the bits of a result depend on beside the config."""
     return {
         "device": experiment.model.device.type,
         "threads": torch.get_num_threads(),

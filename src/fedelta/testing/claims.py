@@ -227,7 +227,7 @@ def personal(scene: Scene) -> None:
 
 @law("bytes")
 def bytes_as_declared(scene: Scene) -> None:
-    """What travels is what `traffic` declares: the encoded bytes of each message, without its header, are 8 per number."""
+    """A message holds what `traffic` declares: the encoded bytes of each message, without its header, are 8 per number."""
     for done in scene.rounds:
         for update in done.updates:
             declared = _Sizes(*done.method.traffic(done.t, done.template, update.sender, done.peers))

@@ -23,7 +23,7 @@ DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 
 
 def trains_only(scene: Scene) -> str | None:
-    """Why laws of aggregation say nothing about a baseline."""
+    """Returns why laws of aggregation say nothing about a baseline; None for other methods."""
     return None if scene.sends else "nothing travels, so there is nothing to aggregate"
 
 
@@ -117,7 +117,7 @@ def resumable(scene: Scene) -> None:
 
 @law("dtype")
 def dtype(scene: Scene) -> None:
-    """What participants run and send has the dtype of the model: bfloat16, float32 or float64."""
+    """Models and messages have the dtype of the base: bfloat16, float32 or float64."""
     for kind in DTYPES:
         for done in scene.play(dtype=kind):
             adapters = {

@@ -59,7 +59,7 @@ def law(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one law.
+    """The outcome of one law.
 
     Attributes:
         law: its name.
@@ -90,7 +90,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether no law is broken."""
+        """Returns True if no law is broken."""
         return not self.violations
 
     @property

@@ -47,12 +47,12 @@ class Scene:
 
     @property
     def sends(self) -> bool:
-        """Whether uploads make the next state; baselines train only."""
+        """Returns True if uploads make the next state; baselines train only."""
         return not self.method.travels.startswith("nothing")
 
     @property
     def common_A(self) -> bool:
-        """Whether it gets B of all on one A, in the first round at least."""
+        """Returns True if it gets B of all on one A, in the first round at least."""
         return "B" in self.method.upload(toy_template(2))
 
     def fresh(self) -> Method:
@@ -99,7 +99,7 @@ def quiet() -> Generator[None]:
 
 
 def deployed(method: Method, t: int, state: State, to: Peer, template: Adapter, memory: ClientState | None = None) -> Message:
-    """What a peer runs that holds no base yet, by default without a memory either."""
+    """Returns the model of a peer that holds no base yet, by default without a memory either."""
     down = method.broadcast(t, state, replace(to, base_version=0))
     return method.deploy(down, memory or {}, template_for(to, template))
 

@@ -1,4 +1,4 @@
-"""How fast a graph mixes, and what a mixing matrix must be.
+"""Rates at which a graph mixes, and the demands on a mixing matrix.
 
 Two conventions are in the literature, so both numbers are named: `rho_lin` bounds what one round leaves of the distance to
 consensus, `rho_sq` what it leaves of its square. That the gap predicts how well a model trains at a tuned learning rate is
@@ -72,12 +72,12 @@ def numbers(mixing: Mixing, *, rounds: int = 2000) -> dict[str, Any]:
 
 
 def is_connected(W: Tensor) -> bool:
-    """Whether what any node has can reach any other, if W stays."""
+    """Returns True if what any node has can reach any other, if W stays."""
     return connected(W.shape[0], links_of(W))
 
 
 def is_symmetric(W: Tensor) -> bool:
-    """Whether both ends of every link give each other the same weight."""
+    """Returns True if both ends of every link give each other the same weight."""
     return bool((W - W.mT).abs().max() < 1e-9)
 
 

@@ -1,4 +1,4 @@
-"""What clients train and what moves the base: `Adapter`, `BaseDelta`, and messages of them."""
+"""Values that clients train and that move the base: `Adapter`, `BaseDelta`, and messages of them."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def decided(threads: int) -> Backend:
 
 
 def machine_of(threads: int) -> Machine:
-    """What a decision depends on: the processor, what torch uses of it, the threads, torch's version and the sizes tried."""
+    """Returns what a decision depends on: processor, what torch uses of it, threads, torch's version and the sizes tried."""
     return {
         "processor": _processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),

@@ -1,4 +1,4 @@
-"""What may change when a run is taken up, and what may not: the whole policy.
+"""The whole policy of what may change when a run is taken up, and what may not.
 
 A run keeps in its checkpoint what makes it this run and no other: the values of all keys but those of `MAY_CHANGE`, and a
 digest of the rows of its data. They are compared when it is taken up, so that an edit of config.yaml counts like `--set`.

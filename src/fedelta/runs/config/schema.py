@@ -100,7 +100,7 @@ class RankChoice(Section):
 
 
 def _rank_form(value: Any) -> str:
-    """Which of the forms of `lora.rank` is meant, so that an error speaks of that form alone."""
+    """Tells which of the forms of `lora.rank` is meant, so that an error speaks of that form alone."""
     if isinstance(value, Mapping | RankChoice):
         return "<drawn>"
     return "<listed>" if isinstance(value, list) else "<one>"
@@ -147,7 +147,7 @@ class Lora(Section):
 
 
 class Data(Section):
-    """Where the rows come from. What is not named is carved from the training rows, the same each time."""
+    """The source of the rows. What is not named is carved from the training rows, the same each time."""
 
     source: str = Field(
         default="docstrings",
@@ -181,7 +181,7 @@ class Data(Section):
 
 
 class Partition(Section):
-    """How the training rows are dealt to clients."""
+    """Deals the training rows to clients."""
 
     scheme: Literal["iid", "dirichlet", "shards", "natural", "quantity"] = Field(
         default="iid", description="the rule; see Schemes below"
@@ -231,7 +231,7 @@ Named: TypeAlias = Annotated[
 
 
 class LocalTraining(Section):
-    """What a client does in a round."""
+    """Training at a client in one round."""
 
     batch_size: int = Field(default=16, ge=1, description="examples in a step")
     learning_rate: float = Field(default=1e-3, gt=0, description="in round 0")
@@ -284,7 +284,7 @@ class Federation(Section):
 
 
 class Evaluation(Section):
-    """What is measured, and when. Round numbers start at 0; the last round is always evaluated."""
+    """Measurements and their times. Round numbers start at 0; the last round is always evaluated."""
 
     every: int = Field(default=1, ge=1, description="rounds from one evaluation to the next")
     batch_size: int = Field(default=64, ge=1, description="examples in a pass")
@@ -321,7 +321,7 @@ class RunConfig(Section):
         return {**choice, "name": one_spelling(f"fedelta.{info.field_name}s", choice["name"])}
 
     def folder(self) -> Path:
-        """Where the run writes."""
+        """Returns the folder that the run writes to."""
         return Path(self.output or f"runs/{self.name}")
 
 
