@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -84,9 +84,7 @@ def save(folder: str | Path, snapshot: Snapshot) -> None:
     gone = before.replaced if before is not None else ()
     manifest = Manifest(snapshot.t, _digest(state), clients.count, f"{clients.digest:064x}", clients.replaced, gone)
     files.commit(folder / manifest.name, manifests.dump(manifest))
-    _remove_older(
-        folder, [manifest] if before is None else [manifest, before], unless={*_state_files(snapshot.t)} - {state_file}
-    )
+    _remove_older(folder, [manifest] if before is None else [manifest, before])
     _remove(folder / CLIENTS / name for name in gone)
 
 
@@ -340,15 +338,18 @@ def _digest(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
-def _remove_older(folder: Path, keep: Sequence[Manifest], *, unless: Collection[str] = ()) -> None:
-    """Removes manifests and states of other snapshots than those to keep, manifests first, and half-written files.
-
-    `unless` names states of theirs that another one has taken the place of.
-    """
-    names = {name for manifest in keep for name in (manifest.name, *_state_files(manifest.t))}
-    kept = {folder / name for name in names.difference(unless)}
+def _remove_older(folder: Path, keep: Sequence[Manifest]) -> None:
+    """Removes manifests and states of other snapshots than those to keep, manifests first, and half-written files."""
+    kept = {folder / name for manifest in keep for name in (manifest.name, _kept_state_file(folder, manifest))}
     others = sorted([*folder.glob("state-*.safetensors"), *folder.glob(".*.tmp")])
     _remove(path for path in [*manifests.paths(folder), *others] if path not in kept)
+
+
+def _kept_state_file(folder: Path, manifest: Manifest) -> str:
+    """Returns the name of a manifest's state; its bytes are looked at only where both names are there."""
+    there = [name for name in _state_files(manifest.t) if (folder / name).is_file()]
+    named = _named_state_file(folder, manifest) if len(there) > 1 else None
+    return named or (there or _state_files(manifest.t))[0]
 
 
 def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
