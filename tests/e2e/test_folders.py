@@ -637,6 +637,46 @@ def test_a_damaged_record_is_named_by_file_and_line_and_kept(finished: Path, cap
     assert (finished / "rounds.damaged.jsonl").read_bytes() == damaged
 
 
+WRONG_RECORDS: dict[str, Config | str] = {
+    "no round": {"t": -1},
+    "a truth": {"t": True},
+    "no number": {"train_loss": float("nan")},
+    "a loss in words": {"train_loss": "low"},
+    "larger than a float": {"train_loss": 10**400},
+    "no bytes": {"bytes": {}},
+    "bytes of one way": {"bytes": {"down": 1, "up": None}},
+    "seconds in words": {"seconds": {"round": "x"}},
+    "a cohort of none": {"cohort": None},
+    "scores in a list": {"test": [0.5]},
+    "a score in words": {"validation": {"accuracy": "good"}},
+    "a spread without a mean": {"clients": {"accuracy": {"worst": 1}}},
+    "a rank in words": {"diagnostics": {"effective_rank": "full"}},
+    "an infinite score": '{"x": 1e999}',
+    "deep nesting": "[" * 100_000,
+    "a list": "[1]",
+    "only a round": '{"t": 1}',
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_RECORDS)
+def test_a_record_that_its_readers_could_not_use_is_a_damaged_line(wrong: str, finished: Path):
+    log, change = finished / "rounds.jsonl", WRONG_RECORDS[wrong]
+    first, second = log.read_text().splitlines()
+    line = change if isinstance(change, str) else json.dumps(json.loads(second) | change)
+    log.write_text(f"{first}\n{line}\n")
+    records, damages = RunFolder(finished).survey()
+    assert [r["t"] for r in records] == [0]
+    assert damages == [f"{log}, line 2: damaged, not the record of a round"]
+
+
+def test_a_run_goes_on_over_a_record_that_its_readers_could_not_use(finished: Path, caplog: pytest.LogCaptureFixture):
+    log = finished / "rounds.jsonl"
+    log.write_text('{"t": 0, "train_loss": NaN}\n' + log.read_text().splitlines()[1] + "\n" + "[" * 100_000 + "\n")
+    assert [r["t"] for r in fedelta.run(resume=finished).records] == [1]
+    assert "rounds.jsonl, line 1: damaged" in caplog.text
+    assert "rounds.jsonl, line 3: damaged" in caplog.text
+
+
 @pytest.mark.parametrize("left", [None, "first", "cut"])
 def test_the_last_record_comes_back_from_the_checkpoint(left: str | None, finished: Path, caplog: pytest.LogCaptureFixture):
     log = finished / "rounds.jsonl"

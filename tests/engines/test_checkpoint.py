@@ -1,5 +1,6 @@
 """A checkpoint survives a death at any write, and a resumed run ends with the bytes of one that never stopped."""
 
+import json
 import os
 import pickle
 import shutil
@@ -441,6 +442,32 @@ def test_the_checkpoint_before_serves_where_the_last_is_damaged(
     assert "going on after round 0" in caplog.text
     checkpoint.save(tmp_path, Snapshot(2, 0, {"x": torch.zeros(2)}, {6: {"y": 2}, 7: {"y": 1}}, {6: 1, 7: 0}))
     assert contents(tmp_path) == whole, "the round done again mends the folder"
+
+
+def signed(**content: Any) -> bytes:
+    """A manifest with the right digest of its content."""
+    digest = manifests._digest(content)
+    return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
+
+
+ODD_MANIFESTS: dict[str, Callable[[dict[str, Any]], bytes]] = {
+    "deep nesting": lambda content: b"[" * 200_000,
+    "no version": lambda content: signed(**{key: value for key, value in content.items() if key != "version"}),
+    "no files": lambda content: signed(version=manifests.VERSION),
+    "rounds in words": lambda content: signed(**content | {"t": "2"}),
+    "a digest that is none": lambda content: signed(**content | {"digest": "x"}),
+    "names that are lists": lambda content: signed(**content | {"replaced": [[]]}),
+    "names that lead out of the folder": lambda content: signed(**content | {"replaced": ["../../6-0.memory"]}),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_MANIFESTS)
+def test_the_checkpoint_before_serves_where_a_manifest_is_odd(kind: str, tmp_path: Path) -> None:
+    two_rounds(tmp_path)
+    content = json.loads((tmp_path / "2.json").read_bytes())
+    del content["sha256"]
+    (tmp_path / "2.json").write_bytes(ODD_MANIFESTS[kind](content))
+    assert checkpoint.load(tmp_path).t == 1
 
 
 def test_every_byte_of_a_checkpoint_is_covered(tmp_path: Path) -> None:

@@ -24,14 +24,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any
 
 from fedelta.engines import checkpoint
 from fedelta.exchange import files
 from fedelta.runs.config import RunConfig, dump_config, load_config
-
-Record: TypeAlias = dict[str, Any]
-"""One line of rounds.jsonl; plain JSON values."""
+from fedelta.runs.records import Record, read_record
 
 logger = logging.getLogger("fedelta.resume")
 
@@ -204,7 +202,7 @@ class RunFolder:
         records: dict[int, Record] = {}
         damages: list[str] = []
         for number, line in enumerate(_bytes(self.records_file).split(b"\n")[:-1], start=1):
-            record = _record(line)
+            record = read_record(line)
             if record is None:
                 damages.append(f"{self.records_file}, line {number}: damaged, not the record of a round")
             else:
@@ -246,17 +244,6 @@ class RunFolder:
 
 def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
-
-
-def _record(line: bytes) -> Record | None:
-    """The record in a line; None where it holds none."""
-    try:
-        record: object = json.loads(line)
-    except ValueError:
-        return None
-    if isinstance(record, dict) and isinstance(cast("Record", record).get("t"), int):
-        return cast("Record", record)
-    return None
 
 
 def _spans(numbers: Sequence[int]) -> str:

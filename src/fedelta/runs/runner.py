@@ -37,8 +37,9 @@ from fedelta.runs.config.resume import (
 from fedelta.runs.deal import row_digests
 from fedelta.runs.evaluation import fairness, mean
 from fedelta.runs.experiment import Experiment, build, play
-from fedelta.runs.folder import Record, RunFolder, finite
+from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.own_methods import code_digests
+from fedelta.runs.records import Record
 from fedelta.tasks.metrics import is_better
 from fedelta.tree import Adapter, Message, effective
 
