@@ -402,10 +402,29 @@ def test_what_a_round_changed_is_written_over_what_lies_there(tmp_path: Path) ->
 def test_leftovers_are_removed_on_load(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, Snapshot(1, 0, {}, {0: {"x": 1}}, {0: 0}))
     before = contents(tmp_path)
-    for name in ("clients/0-1.memory", "clients/nonsense", "state-2.safetensors", ".state-2.safetensors.tmp"):
+    for name in ("clients/0-1.memory", "clients/5-0.memory", "state-2.safetensors", ".state-2.safetensors.tmp"):
         (tmp_path / name).write_bytes(b"half")
     checkpoint.load(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_what_a_person_put_beside_the_files_stays_and_is_not_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "clients/.mine").mkdir(parents=True)
+    mine = (".notes.tmp", "clients/notes", "clients/.mine/notes")
+    for name in mine:
+        (tmp_path / name).write_bytes(b"mine")
+    two_rounds(tmp_path)
+    checkpoint.load(tmp_path)
+    assert contents(tmp_path).keys() > {*mine}
+
+
+@pytest.mark.parametrize("name", ["2.json", "state-2.safetensors", "clients/6-1.memory"])
+def test_a_folder_in_the_place_of_a_file_is_named(name: str, tmp_path: Path) -> None:
+    two_rounds(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(IsADirectoryError, match=rf"{name} is a folder, where a checkpoint has a file: move it elsewhere"):
+        checkpoint.load(tmp_path)
 
 
 def two_rounds(folder: Path) -> None:
