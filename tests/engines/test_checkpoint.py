@@ -402,7 +402,7 @@ def test_what_a_round_changed_is_written_over_what_lies_there(tmp_path: Path) ->
 def test_leftovers_are_removed_on_load(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, Snapshot(1, 0, {}, {0: {"x": 1}}, {0: 0}))
     before = contents(tmp_path)
-    for name in ("clients/0-1.memory", "clients/5-0.memory", "state-2.safetensors", ".state-2.safetensors.tmp"):
+    for name in ("clients/0-1.memory", "clients/5-1.memory", "state-2.safetensors", ".state-2.safetensors.tmp"):
         (tmp_path / name).write_bytes(b"half")
     checkpoint.load(tmp_path)
     assert contents(tmp_path) == before

@@ -103,8 +103,8 @@ def readable(folder: Path) -> list[Manifest]:
 
 def _has_right_types(manifest: Manifest) -> bool:
     """Returns whether the fields can be what `Manifest` says; names that lead out of the folder of clients are none."""
-    counts: tuple[object, ...] = (manifest.t, manifest.count)
-    digests: tuple[object, ...] = (manifest.state, manifest.digest)
+    counts: list[object] = [manifest.t, manifest.count]
+    digests: list[object] = [manifest.state, manifest.digest]
     names: list[object] = [*manifest.replaced, *manifest.gone]
     return (
         all(type(count) is int for count in counts)
