@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,26 @@ def test_the_old_run_is_there_until_the_new_one_has_finished_a_round(quick: Conf
     assert len(again.records) == 1
     assert RunFolder(finished.with_name("run.old")).config().seed == 5, "an old run is replaced at the next time"
     assert sorted(p.name for p in finished.parent.iterdir()) == ["run", "run.old"]
+
+
+def test_that_an_earlier_old_run_goes_is_said_before_it_is_lost(
+    quick: Config, finished: Path, caplog: pytest.LogCaptureFixture
+):
+    output = {"output": str(finished), **ONE_ROUND}
+    with pytest.raises(FileExistsError) as refused:
+        fedelta.run(quick, output)
+    assert "is removed" not in str(refused.value)
+    shutil.copytree(finished, finished.with_name("run.old"))
+    goes = r"run\.old that is there is removed once the first round of the new run is done"
+    with pytest.raises(FileExistsError, match=goes):
+        fedelta.run(quick, output)
+    new = rounds(quick, {**output, "federation.rounds": 2}, force=True)
+    with closing(new), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(new)
+    assert re.search(goes, caplog.text)
+    assert (finished.with_name("run.old") / "config.yaml").exists()
 
 
 def test_a_new_run_that_fails_in_its_first_round_leaves_the_old_one(
@@ -380,7 +401,7 @@ def test_other_rows_are_refused(quick: Config, rows_file: Path, tmp_path: Path):
     fedelta.run(quick, {"output": str(folder), "data.source": str(data), **ONE_ROUND})
     data.write_text("\n".join(rows[1:] + rows[:1]))
     before = contents(folder)
-    with pytest.raises(ConfigError, match="rows are not those that the run began with"):
+    with pytest.raises(ConfigError, match=r"rows\.jsonl has changed: the .* are not those that the run began with"):
         fedelta.run(overrides={"federation.rounds": 2}, resume=folder)
     assert contents(folder) == before
 
@@ -445,12 +466,63 @@ def test_a_method_of_the_library_has_no_digest_of_its_own(finished: Path):
     assert "code" not in checkpoint.load(finished / "checkpoint").notes
 
 
-def test_files_that_another_program_left_among_the_adapters_are_not_in_the_way(finished: Path):
+def test_files_that_another_program_left_are_not_in_the_way_and_stay(finished: Path):
     (finished / "adapters/.DS_Store").write_bytes(b"Finder")
     (finished / "adapters/.link").symlink_to(finished.parent)
-    fedelta.run(overrides={"federation.rounds": 3}, resume=finished)
-    assert not any(p.name.startswith(".") for p in (finished / "adapters").iterdir())
-    assert finished.is_dir()
+    (finished / "adapters/.mine").mkdir()
+    (finished / ".notes.tmp").write_text("mine")
+    (finished / "checkpoint/.notes.tmp").write_text("mine")
+    (finished / "checkpoint/clients/.mine").mkdir(parents=True, exist_ok=True)
+    fedelta.run(overrides={"federation.rounds": 4}, resume=finished)
+    assert {p.name for p in (finished / "adapters").iterdir()} >= {".DS_Store", ".link", ".mine"}
+    for name in (".notes.tmp", "checkpoint/.notes.tmp", "checkpoint/clients/.mine"):
+        assert (finished / name).exists(), name
+
+
+def test_drafts_that_a_kill_left_are_removed(finished: Path):
+    drafts = ["adapters/.best.draft", "adapters/.rank-2.swap", "adapters/.client-10.ab_12345", "adapters/.last.x1y2z3__"]
+    for name in drafts:
+        (finished / name).mkdir()
+    left = [".config.yaml.tmp", ".rounds.damaged.jsonl.tmp", "checkpoint/.2.json.tmp", "checkpoint/.state-2.safetensors.tmp"]
+    for name in left:
+        (finished / name).write_text("half")
+    fedelta.run(resume=finished)
+    assert [name for name in [*drafts, *left] if (finished / name).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "rounds.jsonl", "curves.png", ".lock", "checkpoint/state-2.safetensors", "checkpoint/2.json"]
+)
+def test_a_folder_in_the_place_of_a_file_is_named(name: str, finished: Path, quick: Config):
+    (finished / name).unlink()
+    (finished / name).mkdir()
+    with pytest.raises(IsADirectoryError, match=rf"{Path(name).name} is a folder, where .* move it elsewhere"):
+        fedelta.run(resume=finished)
+    if "/" not in name:
+        with pytest.raises(FileExistsError, match=rf"holds {name}, which no run wrote: move that elsewhere"):
+            fedelta.run(quick, {"output": str(finished)}, force=True)
+
+
+@pytest.mark.parametrize("name", ["adapters", "checkpoint"])
+def test_a_file_in_the_place_of_a_folder_is_named(name: str, finished: Path):
+    shutil.rmtree(finished / name)
+    (finished / name).touch()
+    with pytest.raises(NotADirectoryError, match=rf"{name} is a file, where a run has a folder: move it elsewhere"):
+        fedelta.run(resume=finished)
+
+
+def test_a_config_that_is_gone_is_not_a_run_that_has_done_nothing(finished: Path):
+    (finished / "config.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has the rounds of a run, but its config\.yaml is gone: bring it back"):
+        fedelta.run(resume=finished)
+
+
+def test_adapters_that_are_gone_are_said(finished: Path, caplog: pytest.LogCaptureFixture):
+    fedelta.run(resume=finished)
+    assert "gone or empty" not in caplog.text
+    shutil.rmtree(finished / "adapters")
+    fedelta.run(resume=finished)
+    assert "adapters is gone or empty: `last` comes again" in caplog.text
 
 
 def test_rounds_cannot_go_below_those_that_are_done(finished: Path):
@@ -633,8 +705,48 @@ def test_a_damaged_record_is_named_by_file_and_line_and_kept(finished: Path, cap
     result = fedelta.run(overrides={"federation.rounds": 3}, resume=finished)
     assert [r["t"] for r in result.records] == [1, 2]
     assert "rounds.jsonl, line 1: damaged" in caplog.text
-    assert "the records of rounds 0 are gone" in caplog.text
+    assert "the record of round 0 is gone" in caplog.text
     assert (finished / "rounds.damaged.jsonl").read_bytes() == damaged
+
+
+WRONG_RECORDS: dict[str, Config | str] = {
+    "no round": {"t": -1},
+    "a truth": {"t": True},
+    "no number": {"train_loss": float("nan")},
+    "a loss in words": {"train_loss": "low"},
+    "larger than a float": {"train_loss": 10**400},
+    "no bytes": {"bytes": {}},
+    "bytes of one way": {"bytes": {"down": 1, "up": None}},
+    "seconds in words": {"seconds": {"round": "x"}},
+    "a cohort of none": {"cohort": None},
+    "scores in a list": {"test": [0.5]},
+    "a score in words": {"validation": {"accuracy": "good"}},
+    "a spread without a mean": {"clients": {"accuracy": {"worst": 1}}},
+    "a rank in words": {"diagnostics": {"effective_rank": "full"}},
+    "an infinite score": '{"x": 1e999}',
+    "deep nesting": "[" * 100_000,
+    "a list": "[1]",
+    "only a round": '{"t": 1}',
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_RECORDS)
+def test_a_record_that_its_readers_could_not_use_is_a_damaged_line(wrong: str, finished: Path):
+    log, change = finished / "rounds.jsonl", WRONG_RECORDS[wrong]
+    first, second = log.read_text().splitlines()
+    line = change if isinstance(change, str) else json.dumps(json.loads(second) | change)
+    log.write_text(f"{first}\n{line}\n")
+    records, damages = RunFolder(finished).survey()
+    assert [r["t"] for r in records] == [0]
+    assert damages == [f"{log}, line 2: damaged, not the record of a round"]
+
+
+def test_a_run_goes_on_over_a_record_that_its_readers_could_not_use(finished: Path, caplog: pytest.LogCaptureFixture):
+    log = finished / "rounds.jsonl"
+    log.write_text('{"t": 0, "train_loss": NaN}\n' + log.read_text().splitlines()[1] + "\n" + "[" * 100_000 + "\n")
+    assert [r["t"] for r in fedelta.run(resume=finished).records] == [1]
+    assert "rounds.jsonl, line 1: damaged" in caplog.text
+    assert "rounds.jsonl, line 3: damaged" in caplog.text
 
 
 @pytest.mark.parametrize("left", [None, "first", "cut"])
@@ -648,7 +760,7 @@ def test_the_last_record_comes_back_from_the_checkpoint(left: str | None, finish
     assert [r["t"] for r in result.records] == ([1] if left is None else [0, 1])
     assert {**result.records[-1], "seconds": {}} == {**json.loads(second), "seconds": {}}
     assert "the record of round 1 was gone and comes from the checkpoint" in caplog.text
-    assert ("the records of rounds 0 are gone" in caplog.text) == (left is None)
+    assert ("the record of round 0 is gone" in caplog.text) == (left is None)
 
 
 def test_a_damaged_checkpoint_goes_back_a_round_and_ends_with_the_same_bytes(

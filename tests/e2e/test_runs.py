@@ -118,8 +118,8 @@ def test_what_a_kill_left_half_written_is_gone_after_a_resume(tiny_config: Confi
     folder = tmp_path / "run"
     fedelta.run(tiny_config, {"output": str(folder)})
     before = sorted(p.relative_to(folder) for p in folder.rglob("*"))
-    (folder / "adapters/.last.x1").mkdir()
-    (folder / "adapters/.last.x1/adapter_config.json").write_text("{")
+    (folder / "adapters/.last.a1_b2c3d").mkdir()
+    (folder / "adapters/.last.a1_b2c3d/adapter_config.json").write_text("{")
     (folder / ".rounds.jsonl.tmp").write_text("{")
     with (folder / "rounds.jsonl").open("a") as log:
         log.write('{"t": 2, "train_loss"')

@@ -1,5 +1,6 @@
 """A checkpoint survives a death at any write, and a resumed run ends with the bytes of one that never stopped."""
 
+import json
 import os
 import pickle
 import shutil
@@ -401,10 +402,29 @@ def test_what_a_round_changed_is_written_over_what_lies_there(tmp_path: Path) ->
 def test_leftovers_are_removed_on_load(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, Snapshot(1, 0, {}, {0: {"x": 1}}, {0: 0}))
     before = contents(tmp_path)
-    for name in ("clients/0-1.memory", "clients/nonsense", "state-2.safetensors", ".state-2.safetensors.tmp"):
+    for name in ("clients/0-1.memory", "clients/5-1.memory", "state-2.safetensors", ".state-2.safetensors.tmp"):
         (tmp_path / name).write_bytes(b"half")
     checkpoint.load(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_what_a_person_put_beside_the_files_stays_and_is_not_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "clients/.mine").mkdir(parents=True)
+    mine = (".notes.tmp", "clients/notes", "clients/.mine/notes")
+    for name in mine:
+        (tmp_path / name).write_bytes(b"mine")
+    two_rounds(tmp_path)
+    checkpoint.load(tmp_path)
+    assert contents(tmp_path).keys() > {*mine}
+
+
+@pytest.mark.parametrize("name", ["2.json", "state-2.safetensors", "clients/6-1.memory"])
+def test_a_folder_in_the_place_of_a_file_is_named(name: str, tmp_path: Path) -> None:
+    two_rounds(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(IsADirectoryError, match=rf"{name} is a folder, where a checkpoint has a file: move it elsewhere"):
+        checkpoint.load(tmp_path)
 
 
 def two_rounds(folder: Path) -> None:
@@ -441,6 +461,32 @@ def test_the_checkpoint_before_serves_where_the_last_is_damaged(
     assert "going on after round 0" in caplog.text
     checkpoint.save(tmp_path, Snapshot(2, 0, {"x": torch.zeros(2)}, {6: {"y": 2}, 7: {"y": 1}}, {6: 1, 7: 0}))
     assert contents(tmp_path) == whole, "the round done again mends the folder"
+
+
+def signed(**content: Any) -> bytes:
+    """A manifest with the right digest of its content."""
+    digest = manifests._digest(content)
+    return (json.dumps({**content, "sha256": digest}, indent=1) + "\n").encode()
+
+
+ODD_MANIFESTS: dict[str, Callable[[dict[str, Any]], bytes]] = {
+    "deep nesting": lambda content: b"[" * 200_000,
+    "no version": lambda content: signed(**{key: value for key, value in content.items() if key != "version"}),
+    "no files": lambda content: signed(version=manifests.VERSION),
+    "rounds in words": lambda content: signed(**content | {"t": "2"}),
+    "a digest that is none": lambda content: signed(**content | {"digest": "x"}),
+    "names that are lists": lambda content: signed(**content | {"replaced": [[]]}),
+    "names that lead out of the folder": lambda content: signed(**content | {"replaced": ["../../6-0.memory"]}),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_MANIFESTS)
+def test_the_checkpoint_before_serves_where_a_manifest_is_odd(kind: str, tmp_path: Path) -> None:
+    two_rounds(tmp_path)
+    content = json.loads((tmp_path / "2.json").read_bytes())
+    del content["sha256"]
+    (tmp_path / "2.json").write_bytes(ODD_MANIFESTS[kind](content))
+    assert checkpoint.load(tmp_path).t == 1
 
 
 def test_every_byte_of_a_checkpoint_is_covered(tmp_path: Path) -> None:

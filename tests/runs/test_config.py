@@ -318,10 +318,14 @@ def test_rounds_below_those_that_are_done_are_refused():
         demand_rounds(load_config({}, ["federation.rounds=2"]), 3)
 
 
-def test_other_rows_are_refused_by_split():
-    demand_same_rows({"train": "a", "test": "b"}, {"train": "a", "test": "b"})
-    with pytest.raises(ConfigError, match="the test rows are not those that the run began with"):
-        demand_same_rows({"train": "a", "test": "b"}, {"train": "a", "test": "c"})
+def test_other_rows_are_refused_by_source_and_split():
+    data = load_config({"data": {"source": "mine.csv"}}).data
+    demand_same_rows({"train": "a", "test": "b"}, {"train": "a", "test": "b"}, data)
+    with pytest.raises(ConfigError, match=r"mine\.csv has changed: the test rows .* are not those that the run began with"):
+        demand_same_rows({"train": "a", "test": "b"}, {"train": "a", "test": "c"}, data)
+    data = load_config({"data": {"source": "folder", "train": "a.csv", "test": "b.csv"}}).data
+    with pytest.raises(ConfigError, match=r"folder \(a\.csv, b\.csv\) has changed"):
+        demand_same_rows({"train": "a", "test": "b"}, {"train": "a", "test": "c"}, data)
 
 
 def test_the_built_in_config_is_valid():

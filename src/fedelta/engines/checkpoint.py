@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ CLIENTS = "clients"
 
 DIGEST = 64
 """Characters of a sha256, with which a client's file begins."""
+
+HALF_WRITTEN = re.compile(r"\.([0-9]+\.json|state-[0-9]+(\.again)?\.safetensors)\.tmp")
+"""The names under which a kill may leave what a checkpoint commits."""
 
 logger = logging.getLogger("fedelta.resume")
 
@@ -100,11 +104,13 @@ def load(folder: str | Path) -> Snapshot:
 
     Raises:
         FileNotFoundError: for a folder without a checkpoint.
+        IsADirectoryError: for a folder in the place of a file.
         ValueError: for files that were cut or altered, or that another release wrote, naming them.
     """
     folder = Path(folder)
     if not exists(folder):
         raise FileNotFoundError(f"no checkpoint in {folder}: resume needs a run that finished a round")
+    _demand_files(folder)
     paths = manifests.paths(folder)
     if not paths:
         raise VersionError(manifests.other_version(folder / BEFORE_MANIFESTS, 1))
@@ -280,9 +286,20 @@ def _client_file(k: int, t: int) -> str:
 
 
 def _names(folder: Path) -> set[str]:
+    """Returns the names of clients' files in a folder; what a person put beside them is left alone."""
     with suppress(FileNotFoundError):
-        return set(os.listdir(folder / CLIENTS))
+        return {name for name in os.listdir(folder / CLIENTS) if manifests.CLIENT_FILE.fullmatch(name)}
     return set()
+
+
+def _demand_files(folder: Path) -> None:
+    """Raises IsADirectoryError where a folder lies in the place of a file."""
+    places = [*manifests.paths(folder), *folder.glob("state-*.safetensors")]
+    with suppress(FileNotFoundError), os.scandir(folder / CLIENTS) as found:
+        places += [Path(entry) for entry in found if manifests.CLIENT_FILE.fullmatch(entry.name) and entry.is_dir()]
+    for path in places:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, where a checkpoint has a file: move it elsewhere, and try again")
 
 
 def _live(names: Iterable[str], manifest: Manifest) -> dict[int, str]:
@@ -341,7 +358,8 @@ def _digest(data: bytes) -> str:
 def _remove_older(folder: Path, keep: Sequence[Manifest]) -> None:
     """Removes manifests and states of other snapshots than those to keep, manifests first, and half-written files."""
     kept = {folder / name for manifest in keep for name in (manifest.name, _kept_state_file(folder, manifest))}
-    others = sorted([*folder.glob("state-*.safetensors"), *folder.glob(".*.tmp")])
+    half_written = [path for path in folder.glob(".*.tmp") if HALF_WRITTEN.fullmatch(path.name)]
+    others = sorted([*folder.glob("state-*.safetensors"), *half_written])
     _remove(path for path in [*manifests.paths(folder), *others] if path not in kept)
 
 

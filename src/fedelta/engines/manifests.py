@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,11 @@ from pathlib import Path
 
 VERSION = 2
 """Of the manifest and of the files that belong to it; a reader refuses any other."""
+
+CLIENT_FILE = re.compile(r"[0-9]+-[0-9]+\.memory")
+"""The name of a client's file: its id, and the round in which it took part."""
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class VersionError(ValueError):
@@ -61,13 +67,14 @@ def read(path: Path) -> Manifest:
         digest = content.pop("sha256")
         if digest != _digest(content):
             raise ValueError("its digest is another")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        version = content.pop("version")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} was cut or altered: {error}") from error
-    if (version := content.pop("version")) != VERSION:
+    if version != VERSION:
         raise VersionError(other_version(path, version))
     with suppress(TypeError):  # other fields
         manifest = Manifest(**content)
-        if dump(manifest) == data and manifest.name == path.name:
+        if dump(manifest) == data and manifest.name == path.name and _has_right_types(manifest):
             return manifest
     raise ValueError(f"{path} was cut or altered: its layout is another")
 
@@ -92,6 +99,18 @@ def readable(folder: Path) -> list[Manifest]:
         with suppress(ValueError, OSError):
             found.append(read(path))
     return found
+
+
+def _has_right_types(manifest: Manifest) -> bool:
+    """Returns whether the fields can be what `Manifest` says; names that lead out of the folder of clients are none."""
+    counts: list[object] = [manifest.t, manifest.count]
+    digests: list[object] = [manifest.state, manifest.digest]
+    names: list[object] = [*manifest.replaced, *manifest.gone]
+    return (
+        all(type(count) is int for count in counts)
+        and all(isinstance(digest, str) and DIGEST.fullmatch(digest) for digest in digests)
+        and all(isinstance(name, str) and CLIENT_FILE.fullmatch(name) for name in names)
+    )
 
 
 def _digest(content: object) -> str:

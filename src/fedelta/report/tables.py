@@ -89,7 +89,7 @@ def summary(records: Sequence[Record], *, majority: float | None, folder: Path, 
 
 
 def _scores(last: Record, metric: str) -> list[tuple[str, str]]:
-    rows = [(f"{part} {metric}", number(last[part][metric])) for part in ("test", "validation") if last.get(part)]
+    rows = [(f"{part} {metric}", number(last[part].get(metric))) for part in ("test", "validation") if last.get(part)]
     if spread := last.get("clients", {}).get(metric):
         rows.append((f"clients' {metric}", f"mean {number(spread['mean'])}, worst {number(spread['worst'])}"))
     return rows

@@ -20,7 +20,7 @@ from typing import Any
 
 from fedelta.exchange import files
 from fedelta.runs.evaluation import best_round
-from fedelta.runs.folder import Record
+from fedelta.runs.records import Record
 
 logger = logging.getLogger("fedelta.resume")
 

@@ -19,19 +19,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any
 
 from fedelta.engines import checkpoint
 from fedelta.exchange import files
 from fedelta.runs.config import RunConfig, dump_config, load_config
-
-Record: TypeAlias = dict[str, Any]
-"""One line of rounds.jsonl; plain JSON values."""
+from fedelta.runs.records import Record, read_record
 
 logger = logging.getLogger("fedelta.resume")
 
@@ -46,8 +45,16 @@ CONFIG, RECORDS, DAMAGED, ADAPTERS, CHECKPOINT, CURVES = (
 COMMITTED = (CONFIG, RECORDS, DAMAGED)
 """The files that are written by `files.commit`, which a kill may leave under its temporary name."""
 
-OWN = frozenset({*COMMITTED, *(f".{name}.tmp" for name in COMMITTED), ADAPTERS, CHECKPOINT, CURVES, files.LOCK})
+TEMPORARY = tuple(f".{name}.tmp" for name in COMMITTED)
+
+DRAFT = re.compile(r"\.(last|best|rank-[0-9]+|client-[0-9]+)\.(draft|swap|[a-z0-9_]{8})")
+"""The name of an adapter's folder that a kill may leave half-written; the last kind is what `tempfile` makes."""
+
+OWN = frozenset({*COMMITTED, *TEMPORARY, ADAPTERS, CHECKPOINT, CURVES, files.LOCK})
 """All that a run may leave in its folder."""
+
+FOLDERS = frozenset({ADAPTERS, CHECKPOINT})
+"""What of it is a folder."""
 
 
 @dataclass(frozen=True)
@@ -110,21 +117,35 @@ class RunFolder:
         if not self.holds_results():
             return
         if not force:
+            goes = f"; {self._loss()}" if self.old.path.exists() else ""
             resume = f"take it up with --resume {self.path}, " if self.config_file.is_file() else ""
             raise FileExistsError(
                 f"{self.path} is not empty, it holds a run: {resume}give the new run another --output, or with --force the "
-                f"place of this one, which then becomes {self.old.path.name}"
+                f"place of this one, which then becomes {self.old.path.name}{goes}"
             )
         _demand_own(self.old.path)
         if self.old.path.is_dir():
             with self.old.locked():
                 pass
 
+    def say_what_goes(self) -> None:
+        """Says on the log that a run which takes the place of this one removes another, `<name>.old`."""
+        if self.old.path.exists():
+            logger.warning("%s: rename it now if you want to keep it", self._loss())
+
+    def _loss(self) -> str:
+        return f"the {self.old.path} that is there is removed once the first round of the new run is done"
+
+    def demand_kinds(self) -> None:
+        """Raises IsADirectoryError or NotADirectoryError where a folder lies in the place of a file, or a file of a folder."""
+        for name in sorted(OWN):
+            _demand_kind(self.path / name)
+
     def clear(self) -> None:
         """Removes what a run left here, but for its lock."""
         for folder in (self.adapters, self.checkpoint):
             shutil.rmtree(folder, ignore_errors=True)
-        for name in sorted(OWN - {ADAPTERS, CHECKPOINT, files.LOCK}):
+        for name in sorted(OWN - FOLDERS - {files.LOCK}):
             (self.path / name).unlink(missing_ok=True)
 
     def remove_if_unused(self) -> None:
@@ -172,9 +193,15 @@ class RunFolder:
         """The resolved config of the run.
 
         Raises:
-            FileNotFoundError: if this is not the folder of a run.
+            FileNotFoundError: if this is not the folder of a run, or its config is gone.
+            IsADirectoryError: if a folder lies in the place of the config.
         """
+        _demand_kind(self.config_file)
         if not self.config_file.is_file():
+            if self.holds_results():
+                raise FileNotFoundError(
+                    f"{self.path} has the rounds of a run, but its {CONFIG} is gone: bring it back, from a backup or by hand"
+                )
             raise FileNotFoundError(
                 f"{self.path} is not the folder of a run: it has no {CONFIG}; a run that was stopped before it wrote one "
                 "has done nothing yet, start it again"
@@ -204,7 +231,7 @@ class RunFolder:
         records: dict[int, Record] = {}
         damages: list[str] = []
         for number, line in enumerate(_bytes(self.records_file).split(b"\n")[:-1], start=1):
-            record = _record(line)
+            record = read_record(line)
             if record is None:
                 damages.append(f"{self.records_file}, line {number}: damaged, not the record of a round")
             else:
@@ -227,12 +254,14 @@ class RunFolder:
             kept[lost.pop()] = last
             damages.append(f"{self.records_file}: the record of round {last['t']} was gone and comes from the checkpoint")
         if lost:
-            damages.append(f"{self.records_file}: the records of rounds {_spans(lost)} are gone; the run itself is whole")
+            gone = f"records of rounds {_spans(lost)} are" if len(lost) > 1 else f"record of round {lost[0]} is"
+            damages.append(f"{self.records_file}: the {gone} gone; the run itself is whole")
         if damages:
             logger.warning("%s", "; ".join(damages))
         self._rewrite([kept[t] for t in sorted(kept)], keep_damaged=bool(damages))
-        for draft in [*self.adapters.glob(".*"), *self.path.glob(".*.tmp")]:
-            files.remove(draft)
+        drafts = [path for path in self.adapters.glob(".*") if DRAFT.fullmatch(path.name)]
+        for path in [*drafts, *(self.path / name for name in TEMPORARY if (self.path / name).exists())]:
+            files.remove(path)
 
     def _rewrite(self, records: Sequence[Record], *, keep_damaged: bool) -> None:
         found = _bytes(self.records_file)
@@ -244,19 +273,16 @@ class RunFolder:
         files.commit(self.records_file, text)
 
 
+def _demand_kind(path: Path) -> None:
+    wants_folder = path.name in FOLDERS
+    if not wants_folder and path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, where a run has a file: move it elsewhere, and try again")
+    if wants_folder and path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file, where a run has a folder: move it elsewhere, and try again")
+
+
 def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
-
-
-def _record(line: bytes) -> Record | None:
-    """The record in a line; None where it holds none."""
-    try:
-        record: object = json.loads(line)
-    except ValueError:
-        return None
-    if isinstance(record, dict) and isinstance(cast("Record", record).get("t"), int):
-        return cast("Record", record)
-    return None
 
 
 def _spans(numbers: Sequence[int]) -> str:
@@ -271,7 +297,8 @@ def _spans(numbers: Sequence[int]) -> str:
 
 
 def _demand_own(path: Path) -> None:
-    foreign = sorted(p.name for p in path.iterdir() if p.name not in OWN) if path.is_dir() else []
+    there = list(path.iterdir()) if path.is_dir() else []
+    foreign = sorted(p.name for p in there if p.name not in OWN or p.is_dir() != (p.name in FOLDERS))
     if foreign or (path.exists() and not path.is_dir()):
         what = (
             f"holds {', '.join(foreign[:5])}{', ...' if len(foreign) > 5 else ''}, which no run wrote"

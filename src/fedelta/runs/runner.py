@@ -37,8 +37,9 @@ from fedelta.runs.config.resume import (
 from fedelta.runs.deal import row_digests
 from fedelta.runs.evaluation import fairness, mean
 from fedelta.runs.experiment import Experiment, build, play
-from fedelta.runs.folder import Record, RunFolder, finite
+from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.own_methods import code_digests
+from fedelta.runs.records import Record
 from fedelta.tasks.metrics import is_better
 from fedelta.tree import Adapter, Message, effective
 
@@ -154,6 +155,7 @@ def _new(config: RunConfig, force: bool) -> Generator[OpenRun]:
         experiment = build(config, chosen)
         folder = target
         if target.holds_results():
+            target.say_what_goes()
             folder = target.draft
             stack.enter_context(folder.locked())  # the lock moves with it, so that its new name is never without one
             stack.callback(folder.remove_if_unused)
@@ -173,6 +175,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> 
     """The rounds of a run that are left."""
     folder.bring_back()
     folder.config()  # or locking would make a folder where there is no run
+    folder.demand_kinds()
     with folder.locked():
         old = folder.config()
         start = checkpoint.load(folder.checkpoint) if checkpoint.exists(folder.checkpoint) else None
@@ -189,10 +192,11 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> 
         demand_rounds(settled, start.t if start else 0)
         experiment = build(settled, chosen)
         now = _notes(experiment)
-        demand_same_rows(notes.get("rows", {}), now["rows"])
+        demand_same_rows(notes.get("rows", {}), now["rows"], settled.data)
         demand_same_code(notes.get("code", {}), now.get("code", {}))
         _compare_platforms(notes.get("platform", {}), now["platform"])
         folder.rewind(start.t if start else 0, notes.get("record"))
+        _say_missing_adapters(folder, notes.get(best.BEST))
         going = OpenRun(experiment, folder, {**notes, **now}, folder, start)
         going.choose_best_anew()
         try:
@@ -208,6 +212,17 @@ def _demand_checkpoint(folder: RunFolder, start: Snapshot | None) -> None:
         raise FileNotFoundError(
             f"{folder.path} has the records of {done} rounds, but no checkpoint to go on from: bring {folder.checkpoint} back, "
             "or start a new run"
+        )
+
+
+def _say_missing_adapters(folder: RunFolder, chosen: Mapping[str, Any] | None) -> None:
+    """Warns if the adapters of a run that had chosen a best one were taken away; the run itself does not need them."""
+    if chosen is not None and not any(folder.adapters.glob("[!.]*")):
+        logger.warning(
+            "%s is gone or empty: `last` comes again with the next round that is evaluated, `best` with the next one that is "
+            "better than round %d; bring the folder back if you want that of the rounds so far",
+            folder.adapters,
+            chosen["t"],
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedelta.runs.config.read import Overrides, changed, flat, pairs, read_config
-from fedelta.runs.config.schema import ConfigError, RunConfig
+from fedelta.runs.config.schema import ConfigError, Data, RunConfig
 
 MAY_CHANGE = ("federation.rounds", "federation.quorum", "federation.spool", "evaluation", "output", "name")
 """What a resumed run may change without becoming another run: keys, and sections with all their keys."""
@@ -110,12 +110,14 @@ def demand_rounds(config: RunConfig, done: int) -> None:
         )
 
 
-def demand_same_rows(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raises ConfigError if a digest of the run's rows, by split, is another than when it began."""
+def demand_same_rows(before: Mapping[str, str], now: Mapping[str, str], data: Data) -> None:
+    """Raises ConfigError if a digest of the run's rows, by split, is another than when it began; names where they come from."""
     if other := [split for split, digest in before.items() if now.get(split) != digest]:
+        named = [part for part in (data.train, data.validation, data.test) if part is not None]
+        source = f"{data.source} ({', '.join(named)})" if named else data.source
         raise ConfigError(
-            f"the {' and '.join(other)} rows are not those that the run began with: the data have changed since, and its "
-            "rounds would not belong together; bring the data back as they were, or start a new run"
+            f"{source} has changed: the {' and '.join(other)} rows that come from it are not those that the run began with, "
+            "and its rounds would not belong together; bring the data back as they were, or start a new run"
         )
 
 
