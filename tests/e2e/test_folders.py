@@ -534,7 +534,7 @@ def test_rounds_cannot_go_below_those_that_are_done(finished: Path):
 def test_another_version_of_the_library_is_said(
     finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr("fedelta.runs.runner.version", lambda name: "9.9")
+    monkeypatch.setattr("fedelta.runs.platforms.version", lambda name: "9.9")
     fedelta.run(overrides={"federation.rounds": 3}, resume=finished)
     assert f"fedelta {fedelta_version()} -> 9.9" in caplog.text
 
@@ -555,7 +555,7 @@ def test_quiet_says_that_a_run_began_on_another_platform(finished: Path, monkeyp
     log, level = logging.getLogger("fedelta"), logging.getLogger("fedelta").level
     try:
         show_warnings("quiet")
-        monkeypatch.setattr("fedelta.runs.runner.version", lambda name: "9.9")
+        monkeypatch.setattr("fedelta.runs.platforms.version", lambda name: "9.9")
         fedelta.run(resume=finished)
         logging.getLogger("fedelta.engines").warning("a client is left out")
     finally:

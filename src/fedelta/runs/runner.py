@@ -7,11 +7,8 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
@@ -20,7 +17,7 @@ from fedelta.engines.rounds import Round, Snapshot
 from fedelta.models.adapter_files import load_adapter, save_adapter
 from fedelta.report.charts import curves
 from fedelta.report.words import majority
-from fedelta.runs import best
+from fedelta.runs import best, platforms
 from fedelta.runs.config import RunConfig, read_config
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.read import Overrides, Source
@@ -194,7 +191,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> 
         now = _notes(experiment)
         demand_same_rows(notes.get("rows", {}), now["rows"], settled.data)
         demand_same_code(notes.get("code", {}), now.get("code", {}))
-        _compare_platforms(notes.get("platform", {}), now["platform"])
+        platforms.compare(notes.get("platform", {}), now["platform"])
         folder.rewind(start.t if start else 0, notes.get("record"))
         _say_missing_adapters(folder, notes.get(best.BEST))
         going = OpenRun(experiment, folder, {**notes, **now}, folder, start)
@@ -235,26 +232,8 @@ def _notes(experiment: Experiment) -> dict[str, Any]:
         **({"code": code} if code else {}),
         "fixed": fixed_values(experiment.config),
         "rows": row_digests(experiment.deal.splits),
-        "platform": _platform(experiment),
+        "platform": platforms.here(experiment.model.device),
     }
-
-
-def _platform(experiment: Experiment) -> dict[str, Any]:
-    """Returns what the bits of a result depend on beside the config."""
-    return {
-        "device": experiment.model.device.type,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "fedelta": version("fedelta"),
-    }
-
-
-def _compare_platforms(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Warns if a resumed run began on another platform."""
-    if changed := [f"{k} {before[k]} -> {v}" for k, v in now.items() if k in before and before[k] != v]:
-        logger.warning(
-            "the run began on another platform (%s): its bytes may differ from an uninterrupted run's", ", ".join(changed)
-        )
 
 
 @dataclass
