@@ -250,7 +250,7 @@ def warn_of_claims(peers: Sequence[Peer], max_share: float | None) -> None:
     """
     total = math.fsum(p.num_examples for p in peers)
     top = max(peers, key=lambda p: p.num_examples)
-    others = [p.num_examples for p in peers if p is not top]
+    others = [p.num_examples for p in peers if p.id != top.id]
     if max_share is None and others and top.num_examples > max(total / 2, FAR * statistics.median(others)):
         logger.warning(
             "client %s claims %s examples, %.4g of all, where half of the others have %s or fewer: with weights='examples' it "

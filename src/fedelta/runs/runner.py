@@ -350,7 +350,7 @@ class OpenRun:
         if self._is_last(done):
             for peer in done.peers:
                 name = f"client-{peer.id}" if done.personal else f"rank-{peer.rank}"
-                if done.personal or peer is _first_of_rank(done, peer.rank):
+                if done.personal or peer.id == _first_of_rank(done, peer.rank):
                     self._save(done.participant_model(peer), name)
 
     def _is_best(self, record: Record) -> bool:
@@ -373,8 +373,8 @@ def _spread(nodes: Mapping[int, Mapping[str, float]]) -> Record:
     return {m: {**spread, "each": {k: s[m] for k, s in nodes.items()}} for m, spread in fairness(nodes).items()}
 
 
-def _first_of_rank(done: Round, rank: int) -> Any:
-    return next(p for p in done.peers if p.rank == rank)
+def _first_of_rank(done: Round, rank: int) -> int:
+    return next(p.id for p in done.peers if p.rank == rank)
 
 
 def _common_rows(experiment: Experiment) -> Iterator[tuple[str, Sequence[Any]]]:
