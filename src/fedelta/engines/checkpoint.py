@@ -76,8 +76,9 @@ def save(folder: str | Path, snapshot: Snapshot) -> None:
     folder = Path(folder)
     state = wire.encode(_main(snapshot))
     again = any(int(path.stem) >= snapshot.t for path in manifests.paths(folder))  # files of this round may lie there
-    before = next((m for m in manifests.readable(folder) if m.t < snapshot.t), None)
-    state_file = _free_state_file(folder, snapshot.t)  # before anything is written, or what was damaged would seem whole
+    there = manifests.readable(folder)
+    before = next((m for m in there if m.t < snapshot.t), None)
+    state_file = _free_state_file(folder, snapshot.t, there)  # before anything is written, or what was damaged would seem whole
     try:
         if again or before is None:
             raise _StaleError
@@ -134,7 +135,7 @@ def load(folder: str | Path) -> Snapshot:
 
 
 def _load(folder: Path, manifest: Manifest) -> Snapshot:
-    content = wire.decode(_read(folder / (_named_state_file(folder, manifest) or _state_files(manifest.t)[0]), manifest.state))
+    content = wire.decode(_read(folder / _kept_state_file(folder, manifest), manifest.state))
     names = _live(_names(folder), manifest)
     count, total = 0, 0
     memories: dict[int, Mapping[str, Any]] = {}
@@ -331,9 +332,9 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
     return True
 
 
-def _free_state_file(folder: Path, t: int) -> str:
+def _free_state_file(folder: Path, t: int, there: Sequence[Manifest]) -> str:
     """Returns a name that no checkpoint which can be read has, so that a death before the next one leaves that."""
-    taken = {_named_state_file(folder, m) for m in manifests.readable(folder) if m.t == t and _is_whole(folder, m)}
+    taken = {_named_state_file(folder, m) for m in there if m.t == t and _is_whole(folder, m)}
     return next(name for name in _state_files(t) if name not in taken)
 
 
