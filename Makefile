@@ -28,11 +28,14 @@ ADVISE    := import torch; torch.version.cuda and print( \
              'This is a CUDA build of torch; for the smaller CPU build see Install in README.md.')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kills fuzz install venv lint types imports readme reference docs check bench clean
+.PHONY: help demo test sites-deps test-sites sites kills fuzz install venv lint types imports readme reference docs check bench clean
 
 help:
 	@echo "make demo     fine-tune a real encoder across ten unequal clients"
 	@echo "make test     the test suite"
+	@echo "make sites-deps  install Flower, zenoh and cryptography into .venv, for real sites"
+	@echo "make test-sites  the tests of real sites, in one process and over loopback, and of the command line beside them"
+	@echo "make sites    the long ones: deployments over loopback with processes that are killed"
 	@echo "make kills    kill runs and exports at every change of the disk, and twenty times at random; go on with each"
 	@echo "make fuzz     50,000 malformed messages, and adapter folders"
 	@echo "make check    lint, types, import rules, the code blocks of README and docs"
@@ -46,7 +49,22 @@ demo: $(INSTALLED)
 
 # The blocks of README and docs have their own target, `readme`.
 test: $(INSTALLED)
-	$(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore=tests/docs
+	$(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore=tests/docs --ignore=tests/sites
+
+# Flower brings older versions of typer, rich and protobuf, so the command line is tried again beside them.
+SITES := $(VENV)/installed-sites
+
+sites-deps: $(SITES)
+
+$(SITES): $(INSTALLED)
+	@$(PIP) $(CONSTRAIN) -e '.[dev,flower,gossip,certs]'
+	@touch $@
+
+test-sites: $(SITES)
+	$(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not deployed" tests/sites tests/cli
+
+sites: $(SITES)
+	$(OFFLINE) $(BIN)/python -m pytest -m deployed tests/sites
 
 # Twenty real kills at random moments and a death at every change of the disk; `make test` has three, and every fifth.
 kills: $(INSTALLED)

@@ -1,0 +1,1 @@
+"""Flower: real sites behind a SuperLink, with TLS and node keys."""

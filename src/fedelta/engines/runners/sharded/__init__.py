@@ -1,0 +1,1 @@
+"""Shards: one simulation over several processes or GPUs, by torch.distributed."""

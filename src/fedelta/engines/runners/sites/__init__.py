@@ -1,0 +1,1 @@
+"""A site for itself: the process that answers in its name, and certificates for a trial."""
