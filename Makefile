@@ -52,7 +52,7 @@ test: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore=tests/docs --ignore=tests/sites
 
 # Flower brings older versions of typer, rich and protobuf, so the command line is tried again beside them.
-SITES := $(VENV)/installed-sites
+SITES := $(VENV)/sites-installed
 
 sites-deps: $(SITES)
 
