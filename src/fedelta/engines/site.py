@@ -5,9 +5,9 @@ A `Site` may be made anew for each message: what lasts is in its folder, one sub
     FOLDER/<run>/memory-<t>.safetensors     what the client remembers after round t
     FOLDER/<run>/base-<v>.safetensors       the sum of what was added to the frozen base, at version v
 
-The server says which round counts (`remembered`) and which version of the base it takes the site to hold. Of each the site keeps
-two: the one that the server named last, and the one of its last answer. So an answer that came too late, was refused, or was
-lost with its server never counts, without a second message. No byte of a memory is in a reply.
+The server says which round counts (`remembered`) and which version of the base it takes the site to hold. Of each the site
+keeps two: the one that the server named last, and the one of its last answer. So an answer that came too late, was refused, or
+was lost with its server never counts, without a second message. No byte of a memory is in a reply.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Site:
         return kept, Letter(t or 0, peer, wire.decode(parcel.body), len(parcel.body), remembered)
 
     def _base_of(self, kept: Kept, letter: Letter, arrived: Message | None = None) -> BaseDelta | None:
-        """Returns the whole base that a letter leads to, after giving the client what the letter builds on; None without one."""
+        """Returns the whole base that a letter leads to, once the client has what the letter builds on; None without one."""
         if arrived is None:
             arrived = self.channel.arrived(letter.t, letter.peer, letter.message)
         base = max(find(arrived, BaseDelta), key=lambda found: found.version, default=None)
@@ -200,7 +200,7 @@ class Kept:
             base = error
         if not isinstance(base, BaseDelta) or base.version != wanted:
             raise LookupError(
-                f"version {wanted} of the base is not at this site, whose disk may have been lost: it is sent the whole base next"
+                f"version {wanted} of the base is not at this site, whose disk may be another one: it is sent the whole next"
             )
         return base
 
