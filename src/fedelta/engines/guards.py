@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, Method, State, check_count
 from fedelta.numerics import threads
-from fedelta.peers import Peer
+from fedelta.peers import Peer, Peers
 from fedelta.tree import Adapter
 
 logger = logging.getLogger("fedelta.engines")
@@ -252,23 +253,32 @@ def check_population(peers: Sequence[Peer]) -> None:
         check_count(p.num_examples, "examples", f"client {p.id}")
 
 
-def warn_of_claims(peers: Sequence[Peer], max_share: float | None) -> None:
+def warn_of_claims(peers: Peers, max_share: float | None) -> None:
     """Warns of a client that holds more than half of all examples with `FAR` times the median of the others'.
 
     Nobody can count another's data; a cap on shares bounds what a false claim does, and silences the warning.
     """
-    total = math.fsum(p.num_examples for p in peers)
-    top = max(peers, key=lambda p: p.num_examples)
-    others = [p.num_examples for p in peers if p.id != top.id]
-    if max_share is None and others and top.num_examples > max(total / 2, FAR * statistics.median(others)):
+    counts = peers.examples
+    at = int(counts.argmax())
+    top, others = counts[at].item(), np.sort(np.delete(counts, at))
+    if max_share is not None or not len(others):
+        return
+    usual, total = _middle(others), float(counts.sum(dtype=np.float64))
+    if top > max(total / 2, FAR * usual):
         logger.warning(
             "client %s claims %s examples, %.4g of all, where half of the others have %s or fewer: with weights='examples' it "
             "decides alone; cap it by max_share, or take weights='uniform'",
-            top.id,
-            top.num_examples,
-            top.num_examples / total,
-            statistics.median(others),
+            peers.ids[at],
+            top,
+            top / total,
+            usual,
         )
+
+
+def _middle(ordered: npt.NDArray[Any]) -> float:
+    """Returns the median of numbers in order, a whole number as such."""
+    low, high = (ordered[at].item() for at in ((len(ordered) - 1) // 2, len(ordered) // 2))
+    return low if len(ordered) % 2 else (low + high) / 2
 
 
 def check_templates(clients: Sequence[Client], template: Adapter) -> None:
