@@ -68,7 +68,7 @@ class Together:
         )
         here = _facts(experiment)
         for rank, facts in self._crew.settle(settled).items():
-            _compare(rank, here, facts)
+            compare(rank, here, facts)
         return sharded(self._crew, runner_of(experiment.choice))
 
 
@@ -128,12 +128,12 @@ def _shard(settled: str) -> Shard:
 
     given = json.loads(settled)
     config = read_config(given["config"])
-    config = config.model_copy(update={"device": _own_device(config.device, given["device"])})
-    e = build(config, check(config))
+    config = config.model_copy(update={"device": own_device(config.device, given["device"])})
+    e = build(config, check(config), scored=False)
     return shard_of(e.method, e.clients, e.settings.channel, runner_of(e.choice), _facts(e))
 
 
-def _own_device(asked: str, chosen: str) -> str:
+def own_device(asked: str, chosen: str) -> str:
     """Returns the device of this rank: on a machine with several GPUs its own one, unless the config names one by number."""
     if chosen == "cuda" and ":" not in asked:
         return f"cuda:{os.environ.get(LOCAL_RANK, '0')}"
@@ -152,7 +152,7 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _compare(rank: int, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+def compare(rank: int, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
     """Raises ValueError if a rank has other data or another base than rank 0; warns if it is another platform."""
     for key, what in (("rows", "data"), ("base", "base model")):
         if here[key] != there[key]:

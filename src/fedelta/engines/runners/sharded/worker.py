@@ -44,57 +44,48 @@ def shard_of(method: Method, clients: Sequence[Client], channel: Channel, runner
 
 
 def serve(build: Callable[[str], Shard]) -> None:
-    """Answers letters until the run ends.
+    """Answers letters until rank 0 has no more runs.
 
     Args:
-        build: makes the shard from the settled config, as rank 0 sends it.
+        build: makes the shard from the settled config of a run, as rank 0 sends it.
 
     Raises:
         LostRankError: if rank 0 has ended before the run.
     """
     leader = Leader()
     try:
-        message = leader.hear()
-        if message["kind"] == "settle":
-            _answer_as(leader, build, message["settings"])
-        else:
-            leader.tell({"kind": "end"})
-    finally:
-        left()
-
-
-def _answer_as(leader: Leader, build: Callable[[str], Shard], settings: str) -> None:
-    try:
-        shard = build(settings)
-    except Exception as error:  # rank 0 says it, for all
-        leader.tell({"kind": "failed", "reason": text_of(error)})
-        return
-    leader.tell({"kind": "ready", "facts": shard.facts})
-    try:
-        _answer_letters(leader, shard)
+        _answer_until_the_end(leader, build)
     except LostRankError:
         raise
     except Exception as error:
         leader.tell({"kind": "failed", "reason": text_of(error)})
         raise
+    finally:
+        left()
+
+
+def _answer_until_the_end(leader: Leader, build: Callable[[str], Shard]) -> None:
+    shard, waiting = None, list[Asked]()
+    while (message := leader.hear())["kind"] != "end":
+        if shard is None or message["kind"] == "settle":
+            try:
+                shard = build(message["settings"])
+            except Exception as error:  # most likely a file that only this machine lacks: rank 0 says it, for all
+                leader.tell({"kind": "failed", "reason": text_of(error)})
+                return
+            leader.tell({"kind": "ready", "facts": shard.facts})
+        elif message["kind"] == "restore":
+            _restore(shard, message)
+        elif message["kind"] == "letter":
+            waiting.append((_read(shard, message), message["memory"]))
+        else:
+            _answer_all(leader, shard, waiting)
+            waiting.clear()
     leader.tell({"kind": "end"})
 
 
-def _answer_letters(leader: Leader, shard: Shard) -> None:
-    """Collects letters and answers them together when it is asked to, until the run ends."""
-    waiting: list[Asked] = []
-    while (message := leader.hear())["kind"] != "end":
-        match message["kind"]:
-            case "restore":
-                _restore(shard, message)
-            case "letter":
-                waiting.append((_read(shard, message), message["memory"]))
-            case _:
-                _answer_all(leader, shard, waiting)
-                waiting = []
-
-
 def _answer_all(leader: Leader, shard: Shard, asked: Sequence[Asked]) -> None:
+    """Sends what each client answers, as it comes."""
     before = {letter.peer.id: memory for letter, memory in asked}
     for letter, answered in shard.runner.answers(shard, asked):
         k = letter.peer.id
