@@ -56,6 +56,8 @@ ELSEWHERE = {
     "engines/memories.py": "engines/test_visits.py",
     "engines/settings.py": "engines/test_visits.py",
     "engines/choice.py": "engines/runners/test_batched.py",
+    "engines/runners/_in_process.py": "engines/runners/test_batched.py",
+    "engines/runners/sharded/*": "engines/runners/test_sharded.py",
     "engines/runners/_handover.py": "engines/runners/test_batched.py",
     "engines/runners/sites/certificates.py": "sites/test_certificates.py",
     "engines/runners/sequential.py": "engines/runners/test_batched.py",

@@ -12,8 +12,8 @@ from typing import Any
 
 from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
-from fedelta.engines.choice import runner_of
 from fedelta.engines.rounds import Round, Snapshot
+from fedelta.engines.visits import VisitAll
 from fedelta.models.adapter_files import load_adapter, save_adapter
 from fedelta.peers import Peer, kinds_of
 from fedelta.report.charts import curves
@@ -38,6 +38,7 @@ from fedelta.runs.experiment import Experiment, build, play
 from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.own_methods import code_digests
 from fedelta.runs.records import Record
+from fedelta.runs.shards import Alone, Processes
 from fedelta.tasks.metrics import is_better
 from fedelta.tree import Adapter, Message, effective
 
@@ -121,14 +122,18 @@ def opened(
     resume: str | Path | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
+    processes: Processes = Alone(),  # noqa: B008 - it holds nothing
 ) -> Generator[OpenRun]:
-    """Builds a run, for the block of a `with` that plays its rounds; arguments and errors are those of `rounds`."""
+    """Builds a run, for the block of a `with` that plays its rounds.
+
+    Arguments and errors are those of `rounds`; `processes` are those that answer, from `runs.shards`.
+    """
     changes = _with_leave(overrides) if trust_remote_code else overrides
     if resume is not None:
-        with _resumed(RunFolder(Path(resume)), config, changes) as going:
+        with _resumed(RunFolder(Path(resume)), config, changes, processes) as going:
             yield going
     else:
-        with _new(read_config(config if config is not None else {}, changes), force) as going:
+        with _new(read_config(config if config is not None else {}, changes), force, processes) as going:
             yield going
 
 
@@ -139,7 +144,7 @@ def _with_leave(overrides: Overrides) -> Overrides:
 
 
 @contextmanager
-def _new(config: RunConfig, force: bool) -> Generator[OpenRun]:
+def _new(config: RunConfig, force: bool, processes: Processes) -> Generator[OpenRun]:
     """A run from its first round. All that can fail is built before anything in the folder is touched."""
     chosen, target = check(config), RunFolder(config.folder())
     target.bring_back()
@@ -151,6 +156,7 @@ def _new(config: RunConfig, force: bool) -> Generator[OpenRun]:
         stack.callback(target.remove_if_unused)
         target.demand_room(force=force)
         experiment = build(config, chosen)
+        visit_all = processes.engine(experiment)
         folder = target
         if target.holds_results():
             target.say_what_goes()
@@ -158,7 +164,7 @@ def _new(config: RunConfig, force: bool) -> Generator[OpenRun]:
             stack.enter_context(folder.locked())  # the lock moves with it, so that its new name is never without one
             stack.callback(folder.remove_if_unused)
         folder.clear()
-        going = OpenRun(experiment, folder, _notes(experiment), target)
+        going = OpenRun(experiment, visit_all, folder, _notes(experiment, processes), target)
         try:
             yield going
         finally:
@@ -169,7 +175,7 @@ def _new(config: RunConfig, force: bool) -> Generator[OpenRun]:
 
 
 @contextmanager
-def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> Generator[OpenRun]:
+def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, processes: Processes) -> Generator[OpenRun]:
     """The rounds of a run that are left."""
     folder.bring_back()
     folder.config()  # or locking would make a folder where there is no run
@@ -189,13 +195,14 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> 
         demand_same_run(fixed, settled)
         demand_rounds(settled, start.t if start else 0)
         experiment = build(settled, chosen)
-        now = _notes(experiment)
+        now = _notes(experiment, processes)
         demand_same_rows(notes.get("rows", {}), now["rows"], settled.data)
         demand_same_code(notes.get("code", {}), now.get("code", {}))
         platforms.compare(notes.get("platform", {}), now["platform"])
+        visit_all = processes.engine(experiment)
         folder.rewind(start.t if start else 0, notes.get("record"))
         _say_missing_adapters(folder, notes.get(best.BEST))
-        going = OpenRun(experiment, folder, {**notes, **now}, folder, start)
+        going = OpenRun(experiment, visit_all, folder, {**notes, **now}, folder, start)
         going.choose_best_anew()
         try:
             yield going
@@ -224,16 +231,17 @@ def _say_missing_adapters(folder: RunFolder, chosen: Mapping[str, Any] | None) -
         )
 
 
-def _notes(experiment: Experiment) -> dict[str, Any]:
+def _notes(experiment: Experiment, processes: Processes) -> dict[str, Any]:
     """Returns what a checkpoint keeps of the run beside the method's state: what makes it this run, and where it runs."""
     graph = {"topology": dict(experiment.contraction)} if experiment.contraction else {}
     code = code_digests(experiment.method)
+    shares = processes.count if experiment.choice.engine == "batched" else 1  # one after another has the same bits anywhere
     return {
         **graph,
         **({"code": code} if code else {}),
         "fixed": fixed_values(experiment.config),
         "rows": row_digests(experiment.deal.splits),
-        "platform": platforms.here(experiment.model.device),
+        "platform": platforms.here(experiment.model.device, shares),
     }
 
 
@@ -243,6 +251,7 @@ class OpenRun:
 
     Attributes:
         experiment: what the run needs.
+        visit_all: the engine.
         folder: where it writes now.
         notes: what a checkpoint keeps beside the method's state.
         target: the folder that the run is to be in: another than `folder` until it has taken the place of an earlier run.
@@ -250,6 +259,7 @@ class OpenRun:
     """
 
     experiment: Experiment
+    visit_all: VisitAll
     folder: RunFolder
     notes: dict[str, Any]
     target: RunFolder
@@ -259,7 +269,7 @@ class OpenRun:
         """Runs the rounds that are left; each is on disk when its record is yielded."""
         e = self.experiment
         self.folder.write_config(e.config)
-        settings = replace(e.settings, score=_validate(e), start=self.start, engine=runner_of(e.choice))
+        settings = replace(e.settings, score=_validate(e), start=self.start, engine=self.visit_all)
         for done in play(e, e.clients, settings):
             yield self.write(done)
 
