@@ -76,6 +76,7 @@ def gossip(
         spool=spool,
         channel=channel,
     )
+    channel.demand_no_server()
     if method.coordinates == "base":
         raise ValueError(f"{type(method).__name__} moves the base model, which nodes without a server would move apart")
     if not method.decentralised:
