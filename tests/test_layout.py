@@ -61,6 +61,7 @@ ELSEWHERE = {
     "engines/runners/_handover.py": "engines/runners/test_batched.py",
     "engines/runners/sites/certificates.py": "sites/test_certificates.py",
     "engines/runners/sequential.py": "engines/runners/test_batched.py",
+    "exchange/codecs/*": "exchange/test_codecs.py",
     "exchange/channel.py": "engines/test_visits.py",
     "exchange/files.py": "engines/test_checkpoint.py",
     "models/adapter_config.py": "models/test_adapter_files.py",
