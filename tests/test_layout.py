@@ -57,6 +57,7 @@ ELSEWHERE = {
     "engines/settings.py": "engines/test_visits.py",
     "engines/choice.py": "engines/runners/test_batched.py",
     "engines/runners/_handover.py": "engines/runners/test_batched.py",
+    "engines/runners/sites/certificates.py": "sites/test_certificates.py",
     "engines/runners/sequential.py": "engines/runners/test_batched.py",
     "exchange/channel.py": "engines/test_visits.py",
     "exchange/files.py": "engines/test_checkpoint.py",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from fedelta.cli import adapters, data, methods, run
+from fedelta.cli import adapters, certs, data, methods, run
 from fedelta.cli.command import app
 
 __all__ = ["app", "main"]
@@ -23,6 +23,7 @@ for command in (
     adapters.inspect,
     adapters.evaluate,
     adapters.export,
+    certs.certs,
 ):
     app.command()(command)
 
