@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fedelta.report.terminal import Mode
     from fedelta.runs.config import RunConfig
-    from fedelta.runs.runner import OpenRun
+    from fedelta.runs.open_run import OpenRun
 
 
 def run(
@@ -72,7 +72,7 @@ def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode) -> No
 
     view = RunView(mode, config.federation.rounds, RunFolder(resume).survey()[0] if resume else [])
     with CtrlC() as ctrl_c, view.shown(), opened(config, resume=resume, force=force) as going:
-        if mode == "screen":
+        if mode == "screen" and going.experiment.deal is not None:
             out.print(split_table(going.experiment.deal))
         for record in going.records():
             view.show(record)
@@ -87,13 +87,12 @@ def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode) -> No
 
 def _summary(ended: OpenRun) -> RenderableType:
     from fedelta.report.tables import summary
-    from fedelta.report.words import majority
     from fedelta.runs.evaluation import best_round
 
-    records, dealt = ended.folder.records(), ended.experiment.deal
+    records = ended.folder.records()
     return summary(
         records,
-        majority=majority(dealt.labels(dealt.splits.test)),
+        majority=ended.experiment.majority(),
         folder=ended.folder.path,
         best=best_round(records, ended.experiment.config.evaluation.best_by),
     )
