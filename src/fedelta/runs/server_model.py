@@ -59,8 +59,8 @@ def server_model(config: RunConfig, chosen: Choices) -> ServerModel:
     task, dealt, rows = _rows(config, chosen.task)
     if not any(rows.values()):
         raise ConfigError(
-            "federation.server_model = true, but the server has no rows to score on: name some in data.validation or data.test, "
-            "or set it to false"
+            "federation.server_model = true, but the server has no rows to score on: name some in data.validation or "
+            "data.test, or set it to false"
         )
     model, tokenizer = load_adapted(
         section, task, peft_config(config.lora), device=config.device, seed=config.seed, files=files
