@@ -79,6 +79,7 @@ def gossip(
         spool=spool,
         channel=channel,
     )
+    channel.demand_no_server()
     is_lost = loss_rule(link_drop, seed)
     method = settled(method, rounds, mixing)
     federation = Federation.prepare(method, clients, template, settings)

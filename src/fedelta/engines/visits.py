@@ -86,10 +86,10 @@ def receive(federation: Federation, t: int, state: State, letter: Letter, reply:
     up = None
     try:
         up = wire.size(reply.content)
-        content = federation.channel.decode(t, letter.peer, reply.content)
+        down = federation.channel.arrived(letter.t, letter.peer, letter.message)
+        content = federation.channel.decode(t, letter.peer, down, reply.content)
         check_metrics(reply.metrics, f"client {letter.peer.id}")
         update = ClientUpdate(letter.peer, 0.0, content, reply.metrics)
-        down = federation.channel.arrived(letter.t, letter.peer, letter.message)
         start = _start(federation, letter.peer, down)
         meant = check_upload(federation.method, t, state, update, federation.template, start)
         size = Size() if meant is None else size_of(meant, start)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, overload
 
+import numpy as np
 import torch
 
 from fedelta import topology
@@ -56,6 +57,7 @@ class Experiment:
         own_scores: scores each participant's own model on its own rows after a round, by client id.
         memories_here: whether what clients remember is in this process, so that their own models can be written.
         device: where this process computes.
+        processes: over which the clients are shared, where their number may change bits.
         notes: what a checkpoint keeps of the run beside all that, to know it again.
         mixing: the graph; None with a server.
         contraction: how fast the graph mixes (`fedelta.topology.numbers`); empty with a server.
@@ -75,6 +77,7 @@ class Experiment:
     own_scores: Callable[[Round], Mapping[int, Scores]] = _none
     memories_here: bool = True
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a value, and frozen
+    processes: int = 1
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     mixing: Mixing | None = None
     contraction: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -107,12 +110,14 @@ class LocalExperiment(Experiment):
     choice: Choice
 
 
-def build(config: RunConfig, chosen: Choices) -> LocalExperiment:
+def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalExperiment:
     """Everything up to the first round.
 
     Args:
         config: of the run.
         chosen: what the config names, as `runs.config.checks.check` built it.
+        scored: models are scored in this process, too. Else it has clients only, and a client's rows are encoded when it first
+            trains.
 
     Raises:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
@@ -126,15 +131,11 @@ def build(config: RunConfig, chosen: Choices) -> LocalExperiment:
     adapter = peft_config(config.lora)
     model, tokenizer = load_adapted(model_section, dealt.task, adapter, device=config.device, seed=config.seed, files=files)
     check_ranks(model, adapter, dealt.ranks)
-    splits = dealt.splits
-    train, validation, test = (
-        encoded(dealt.task, rows, tokenizer, part)
-        for part, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
-    )
+    train, validation, test = _encoded(dealt, tokenizer) if scored else ([], [], [])
     clients = clients_on(
         model,
         dealt.task,
-        [[train[i] for i in part] for part in dealt.parts],
+        [[train[i] for i in part] if scored else _Later(dealt, part, tokenizer) for part in dealt.parts],
         adapter,
         dealt.ranks,
         chosen.training,
@@ -144,7 +145,7 @@ def build(config: RunConfig, chosen: Choices) -> LocalExperiment:
     template = largest_template(clients)
     choice = choose(config.federation.engine, clients, config.federation.token_budget)
     scores = evaluator(dealt.task, model, config.evaluation.batch_size)
-    client_tests = {k: [train[i] for i in part] for k, part in enumerate(dealt.held_out) if len(part)}
+    client_tests = {k: [train[i] for i in part] for k, part in enumerate(dealt.held_out) if scored and len(part)}
     return LocalExperiment(
         config=config.model_copy(
             update={
@@ -194,3 +195,39 @@ def play(experiment: Experiment, clients: Sequence[Client], settings: RunSetting
 def _keywords(settings: RunSettings, *without: str) -> dict[str, Any]:
     """The settings by name, but for those that an engine does not have."""
     return {entry.name: getattr(settings, entry.name) for entry in fields(settings) if entry.name not in without}
+
+
+class _Later(Sequence[Example]):
+    """A client's examples, which are encoded when one is first asked for.
+
+    Args:
+        dealt: has the rows.
+        part: the positions of the client's own among the training rows.
+        tokenizer: of the model.
+    """
+
+    def __init__(self, dealt: Deal, part: Sequence[int] | np.ndarray, tokenizer: Any) -> None:
+        self._dealt, self._part, self._tokenizer = dealt, part, tokenizer
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    @overload
+    def __getitem__(self, at: int) -> Example: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Example]: ...
+    def __getitem__(self, at: int | slice) -> Example | Sequence[Example]:
+        return self._examples[at]
+
+    @cached_property
+    def _examples(self) -> Sequence[Example]:
+        return self._dealt.task.encode([self._dealt.splits.train[i] for i in self._part], self._tokenizer)
+
+
+def _encoded(dealt: Deal, tokenizer: Any) -> list[Sequence[Example]]:
+    """The rows to train on, to choose by and to report on, ready for the model."""
+    splits = dealt.splits
+    return [
+        encoded(dealt.task, rows, tokenizer, part)
+        for part, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
+    ]

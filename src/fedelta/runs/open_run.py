@@ -10,6 +10,7 @@ from typing import Any
 from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Round, Snapshot
+from fedelta.engines.visits import VisitAll
 from fedelta.models.adapter_files import save_adapter
 from fedelta.peers import Peer, kinds_of
 from fedelta.report.charts import curves
@@ -28,6 +29,7 @@ class OpenRun:
 
     Attributes:
         experiment: what the run needs.
+        visit_all: the engine.
         folder: where it writes now.
         notes: what a checkpoint keeps beside the method's state.
         target: the folder that the run is to be in: another than `folder` until it has taken the place of an earlier run.
@@ -35,6 +37,7 @@ class OpenRun:
     """
 
     experiment: Experiment
+    visit_all: VisitAll
     folder: RunFolder
     notes: dict[str, Any]
     target: RunFolder
@@ -44,7 +47,7 @@ class OpenRun:
         """Runs the rounds that are left; each is on disk when its record is yielded."""
         e = self.experiment
         self.folder.write_config(e.config)
-        settings = replace(e.settings, score=_validate(e), start=self.start, engine=e.engine())
+        settings = replace(e.settings, score=_validate(e), start=self.start, engine=self.visit_all)
         for done in play(e, e.clients, settings):
             yield self.write(done)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,6 +35,7 @@ from fedelta.runs.folder import RunFolder
 from fedelta.runs.open_run import OpenRun
 from fedelta.runs.own_methods import code_digests
 from fedelta.runs.records import Record
+from fedelta.runs.shards import Alone, Processes
 from fedelta.tree import Adapter
 
 logger = logging.getLogger("fedelta.resume")
@@ -111,10 +113,12 @@ def rounds(
         yield from going.records()
 
 
-def _here(config: RunConfig, chosen: Choices, notes: Mapping[str, Any]) -> Experiment:
-    """Builds a run whose clients train in this process."""
+def _here(config: RunConfig, chosen: Choices, notes: Mapping[str, Any], processes: Processes) -> Experiment:
+    """Builds a run whose clients train in this process, or in all processes of one machine or cluster."""
     demand_here(config)
-    return build(config, chosen)
+    e = build(config, chosen)
+    shares = processes.count if e.choice.engine == "batched" else 1  # one after another has the same bits anywhere
+    return replace(e, engine=partial(processes.engine, e), processes=shares)
 
 
 @contextmanager
@@ -125,13 +129,16 @@ def opened(
     resume: str | Path | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
-    build: Build = _here,
+    processes: Processes = Alone(),  # noqa: B008 - it holds nothing
+    build: Build | None = None,
 ) -> Generator[OpenRun]:
-    """Builds a run, for the block of a `with` that plays its rounds; arguments and errors are those of `rounds`.
+    """Builds a run, for the block of a `with` that plays its rounds; errors and other arguments are those of `rounds`.
 
     Args:
-        build: makes the experiment, of clients in this process or elsewhere.
+        processes: those that answer, from `runs.shards`.
+        build: makes the experiment of a run whose clients are elsewhere.
     """
+    build = build or partial(_here, processes=processes)
     changes = _with_leave(overrides) if trust_remote_code else overrides
     if resume is not None:
         with _resumed(RunFolder(Path(resume)), config, changes, build) as going:
@@ -160,6 +167,7 @@ def _new(config: RunConfig, force: bool, build: Build) -> Generator[OpenRun]:
         stack.callback(target.remove_if_unused)
         target.demand_room(force=force)
         experiment = build(config, chosen, {})
+        visit_all = experiment.engine()
         folder = target
         if target.holds_results():
             target.say_what_goes()
@@ -167,7 +175,7 @@ def _new(config: RunConfig, force: bool, build: Build) -> Generator[OpenRun]:
             stack.enter_context(folder.locked())  # the lock moves with it, so that its new name is never without one
             stack.callback(folder.remove_if_unused)
         folder.clear()
-        going = OpenRun(experiment, folder, _notes(experiment), target)
+        going = OpenRun(experiment, visit_all, folder, _notes(experiment), target)
         try:
             yield going
         finally:
@@ -203,9 +211,10 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, bui
         demand_same_sites(notes.get("sites", {}), now.get("sites", {}))
         demand_same_code(notes.get("code", {}), now.get("code", {}))
         platforms.compare(notes.get("platform", {}), now["platform"])
+        visit_all = experiment.engine()
         folder.rewind(start.t if start else 0, notes.get("record"))
         _say_missing_adapters(folder, notes.get(best.BEST))
-        going = OpenRun(experiment, folder, {**notes, **now}, folder, start)
+        going = OpenRun(experiment, visit_all, folder, {**notes, **now}, folder, start)
         going.choose_best_anew()
         try:
             yield going
@@ -245,5 +254,5 @@ def _notes(experiment: Experiment) -> dict[str, Any]:
         **({"code": code} if code else {}),
         "fixed": fixed_values(experiment.config),
         "rows": rows,
-        "platform": platforms.here(experiment.device),
+        "platform": platforms.here(experiment.device, experiment.processes),
     }

@@ -100,6 +100,10 @@ def _check_graph(config: RunConfig, chosen: Choices) -> None:
             f"federation.participation = {federation.participation} has no meaning without a server, where every node "
             "trains in every round: set it to 1, or give federation.topology an `activation` below 1"
         )
+    try:
+        chosen.settings.channel.demand_no_server()
+    except ValueError as error:
+        raise ValueError(f"federation.channel: {error}") from None
     if chosen.method.coordinates == "base":
         raise ValueError(
             f"method {config.method['name']!r} moves the base model, which nodes without a server would move apart: set "

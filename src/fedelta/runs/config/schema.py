@@ -297,6 +297,10 @@ class Federation(Section):
     )
     topology: Named | None = Field(default=None, description="who hears whom, in place of a server; see Topologies below")
     link_drop: float = Field(default=0.0, ge=0, le=1, description="probability that a message between two nodes gets lost")
+    channel: list[Named] = Field(
+        default=[],
+        description="codecs that make uploads smaller, in the order in which they are applied; see Codecs below",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -308,6 +312,11 @@ class Federation(Section):
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return None if value is None else named(value)
+
+    @field_validator("channel", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        return [named(choice) for choice in value] if isinstance(value, list) else value
 
 
 class Evaluation(Section):
