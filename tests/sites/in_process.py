@@ -23,9 +23,8 @@ from fedelta.client import LocalClient
 from fedelta.engines.census import enrol, survey
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.engines.runners.flower.client import client_app
-from fedelta.engines.runners.flower.mailbox import Mailbox
 from fedelta.engines.runners.flower.packing import unpack
-from fedelta.engines.runners.flower.sites import FlowerSites
+from fedelta.engines.runners.flower.sites import FlowerCarrier, FlowerSites
 from fedelta.engines.server import federate
 from fedelta.engines.site import Site
 from fedelta.exchange.channel import Channel
@@ -188,7 +187,7 @@ def over_flower(
 ) -> Rounds:
     """Takes a census over a grid and returns the rounds, and the engine that visits."""
     own = {name: options.pop(name) for name in ("deadline", "over_selection") if name in options}
-    sites = FlowerSites(Mailbox(grid, poll=0.001), run, **{"deadline": 5.0, **own})
+    sites = FlowerSites(FlowerCarrier(grid, poll=0.001), run, **{"deadline": 5.0, **own})
     ask = partial(sites.mailbox.ask, seconds=60.0)
     found = enrol(ask, survey(ask, grid.get_node_ids(), run, {}), run, {})
     rounds = federate(method, found.clients, found.template, engine=sites, start=start, **options)
