@@ -1,4 +1,4 @@
-"""A run over real sites leaves the folder of a run in one process: the same adapters, records and checkpoint, and goes on from it."""
+"""A run over real sites leaves the folder of a run in one process, and goes on from it."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -74,7 +74,12 @@ def test_eng_6_the_folder_is_that_of_a_run_in_one_process(
     there = carry_out({**over_sites(config), "output": str(tmp_path / "there")}, sites_of(config))
     same_folder(tmp_path / "here", there)
     assert load_config(there / "config.yaml").model.gemm == "default"
-    assert {p.name for p in there.iterdir()} - {"curves.png", ".lock"} == {"config.yaml", "rounds.jsonl", "adapters", "checkpoint"}
+    assert {p.name for p in there.iterdir()} - {"curves.png", ".lock"} == {
+        "config.yaml",
+        "rounds.jsonl",
+        "adapters",
+        "checkpoint",
+    }
 
 
 def test_a_server_that_was_killed_goes_on_under_the_same_name_to_the_same_bits(
@@ -84,12 +89,13 @@ def test_a_server_that_was_killed_goes_on_under_the_same_name_to_the_same_bits(
     once, twice = ({**over_sites(method), "output": str(tmp_path / name)} for name in ("once", "twice"))
     whole = carry_out(once, sites_of(method))
     carrier = sites_of(method)
-    with pytest.raises(KeyboardInterrupt), opened_at_sites(twice, carrier) as going:
+    with opened_at_sites(twice, carrier) as going:
         name = going.notes["run"]
         records = going.records()
         next(records)
         going.write = _killed  # round 1 is answered by all, and is not saved
-        next(records)
+        with pytest.raises(KeyboardInterrupt):
+            next(records)
     with opened_at_sites(twice, carrier) as going:
         assert going.notes["run"] == name
         assert [record["t"] for record in going.records()] == [1, 2]
@@ -130,7 +136,12 @@ def test_a_method_that_pools_data_is_refused_before_a_site_is_asked(
     config: dict[str, Any], in_process: ModuleType, tmp_path: Path
 ) -> None:
     grid = in_process.InProcessGrid(in_process.client_app(lambda node: pytest.fail("a site was asked")), 3)
-    raw = {**over_sites(config), "method": "centralised", "lora": {**config["lora"], "rank": 2}, "output": str(tmp_path / "run")}
+    raw = {
+        **over_sites(config),
+        "method": "centralised",
+        "lora": {**config["lora"], "rank": 2},
+        "output": str(tmp_path / "run"),
+    }
     with pytest.raises(ConfigError, match="'centralised' trains on the data of all clients together"):
         carry_out(raw, in_process.FlowerCarrier(grid))
     assert not (tmp_path / "run").exists()

@@ -119,8 +119,11 @@ def survey(ask: Ask, addresses: Collection[Any], run: str, terms: Terms) -> list
     found: list[Site] = []
     faults: dict[str, str] = {}
     for address in addresses:
+        answer = answers.get(address)
+        if isinstance(answer, Parcel) and answer.header.get("spare") is True:
+            continue  # a node of a simulation that stands for no site
         try:
-            found.append(_site(address, _answered(answers.get(address))))
+            found.append(_site(address, _answered(answer)))
         except Exception as error:
             faults[f"site at {address}"] = reason_of(error)
     faults |= _unlike(found)
