@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from fedelta.cli import adapters, certs, data, methods, run, sites
+from fedelta.cli import adapters, certs, data, flower, methods, run, sites
 from fedelta.cli.command import app
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ for command in (
     certs.certs,
 ):
     app.command()(command)
+app.add_typer(flower.app, name="flower")
 
 
 def main() -> None:

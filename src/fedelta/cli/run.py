@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fedelta.report.terminal import Mode
     from fedelta.runs.config import RunConfig
-    from fedelta.runs.runner import OpenRun
+    from fedelta.runs.open_run import OpenRun
     from fedelta.runs.shards import Processes
 
 
@@ -86,7 +86,7 @@ def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode, proce
     view = RunView(mode, config.federation.rounds, RunFolder(resume).survey()[0] if resume else [])
     opening = opened(config, resume=resume, force=force, processes=processes)
     with CtrlC() as ctrl_c, view.shown(), opening as going:
-        if mode == "screen":
+        if mode == "screen" and going.experiment.deal is not None:
             out.print(split_table(going.experiment.deal))
         for record in going.records():
             view.show(record)
@@ -101,13 +101,12 @@ def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode, proce
 
 def _summary(ended: OpenRun) -> RenderableType:
     from fedelta.report.tables import summary
-    from fedelta.report.words import majority
     from fedelta.runs.evaluation import best_round
 
-    records, dealt = ended.folder.records(), ended.experiment.deal
+    records = ended.folder.records()
     return summary(
         records,
-        majority=majority(dealt.labels(dealt.splits.test)),
+        majority=ended.experiment.majority(),
         folder=ended.folder.path,
         best=best_round(records, ended.experiment.config.evaluation.best_by),
     )

@@ -117,7 +117,7 @@ def build_site(config: RunConfig, node: Node, terms: object = None) -> BuiltSite
     else:
         config, chosen = under_terms(config, terms, node)
     config = config if node.device is None else config.model_copy(update={"device": node.device})
-    _demand_labels(config, chosen.task)
+    demand_labels(config, chosen.task)
     rows = rows_of(config, node, chosen.task)
     demand_steps(chosen.training.steps_for(len(rows.train)), node.allow)
     return _built(config, chosen, node, rows)
@@ -233,7 +233,7 @@ def _in_words(parcel: Parcel) -> str:
     return f"{parcel.kind} of run {run}" + (f", round {t}" if "t" in parcel.header else "") + f", {len(parcel.body)} bytes"
 
 
-def _demand_labels(config: RunConfig, task: Task) -> None:
+def demand_labels(config: RunConfig, task: Task) -> None:
     """Raises ConfigError for a task that leaves open what is read from all rows, which no site has."""
     try:
         task.settled([])
