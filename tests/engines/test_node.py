@@ -1,4 +1,4 @@
-"""One node by itself: with its neighbours it is `gossip`, bit for bit; among faults it goes on, and they come together again."""
+"""One node by itself: with its neighbours it is `gossip`, bit for bit; among faults they go on, and come together again."""
 
 import logging
 import threading
