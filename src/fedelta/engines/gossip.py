@@ -9,9 +9,10 @@ from functools import partial
 from fedelta import sampling, topology
 from fedelta.engines.choice import visitor
 from fedelta.engines.conduct import Outcome, conduct, largest_used, visited
-from fedelta.engines.federation import Federation, demand_quorum, logger, weigh
+from fedelta.engines.federation import Federation, demand_quorum, logger, shares_of, weigh
 from fedelta.engines.guards import Size, overclaimed, oversized
 from fedelta.engines.letters import Visit, sizes_of, steps_of
+from fedelta.engines.roster import samples
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.engines.settings import RunSettings, Score, Weights
 from fedelta.engines.visits import VisitAll, leave_out
@@ -81,8 +82,8 @@ def gossip(
     is_lost = loss_rule(link_drop, seed)
     method = settled(method, rounds, mixing)
     federation = Federation.prepare(method, clients, template, settings)
-    visit_all = visitor(settings, federation.clients.values())
-    ids, shares = list(federation.clients), [*federation.shares(settings.weights or "uniform").values()]
+    visit_all = visitor(settings, samples(federation.clients))
+    ids, shares = list(federation.clients), [*shares_of(federation.peers, settings.weights or "uniform").values()]
     needed = sampling.share(quorum, len(ids), "quorum", up=True)
 
     def outcome(t: int, state: State) -> Outcome:

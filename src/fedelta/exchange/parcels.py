@@ -6,7 +6,7 @@ A `Parcel` is a kind, a header of plain values and a body of bytes. The body is 
 | kind | header down | body down | header up | body up |
 |---|---|---|---|---|
 | "census" | run, terms, want_template | - | who the site is (`engines.census`) | the template, if it was asked for |
-| "train" | run, terms, t, remembered, base_version | the letter's message | run, t, metrics, base_version | its content |
+| "train" | run, terms, t, remembered, base_version | the letter's message | run, t, metrics, base_version | the content |
 | "evaluate" | run, terms, t, remembered | the method's message | run, t, scores, examples | - |
 | "refusal" | | | reason: what a site answers in place of any of them | - |
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from fedelta.engines import checkpoint
 from fedelta.engines.choice import runner_of
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.models.adapter_files import load_adapter, save_adapter
+from fedelta.peers import Peer, kinds_of
 from fedelta.report.charts import curves
 from fedelta.report.words import majority
 from fedelta.runs import best, platforms
@@ -348,10 +349,8 @@ class OpenRun:
             if is_best:
                 self._note_best(record)
         if self._is_last(done):
-            for peer in done.peers:
-                name = f"client-{peer.id}" if done.personal else f"rank-{peer.rank}"
-                if done.personal or peer.id == _first_of_rank(done, peer.rank):
-                    self._save(done.participant_model(peer), name)
+            for peer in done.peers if done.personal else _first_of_each_rank(done):
+                self._save(done.participant_model(peer), f"client-{peer.id}" if done.personal else f"rank-{peer.rank}")
 
     def _is_best(self, record: Record) -> bool:
         metric = self.experiment.config.evaluation.best_by
@@ -373,8 +372,11 @@ def _spread(nodes: Mapping[int, Mapping[str, float]]) -> Record:
     return {m: {**spread, "each": {k: s[m] for k, s in nodes.items()}} for m, spread in fairness(nodes).items()}
 
 
-def _first_of_rank(done: Round, rank: int) -> int:
-    return next(p.id for p in done.peers if p.rank == rank)
+def _first_of_each_rank(done: Round) -> Iterable[Peer]:
+    first: dict[int, Peer] = {}
+    for peer in kinds_of(done.peers):
+        first.setdefault(peer.rank, peer)
+    return first.values()
 
 
 def _common_rows(experiment: Experiment) -> Iterator[tuple[str, Sequence[Any]]]:

@@ -114,7 +114,8 @@ def demand_same_rows(before: Mapping[str, str], now: Mapping[str, str], data: Da
     """Raises ConfigError if a digest of the run's rows, by split, is another than when it began; names where they come from."""
     if other := [split for split, digest in before.items() if now.get(split) != digest]:
         named = [part for part in (data.train, data.validation, data.test) if part is not None]
-        source = f"{data.source} ({', '.join(named)})" if named else data.source
+        source = data.source if data.clients is None else "a file of data.clients"
+        source = f"{source} ({', '.join(named)})" if named else source
         raise ConfigError(
             f"{source} has changed: the {' and '.join(other)} rows that come from it are not those that the run began with, "
             "and its rounds would not belong together; bring the data back as they were, or start a new run"

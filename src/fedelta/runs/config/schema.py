@@ -153,6 +153,11 @@ class Data(Section):
         default="docstrings",
         description="a file, a folder of files, a Hub id, or `docstrings`: texts of Python's libraries, not downloaded",
     )
+    clients: list[str] | dict[str, str] | None = Field(
+        default=None,
+        description="in place of `source` and `partition`, a file of training rows for each client: a list, or {site: file}; "
+        "nothing is carved from them but `client_test_fraction`. A path is taken from the working directory",
+    )
     revision: str | None = Field(
         default=None, description="a branch, tag or commit of a Hub data set; a run writes the commit down"
     )
@@ -178,6 +183,13 @@ class Data(Section):
         default="error",
         description="rows without a label: `error` refuses them, `drop` leaves them out, `keep` takes a blank text for a class",
     )
+
+    @field_validator("clients")
+    @classmethod
+    def _some_client(cls, clients: T) -> T:
+        if clients is not None and not clients:
+            raise ValueError("names no file: give one for each client")
+        return clients
 
 
 class Partition(Section):
@@ -319,6 +331,17 @@ class RunConfig(Section):
         choice = named(value)
         # however it was spelled: a run that is taken up again compares names
         return {**choice, "name": one_spelling(f"fedelta.{info.field_name}s", choice["name"])}
+
+    def num_clients(self) -> int | None:
+        """Returns the number of clients; None where it is not known before the rows are read."""
+        return self.partition.clients if self.data.clients is None else len(self.data.clients)
+
+    def client_files(self) -> dict[str, str]:
+        """Returns the file of each client by its name, in the order of ids; empty where rows are dealt by `partition`."""
+        given = self.data.clients
+        if given is None:
+            return {}
+        return given if isinstance(given, dict) else {str(k): file for k, file in enumerate(given)}
 
     def folder(self) -> Path:
         """Returns the folder that the run writes to."""
