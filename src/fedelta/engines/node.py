@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from fedelta import topology
-from fedelta.engines.federation import Federation
+from fedelta.engines.federation import Federation, shares_of
 from fedelta.engines.gossip import AtNode, aggregated_at, refused_at, settled
 from fedelta.engines.letters import Letter, Reply, Visit, sizes_of, steps_of
 from fedelta.engines.mailbox import Mailbox
@@ -175,7 +175,7 @@ class _Node:
 
     def __post_init__(self) -> None:
         self.me, self.ids = self.client.peer.id, list(self.federation.clients)
-        self.shares = [*self.federation.shares(self.federation.settings.weights or "uniform").values()]
+        self.shares = [*shares_of(self.federation.peers, self.federation.settings.weights or "uniform").values()]
         self.run = _digest(repr(sorted(self.terms.items())).encode())
         linked = neighbours_of(self.mixing, self.me, self.ids, self.federation.settings.rounds)
         called = {k: self.names[k] for k in linked}
