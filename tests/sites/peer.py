@@ -70,8 +70,7 @@ def main(plan: dict[str, Any], name: str) -> None:
         ):
             checkpoint.save(folder, turn.done.snapshot)
             record = {"t": turn.done.t, "linked": turn.linked, "one_sided": turn.one_sided, "seconds": turn.done.seconds}
-            log.write(json.dumps(record) + "
-")
+            log.write(json.dumps(record) + "\n")
             time.sleep(plan.get("pause", 0.0))
             state = turn.done.state[str(me)]
     files.commit(folder / "state.bin", wire.encode(state))

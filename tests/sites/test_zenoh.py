@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ pytest.importorskip("cryptography")
 from fedelta import topology
 from fedelta.engines.gossip import gossip
 from fedelta.engines.runners.sites.certificates import make_certificates
+from fedelta.engines.runners.zenoh.session import words_for
 from fedelta.exchange import wire
 from fedelta.lowrank import dist2
 from fedelta.methods import get_method
@@ -150,9 +152,7 @@ def test_words_of_zenoh_on_whom_it_refuses_are_understood() -> None:
     assert words_for(denied) == "peer c is refused: it sent a message to a in the name of b"
     assert words_for(denied.replace("unauthorized", "authorized")) is None
     assert words_for(denied.replace("a/b", "a/*")) is None, "what is looked up for a pattern, which nobody sent"
-    tls = (
-        "WARN acc-0 zenoh_link_tls::unicast: invalid peer certificate: BadSignature. Hint: increase the system open file limit."
-    )
+    tls = "WARN acc-0 zenoh_link_tls::unicast: invalid peer certificate: BadSignature. Hint: increase the file limit."
     assert "a connection is refused: invalid peer certificate: BadSignature;" in str(words_for(tls))
 
 
