@@ -120,8 +120,8 @@ def decode_parts(header: bytes, body: bytes) -> Parcel:
         raise ValueError(f"a parcel's header has {len(header)} bytes, where {MAX_HEADER} are the most")
     try:
         values = json.loads(header, parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"a parcel's header is no JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the header of a parcel is no JSON: {error}") from None
     kind = values.pop("kind", None) if isinstance(values, dict) else None
     if kind not in KINDS:
         raise ValueError(f"a parcel of kind {str(kind)[:40]!r} is not known; there are {', '.join(KINDS)}")
@@ -129,4 +129,4 @@ def decode_parts(header: bytes, body: bytes) -> Parcel:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"a parcel's header holds {name}, which is no number")
+    raise ValueError(f"it holds {name}, which is no number")

@@ -8,7 +8,6 @@ from typing import Any
 
 from fedelta import topology
 from fedelta.client import LocalClient, Training
-from fedelta.data.rows import Row
 from fedelta.engines.choice import choose
 from fedelta.engines.federation import largest_template
 from fedelta.engines.gossip import gossip
@@ -23,9 +22,9 @@ from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
 from fedelta.runs.config import RunConfig
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.deal import Deal, deal, warn_of_missing_rows
+from fedelta.runs.encoded import encoded
 from fedelta.runs.evaluation import Evaluator
-from fedelta.tasks.task import Example, Task
-from fedelta.tasks.text.gaps import warn_of_cut_texts, warn_of_empty_texts
+from fedelta.tasks.task import Example
 from fedelta.topology import Mixing
 from fedelta.tree import Adapter
 
@@ -87,7 +86,11 @@ def build(config: RunConfig, chosen: Choices) -> Experiment:
     adapter = peft_config(config.lora)
     model, tokenizer = load_adapted(model_section, dealt.task, adapter, device=config.device, seed=config.seed, files=files)
     check_ranks(model, adapter, dealt.ranks)
-    train, validation, test = _encoded(dealt, tokenizer)
+    splits = dealt.splits
+    train, validation, test = (
+        encoded(dealt.task, rows, tokenizer, part)
+        for part, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
+    )
     clients = clients_on(
         model,
         dealt.task,
@@ -145,24 +148,3 @@ def play(experiment: Experiment, clients: Sequence[Client], settings: RunSetting
 def _keywords(settings: RunSettings, *without: str) -> dict[str, Any]:
     """The settings by name, but for those that an engine does not have."""
     return {entry.name: getattr(settings, entry.name) for entry in fields(settings) if entry.name not in without}
-
-
-def _encoded(dealt: Deal, tokenizer: Any) -> list[Sequence[Example]]:
-    """The rows to train on, to choose by and to report on, ready for the model."""
-    splits = dealt.splits
-    return [
-        _encode(dealt.task, rows, tokenizer, part)
-        for part, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
-    ]
-
-
-def _encode(task: Task, rows: Sequence[Row], tokenizer: Any, part: str) -> Sequence[Example]:
-    if not rows:
-        return []
-    try:
-        examples = task.encode(rows, tokenizer)
-    except ValueError as error:  # most often a label that the training rows do not have
-        raise ValueError(f"{part} rows: {error}") from error
-    warn_of_empty_texts(task, rows, part)
-    warn_of_cut_texts(task, rows, examples, tokenizer, part)
-    return examples

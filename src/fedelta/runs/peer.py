@@ -171,9 +171,7 @@ def _checked(config: RunConfig, roster: Roster) -> tuple[Choices, Mixing]:
     return chosen, chosen.topology.mixing(count, seed=config.seed)
 
 
-def _built(
-    config: RunConfig, node: Node, roster: Roster, folder: RunFolder, chosen: Choices, mixing: Mixing
-) -> Peering:
+def _built(config: RunConfig, node: Node, roster: Roster, folder: RunFolder, chosen: Choices, mixing: Mixing) -> Peering:
     k = roster.id_of(node.name)
     start = checkpoint.load(folder.checkpoint) if checkpoint.exists(folder.checkpoint) else None
     built = build_site(config, node.model_copy(update={"client": k}))

@@ -1,15 +1,16 @@
 """All nodes of a run without a server on this machine, to try it: certificates, a roster, and a process for each node.
 
-    FOLDER/config.yaml    the config that all nodes read
-    FOLDER/roster.yaml    who they are, and their ports
-    FOLDER/certs/         certificates of a trial
-    FOLDER/<name>/        the run's folder of each node
-    FOLDER/<name>.log     what it said
+FOLDER/config.yaml    the config that all nodes read
+FOLDER/roster.yaml    who they are, and their ports
+FOLDER/certs/         certificates of a trial
+FOLDER/<name>/        the run's folder of each node
+FOLDER/<name>.log     what it said
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import socket
@@ -19,22 +20,23 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from fedelta.exchange import files
-from fedelta.lowrank import dist2
+from fedelta.lowrank import dist2, norm
 from fedelta.models.adapter_files import load_adapter
 from fedelta.runs.config import ConfigError, RunConfig, dump_config, load_config
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.roster import RelayPoint, Roster, read_roster, roster_for, write_roster
 from fedelta.runs.deal import deal
 from fedelta.runs.records import Record
+from fedelta.tree import Adapter
 
 FEDELTA = (sys.executable, "-c", "from fedelta.cli import main; main()")
 """The command in this very environment."""
 
-LAST_ROUND = 30.0
-"""Seconds in which a node that was asked to stop may finish its round."""
+LAST_WORDS = 10.0
+"""Seconds in which a process that was asked to end must have ended."""
 
 
 def names_for(config: RunConfig, count: int) -> list[str]:
@@ -112,7 +114,7 @@ class Nodes:
             process.terminate()
         for process in self.running.values():
             try:
-                process.wait(LAST_ROUND)
+                process.wait(LAST_WORDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -158,16 +160,13 @@ def command_for(folder: Path, name: str) -> list[str]:
 def distances(folder: Path, names: Sequence[str]) -> Mapping[str, float]:
     """Returns how far each node's adapter is from that of the first, relative to the size of that, in dW over all layers."""
     adapters = {name: load_adapter(folder / name / "adapters" / "last") for name in names}
-    first: Any = adapters[names[0]]
-    size = sum(float(dist2(x, x.with_B_zero())) for x in first.layers.values()) if False else _size(first)
-    return {
-        name: (sum(float(dist2(x, first.layers[n])) for n, x in adapter.layers.items()) / size) ** 0.5 if size else 0.0
-        for name, adapter in adapters.items()
-    }
+    first = adapters[names[0]]
+    size = math.hypot(*(float(norm(x)) for x in first.layers.values()))
 
+    def distance(adapter: Adapter) -> float:
+        return math.sqrt(math.fsum(float(dist2(x, first.layers[n])) for n, x in adapter.layers.items())) / (size or 1.0)
 
-def _size(adapter: Any) -> float:
-    return sum(float(x.dense().square().sum()) for x in adapter.layers.values())
+    return {name: distance(adapter) for name, adapter in adapters.items()}
 
 
 def _here(port: int) -> str:
