@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from fedelta.runs.config import RunConfig
     from fedelta.runs.config.node import Node
     from fedelta.runs.config.roster import Roster
+    from fedelta.runs.peers_here import Nodes
 
 RosterFile = Annotated[
     Path, typer.Option("--roster", metavar="FILE", help="All nodes: names, ranks, examples, endpoints, perhaps a relay.")
@@ -39,9 +41,7 @@ def gossip(
     ] = False,
     write: Annotated[
         list[str] | None,
-        typer.Option(
-            "--endpoint", metavar="ENDPOINT", help="Write the roster of nodes at these endpoints, in order, and stop."
-        ),
+        typer.Option("--endpoint", metavar="ENDPOINT", help="Write the roster of nodes at these endpoints, and stop."),
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder; below `runs/<name>` by default.")] = None,
     overrides: Overrides = None,
@@ -184,7 +184,5 @@ def _summarise(folder: Path, roster: Roster, rounds: int) -> None:
 
 
 def _need_zenoh() -> None:
-    try:
-        import fedelta.engines.runners.zenoh.session
-    except ModuleNotFoundError as error:
-        raise ImportError(f'gossip over a network needs {error.name}: pip install "fedelta[gossip]"') from error
+    if missing := [name for name in ("zenoh", "cryptography") if find_spec(name) is None]:
+        raise ImportError(f'gossip over a network needs {" and ".join(missing)}: pip install "fedelta[gossip]"')

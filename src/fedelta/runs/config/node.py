@@ -76,11 +76,11 @@ class Node(Section):
     device: str | None = Field(default=None, description="`cpu`, `cuda`, ...; that of the config by default")
     certificates: str | None = Field(
         default=None,
-        description="without a server: the folder with ca.crt, <name>.crt and <name>.key; beside the roster if not given",
+        description="without a server: a folder with ca.crt, <name>.crt and <name>.key; beside the roster by default",
     )
     listen: str | None = Field(
         default=None,
-        description="without a server: where to listen, such as `tls/0.0.0.0:7447`; at its endpoint of the roster if not given",
+        description="without a server: where to listen, such as `tls/0.0.0.0:7447`; its endpoint by default",
     )
     allow: Allow = Allow()
 
