@@ -3,7 +3,7 @@
     python peer.py PLAN.json NAME
 
 The plan has: names, endpoints (null for a peer that only dials), relay (endpoint or null), certificates (folder), method,
-rounds, folder, silence, deadline, pause (seconds a round); and by name, for tests of what goes wrong: authority (a folder of
+rounds, folder, silence, deadline, pause (seconds a round), hold (a round after which all wait for the file `go`); and by name, for tests of what goes wrong: authority (a folder of
 other certificates), speaks_as (another's name), detours (endpoints to dial in place of those, by position).
 """
 
@@ -72,6 +72,8 @@ def main(plan: dict[str, Any], name: str) -> None:
             record = {"t": turn.done.t, "linked": turn.linked, "one_sided": turn.one_sided, "seconds": turn.done.seconds}
             log.write(json.dumps(record) + "\n")
             time.sleep(plan.get("pause", 0.0))
+            while turn.done.t >= plan.get("hold", rounds) and not (folder.parent / "go").exists():
+                time.sleep(0.05)
             state = turn.done.state[str(me)]
     files.commit(folder / "state.bin", wire.encode(state))
     post.close()

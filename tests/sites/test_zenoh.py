@@ -103,6 +103,9 @@ class Ring:
     def at(self, name: str) -> int:
         return max((record["t"] for record in self.rounds(name)), default=-1)
 
+    def starts(self, name: str) -> int:
+        return (self.folder / name / "rounds.jsonl").read_text().count("start")
+
     def until(self, is_so: Callable[[], bool], seconds: float = 90) -> None:
         end = time.monotonic() + seconds
         while not is_so():
@@ -206,13 +209,15 @@ def port_of(endpoint: str) -> int:
 
 @pytest.mark.deployed
 def test_a_peer_that_is_killed_and_started_again_joins_and_all_agree_eng_9(ring: Callable[..., Ring]) -> None:
-    peers = ring(method="tad_lora", **FAULTY)
+    peers = ring(method="tad_lora", hold=18, **FAULTY)
     peers.start()
     peers.until(lambda: peers.at("a") >= 8)
     peers.kill("c")
     was = peers.at("c")
-    peers.until(lambda: peers.at("a") >= 16)
+    peers.until(lambda: peers.at("a") >= 18)
     peers.start("c")
+    peers.until(lambda: peers.starts("c") == 2)  # however long a process takes to begin, the others are still there
+    (peers.folder / "go").touch()
     peers.wait()
     seen = [record["t"] for record in peers.rounds("c")]
     assert seen[-1] == 39
