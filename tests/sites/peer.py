@@ -3,8 +3,9 @@
     python peer.py PLAN.json NAME
 
 The plan has: names, endpoints (null for a peer that only dials), relay (endpoint or null), certificates (folder), method,
-rounds, folder, silence, deadline, pause (seconds a round), hold (a round after which all wait for the file `go`); and by name, for tests of what goes wrong: authority (a folder of
-other certificates), speaks_as (another's name), detours (endpoints to dial in place of those, by position).
+rounds, folder, silence, deadline, pause (seconds a round), hold (a round after which all wait for the file `go`).
+By name, for tests of what goes wrong: authority (a folder of other certificates), speaks_as (another's name), detours
+(endpoints to dial in place of those, by position).
 """
 
 import json

@@ -76,7 +76,7 @@ def read_roster(path: str | Path) -> Roster:
     """Reads a roster; raises ConfigError for a file that is not there or no roster, naming each key that is wrong."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"no roster at {path}: `fedelta gossip CONFIG --write {path}` writes one where rows are dealt")
+        raise ConfigError(f"no roster at {path}: `fedelta gossip CONFIG --endpoint ... --roster {path}` writes one")
     return roster_from(read_yaml(path))
 
 
