@@ -1,8 +1,8 @@
 """How long nodes take to exchange updates over zenoh with mutual TLS, against a plain copy of the same bytes over loopback.
 
-A ring of processes on this machine. In a round each sends an update to both neighbours, waits for theirs, says that it holds them
-and waits for the same word: what a round of gossip costs beside training. The copy sends as many bytes as all of them together
-through one connection without TLS, between two processes. Then one update of 100 MB between two nodes.
+A ring of processes on this machine. In a round each sends an update to both neighbours, waits for theirs, says that it holds
+them and waits for the same word: what a round of gossip costs beside training. The copy sends as many bytes as all of them
+together through one connection without TLS, between two processes. Then updates of 100 MiB between two nodes.
 
     python benchmarks/gossip.py [--quick] [--json] [--nodes 8] [--mib 3] [--rounds 30]
 """
@@ -141,10 +141,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def report(found: Mapping[str, Any]) -> str:
     """The figures as text."""
     low, high = found["exchange_quartiles"]
+    large = found[f"exchange_of_{LARGE_MIB}_mib_seconds"]
     return (
         f"ring of {found['nodes']}, {found['mib']} MiB: an exchange {1e3 * found['exchange_seconds']:.0f} ms "
         f"({1e3 * low:.0f} to {1e3 * high:.0f}), a plain copy of the same bytes {1e3 * found['copy_seconds']:.0f} ms, ratio "
-        f"{found['ratio']:.1f}\n{LARGE_MIB} MiB between two nodes, both ways: {found[f'exchange_of_{LARGE_MIB}_mib_seconds']:.2f} s"
+        f"{found['ratio']:.1f}\n{LARGE_MIB} MiB between two nodes, both ways: {large:.2f} s"
     )
 
 

@@ -11,35 +11,31 @@ comes back goes on from its own checkpoint and joins the others.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 from torch import Tensor
 
 from fedelta import topology
+from fedelta.engines.correspondence import Correspondence, digest
 from fedelta.engines.federation import Federation, shares_of
-from fedelta.engines.gossip import AtNode, aggregated_at, refused_at, settled
-from fedelta.engines.letters import Letter, Reply, Visit, sizes_of, steps_of
+from fedelta.engines.gossip import AtNode, aggregated_at, settled
+from fedelta.engines.letters import Reply, Visit, sizes_of
 from fedelta.engines.mailbox import Mailbox
 from fedelta.engines.memories import InMemory
-from fedelta.engines.neighbours import Neighbours, Patience
+from fedelta.engines.neighbours import Patience
 from fedelta.engines.rounds import Round
 from fedelta.engines.settings import RunSettings
-from fedelta.engines.visits import answer, leave_out, receive, refuse, send
+from fedelta.engines.visits import answer, receive, refuse, send
 from fedelta.exchange import wire
-from fedelta.exchange.parcels import Parcel
 from fedelta.exchange.wire import Ledger
 from fedelta.method import Client, ClientState, Method, State
 from fedelta.peers import Peer, template_for
 from fedelta.topology import Mixing
 from fedelta.topology.links import hear
 from fedelta.tree import Adapter
-
-logger = logging.getLogger("fedelta.engines")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +92,7 @@ def take_part(
     _check(settings, mixing, len(peers))
     method = settled(method, settings.rounds, mixing)
     federation = _federation(method, client, peers, template, settings)
-    agreed = {**(terms or {}), "template": _digest(wire.encode({"adapter": template}))}
+    agreed = {**(terms or {}), "template": digest(wire.encode({"adapter": template}))}
     node = _Node(federation, client, mixing, mailbox, agreed, names or {p.id: str(p.id) for p in peers}, patience)
     return node.rounds()
 
@@ -176,10 +172,9 @@ class _Node:
     def __post_init__(self) -> None:
         self.me, self.ids = self.client.peer.id, list(self.federation.clients)
         self.shares = [*shares_of(self.federation.peers, self.federation.settings.weights or "uniform").values()]
-        self.run = _digest(repr(sorted(self.terms.items())).encode())
         linked = neighbours_of(self.mixing, self.me, self.ids, self.federation.settings.rounds)
         called = {k: self.names[k] for k in linked}
-        self.heard = Neighbours(self.mailbox, called, self.terms, self.run, self.federation.settings.rounds, self.patience)
+        self.words = Correspondence(self.federation, self.me, called, self.mailbox, self.terms, self.patience)
 
     def rounds(self) -> Iterator[NodeRound]:
         start, federation = self.federation.settings.start, self.federation
@@ -190,17 +185,17 @@ class _Node:
             self.memories.restore(start.client_states, start.client_rounds)
             t, state = start.t, start.state[str(self.me)]
         if t < federation.settings.rounds:
-            self._announce(t)
-            self.heard.gather(t)
+            self.words.announce(t)
+            self.words.heard.gather(t)
             t = self._next(t)
         while t < federation.settings.rounds:
-            self._announce(t)
+            self.words.announce(t)
             federation.spool.begin()
             node_round = self._round(t, state)
             state, t = node_round.done.state[str(self.me)], node_round.next
             yield node_round
             del node_round  # or its updates would stay until the next ones are there
-        self._announce(t)
+        self.words.announce(t)
 
     # --- one round ---------------------------------------------------------------------------------------------------
 
@@ -210,13 +205,13 @@ class _Node:
         own, reply, memory = self._train(t, state)
         visits, arrived = [own], dict[int, int]()
         if own.update is not None and reply is not None:
-            self._post(t, links, reply)
-            visits, arrived = self._received(t, state, links, own)
-        linked, one_sided = self._confirmed(t, links, visits)
+            self.words.post(t, links, reply)
+            visits, arrived = self.words.received(t, state, links, own)
+        linked, one_sided = self.words.confirmed(t, links, visits)
         own = next(visit for visit in visits if visit.peer.id == self.me)
         counting = [visit for visit in visits if visit.peer.id in {self.me, *linked}]
         at_node = aggregated_at(self.federation, t, state, counting, self._row(t, own, linked), sizes_of(counting))
-        self.heard.settle(t, links, linked)
+        self.words.heard.settle(t, links, linked)
         bytes_ = Ledger(arrived, {} if own.up is None else {self.me: own.up * len(linked)})
         done = self._commit(t, state, at_node, visits, [k for k in links if k not in linked], bytes_, memory, began)
         return NodeRound(done, linked, one_sided, done.snapshot.t)
@@ -230,59 +225,6 @@ class _Node:
         except Exception as error:
             return refuse(federation, t, letter, "local update", error), None, memory
         return receive(federation, t, state, letter, reply), reply, memory
-
-    def _post(self, t: int, links: Sequence[int], reply: Reply) -> None:
-        body = wire.encode(reply.content)
-        for k in links:
-            self._tell(k, "update", t, {"metrics": dict(reply.metrics)}, body)
-
-    def _received(self, t: int, state: State, links: Sequence[int], own: Visit) -> tuple[list[Visit], dict[int, int]]:
-        """Waits for the neighbours' updates; returns all visits in the order of ids, and the bytes that arrived by sender."""
-        self.heard.listen(lambda: not any(self.heard.update(k, t) is None and self.heard.awaits(k, t) for k in links))
-        parcels = {k: parcel for k in links if (parcel := self.heard.update(k, t)) is not None}
-        theirs = [self._opened(t, state, k, parcel) for k, parcel in parcels.items()]
-        visits = sorted([own, *theirs], key=lambda visit: visit.peer.id)
-        reasons = refused_at(self.federation, self.me, [*sizes_of(visits)], sizes_of(visits), steps_of(visits))
-        return leave_out(self.federation, t, visits, reasons), {k: len(parcel.body) for k, parcel in parcels.items()}
-
-    def _opened(self, t: int, state: State, k: int, parcel: Parcel) -> Visit:
-        """Returns the visit of a neighbour's update, checked against what this node itself would have sent to it."""
-        letter: Letter = send(self.federation, t, state, k)
-        metrics: Any = parcel.header.get("metrics")
-        try:
-            if not isinstance(metrics, Mapping):
-                raise TypeError(f"its metrics are a {type(metrics).__name__}, where figures by name belong")
-            reply = Reply(wire.decode(parcel.body), metrics)
-        except Exception as error:
-            return refuse(self.federation, t, letter, "upload", error, len(parcel.body))
-        return receive(self.federation, t, state, letter, reply)
-
-    def _confirmed(self, t: int, links: Sequence[int], visits: Sequence[Visit]) -> tuple[list[int], list[int]]:
-        """Says which updates are held, and waits for the same word; returns the linked neighbours and the one-sided ones."""
-        reasons = {visit.peer.id: visit.reason for visit in visits}
-        if (reason := reasons.pop(self.me)) is not None:
-            for k in links:
-                self._tell(k, "refusal", t, {"reason": f"it has no update of its own: {reason}"})
-            return [], []
-        for k, reason in reasons.items():
-            self._tell(k, *(("held", t, {}) if reason is None else ("refusal", t, {"reason": reason})))
-        held = [k for k, reason in reasons.items() if reason is None]
-        self.heard.listen(lambda: not any(self.heard.awaits(k, t) and not self.heard.holds(k, t) for k in held))
-        linked = [k for k in held if self.heard.holds(k, t)]
-        for k in links:
-            if k not in linked:
-                logger.warning("round %s: no link with peer %s: %s", t, self.names[k], self._missing(t, k, reasons.get(k)))
-        return linked, [k for k in held if k not in linked and self.heard.refusal(k, t) is None]
-
-    def _missing(self, t: int, k: int, own_reason: str | None) -> str:
-        """Returns why a link did not count."""
-        if own_reason is not None:
-            return own_reason
-        if (reason := self.heard.refusal(k, t)) is not None:
-            return f"it refuses: {reason}"
-        if self.heard.is_gone(k):
-            return "it has gone silent"
-        return "no word of it came in time, or it is in a later round"
 
     def _row(self, t: int, own: Visit, linked: Sequence[int]) -> Mapping[int, float]:
         """Returns the own row of W on the links that count, as `topology.links` has it."""
@@ -326,26 +268,11 @@ class _Node:
             lost_links=[(self.me, k) for k in [*lost, *at_node.without]],
         )
 
-    # --- words -------------------------------------------------------------------------------------------------------
-
     def _next(self, t: int) -> int:
         """Returns the round to go on with: t, or the newest one that was heard of."""
-        return max(t, self.heard.newest())
-
-    def _announce(self, t: int) -> None:
-        self.mailbox.announce(Parcel("hello", {**self._signed(t), "terms": dict(self.terms)}))
-
-    def _tell(self, to: int, kind: str, t: int, header: Mapping[str, Any], body: bytes = b"") -> None:
-        self.mailbox.send(to, Parcel(kind, {**self._signed(t), **header}, body))
-
-    def _signed(self, t: int) -> dict[str, Any]:
-        return {"sender": self.me, "run": self.run, "t": t}
+        return max(t, self.words.heard.newest())
 
 
 def _linked_to(W: Tensor, at: int) -> list[int]:
     """Returns the positions of the nodes that share a link with the one at a position, ascending."""
     return [j for j in ((W[at] != 0) | (W[:, at] != 0)).nonzero().flatten().tolist() if j != at]
-
-
-def _digest(data: bytes) -> str:
-    return blake2b(data, digest_size=16).hexdigest()
