@@ -55,29 +55,33 @@ def main(plan: dict[str, Any], name: str) -> None:
     clients = clients_for(plan["method"], count)
     start = checkpoint.load(folder) if checkpoint.exists(folder) else None
     settings = settings_for(plan, me, near, certificates)
+    if speaks_as != name:
+        del settings["access_control"]  # a forger does not hold itself to rules
     post = Post(speaks_as, {k: names[k] for k in near}, settings, every=0.3)
-    with (folder / "rounds.jsonl").open("a", buffering=1) as log:
-        log.write(json.dumps({"start": 0 if start is None else start.t}) + "\n")
-        for turn in take_part(
-            get_method(plan["method"]),
-            clients[me],
-            [client.peer for client in clients],
-            largest_template(clients),
-            post,
-            mixing=mixing,
-            settings=RunSettings(rounds=rounds, engine="sequential", start=start),
-            names=dict(enumerate(names)),
-            patience=Patience(silence=plan["silence"], deadline=plan.get("deadline", 60.0), every=2.0),
-        ):
-            checkpoint.save(folder, turn.done.snapshot)
-            record = {"t": turn.done.t, "linked": turn.linked, "one_sided": turn.one_sided, "seconds": turn.done.seconds}
-            log.write(json.dumps(record) + "\n")
-            time.sleep(plan.get("pause", 0.0))
-            while turn.done.t >= plan.get("hold", rounds) and not (folder.parent / "go").exists():
-                time.sleep(0.05)
-            state = turn.done.state[str(me)]
-    files.commit(folder / "state.bin", wire.encode(state))
-    post.close()
+    try:
+        with (folder / "rounds.jsonl").open("a", buffering=1) as log:
+            log.write(json.dumps({"start": 0 if start is None else start.t}) + "\n")
+            for turn in take_part(
+                get_method(plan["method"]),
+                clients[me],
+                [client.peer for client in clients],
+                largest_template(clients),
+                post,
+                mixing=mixing,
+                settings=RunSettings(rounds=rounds, engine="sequential", start=start),
+                names=dict(enumerate(names)),
+                patience=Patience(silence=plan["silence"], deadline=plan.get("deadline", 60.0), every=2.0),
+            ):
+                checkpoint.save(folder, turn.done.snapshot)
+                record = {"t": turn.done.t, "linked": turn.linked, "one_sided": turn.one_sided, "seconds": turn.done.seconds}
+                log.write(json.dumps(record) + "\n")
+                time.sleep(plan.get("pause", 0.0))
+                while turn.done.t >= plan.get("hold", rounds) and not (folder.parent / "go").exists():
+                    time.sleep(0.05)
+                state = turn.done.state[str(me)]
+        files.commit(folder / "state.bin", wire.encode(state))
+    finally:
+        post.close()
 
 
 if __name__ == "__main__":

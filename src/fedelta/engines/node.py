@@ -104,16 +104,12 @@ def neighbours_of(mixing: Mixing, me: int, ids: Sequence[int], rounds: int) -> l
     return [ids[j] for j in sorted(found)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Participant:
     """Another node, of which no more is here than who it is."""
 
     peer: Peer
-    common: Adapter
-
-    @property
-    def template(self) -> Adapter:
-        return template_for(self.peer, self.common)
+    template: Adapter
 
     @property
     def num_steps(self) -> int:
@@ -129,7 +125,7 @@ class _Participant:
 def _federation(method: Method, client: Client, peers: Sequence[Peer], template: Adapter, settings: RunSettings) -> Federation:
     if client.peer not in peers:
         raise ValueError(f"{client.peer} is not one of the peers {list(peers)}: all nodes need the same list of peers")
-    others = [_Participant(peer, template) for peer in peers if peer.id != client.peer.id]
+    others: list[Client] = [_Participant(p, template_for(p, template)) for p in peers if p.id != client.peer.id]
     try:
         method.population(others)
     except TypeError as error:
