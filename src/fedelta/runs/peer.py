@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -153,7 +153,9 @@ def opened(config: RunConfig, node: Node, roster: Roster, folder: Path) -> Gener
     target.bring_back()
     if not checkpoint.exists(target.checkpoint):
         target.demand_room(force=False)
-    with target.locked():
+    with ExitStack() as stack:
+        stack.enter_context(target.locked())
+        stack.callback(target.remove_if_unused)  # of a node that could not be built
         peering = _built(config, node, roster, target, chosen, mixing)
         target.write_config(config)
         target.rewind(0 if peering.start is None else peering.start.t, skipping=True)
