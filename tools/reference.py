@@ -23,6 +23,7 @@ import yaml
 from typer.main import get_command
 
 from fedelta.cli import app
+from fedelta.exchange.codecs import codec_class, list_codecs
 from fedelta.optim import OPTIMIZERS
 from fedelta.report import catalogue
 from fedelta.runs.config import RunConfig
@@ -87,6 +88,7 @@ def config_page() -> str:
         schemes(),
         choices_of("Optimizers", "training.optimizer", OPTIMIZERS),
         choices_of("Topologies", "federation.topology", TOPOLOGIES, ACTIVATION),
+        choices_of("Codecs", "federation.channel", {name: codec_class(name) for name in list_codecs()}, ORDER),
     ]
     return "\n".join(parts)
 
@@ -155,6 +157,9 @@ Some keys choose a thing by its name. The name alone is enough, `method: flexlor
 
 ACTIVATION = """All but `exponential` also take `activation`, the probability with which each edge is up in a round (1 by
 default). `weights` is "metropolis" or "laplacian"."""
+
+ORDER = """A list of names, or of mappings with settings; an upload passes them in this order, and a cast may follow
+`top_k`. [Codecs](../explanation/codecs.md) says what is coded, and what it costs."""
 
 
 def ref(value: Mapping[str, Any]) -> str:
