@@ -278,7 +278,10 @@ class Session:
         """Returns the optimiser's state, on the CPU where a method brought the optimiser: it may compute with the moments."""
         if self.request.optimizer is None:
             return self.state
-        return {slot: {n: x.cpu() for n, x in tensors.items()} for slot, tensors in self.state.items()}
+        given: OptimizerState = {}
+        for slot, tensors in self.state.items():
+            given[slot] = {n: x.cpu() for n, x in tensors.items()}
+        return given
 
     def _mean_loss(self) -> float:
         values: list[float] = torch.stack(self.losses).tolist()

@@ -155,7 +155,6 @@ def _load(folder: Path, manifest: Manifest) -> Snapshot:
             f"{folder / CLIENTS} was cut or altered: {manifest.name} has {manifest.count} clients' files, and the {count} that "
             "are here are not all of them the same"
         )
-    sizes = {int(k): [Size(*x) for x in found] for k, found in content["sizes"].items()}
     return Snapshot(
         manifest.t,
         content["seed"],
@@ -165,8 +164,12 @@ def _load(folder: Path, manifest: Manifest) -> Snapshot:
         versions,
         touched=touched,
         notes=content["notes"],
-        sizes=sizes,
+        sizes=_sizes(content["sizes"]),
     )
+
+
+def _sizes(stored: Mapping[str, Sequence[tuple[float, float]]]) -> dict[int, list[Size]]:
+    return {int(k): [Size(*x) for x in sizes] for k, sizes in stored.items()}
 
 
 def _main(snapshot: Snapshot) -> dict[str, Any]:
@@ -358,7 +361,9 @@ def _digest(data: bytes) -> str:
 
 def _remove_older(folder: Path, keep: Sequence[Manifest]) -> None:
     """Removes manifests and states of other snapshots than those to keep, manifests first, and half-written files."""
-    kept = {folder / name for manifest in keep for name in (manifest.name, _kept_state_file(folder, manifest))}
+    kept: set[Path] = set()
+    for manifest in keep:
+        kept |= {folder / manifest.name, folder / _kept_state_file(folder, manifest)}
     half_written = [path for path in folder.glob(".*.tmp") if HALF_WRITTEN.fullmatch(path.name)]
     others = sorted([*folder.glob("state-*.safetensors"), *half_written])
     _remove(path for path in [*manifests.paths(folder), *others] if path not in kept)

@@ -77,7 +77,8 @@ def hf_clients(
     rows = [_rows(part, k) for k, part in enumerate(datasets)]
     settings = _training(training)
     ranks = _one_for_each(ranks, len(rows))
-    task = (get_task(task) if isinstance(task, str) else task).settled([row for part in rows for row in part])
+    everything = list(chain.from_iterable(rows))
+    task = (get_task(task) if isinstance(task, str) else task).settled(everything)
     if isinstance(model, str | Path):
         model, loaded = load_model(str(model), task, device=device, revision=revision, seed=seed)
         tokenizer = tokenizer or loaded
@@ -104,7 +105,6 @@ def hf_clients(
     )
     check_ranks(adapted, lora_config, ranks)
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
-    everything = list(chain.from_iterable(rows))
     warn_of_empty_texts(task, everything, "data sets")
     warn_of_cut_texts(task, everything, list(chain.from_iterable(examples)), tokenizer, "data sets")
     return clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed)

@@ -339,7 +339,10 @@ def _heads_by_name(model: nn.Module, config: LoraConfig) -> list[str] | None:
     if missing := [m for m in asked if m not in usual and not modules_ending(model, m)]:
         parts = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"modules_to_save names {missing}, which the model does not have; it has {parts}")
-    return sorted({n for head in (*asked, *usual) for n in modules_ending(model, head)}) or None
+    found: set[str] = set()
+    for head in (*asked, *usual):
+        found |= set(modules_ending(model, head))
+    return sorted(found) or None
 
 
 def modules_ending(model: nn.Module, name: str) -> list[str]:

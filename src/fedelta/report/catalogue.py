@@ -49,10 +49,17 @@ CLAIMS = {
 
 def entries() -> list[dict[str, Any]]:
     """Returns what `fedelta methods` says of each method; it stands in `methods/catalogue.json`, to be read without torch."""
-    return [
-        {"name": name, "paper": cls.paper, "hetero_rank": cls.hetero_rank, "travels": cls.travels, "aliases": list(cls.aliases)}
-        for name, cls in ((name, method_class(name)) for name in list_methods())
-    ]
+    return [_entry(name, method_class(name)) for name in list_methods()]
+
+
+def _entry(name: str, cls: type[Method]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "paper": cls.paper,
+        "hetero_rank": cls.hetero_rank,
+        "travels": cls.travels,
+        "aliases": list(cls.aliases),
+    }
 
 
 def pages() -> dict[str, str]:
@@ -135,4 +142,8 @@ def _paragraph(cls: type[Method], start: str) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(x.replace('|', chr(92) + '|') for x in line)} |" for line in lines) + "\n"
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -117,7 +117,8 @@ def _draw_score(axis: Any, records: Sequence[Record], constant: float | None = N
     spreads = [(r["t"], r["clients"][metric]) for r in records if metric in (r.get("clients") or {})]
     if spreads:
         ts = [t for t, _ in spreads]
-        low, high = ([s["mean"] + sign * s["spread"] for _, s in spreads] for sign in (-1, 1))
+        low = [s["mean"] - s["spread"] for _, s in spreads]
+        high = [s["mean"] + s["spread"] for _, s in spreads]
         axis.fill_between(ts, low, high, color="grey", alpha=0.2, linewidth=0, label="clients: mean ± spread")
         axis.plot(ts, [s["worst"] for _, s in spreads], color="grey", linestyle="--", linewidth=1, label="worst client")
     _name(axis, "round", metric or "nothing was evaluated")
@@ -149,7 +150,7 @@ def _draw_rank(axis: Any, records: Sequence[Record]) -> None:
 
 
 def _has_rank(records: Sequence[Record]) -> bool:
-    return any((r.get("diagnostics") or {}).get(name) is not None for r in records for name in RANKS)
+    return any(_points(records, "diagnostics", name)[0] for name in RANKS)
 
 
 def _name(axis: Any, x: str, y: str) -> None:

@@ -109,7 +109,8 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
         ("rounds", str(plan["rounds"])),
         ("optimiser steps, all clients and rounds", str(plan["steps"])),
         ("trained numbers of the largest client", f"{plan['trained']:,}"),
-        *((f"{which}, {way}", size(bytes_[which][way])) for which in ("first round", "later round") for way in ("down", "up")),
+        *((f"first round, {way}", size(bytes_["first round"][way])) for way in ("down", "up")),
+        *((f"later round, {way}", size(bytes_["later round"][way])) for way in ("down", "up")),
         ("sent in all", size(bytes_["total"])),
         *((f"memory: {name}", size(value)) for name, value in memory.items()),
     ]
@@ -121,31 +122,26 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
 
 def spectra_table(name: str, layers: Sequence[Mapping[str, Any]]) -> Table:
     """One adapter, layer by layer; from `fedelta.adapters.inspection.describe`."""
-    rows = [
-        (
-            str(x["layer"]),
-            str(x["rank"]),
-            f"{x['scale']:g}",
-            f"{x['norm']:.3g}",
-            number(x["effective_rank"], 2),
-            number(x["stable_rank"], 2),
-            " ".join(f"{s:.3g}" for s in x["spectrum"][:4]) + (" …" if len(x["spectrum"]) > 4 else ""),
-        )
-        for x in layers
-    ]
+
+    def row(x: Mapping[str, Any]) -> list[str]:
+        ranks = [number(x["effective_rank"], 2), number(x["stable_rank"], 2)]
+        return [str(x["layer"]), str(x["rank"]), f"{x['scale']:g}", f"{x['norm']:.3g}", *ranks, _leading(x["spectrum"])]
+
+    rows = [row(x) for x in layers]
     return _table(name, ["layer", "rank", "scale", "‖dW‖", "effective rank", "stable rank", "largest singular values"], rows)
+
+
+def _leading(spectrum: Sequence[float], count: int = 4) -> str:
+    return " ".join(f"{s:.3g}" for s in spectrum[:count]) + (" …" if len(spectrum) > count else "")
 
 
 def overlap_table(pair: str, layers: Sequence[Mapping[str, Any]]) -> Table:
     """Two adapters, layer by layer; from `fedelta.adapters.inspection.compare`."""
-    rows = [
-        (
-            str(x["layer"]),
-            number(x["cosine"], 3),
-            *(number(x[f][what], digits) for f in "AB" for what, digits in (("overlap", 3), ("smallest", 1), ("largest", 1))),
-        )
-        for x in layers
-    ]
+
+    def angles(x: Mapping[str, Any]) -> list[str]:
+        return [number(x["overlap"], 3), number(x["smallest"], 1), number(x["largest"], 1)]
+
+    rows = [[str(x["layer"]), number(x["cosine"], 3), *angles(x["A"]), *angles(x["B"])] for x in layers]
     columns = ["layer", "cosine", "A overlap", "min°", "max°", "B overlap", "min°", "max°"]
     table = _table(pair, columns, rows)
     table.caption = "overlap: mean squared cosine of the principal angles, 1 for one subspace inside the other"

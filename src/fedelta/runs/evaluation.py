@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,14 +65,21 @@ class Evaluator:
 
 def mean(scores: Mapping[int, Scores]) -> dict[str, float]:
     """The mean over clients of each metric."""
-    names: Iterable[str] = next(iter(scores.values()), {})
-    return {name: math.fsum(s[name] for s in scores.values()) / len(scores) for name in names}
+    return {name: math.fsum(values.values()) / len(values) for name, values in by_metric(scores).items()}
 
 
 def fairness(scores: Mapping[int, Scores]) -> dict[str, dict[str, float]]:
     """Over clients, for each metric: the mean, the worst client's value and its id, and the spread (standard deviation)."""
-    names: Iterable[str] = next(iter(scores.values()), {})
-    return {name: _spread({k: s[name] for k, s in scores.items()}, name in LOWER_IS_BETTER) for name in names}
+    return {name: _spread(values, name in LOWER_IS_BETTER) for name, values in by_metric(scores).items()}
+
+
+def by_metric(scores: Mapping[int, Scores]) -> dict[str, dict[int, float]]:
+    """Returns for each metric its value at each client, by id."""
+    found: dict[str, dict[int, float]] = {}
+    for k, own in scores.items():
+        for name, value in own.items():
+            found.setdefault(name, {})[k] = value
+    return found
 
 
 def _spread(values: Mapping[int, float], lower_is_better: bool) -> dict[str, float]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
 from fedelta import topology
 from fedelta.client import LocalClient, Training
 from fedelta.data.rows import Row
@@ -91,7 +93,7 @@ def build(config: RunConfig, chosen: Choices) -> Experiment:
     clients = clients_on(
         model,
         dealt.task,
-        [[train[i] for i in part] for part in dealt.parts],
+        [_rows_at(part, train) for part in dealt.parts],
         adapter,
         dealt.ranks,
         chosen.training,
@@ -119,13 +121,17 @@ def build(config: RunConfig, chosen: Choices) -> Experiment:
         template=template,
         validation=validation,
         test=test,
-        client_tests={k: [train[i] for i in part] for k, part in enumerate(dealt.held_out) if len(part)},
+        client_tests={k: _rows_at(part, train) for k, part in enumerate(dealt.held_out) if len(part)},
         evaluator=evaluator(dealt.task, model, config.evaluation.batch_size),
         choice=choice,
         settings=chosen.settings,
         mixing=mixing,
         contraction=contraction,
     )
+
+
+def _rows_at(positions: np.ndarray, rows: Sequence[Example]) -> list[Example]:
+    return [rows[i] for i in positions]
 
 
 def _taken(method: Method, given: Method) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from fedelta.runs.config.resume import (
     without_leave,
 )
 from fedelta.runs.deal import row_digests
-from fedelta.runs.evaluation import fairness, mean
+from fedelta.runs.evaluation import by_metric, fairness, mean
 from fedelta.runs.experiment import Experiment, build, play
 from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.own_methods import code_digests
@@ -370,7 +370,8 @@ class OpenRun:
 
 def _spread(nodes: Mapping[int, Mapping[str, float]]) -> Record:
     """By metric: mean, worst node and spread, and `each` node's value by its id."""
-    return {m: {**spread, "each": {k: s[m] for k, s in nodes.items()}} for m, spread in fairness(nodes).items()}
+    each = by_metric(nodes)
+    return {metric: {**spread, "each": each[metric]} for metric, spread in fairness(nodes).items()}
 
 
 def _first_of_rank(done: Round, rank: int) -> int:
@@ -378,7 +379,10 @@ def _first_of_rank(done: Round, rank: int) -> int:
 
 
 def _common_rows(experiment: Experiment) -> Iterator[tuple[str, Sequence[Any]]]:
-    yield from ((n, r) for n, r in (("validation", experiment.validation), ("test", experiment.test)) if r)
+    if experiment.validation:
+        yield "validation", experiment.validation
+    if experiment.test:
+        yield "test", experiment.test
 
 
 def _validate(experiment: Experiment) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedelta.adapted import Batch, JointPass
 from fedelta.client import LocalClient, Request, Session, trainable_names
 from fedelta.engines.runners._handover import Answer
+from fedelta.optim import OptimizerState
 from fedelta.tree import Tensors
 
 
@@ -84,7 +85,7 @@ class _Steps(Protocol):
 
     def step(self, losses: Tensor, grads: dict[str, Tensor]) -> None: ...
     def keep(self, which: Sequence[int]) -> None: ...
-    def state(self, k: int) -> dict[str, dict[str, Tensor]]: ...
+    def state(self, k: int) -> OptimizerState: ...
 
 
 class _Separate:
@@ -106,7 +107,7 @@ class _Separate:
             own = self.cohort.parameters(k)
             session.params = {n: own[n] for n in session.params}
 
-    def state(self, k: int) -> dict[str, dict[str, Tensor]]:
+    def state(self, k: int) -> OptimizerState:
         return self.sessions[k].state
 
 
@@ -139,11 +140,14 @@ class _Stacked:
         for slot, tensors in self._state.items():
             self._state[slot] = {n: rows(x) for n, x in tensors.items()}
 
-    def state(self, k: int) -> dict[str, dict[str, Tensor]]:
+    def state(self, k: int) -> OptimizerState:
         def part(name: str, x: Tensor) -> Tensor:
             return (self.cohort.own(k, name, x[k]) if x.ndim else x).clone()
 
-        return {slot: {n: part(n, x) for n, x in tensors.items()} for slot, tensors in self._state.items()}
+        own: OptimizerState = {}
+        for slot, tensors in self._state.items():
+            own[slot] = {n: part(n, x) for n, x in tensors.items()}
+        return own
 
     def _params(self) -> dict[str, Tensor]:
         return {n: self.cohort.stacked[n].detach() for n in self.names}

@@ -135,7 +135,10 @@ class Batched:
                 continue
             key = (id(client.model), 0 if request.base is None else request.base.version)
             shared.setdefault(key, []).append((client.model.longest(first), k, client.model.tokens(first)))
-        return alone + [group for sizes in shared.values() for group in packed(sorted(sizes), self.token_budget)]
+        groups = alone
+        for sizes in shared.values():
+            groups += packed(sorted(sizes), self.token_budget)
+        return groups
 
     def _train(self, asked: Sequence[Asked]) -> list[Answer]:
         clients = [client for client, _ in asked if isinstance(client, LocalClient)]

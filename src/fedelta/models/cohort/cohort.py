@@ -133,10 +133,11 @@ class Cohort:
     def live(self) -> list[Adapter]:
         """Returns each client's adapter, joined to the leaves, for penalties."""
         parts = {n: tensor.unbind() for n, tensor in self.stacked.items()}
-        return [
-            tree.with_parameters(start, {n: self.own(k, n, part[k]) for n, part in parts.items()})
-            for k, start in enumerate(self.starts)
-        ]
+        adapters: list[Adapter] = []
+        for k, start in enumerate(self.starts):
+            own = {n: self.own(k, n, part[k]) for n, part in parts.items()}
+            adapters.append(tree.with_parameters(start, own))
+        return adapters
 
     def losses(self, losses: Sequence[Loss], batches: Sequence[Batch]) -> list[Tensor]:
         """Computes each client's loss on its own batch, from one pass of the model.
@@ -173,11 +174,15 @@ class Cohort:
         return self.stacked[f"{name}.lora_A"], self.stacked[f"{name}.lora_B"], self._scales[name]
 
     def _read_scales(self) -> dict[str, Tensor]:
-        like: dict[str, Any] = {"device": self.model.device, "dtype": self.model.dtype}
-        return {n: torch.tensor([s.layers[n].scale for s in self.starts], **like) for n in self.model.adapted_layers}
+        scales: dict[str, Tensor] = {}
+        for name in self.model.adapted_layers:
+            each = [start.layers[name].scale for start in self.starts]
+            scales[name] = torch.tensor(each, device=self.model.device, dtype=self.model.dtype)
+        return scales
 
     def _stack(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
-        shape = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
+        shapes = [t.shape for t in tensors]
+        shape = [max(sizes) for sizes in zip(*shapes, strict=True)]
         stacked = torch.zeros(len(tensors), *shape, device=self.model.device, dtype=self.model.dtype)
         for k, tensor in enumerate(tensors):
             self.own(k, name, stacked[k]).copy_(tensor.detach())

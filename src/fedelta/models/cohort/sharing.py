@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedelta import tree
 from fedelta.models.adapter_files import Layout
@@ -40,7 +40,7 @@ def refusal(model: Shareable) -> str | None:
     if model.layout.embeddings:
         return f"the adapted layer {min(model.layout.embeddings)!r} is an Embedding"
     heads = [holder for holder, _ in model.head_tensors()]
-    if any(inner in heads for outer in heads for inner in outer.modules() if inner is not outer):
+    if any(_holds_another(head, heads) for head in heads):
         return "a trained module with tensors of its own holds another"
     taken = (*model.adapted_layers.values(), *heads)
     if any("forward" in vars(layer) for layer in taken):
@@ -48,6 +48,10 @@ def refusal(model: Shareable) -> str | None:
     if model not in _rehearsed:
         _rehearsed[model] = rehearsed(model)
     return None if _rehearsed[model] else "the model answers a client otherwise when others are in the pass"
+
+
+def _holds_another(head: nn.Module, heads: Sequence[nn.Module]) -> bool:
+    return any(inner in heads for inner in head.modules() if inner is not head)
 
 
 def rehearsed(model: Shareable) -> bool:
@@ -88,7 +92,11 @@ def _moved(adapter: Adapter, seed: int) -> Adapter:
 def _apart(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """Returns the first and the last sequence of a padded batch, each without its padding."""
     lengths: list[int] = batch["attention_mask"].sum(1).tolist()
-    return [{name: x[[k], : lengths[k]] for name, x in batch.items()} for k in (0, -1)]
+
+    def alone(k: int) -> dict[str, Tensor]:
+        return {name: x[[k], : lengths[k]] for name, x in batch.items()}
+
+    return [alone(0), alone(-1)]
 
 
 def _alone(model: Shareable, adapter: Adapter, batch: Mapping[str, Tensor], k: int) -> Tensor:

@@ -227,8 +227,13 @@ class ActivationCache(FastPass):
             self.store.clear()
 
     def _tensors_below(self) -> list[Tensor]:
-        below = (*((m, False) for m in self._inputs), *((layer, True) for layer in self._skipped))
-        return [x for m, deep in below for own in (m.parameters, m.buffers) for x in own(recurse=deep)]
+        found: list[Tensor] = []
+        # A module that is entered early counts for its own tensors alone: the whole model is one of them.
+        for module in self._inputs:
+            found += [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        for layer in self._skipped:
+            found += [*layer.parameters(), *layer.buffers()]
+        return found
 
 
 def _state_of(tensors: Sequence[Tensor]) -> list[Any]:

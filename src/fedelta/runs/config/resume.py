@@ -32,7 +32,7 @@ CHOSEN = (
 
 def fixed_values(config: RunConfig) -> dict[str, Any]:
     """By dotted key, the values that a resumed run may not change."""
-    return {k: v for k, v in _values(config).items() if not any(k == may or k.startswith(f"{may}.") for may in MAY_CHANGE)}
+    return {k: v for k, v in _values(config).items() if not _may_change(k)}
 
 
 def keep_choices(fixed: Mapping[str, Any], config: RunConfig, changes: Overrides = ()) -> RunConfig:
@@ -128,6 +128,10 @@ def demand_same_code(before: Mapping[str, str], now: Mapping[str, str]) -> None:
             f"the file of the method in {' and '.join(other)} has been edited since the run began, and its rounds would not "
             "belong together: take the edit back, or start a new run"
         )
+
+
+def _may_change(key: str) -> bool:
+    return any(key == may or key.startswith(f"{may}.") for may in MAY_CHANGE)
 
 
 def _values(config: RunConfig) -> dict[str, Any]:
