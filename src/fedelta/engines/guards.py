@@ -6,8 +6,8 @@ import logging
 import math
 import statistics
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +19,9 @@ from fedelta.merging import ClientUpdate
 from fedelta.method import Client, Method, State, check_count
 from fedelta.numerics import threads
 from fedelta.peers import Peer
-from fedelta.tree import Adapter
+from fedelta.tree import Adapter, find
 
 logger = logging.getLogger("fedelta.engines")
-
-T = TypeVar("T")
 
 FAR = 1e3
 """Times its reference beyond which a number that a client sends, or claims, is taken for a fault."""
@@ -216,18 +214,6 @@ def _meant(method: Method, t: int, state: State, update: ClientUpdate) -> Adapte
     if not isinstance(meant, Adapter):
         raise TypeError(f"client {update.sender.id} sent a {type(meant).__name__} where an Adapter was expected")
     return meant
-
-
-def find(message: Any, kind: type[T]) -> Iterator[T]:
-    """Returns everything of one kind in a message, at any depth outside adapters and base deltas."""
-    if isinstance(message, kind):
-        yield message
-    elif isinstance(message, Mapping):
-        for value in message.values():
-            yield from find(value, kind)
-    elif isinstance(message, list | tuple):
-        for value in message:
-            yield from find(value, kind)
 
 
 def check_population(peers: Sequence[Peer]) -> None:
