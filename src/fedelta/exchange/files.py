@@ -35,7 +35,7 @@ def commit(path: Path, data: bytes) -> None:
     """Replaces the content of `path` in one step, and returns once it is on the disk.
 
     The bytes go to a file beside it, `.<name>.tmp`, which then takes its name. A crash may leave that file; the next
-    commit overwrites it.
+    commit overwrites it. That name is always the same, so there must be one writer at a time, such as the holder of a lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
