@@ -215,9 +215,7 @@ class LocalClient:
     def _gradients(self, params: Tensors, batch: Batch, penalty: Penalty | None) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.loss(self.model.module, batch)
         objective = loss if penalty is None else loss + penalty(self.model.live())
-        found = torch.autograd.grad(objective, list(params.values()), allow_unused=True)
-        grads = cast("tuple[Tensor | None, ...]", found)  # None for a tensor that the loss does not reach
-        return loss.detach(), {n: g for n, g in zip(params, grads, strict=True) if g is not None}
+        return loss.detach(), gradients_of(objective, params)
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
@@ -292,6 +290,13 @@ class Session:
                 f"(now {self.client.training.learning_rate}) or set max_grad_norm"
             )
         return math.fsum(values) / len(values)
+
+
+def gradients_of(objective: Tensor, leaves: Tensors) -> dict[str, Tensor]:
+    """Returns the gradients of an objective by the leaves' names, without the leaves that it does not reach."""
+    found = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True)
+    grads = cast("tuple[Tensor | None, ...]", found)  # torch's types leave the None out
+    return {n: g for n, g in zip(leaves, grads, strict=True) if g is not None}
 
 
 def clipped(grads: Tensors, max_norm: float) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from importlib import import_module
-from typing import Any, cast
+from types import ModuleType
+from typing import cast
 
 from fedelta.adapted import CPU_TOKENS
 from fedelta.client import LocalClient
@@ -53,6 +54,6 @@ def runner_names() -> list[str]:
     return list(names_in(runners.__name__))
 
 
-def _load(name: str) -> Any:
+def _load(name: str) -> ModuleType:
     check_name("engine", name, [AUTO, *runner_names()])
     return import_module(f"{runners.__name__}.{name}")

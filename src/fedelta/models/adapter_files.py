@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -352,7 +352,7 @@ def _targets(adapter: Adapter, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"target_modules": sorted(adapter.layers), **unused}
 
 
-def _is_target(name: str, wanted: Any) -> bool:
+def _is_target(name: str, wanted: Collection[str]) -> bool:
     return any(name == w or name.endswith(f".{w}") for w in wanted)
 
 
@@ -375,7 +375,7 @@ def _ordered(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, default=sorted) + "\n").encode()
 
 

@@ -82,11 +82,11 @@ def _vocabulary(tokenizer: Any) -> list[Any]:
     return [] if tokenizer is None else sorted(tokenizer.get_vocab().items())
 
 
-def _content(x: Tensor, sampled: bool) -> Any:
+def _content(x: Tensor, sampled: bool) -> memoryview:
     """The tensor's bytes in a common precision, or evenly spread blocks of them."""
     flat = x.reshape(-1)
     if sampled and flat.numel() > BLOCKS * BLOCK:
         starts = torch.linspace(0, flat.numel() - BLOCK, BLOCKS, dtype=torch.float64).long()
         flat = torch.cat([flat[k : k + BLOCK] for k in starts.tolist()])
     common = flat.to(torch.bfloat16) if flat.is_floating_point() else flat
-    return common.contiguous().cpu().view(torch.uint8).numpy()
+    return common.contiguous().cpu().view(torch.uint8).numpy().data

@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedelta.report.words import Record, main_metric, total_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ def curves(records: Sequence[Record], path: str | Path, *, title: str = "", majo
     panels: list[Callable[..., None]] = [partial(_draw_score, constant=majority), _draw_loss, _draw_bytes]
     panels += [_draw_rank] if _has_rank(records) else []
 
-    def draw(axes: Sequence[Any]) -> None:
+    def draw(axes: Sequence[Axes]) -> None:
         for panel, axis in zip(panels, axes, strict=True):
             panel(axis, records)
 
@@ -51,7 +54,7 @@ def curves(records: Sequence[Record], path: str | Path, *, title: str = "", majo
 def comparison(runs: Mapping[str, Sequence[Record]], path: str | Path, *, title: str = "") -> Path | None:
     """Draws the test score of several runs, by name, against rounds and against bytes sent."""
 
-    def draw(axes: Sequence[Any]) -> None:
+    def draw(axes: Sequence[Axes]) -> None:
         for colour, (name, records) in zip(COLOURS * len(runs), runs.items(), strict=False):
             metric = main_metric(records)
             ts, values = _points(records, "test", metric)
@@ -67,7 +70,7 @@ def comparison(runs: Mapping[str, Sequence[Record]], path: str | Path, *, title:
 def spectra(adapters: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> Path | None:
     """Draws the singular values and the effective rank of every layer, by adapter; from `adapters.inspection.describe`."""
 
-    def draw(axes: Sequence[Any]) -> None:
+    def draw(axes: Sequence[Axes]) -> None:
         for colour, (name, layers) in zip(COLOURS * len(adapters), adapters.items(), strict=False):
             for layer in layers:
                 axes[0].plot(range(1, len(layer["spectrum"]) + 1), layer["spectrum"], color=colour, alpha=0.35, linewidth=1)
@@ -80,7 +83,7 @@ def spectra(adapters: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Pat
     return _picture(path, "", 2, draw)
 
 
-def _picture(path: str | Path, title: str, panels: int, draw: Callable[[Sequence[Any]], None]) -> Path | None:
+def _picture(path: str | Path, title: str, panels: int, draw: Callable[[Sequence[Axes]], None]) -> Path | None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -98,17 +101,17 @@ def _picture(path: str | Path, title: str, panels: int, draw: Callable[[Sequence
     return Path(path)
 
 
-def _points(records: Sequence[Record], part: str, metric: str | None) -> tuple[list[int], list[Any]]:
+def _points(records: Sequence[Record], part: str, metric: str | None) -> tuple[list[int], list[float]]:
     found = [(r["t"], r[part][metric]) for r in records if (r.get(part) or {}).get(metric) is not None]
     return [t for t, _ in found], [value for _, value in found]
 
 
-def _line(axis: Any, ts: Sequence[int], values: Sequence[float], name: str) -> None:
+def _line(axis: Axes, ts: Sequence[int], values: Sequence[float], name: str) -> None:
     if ts:
         axis.plot(ts, values, color=COLOUR_OF[name], label=name, marker="o" if len(ts) < 30 else None, markersize=3)
 
 
-def _draw_score(axis: Any, records: Sequence[Record], constant: float | None = None) -> None:
+def _draw_score(axis: Axes, records: Sequence[Record], constant: float | None = None) -> None:
     metric = main_metric(records)
     if constant is not None and metric == "accuracy":
         axis.axhline(constant, color="grey", linestyle=":", label="majority class")
@@ -124,7 +127,7 @@ def _draw_score(axis: Any, records: Sequence[Record], constant: float | None = N
     _name(axis, "round", metric or "nothing was evaluated")
 
 
-def _draw_loss(axis: Any, records: Sequence[Record]) -> None:
+def _draw_loss(axis: Axes, records: Sequence[Record]) -> None:
     trained = [(r["t"], r["train_loss"]) for r in records if r["train_loss"] is not None]
     _line(axis, [t for t, _ in trained], [loss for _, loss in trained], "training")
     for part in ("test", "validation"):
@@ -132,7 +135,7 @@ def _draw_loss(axis: Any, records: Sequence[Record]) -> None:
     _name(axis, "round", "loss, nats")
 
 
-def _draw_bytes(axis: Any, records: Sequence[Record]) -> None:
+def _draw_bytes(axis: Axes, records: Sequence[Record]) -> None:
     for way, style in (("down", "-"), ("up", "--")):  # often equal: the dashes let the other line through
         sent = list(accumulate(r["bytes"][way] / 2**20 for r in records))
         axis.plot([r["t"] for r in records], sent, color=COLOUR_OF[way], linestyle=style, label=way)
@@ -140,7 +143,7 @@ def _draw_bytes(axis: Any, records: Sequence[Record]) -> None:
     axis.set_ylim(bottom=0)
 
 
-def _draw_rank(axis: Any, records: Sequence[Record]) -> None:
+def _draw_rank(axis: Axes, records: Sequence[Record]) -> None:
     for name, (label, colour, style) in RANKS.items():
         ts, ranks = _points(records, "diagnostics", name)
         if ts:
@@ -153,9 +156,9 @@ def _has_rank(records: Sequence[Record]) -> bool:
     return any(_points(records, "diagnostics", name)[0] for name in RANKS)
 
 
-def _name(axis: Any, x: str, y: str) -> None:
+def _name(axis: Axes, x: str, y: str) -> None:
     axis.set_xlabel(x)
     axis.set_ylabel(y)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     if axis.get_legend_handles_labels()[1]:
         axis.legend(frameon=False, fontsize=8)

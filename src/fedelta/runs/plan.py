@@ -7,11 +7,12 @@ bytes go up only, once for each neighbour; later rounds are a mean over the grap
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedelta import topology, tree
 from fedelta.client import LocalClient, trainable_names
@@ -153,5 +154,5 @@ def _memory(experiment: Experiment, last: Round) -> dict[str, int]:
     }
 
 
-def _size(tensors: Any) -> int:
+def _size(tensors: Iterable[Tensor]) -> int:
     return sum(x.nbytes for x in tensors)

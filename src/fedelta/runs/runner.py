@@ -14,6 +14,7 @@ from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
 from fedelta.engines.choice import runner_of
 from fedelta.engines.rounds import Round, Snapshot
+from fedelta.engines.settings import Score
 from fedelta.models.adapter_files import load_adapter, save_adapter
 from fedelta.report.charts import curves
 from fedelta.report.words import majority
@@ -38,6 +39,7 @@ from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.own_methods import code_digests
 from fedelta.runs.records import Record
 from fedelta.tasks.metrics import is_better
+from fedelta.tasks.task import Example
 from fedelta.tree import Adapter, Message, effective
 
 logger = logging.getLogger("fedelta.resume")
@@ -378,14 +380,14 @@ def _first_of_rank(done: Round, rank: int) -> int:
     return next(p.id for p in done.peers if p.rank == rank)
 
 
-def _common_rows(experiment: Experiment) -> Iterator[tuple[str, Sequence[Any]]]:
+def _common_rows(experiment: Experiment) -> Iterator[tuple[str, Sequence[Example]]]:
     if experiment.validation:
         yield "validation", experiment.validation
     if experiment.test:
         yield "test", experiment.test
 
 
-def _validate(experiment: Experiment) -> Any:
+def _validate(experiment: Experiment) -> Score | None:
     """A rating of uploads on the validation rows, for methods that need one."""
     if not experiment.validation:
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from fedelta.adapted import CPU_TOKENS
 from fedelta.client import Batch, LocalClient, Request
@@ -47,10 +47,13 @@ def plan_for(clients: Collection[Client], token_budget: int | None, *, forced: b
         token_budget: chosen for the device if None.
         forced: the engine was asked for by name.
     """
-    first: Any = next(iter(clients))
+    first = next(iter(clients))
     able = (forced or len(clients) > 1) and not any(_refusals(clients))
-    budget = token_budget or (first.model.pass_tokens() if able else CPU_TOKENS)
-    wins = forced or (able and 2 * first.model.tokens(next(first.batches(0))) <= budget)
+    if not able or not isinstance(first, LocalClient):
+        return Choice("batched" if forced else "sequential", token_budget or CPU_TOKENS)
+    budget = token_budget or first.model.pass_tokens()
+    # a pass with room for one client's batch alone would only cost the bookkeeping of joint passes
+    wins = forced or 2 * first.model.tokens(next(first.batches(0))) <= budget
     return Choice("batched" if wins else "sequential", budget)
 
 
@@ -123,7 +126,7 @@ class Batched:
 
     def _groups(self, asked: Sequence[Asked]) -> list[list[int]]:
         """Returns the positions of requests that train together: of one model and base, of like length, within the budget."""
-        alone, shared = list[list[int]](), dict[Any, list[tuple[int, int, int]]]()
+        alone, shared = list[list[int]](), dict[tuple[int, int], list[tuple[int, int, int]]]()
         refusals = _refusals(client for client, _ in asked)
         for k, ((client, request), refusal) in enumerate(zip(asked, refusals, strict=True)):
             reason = refusal or _refusal_of(request)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fedelta import tree
 from fedelta.adapted import Batch, Loss
+from fedelta.client import gradients_of
 from fedelta.models.base_store import BaseStore
 from fedelta.models.checkpointing import recompute
 from fedelta.models.cohort.grouped import Rows
@@ -157,10 +158,7 @@ class Cohort:
 
     def gradients(self, objective: Tensor) -> dict[str, Tensor]:
         """Returns the gradients of the leaves that train and that the objective reaches, stacked as they are."""
-        leaves = {n: t for n, t in self.stacked.items() if t.requires_grad}
-        found = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True)
-        grads = cast("tuple[Tensor | None, ...]", found)
-        return {n: g for n, g in zip(leaves, grads, strict=True) if g is not None}
+        return gradients_of(objective, {n: t for n, t in self.stacked.items() if t.requires_grad})
 
     def keep(self, which: Sequence[int]) -> None:
         """Goes on with these of the clients; views taken before no longer write into `stacked`."""

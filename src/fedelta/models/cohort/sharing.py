@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -109,5 +109,5 @@ def _draws(k: int) -> torch.Generator:
     return torch.Generator().manual_seed(k)
 
 
-def _logits(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def _logits(module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return module(**batch).logits

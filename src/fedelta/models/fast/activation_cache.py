@@ -170,7 +170,7 @@ class ActivationCache(FastPass):
         recalled: how many passes have skipped the layers below.
     """
 
-    def __init__(self, module: Any, depth: int, inputs: Sequence[nn.Module], budget: int) -> None:
+    def __init__(self, module: nn.Module, depth: int, inputs: Sequence[nn.Module], budget: int) -> None:
         self.store, self.recalled = Store(budget * MIB), 0
         self._layers = transformer_layers(module)
         self._inputs = [m for m in inputs if [*m.parameters(recurse=False), *m.buffers(recurse=False)]]
@@ -246,7 +246,7 @@ def _unchanged(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
 
 
-def caching(module: Any, trained: Sequence[nn.Module], budget: int) -> ActivationCache | None:
+def caching(module: nn.Module, trained: Sequence[nn.Module], budget: int) -> ActivationCache | None:
     """Gives a model an activation cache if that spares a layer and leaves its answers as they are, which is tried.
 
     Args:
@@ -269,7 +269,9 @@ def caching(module: Any, trained: Sequence[nn.Module], budget: int) -> Activatio
     return cache
 
 
-def _prepared(module: Any, trained: Sequence[nn.Module], budget: int, by_choice: bool) -> tuple[str, ActivationCache | None]:
+def _prepared(
+    module: nn.Module, trained: Sequence[nn.Module], budget: int, by_choice: bool
+) -> tuple[str, ActivationCache | None]:
     """Returns a cache, or why there is none; tried with sequences (3, L), or (3, 1, L) for a model that chooses among some."""
     layers = transformer_layers(module)
     if not layers or any("forward" in vars(layer) for layer in layers):
@@ -301,7 +303,7 @@ def _entered(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[list[nn.Mo
     return list(order), expected
 
 
-def _leaves_answers(cache: ActivationCache, module: Any, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
+def _leaves_answers(cache: ActivationCache, module: nn.Module, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
     """Says if a batch is answered as before from what each of its sequences left behind alone."""
     for k, length in enumerate(batch["attention_mask"].sum(-1).flatten().tolist()):
         answers(module, {n: x[k : k + 1, ..., :length] for n, x in batch.items()})

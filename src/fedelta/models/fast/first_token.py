@@ -29,7 +29,7 @@ def install(model: Trained, settings: PassSettings) -> FastPass | None:
     return cut_to_first_tokens(model.module) if settings.compact and not settings.base_dropout else None
 
 
-def cut_to_first_tokens(module: Any) -> LastLayerCut | None:
+def cut_to_first_tokens(module: nn.Module) -> LastLayerCut | None:
     """Cuts a model's last layer; returns None for a model that this does not suit or that answers otherwise."""
     if not attends_by_sdpa(module) or not fits(transformer_layers(module)[-1]):
         return None
@@ -43,7 +43,7 @@ class LastLayerCut(FastPass):
         module: a transformers model whose layers attend by "sdpa", and whose last one `fits`.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.layers = transformer_layers(module)
         self._handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextvars import Token
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -31,7 +31,7 @@ def install(model: Trained, settings: PassSettings) -> FastPass | None:
     return without_padding(model.module) if settings.compact and not settings.base_dropout else None
 
 
-def without_padding(module: Any) -> NoPadding | None:
+def without_padding(module: nn.Module) -> NoPadding | None:
     """Leaves padding out of a model's layers; returns None for a model that this does not suit or that answers otherwise."""
     return kept_if_harmless(module, lambda: NoPadding(module)) if attends_by_sdpa(module) else None
 
@@ -48,7 +48,7 @@ class NoPadding(FastPass):
 
     skips_padding = True
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.layers = transformer_layers(module)
         self._entered: Token[Packing | None] | None = None
         self._handles = [

@@ -110,7 +110,7 @@ def pairs(overrides: Overrides) -> list[tuple[str, Any]]:
     return found
 
 
-def _value(override: str, text: str) -> Any:
+def _value(override: str, text: str) -> object:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -119,7 +119,7 @@ def _value(override: str, text: str) -> Any:
         raise ConfigError(f"override {override[:40]!r}... is nested too deeply for a value") from None
 
 
-def changed(raw: Mapping[str, Any], path: Sequence[str], value: Any, whole: str) -> dict[str, Any]:
+def changed(raw: Mapping[str, Any], path: Sequence[str], value: object, whole: str) -> dict[str, Any]:
     """A copy of nested mappings with one value replaced; `whole` is the dotted key, for the message of an error."""
     head, *rest = path
     if not rest:
