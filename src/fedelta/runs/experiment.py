@@ -102,17 +102,14 @@ def build(config: RunConfig, chosen: Choices) -> Experiment:
     )
     template = largest_template(clients)
     choice = choose(config.federation.engine, clients, config.federation.token_budget)
+    resolved = {
+        "model": model_section.model_copy(update={"gemm": model.gemm}),
+        "data": config.data.model_copy(update={"revision": dealt.revision}),
+        "federation": config.federation.model_copy(update=vars(choice)),
+        "method": {**config.method, **_taken(method, chosen.method)},
+    }
     return Experiment(
-        config=config.model_copy(
-            update={
-                "model": model_section.model_copy(update={"gemm": model.gemm}),
-                "data": config.data.model_copy(update={"revision": dealt.revision}),
-                "federation": config.federation.model_copy(
-                    update={"engine": choice.engine, "token_budget": choice.token_budget}
-                ),
-                "method": {**config.method, **_taken(method, chosen.method)},
-            }
-        ),
+        config=config.model_copy(update=resolved),
         method=method,
         deal=dealt,
         training=chosen.training,

@@ -49,7 +49,7 @@ class Source:
     def demand_leave(self) -> None:
         """Raises ConfigError if the model is not to be loaded as the folder alone would have it."""
         if self.stored is not None:
-            demand_leave(self.stored, self.config)
+            demand_leave(self.stored.model, self.config.model)
 
 
 def find(

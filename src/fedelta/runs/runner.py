@@ -186,9 +186,9 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> 
             given = without_leave(given)  # a file may be the folder's own
         settled = keep_choices(fixed, read_config(given, overrides), overrides)
         chosen = check(settled)
-        demand_leave(old, settled)
+        demand_leave(old.model, settled.model)
         demand_same_run(fixed, settled)
-        demand_rounds(settled, start.t if start else 0)
+        demand_rounds(settled.federation.rounds, start.t if start else 0)
         experiment = build(settled, chosen)
         now = _notes(experiment)
         demand_same_rows(notes.get("rows", {}), now["rows"], settled.data)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedelta.runs.config.read import Overrides, changed, flat, pairs, read_config
-from fedelta.runs.config.schema import ConfigError, Data, RunConfig
+from fedelta.runs.config.schema import ConfigError, Data, Model, RunConfig
 
 MAY_CHANGE = ("federation.rounds", "federation.quorum", "federation.spool", "evaluation", "output", "name")
 """What a resumed run may change without becoming another run: keys, and sections with all their keys."""
@@ -80,32 +80,32 @@ def without_leave(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update=safe)})
 
 
-def demand_leave(stored: RunConfig, settled: RunConfig) -> None:
+def demand_leave(stored: Model, settled: Model) -> None:
     """Raises ConfigError, saying how to allow it, if a folder's model needs what was not allowed anew.
 
     Args:
-        stored: the config as the folder has it.
-        settled: what is about to be done, from `without_leave` and a person's own changes.
+        stored: the model's section as the folder has it.
+        settled: the section that is about to be used, from `without_leave` and a person's own changes.
     """
-    if stored.model.name != settled.model.name:
+    if stored.name != settled.name:
         return
-    if stored.model.trust_remote_code and not settled.model.trust_remote_code:
+    if stored.trust_remote_code and not settled.trust_remote_code:
         raise ConfigError(
-            f"the run ran code that came with its model {stored.model.name!r}, and a folder cannot ask for that: read the "
+            f"the run ran code that came with its model {stored.name!r}, and a folder cannot ask for that: read the "
             "model's *.py files, then give --trust-remote-code (in Python: trust_remote_code=True)"
         )
-    if not stored.model.use_safetensors and settled.model.use_safetensors:
+    if not stored.use_safetensors and settled.use_safetensors:
         raise ConfigError(
-            f"the run read weights of {stored.model.name!r} that are not safetensors, and a folder cannot ask for that: "
+            f"the run read weights of {stored.name!r} that are not safetensors, and a folder cannot ask for that: "
             "convert them, or allow it again with --set model.use_safetensors=false"
         )
 
 
-def demand_rounds(config: RunConfig, done: int) -> None:
+def demand_rounds(rounds: int, done: int) -> None:
     """Raises ConfigError if a run is to end before the rounds that it has done."""
-    if config.federation.rounds < done:
+    if rounds < done:
         raise ConfigError(
-            f"federation.rounds = {config.federation.rounds} is below the {done} rounds that are done: no round can be taken "
+            f"federation.rounds = {rounds} is below the {done} rounds that are done: no round can be taken "
             f"back; set it to {done} or more"
         )
 
