@@ -85,7 +85,7 @@ class Federation:
         return _Peers(self.clients, self.base_versions)
 
     def peer(self, k: int) -> Peer:
-        """One peer, with the base version that it holds."""
+        """Returns one peer, with the base version that it holds."""
         return _holding(self.clients[k].peer, self.base_versions.get(k, 0))
 
     def cohort(self, t: int) -> list[int]:

@@ -26,7 +26,7 @@ from fedelta.method import Client, ClientState, State
 logger = logging.getLogger("fedelta.engines")
 
 WINDOW = 64
-"""Visits that wait at a time: each holds the message that it got, and a thread."""
+"""The number of visits that wait at a time: each holds a thread, and the message that it got."""
 
 Answered: TypeAlias = tuple[Reply, ClientState] | Exception
 """A client's reply and memory, or what its local update raised."""
@@ -85,6 +85,7 @@ class Batched:
         try:
             self._finish(visitors)
         finally:
+            # After an error the other visits still wait for answers; their threads would outlive the round.
             for visitor in visitors:
                 visitor.close()
         return [visitor.result for visitor in visitors if visitor.result is not None]
@@ -109,7 +110,7 @@ class Batched:
         return receive(federation, letter.t, states[k], letter, reply)
 
     def _finish(self, waiting: Sequence[Visitor[Answered]]) -> None:
-        """Lets visits go on until all have ended; what those that wait ask for is answered together."""
+        """Lets visits go on until all have ended; answers together what the waiting ones ask for."""
         answers: Sequence[Answer | None] = [None] * len(waiting)
         while waiting:
             for visitor, given in zip(waiting, answers, strict=True):
@@ -125,7 +126,7 @@ class Batched:
         return [answers[k] for k in range(len(asked))]
 
     def _groups(self, asked: Sequence[Asked]) -> list[list[int]]:
-        """Returns the positions of requests that train together: of one model and base, of like length, within the budget."""
+        """Returns groups of positions: the requests of a group have one model and base, and fit into one pass."""
         alone, shared = list[list[int]](), dict[tuple[int, int], list[tuple[int, int, int]]]()
         refusals = _refusals(client for client, _ in asked)
         for k, ((client, request), refusal) in enumerate(zip(asked, refusals, strict=True)):
@@ -136,6 +137,7 @@ class Batched:
             if first is None or not isinstance(client, LocalClient):
                 alone.append([k])
                 continue
+            # The pass shows one version of the base to all. Neighbours in length share a pass, which pads to the longest.
             key = (id(client.model), 0 if request.base is None else request.base.version)
             shared.setdefault(key, []).append((client.model.longest(first), k, client.model.tokens(first)))
         groups = alone
@@ -148,7 +150,7 @@ class Batched:
         if len(asked) > 1:
             try:
                 return train_together(clients, [request for _, request in asked])
-            except Exception as error:  # one client's fault or the pass's: alone, each shows its own
+            except Exception as error:  # whether of one client or of the pass: training alone shows whose fault it is
                 logger.debug("a joint pass failed", exc_info=error)
                 self._say(reason_of(error))
         return [_alone(client, request) for client, request in asked]
@@ -179,17 +181,17 @@ def packed(sizes: Iterable[tuple[int, int, int]], budget: int) -> list[list[int]
 
 
 def _first_batch(client: Client, request: Request) -> Batch | None:
-    """Returns the first batch of a request; None for rows that cannot be made into one, which is said where they train."""
+    """Returns the first batch of a request; None if its rows cannot be made into one. The error comes where they train."""
     assert isinstance(client, LocalClient)  # as `_refusals` says
     try:
         return client.first_batch(request.t)
-    except Exception as error:  # its own fault, which must not end the round of the others
+    except Exception as error:  # the client's own fault, which must not end the round of the others
         logger.debug("client %s: no first batch", client.peer.id, exc_info=error)
         return None
 
 
 def _refusals(clients: Iterable[Client]) -> Iterator[str | None]:
-    """Yields of each client why it cannot share a pass with others, None if it can; a model that several have is asked once."""
+    """Yields for each client the reason why it cannot share a pass, None if it can; asks each model once."""
     known = dict[int, str | None]()
     for client in clients:
         if not isinstance(client, LocalClient):
