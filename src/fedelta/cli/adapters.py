@@ -45,7 +45,7 @@ def aggregate(
 
 
 def _numbers(text: str | None, option: str, kind: type[T]) -> list[T] | None:
-    """Numbers between commas."""
+    """Reads numbers between commas; None for no text."""
     if text is None:
         return None
     try:

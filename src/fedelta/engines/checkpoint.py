@@ -347,7 +347,7 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
 
 
 def _free_state_file(folder: Path, t: int, there: Sequence[Manifest]) -> str:
-    """Returns a name for the state that no readable checkpoint uses, so that a crash before the commit leaves that one whole."""
+    """Returns a name for the state that no readable checkpoint uses: a crash before the commit then leaves that one whole."""
     taken = {_named_state_file(folder, m) for m in there if m.t == t and _is_whole(folder, m)}
     return next(name for name in _state_files(t) if name not in taken)
 
@@ -384,7 +384,7 @@ def _remove_older(folder: Path, keep: Sequence[Manifest]) -> None:
 
 
 def _kept_state_file(folder: Path, manifest: Manifest) -> str:
-    """Returns the name of a manifest's state. Bytes are read only if both names are there: a state may be large."""
+    """Returns the name of a manifest's state; reads bytes only if both names are there: they may be many."""
     there = [name for name in _state_files(manifest.t) if (folder / name).is_file()]
     named = _named_state_file(folder, manifest) if len(there) > 1 else None
     return named or (there or _state_files(manifest.t))[0]

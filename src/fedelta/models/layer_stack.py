@@ -1,4 +1,4 @@
-"""The stack of layers that a transformer is."""
+"""Finds the stack of layers of a transformer, and the passes that may be changed in it."""
 
 from __future__ import annotations
 
@@ -29,5 +29,6 @@ def is_plain_pass(module: nn.Module, layers: Sequence[Any], inputs: Mapping[str,
     """Says if a pass runs in evaluation mode, without checkpointing, and is asked for no hidden states or attention weights."""
     asked = ("output_hidden_states", "output_attentions")
     more = any(inputs.get(name) or getattr(module.config, name, False) for name in asked)
-    # the base's own dropout draws for whole grids, and a layer that runs twice must find what it found the first time
+    # In training mode the base's own dropout draws for whole grids. A checkpointed layer runs twice, and must find the same
+    # both times. And hidden states or attention weights would be handed out in a form that nobody expects.
     return not (module.training or more or any(layer.gradient_checkpointing for layer in layers))

@@ -1,4 +1,4 @@
-"""The places in which PEFT keeps an adapter: its layers, and the modules that train in full."""
+"""Reads and fills the places in which PEFT keeps an adapter: its layers, and the modules that train in full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small batch on which a model is tried when it is prepared: does a change of its passes leave its answers as they are?"""
+"""Tries a prepared model on a small batch, to find out if a change of its passes leaves its answers as they are."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def agrees(module: nn.Module, batch: Mapping[str, Tensor], expected: Tensor) -> 
 
 
 def near(found: Tensor, expected: Tensor, module: nn.Module) -> bool:
-    """Says if answers are alike but for the rounding of a model."""
+    """Returns whether answers are alike but for the rounding of a model."""
     tolerance = max(TOLERANCE, 10 * torch.finfo(next(module.parameters()).dtype).eps)
     return found.shape == expected.shape and bool((found - expected).norm() <= tolerance * expected.norm())
 

@@ -1,4 +1,4 @@
-"""The list and the pages of the methods, written from the classes: what each says of itself, and what it keeps and sends."""
+"""Writes the list and the pages of the methods, from what their classes say and from what they keep and send."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _page(name: str, cls: type[Method]) -> str:
 
 
 def _paragraph_of(text: str) -> str:
-    """A paragraph of a docstring in one line; the algorithm's box and tables as they stand."""
+    """Puts a paragraph of a docstring into one line; leaves the algorithm's box and tables as they are."""
     if text.startswith("|"):
         return text
     head, _, rest = text.partition("\n")
@@ -95,7 +95,7 @@ def _paragraph_of(text: str) -> str:
 
 
 def _hyper_parameters(cls: type[Method]) -> Iterator[list[str]]:
-    """A row for each argument that the docstring explains, with the default of its field."""
+    """Yields a row for each argument that the docstring explains, with the default of its field."""
     defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(cls)}
     explained = dedent(_paragraph(cls, "Args:").partition("\n")[2])
     for entry in re.split(r"\n(?=\S)", explained):

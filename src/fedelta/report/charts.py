@@ -1,4 +1,4 @@
-"""Pictures: the curves of a run, several runs side by side, the spectra of adapters. Drawn with matplotlib, an extra."""
+"""Draws the curves of a run, several runs side by side, and the spectra of adapters; with matplotlib, an extra."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLOTS_EXTRA = "pip install 'fedelta[plots]'"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 COLOUR_OF = {"test": COLOURS[0], "validation": COLOURS[1], "training": COLOURS[2], "down": COLOURS[0], "up": COLOURS[1]}
 
-# The diagnostics of the panel of ranks: the mean of the clients' deltas is not yet what a server that truncates sends.
+# Both kinds of delta, since a server that truncates does not send the mean of the clients' deltas.
 RANKS = {
     "effective_rank": ("effective rank, mean of the deltas", COLOURS[0], "-"),
     "server_effective_rank": ("effective rank, server's delta", COLOURS[0], "--"),
@@ -31,9 +31,9 @@ RANKS = {
 
 
 def curves(records: Sequence[Record], path: str | Path, *, title: str = "", majority: float | None = None) -> Path | None:
-    """Draws a run: score with the clients' spread, loss, bytes, and where they were measured the ranks of deltas.
+    """Draws a run: score with the clients' spread, loss, bytes, and the ranks of deltas if they were measured.
 
-    Without matplotlib a warning says what to install, and None is returned.
+    Returns None without matplotlib, with a warning that says what to install.
 
     Args:
         records: of the rounds so far, at least one.
@@ -136,7 +136,8 @@ def _draw_loss(axis: Axes, records: Sequence[Record]) -> None:
 
 
 def _draw_bytes(axis: Axes, records: Sequence[Record]) -> None:
-    for way, style in (("down", "-"), ("up", "--")):  # often equal: the dashes let the other line through
+    # Both are often equal: through the dashes of one the other line is seen.
+    for way, style in (("down", "-"), ("up", "--")):
         sent = list(accumulate(r["bytes"][way] / 2**20 for r in records))
         axis.plot([r["t"] for r in records], sent, color=COLOUR_OF[way], linestyle=style, label=way)
     _name(axis, "round", "sent so far, MiB")

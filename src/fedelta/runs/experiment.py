@@ -1,4 +1,4 @@
-"""From a config to all that a run needs, each thing built once: data, method, model, clients, engine, settings."""
+"""Builds from a config all that a run needs, each thing once: data, method, model, clients, engine, settings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Experiment:
     """All that a run needs.
 
     Attributes:
-        config: as resolved, with what was left to the graph and the machine as it was chosen.
+        config: as resolved: it holds the choices that it left to the graph and the machine.
         method: with the hyper-parameters that it took from the graph.
         deal: data and split.
         training: what a client does in a round.
@@ -71,7 +71,7 @@ class Experiment:
 
 
 def build(config: RunConfig, chosen: Choices) -> Experiment:
-    """Everything up to the first round.
+    """Builds all that comes before the first round.
 
     Args:
         config: of the run.
@@ -80,7 +80,8 @@ def build(config: RunConfig, chosen: Choices) -> Experiment:
     Raises:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
-    model_section, files = pinned_model(config.model, config.device)  # before data are read
+    # The model's files first, which are quickly found wrong; then the data; the weights last, since they take longest.
+    model_section, files = pinned_model(config.model, config.device)
     dealt = deal(config, chosen.task)
     mixing = None if chosen.topology is None else chosen.topology.mixing(len(dealt.parts), seed=config.seed)
     contraction = {} if mixing is None else topology.numbers(mixing)
@@ -102,6 +103,7 @@ def build(config: RunConfig, chosen: Choices) -> Experiment:
     )
     template = largest_template(clients)
     choice = choose(config.federation.engine, clients, config.federation.token_budget)
+    # Written into the config by name, so that a run that is taken up elsewhere goes on with the same choices.
     resolved = {
         "model": model_section.model_copy(update={"gemm": model.gemm}),
         "data": config.data.model_copy(update={"revision": dealt.revision}),
@@ -132,13 +134,13 @@ def _rows_at(positions: np.ndarray, rows: Sequence[Example]) -> list[Example]:
 
 
 def _taken(method: Method, given: Method) -> dict[str, Any]:
-    """The hyper-parameters that a method took from the graph and the number of rounds."""
+    """Returns the hyper-parameters that a method took from the graph and the number of rounds."""
     values = {entry.name: getattr(method, entry.name) for entry in fields(method)}
     return {name: value for name, value in values.items() if value != getattr(given, name)}
 
 
 def play(experiment: Experiment, clients: Sequence[Client], settings: RunSettings) -> Iterator[Round]:
-    """The rounds of a run with these clients and settings, with a server or on the experiment's graph."""
+    """Yields the rounds of a run with these clients and settings, with a server or on the experiment's graph."""
     given = (experiment.method, clients, experiment.template)
     if experiment.mixing is None:
         return federate(*given, **_keywords(settings, "link_drop"))
@@ -146,12 +148,12 @@ def play(experiment: Experiment, clients: Sequence[Client], settings: RunSetting
 
 
 def _keywords(settings: RunSettings, *without: str) -> dict[str, Any]:
-    """The settings by name, but for those that an engine does not have."""
+    """Returns the settings by name, without those that an engine does not have."""
     return {entry.name: getattr(settings, entry.name) for entry in fields(settings) if entry.name not in without}
 
 
 def _encoded(dealt: Deal, tokenizer: Any) -> list[Sequence[Example]]:
-    """The rows to train on, to choose by and to report on, ready for the model."""
+    """Encodes the rows to train on, to choose by and to report on."""
     splits = dealt.splits
     return [
         _encode(dealt.task, rows, tokenizer, part)

@@ -64,11 +64,11 @@ class _IdleClient:
         return _IdleClient(self._client.pool([other._client for other in others]))
 
     def restore(self, base: BaseDelta) -> None:
-        """It holds no model."""
+        """Does nothing, since an idle client holds no model."""
 
 
 def plan(experiment: Experiment) -> Plan:
-    """The cost of the run that `experiment` was built for.
+    """Reckons the cost of the run that `experiment` was built for.
 
     Raises:
         ValueError: for a federation that the method cannot serve.
@@ -91,7 +91,8 @@ def plan(experiment: Experiment) -> Plan:
 
 def _play(experiment: Experiment) -> list[Round]:
     idle = [_IdleClient(c) for c in experiment.clients]
-    if experiment.mixing is not None:  # a graph of the first rounds may be without a link: what a link carries is what counts
+    # Played on the complete graph, to learn what a link carries: the graphs of the first rounds may happen to have no link.
+    if experiment.mixing is not None:
         experiment = replace(experiment, mixing=topology.complete(len(idle)))
     settings = replace(
         experiment.settings,
@@ -105,7 +106,7 @@ def _play(experiment: Experiment) -> list[Round]:
 
 
 def _links(experiment: Experiment) -> list[float]:
-    """By round, how many of the messages of the played rounds would be sent: all with a server, those on links without."""
+    """Returns for each round the share of the played messages that is sent: all, or on a graph those on its links."""
     rounds, mixing = experiment.settings.rounds, experiment.mixing
     if mixing is None:
         return [1.0] * rounds
@@ -128,7 +129,7 @@ def _bytes(played: Sequence[Round], shares: Sequence[float]) -> dict[str, Any]:
 
 
 def _fresh_state(start: Adapter, request: Mapping[str, Any]) -> OptimizerState:
-    """The state of a method's own optimiser: some of it may travel."""
+    """Returns the state of a method's own optimiser, since some methods send a part of it."""
     if request.get("optimizer") is None:
         return {}
     params = tree.parameters(start)

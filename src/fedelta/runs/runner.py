@@ -1,4 +1,4 @@
-"""A whole run: from a config to a folder of results, round by round."""
+"""Carries out a run: from a config to a folder of results, round by round."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class RunResult:
 
     @property
     def final(self) -> Record:
-        """The record of the last round, which is always an evaluated one."""
+        """Returns the record of the last round, which is always an evaluated one."""
         return self.records[-1]
 
 
@@ -141,16 +141,16 @@ def _with_leave(overrides: Overrides) -> Overrides:
 
 @contextmanager
 def _new(config: RunConfig, force: bool) -> Generator[OpenRun]:
-    """A run from its first round. All that can fail is built before anything in the folder is touched."""
+    """Opens a run at its first round. All that can fail is built before anything in the folder is touched."""
     chosen, target = check(config), RunFolder(config.folder())
     target.bring_back()
     target.demand_room(force=force)  # before the lock, which would make a file in a folder that is not ours
     with ExitStack() as stack:
-        # Undone in reverse: a folder that is not used goes while its lock is still held, the draft's before the target's, so
-        # that nobody can begin in a folder that is about to be removed.
+        # An ExitStack undoes in reverse. So a folder that was not used is removed while its lock is still held, and nobody can
+        # begin in a folder that is about to go.
         stack.enter_context(target.locked())
         stack.callback(target.remove_if_unused)
-        target.demand_room(force=force)
+        target.demand_room(force=force)  # again, since another run may have ended here before we had the lock
         experiment = build(config, chosen)
         folder = target
         if target.holds_results():
@@ -165,15 +165,15 @@ def _new(config: RunConfig, force: bool) -> Generator[OpenRun]:
         finally:
             if going.folder is target and checkpoint.exists(target.checkpoint):
                 going.draw()
-            else:  # no round is done, and what there is of one would only be in the way
+            else:  # no round is done, and the parts of an unfinished one would only be in the way
                 going.folder.clear()
 
 
 @contextmanager
 def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> Generator[OpenRun]:
-    """The rounds of a run that are left."""
+    """Opens a run at the round after its last checkpoint."""
     folder.bring_back()
-    folder.config()  # or locking would make a folder where there is no run
+    folder.config()  # raises if there is no run; taking the lock would make a folder
     folder.demand_kinds()
     with folder.locked():
         old = folder.config()
@@ -183,7 +183,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> 
         fixed = notes["fixed"] if start else fixed_values(old)
         given = old if config is None else read_config(config)
         if config is None or isinstance(config, str | Path):
-            given = without_leave(given)  # a file may be the folder's own
+            given = without_leave(given)  # the file may be the folder's own config.yaml, which may not allow itself anything
         settled = keep_choices(fixed, read_config(given, overrides), overrides)
         chosen = check(settled)
         demand_leave(old.model, settled.model)
@@ -196,6 +196,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> 
         platforms.compare(notes.get("platform", {}), now["platform"])
         folder.rewind(start.t if start else 0, notes.get("record"))
         _say_missing_adapters(folder, notes.get(best.BEST))
+        # The new notes win: the next checkpoint names the platform that the run goes on with.
         going = OpenRun(experiment, folder, {**notes, **now}, folder, start)
         going.choose_best_anew()
         try:
@@ -205,7 +206,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides) -> 
 
 
 def _demand_checkpoint(folder: RunFolder, start: Snapshot | None) -> None:
-    """Raises FileNotFoundError if a run's checkpoint was taken away: a kill leaves one record without it at most."""
+    """Raises FileNotFoundError if a run's checkpoint was taken away: a kill leaves at most one record without one."""
     done = len(folder.survey()[0])
     if start is None and done > 1:
         raise FileNotFoundError(
@@ -246,7 +247,7 @@ class OpenRun:
         experiment: what the run needs.
         folder: where it writes now.
         notes: what a checkpoint keeps beside the method's state.
-        target: the folder that the run is to be in: another than `folder` until it has taken the place of an earlier run.
+        target: the folder that the run is to be in. It differs from `folder` until the run takes the place of an earlier one.
         start: the snapshot to go on from; None from the first round.
     """
 
@@ -265,7 +266,7 @@ class OpenRun:
             yield self.write(done)
 
     def write(self, done: Round) -> Record:
-        """Adapters, record, checkpoint, in this order: see `fedelta.runs.folder`."""
+        """Writes adapters, record and checkpoint of a round, in this order (see `fedelta.runs.folder`); returns the record."""
         record: Record = {
             "t": done.t,
             "cohort": sorted([u.sender.id for u in done.updates] + list(done.dropped)),
@@ -287,15 +288,17 @@ class OpenRun:
             record["seconds"]["evaluation"] = round(time.perf_counter() - began, 3)
         record = finite(record)
         self.folder.append(record)
-        self.notes["record"] = {k: v for k, v in record.items() if k != "seconds"} | {"seconds": {}}  # times are no result
+        # Without the times, which are no result: equal runs have equal checkpoints.
+        self.notes["record"] = {k: v for k, v in record.items() if k != "seconds"} | {"seconds": {}}
         checkpoint.save(self.folder.checkpoint, replace(done.snapshot, notes=self.notes))
+        # Only now, when a round is whole, does the run take the place of an earlier one.
         if self.folder is not self.target:
             self.folder.take_place_of(self.target)
             self.folder = self.target
         return record
 
     def draw(self) -> None:
-        """Draws what there is to draw."""
+        """Draws the curves of the rounds so far, if there are any."""
         records = self.folder.records()
         if records:
             dealt = self.experiment.deal
@@ -303,13 +306,13 @@ class OpenRun:
             curves(records, self.folder.curves, title=self.experiment.config.name, majority=constant)
 
     def choose_best_anew(self) -> None:
-        """Takes the best round from the records if `evaluation.best_by` is another metric than when it was chosen.
+        """Chooses the best round anew from the records if `evaluation.best_by` is no longer the metric that chose it.
 
-        Its adapter is there if it is the last evaluated round, or was the best once. Else adapters/best would not be what its
-        name says: it is renamed after the metric it was chosen by, and comes again with the next better round.
+        The new one's adapter is there if it is the last evaluated round, or was the best before. Else there is no adapters/best
+        until a better round comes. The old one is renamed after its metric.
         """
         metric, adapters = self.experiment.config.evaluation.best_by, self.folder.adapters
-        self._move_best()  # left over by a death
+        self._move_best()  # finishes moves that a death interrupted
         chosen = best.choose_anew(self.notes, self.folder.records(), metric, adapters)
         if chosen != self.notes:
             self._keep_notes(chosen)
@@ -343,7 +346,7 @@ class OpenRun:
         return scores
 
     def _save_adapters(self, done: Round, record: Record) -> None:
-        """`last` and `best` for the server's model; at the end one for each rank, or each client where models differ."""
+        """Saves the server's model as `last` and perhaps `best`; at the end also those of each rank, or of each client."""
         if not done.personal:
             is_best = self._is_best(record)
             self._save(done.global_model(), "last", *(["best"] if is_best else []))
@@ -365,13 +368,14 @@ class OpenRun:
         self.notes["best"] = {"t": record["t"], "metric": metric, "value": record["validation"][metric]}
 
     def _save(self, model: Message, *names: str) -> None:
-        adapter = effective(model["adapter"], model.get("base"))  # an SVD, where a base delta has become dense
+        # Once for all names: where a base delta has become dense this is an SVD.
+        adapter = effective(model["adapter"], model.get("base"))
         for name in names:
             save_adapter(adapter, self.folder.adapters / name, like=self.experiment.model.layout)
 
 
 def _spread(nodes: Mapping[int, Mapping[str, float]]) -> Record:
-    """By metric: mean, worst node and spread, and `each` node's value by its id."""
+    """Returns for each metric the mean, the worst node and the spread, and under `each` every node's value by its id."""
     each = by_metric(nodes)
     return {metric: {**spread, "each": each[metric]} for metric, spread in fairness(nodes).items()}
 
@@ -388,7 +392,7 @@ def _common_rows(experiment: Experiment) -> Iterator[tuple[str, Sequence[Example
 
 
 def _validate(experiment: Experiment) -> Score | None:
-    """A rating of uploads on the validation rows, for methods that need one."""
+    """Returns what rates uploads on the validation rows, for methods that need it; None without such rows."""
     if not experiment.validation:
         return None
     return lambda adapter, base: experiment.evaluator.score({"adapter": adapter, "base": base}, experiment.validation)

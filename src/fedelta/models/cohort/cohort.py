@@ -96,7 +96,7 @@ class Cohort:
         self.generators: Sequence[torch.Generator] = [model.source(g) for g in generators]
         flat = [tree.parameters(start) for start in starts]
         self.stacked: Mapping[str, Tensor] = {n: self._stack(n, [values[n] for values in flat]) for n in flat[0]}
-        self.rows = Rows((), (), 0)
+        self.rows = Rows((), (), 0)  # nobody's, until `losses` joins batches
         self._scales = self._read_scales()
 
     def __enter__(self) -> Cohort:
@@ -115,7 +115,7 @@ class Cohort:
             del holder.forward
 
     def train_only(self, names: set[str]) -> None:
-        """Says of which of the stacked tensors gradients are taken."""
+        """Chooses the stacked tensors of which gradients are taken."""
         for name, tensor in self.stacked.items():
             tensor.requires_grad_(name in names)
 
@@ -161,7 +161,7 @@ class Cohort:
         return gradients_of(objective, {n: t for n, t in self.stacked.items() if t.requires_grad})
 
     def keep(self, which: Sequence[int]) -> None:
-        """Goes on with these of the clients; views taken before no longer write into `stacked`."""
+        """Goes on with these clients alone; views taken before no longer write into `stacked`."""
         self.starts = [self.starts[k] for k in which]
         self.generators = [self.generators[k] for k in which]
         self.stacked = {n: t.detach()[list(which)].requires_grad_(t.requires_grad) for n, t in self.stacked.items()}

@@ -1,4 +1,4 @@
-"""Joins the batches of several clients: asks the model together what each loss asks of it, and takes the answer apart."""
+"""Joins the batches of several clients: puts what each loss asks of the model into one call, and takes the answer apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds out if the clients of a model can train in one pass of it: by what is known of it, and by a rehearsal."""
+"""Finds out if the clients of a model can train in one pass of it, from what is known of the model and by a trial."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def _holds_another(head: nn.Module, heads: Sequence[nn.Module]) -> bool:
 
 
 def rehearsed(model: Shareable) -> bool:
-    """Tries if two clients of different adapters and lengths get in one pass the answers that each gets alone.
+    """Returns whether two clients of different adapters and lengths get in one pass the answers that each gets alone.
 
-    They do not where a layer looks along the sequence, padding and all, where a head reads its last place (ConvBERT, FNet,
-    XLNet), or where an adapted layer sees rows that are nobody's, as the relative positions of DeBERTa's keys. True for a model
-    that takes no tokens, or needs more inputs than the trial has: its sequences are not padded, or its layers count their rows.
+    They do not if a layer mixes padding into a sequence or a head reads the last place (ConvBERT, FNet, XLNet), or if an
+    adapted layer sees rows that belong to no client (the relative positions of DeBERTa). A model that takes no tokens, or more
+    inputs than the trial has, cannot be tried and counts as fit: its sequences are not padded, or its layers check their rows.
     The model keeps its adapter; it shows the pristine base until the next `load`.
     """
     before = model.live()

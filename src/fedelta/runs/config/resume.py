@@ -1,7 +1,7 @@
-"""The whole policy of what may change when a run is taken up, and what may not.
+"""Decides what may change when a run is taken up, and what may not; no other module has a say in it.
 
-A run keeps in its checkpoint what makes it this run and no other: the values of all keys but those of `MAY_CHANGE`, and a
-digest of the rows of its data. They are compared when it is taken up, so that an edit of config.yaml counts like `--set`.
+A checkpoint keeps what makes a run this one and no other: the values of all keys but those of `MAY_CHANGE`, and a digest of the
+rows of its data. They are compared when the run is taken up, so that an edit of config.yaml counts like `--set`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from fedelta.runs.config.read import Overrides, changed, flat, pairs, read_confi
 from fedelta.runs.config.schema import ConfigError, Data, Model, RunConfig
 
 MAY_CHANGE = ("federation.rounds", "federation.quorum", "federation.spool", "evaluation", "output", "name")
-"""What a resumed run may change without becoming another run: keys, and sections with all their keys."""
+"""The keys, and sections with all their keys, that a resumed run may change without becoming another run."""
 
 DIGEST = "model.digest"
-"""Of the model's code and configs; null takes them as they are (`fedelta.models.base_files.check_code` says so)."""
+"""The key for the digest of the model's code and configs; null takes them as they are (`models.base_files.check_code`)."""
 
 CHOSEN = (
     "model.gemm",
@@ -27,21 +27,21 @@ CHOSEN = (
     "federation.token_budget",
     "method.interval",
 )
-"""What may be left to the machine or the graph. A run writes down what was chosen, and keeps it when it is taken up."""
+"""The keys that may be left to the machine or the graph. A run writes down what was chosen, and keeps it when taken up."""
 
 
 def fixed_values(config: RunConfig) -> dict[str, Any]:
-    """By dotted key, the values that a resumed run may not change."""
+    """Returns, by dotted key, the values that a resumed run may not change."""
     return {k: v for k, v in _values(config).items() if not _may_change(k)}
 
 
 def keep_choices(fixed: Mapping[str, Any], config: RunConfig, changes: Overrides = ()) -> RunConfig:
-    """The config with what it leaves open as the run's fixed values have it.
+    """Returns the config with each choice that it leaves open made as the run made it before.
 
     Args:
         fixed: from `fixed_values`, as the run keeps them.
         config: as it is to be now, with the changes.
-        changes: a person's own among them, by dotted key; where they set `model.digest` to null it stays open.
+        changes: the part of them that a person gave, by dotted key; a `model.digest` that they set to null stays open.
     """
     raw = config.model_dump(mode="json")
     same_method = config.method["name"] == fixed.get("method.name")
@@ -58,10 +58,10 @@ def keep_choices(fixed: Mapping[str, Any], config: RunConfig, changes: Overrides
 def demand_same_run(fixed: Mapping[str, Any], config: RunConfig) -> None:
     """Raises ConfigError if the config gives one of a run's fixed values another value.
 
-    A digest that `keep_choices` left open is none: a person has looked at the model's files, and takes them as they are.
+    A digest that `keep_choices` left open may differ: a person has looked at the model's files, and takes them as they are.
     """
     now, defaults = fixed_values(config), _values(RunConfig())
-    # A key that the library did not have when the run began has its default.
+    # A key that the library did not have yet when the run began is no change while it has its default.
     new = {k for k in now.keys() - fixed.keys() if k in defaults and now[k] == defaults[k]}
     left_open = {DIGEST} if now[DIGEST] is None else set[str]()
     keys = sorted(k for k in (fixed.keys() | now.keys()) - new - left_open if fixed.get(k) != now.get(k))
@@ -75,7 +75,7 @@ def demand_same_run(fixed: Mapping[str, Any], config: RunConfig) -> None:
 
 
 def without_leave(config: RunConfig) -> RunConfig:
-    """The config of a folder without what only a person may allow, since anybody may have written the folder."""
+    """Returns a folder's config without what only a person may allow, since anybody may have written the folder."""
     safe = {"trust_remote_code": False, "use_safetensors": True}
     return config.model_copy(update={"model": config.model.model_copy(update=safe)})
 
@@ -111,7 +111,7 @@ def demand_rounds(rounds: int, done: int) -> None:
 
 
 def demand_same_rows(before: Mapping[str, str], now: Mapping[str, str], data: Data) -> None:
-    """Raises ConfigError if a digest of the run's rows, by split, is another than when it began; names where they come from."""
+    """Raises ConfigError, naming the source, if the digest of a split's rows is not the one that the run began with."""
     if other := [split for split, digest in before.items() if now.get(split) != digest]:
         named = [part for part in (data.train, data.validation, data.test) if part is not None]
         source = f"{data.source} ({', '.join(named)})" if named else data.source
@@ -122,7 +122,7 @@ def demand_same_rows(before: Mapping[str, str], now: Mapping[str, str], data: Da
 
 
 def demand_same_code(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raises ConfigError if the file of a method, by module, is another than when the run began; the library's do not count."""
+    """Raises ConfigError if the file of a user's own method is not the one that the run began with; digests are by module."""
     if other := [module for module, digest in before.items() if now.get(module, digest) != digest]:
         raise ConfigError(
             f"the file of the method in {' and '.join(other)} has been edited since the run began, and its rounds would not "
