@@ -315,10 +315,7 @@ def _demand_files(folder: Path) -> None:
 
 
 def _live(names: Iterable[str], manifest: Manifest) -> dict[int, str]:
-    """Returns by client id, ascending, the file of each client of a manifest's snapshot.
-
-    That is the latest of the client's files that are of a round before the snapshot and have not been replaced.
-    """
+    """Returns by client id, ascending, each client's latest file of a round before the manifest's that was not replaced."""
     found: dict[int, int] = {}
     for name in set(names).difference(manifest.replaced, manifest.gone):
         k, _, t = name.removesuffix(".memory").partition("-")
@@ -371,10 +368,7 @@ def _digest(data: bytes) -> str:
 
 
 def _remove_older(folder: Path, keep: Sequence[Manifest]) -> None:
-    """Removes half-written files, and all manifests and states but those of the snapshots to keep.
-
-    Manifests go first: one whose state is gone would count as damaged.
-    """
+    """Removes half-written files, and all manifests and states but those to keep; a manifest before its state."""
     kept: set[Path] = set()
     for manifest in keep:
         kept |= {folder / manifest.name, folder / _kept_state_file(folder, manifest)}
