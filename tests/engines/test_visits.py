@@ -174,7 +174,7 @@ def test_a_memory_counts_only_if_its_answer_did() -> None:
     engine = OnBytes()
 
     class Once(Stage):
-        def decode(self, t: int, peer: Peer, content: Message) -> Message:
+        def decode(self, t: int, peer: Peer, down: Message, content: Message) -> Message:
             if (t, peer.id) == (1, 0):
                 raise ValueError("cut short")
             return content
@@ -218,7 +218,7 @@ class Halved(Stage):
     ) -> tuple[Message, Mapping[str, Any]]:
         return tree.map_tensors(lambda x: x / 2, content), {"times": memory.get("times", 0) + 1}
 
-    def decode(self, t: int, peer: Peer, content: Message) -> Message:
+    def decode(self, t: int, peer: Peer, down: Message, content: Message) -> Message:
         return tree.map_tensors(lambda x: x * 2, content)
 
 

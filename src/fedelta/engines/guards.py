@@ -84,15 +84,24 @@ def check_metrics(metrics: Mapping[str, float], who: str) -> None:
         check_count(metrics["num_steps"], "steps", who)
 
 
-def reason_of(error: BaseException) -> str:
-    """The kind and the text of an error on one line of limited length, control characters escaped.
+class ElsewhereError(RuntimeError):
+    """An error of another process; its text is what `text_of` said of it there."""
 
-    The text may quote a client, who may not write into the log of others; and an error of its own may not even have one.
-    """
+
+def text_of(error: BaseException) -> str:
+    """Returns the kind and the text of an error; one from elsewhere brings both with it."""
     try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception as inner:
-        text = f"{type(error).__name__}, whose text cannot be read ({type(inner).__name__})"
+        return str(error) if isinstance(error, ElsewhereError) else f"{type(error).__name__}: {error}"
+    except Exception as inner:  # an error of a user's own may not even have a text
+        return f"{type(error).__name__}, whose text cannot be read ({type(inner).__name__})"
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the kind and the text of an error on one line of limited length, control characters escaped.
+
+    The text may quote a client, who may not write into the log of others.
+    """
+    text = text_of(error)
     rest = len(text) - LONGEST
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST])
     return f"{shown} ... ({rest} more characters)" if rest > 0 else shown

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from fedelta.client import Training
 from fedelta.engines.settings import RunSettings
+from fedelta.exchange.channel import Channel
+from fedelta.exchange.codecs import get_codec
 from fedelta.method import Method
 from fedelta.methods import get_method
 from fedelta.optim import get_optimizer
@@ -75,8 +77,18 @@ def scheme_of(section: Partition) -> Scheme:
     return get_scheme(section.scheme, **{key: value for key, value in given.items() if value is not None})
 
 
+def channel_of(section: Federation) -> Channel:
+    """Returns the codecs between method and wire, in their order."""
+    with naming("federation.channel"):
+        try:
+            return Channel(tuple(get_codec(**choice) for choice in section.channel))
+        except ValueError as error:
+            raise ValueError(f"federation.channel: {error}") from None
+
+
 def settings_of(section: Federation, seed: int) -> RunSettings:
     """Returns the settings of a run; the engine and the score of uploads are added where the run is played."""
+    channel = channel_of(section)
     try:
         return RunSettings(
             rounds=section.rounds,
@@ -87,6 +99,7 @@ def settings_of(section: Federation, seed: int) -> RunSettings:
             quorum=section.quorum,
             link_drop=section.link_drop,
             spool=section.spool,
+            channel=channel,
         )
     except ValueError as error:  # which begins with the name of the option
         raise ValueError(f"federation.{error}") from None
