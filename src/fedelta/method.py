@@ -27,7 +27,8 @@ from torch import Tensor
 
 from fedelta import tree
 from fedelta.merging import ClientUpdate
-from fedelta.peers import Peer, at_largest, demand_equal_ranks, slice_for, template_for
+from fedelta.peers import Peer, at_largest, demand_different_ids, demand_equal_ranks, slice_for, template_for
+from fedelta.sampling import ids_of
 from fedelta.tree import Adapter, BaseDelta, Message, Tensors
 
 State: TypeAlias = Mapping[str, Any]
@@ -163,7 +164,10 @@ class Method(ABC):
         check_choices(self)
 
     def population(self, clients: Sequence[Client]) -> Sequence[Client]:
-        """Returns the clients that the engine is to work with; only a baseline that pools data replaces them."""
+        """Returns the clients that the engine is to work with; only a baseline that pools data replaces them.
+
+        `clients` are in the order of ids. There may be millions, each made when it is asked for: do not go through them.
+        """
         return clients
 
     def for_topology(self, rounds: int, rho_sq: Callable[[], float]) -> Method:
@@ -178,10 +182,11 @@ class Method(ABC):
         return self
 
     def check(self, template: Adapter, peers: Sequence[Peer]) -> None:
-        """Raises ValueError before the first round for a federation that the method cannot serve."""
-        ids = [p.id for p in peers]
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"peer ids must differ, got {ids}")
+        """Raises ValueError before the first round for a federation that the method cannot serve.
+
+        There may be millions of peers: `peers.kinds_of` has one of each kind.
+        """
+        demand_different_ids(ids_of(peers))
         if not self.hetero_rank:
             demand_equal_ranks(type(self).__name__, template, peers)
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, overload
+
+import numpy.typing as npt
 
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.numerics import threads
+from fedelta.sampling import Numbered
 from fedelta.seeding import SERVER
 from fedelta.tree import Adapter
 
@@ -52,12 +58,79 @@ class Peer:
         return lora_alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
+class Peers(Sequence[Peer], Numbered):
+    """The peers of a federation in the order of ids, each made when it is asked for.
+
+    What all of them have in common, or in all, can be read from `ids`, `kinds` and `examples` without going through them: a
+    federation may have millions, of whom a round needs a hundred.
+    """
+
+    @property
+    @abstractmethod
+    def kinds(self) -> Sequence[Peer]:
+        """Returns the first peer of each kind: two of a kind differ in id, number of examples and base version only."""
+
+    @property
+    @abstractmethod
+    def examples(self) -> npt.NDArray[Any]:
+        """Returns the numbers of examples, shape (peers,), in the order of ids."""
+
+    @abstractmethod
+    def peer(self, k: int) -> Peer:
+        """Returns the peer with an id. Raises KeyError for an id that nobody has."""
+
+    def doubtful(self) -> Sequence[Peer]:
+        """Returns the peers among which one stands, if there is any, that no federation can serve; by default all."""
+        return self
+
+    @overload
+    def __getitem__(self, at: int) -> Peer: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Peer]: ...
+    def __getitem__(self, at: int | slice) -> Peer | Sequence[Peer]:
+        return self.peer(self.ids[at]) if isinstance(at, int) else [self.peer(k) for k in self.ids[at]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+FEW = 20
+"""Peers up to which an error names each."""
+
+
+def kinds_of(peers: Sequence[Peer]) -> Sequence[Peer]:
+    """Returns the first peer of each kind, as in `Peers.kinds`: few, however many peers there are."""
+    if isinstance(peers, Peers):
+        return peers.kinds
+    found: dict[Hashable, Peer] = {}
+    for p in peers:
+        found.setdefault(_kind(p), p)
+    return list(found.values())
+
+
+def _kind(p: Peer) -> Hashable:
+    patterns = (tuple(sorted(pattern.items())) for pattern in (p.rank_pattern, p.alpha_pattern))
+    return p.rank, p.lora_alpha, p.rslora, *patterns
+
+
+def named(peers: Sequence[Peer]) -> Sequence[Peer]:
+    """Returns the peers that an error names: all, or one of each kind where they are many."""
+    return peers if len(peers) <= FEW else kinds_of(peers)
+
+
+def demand_different_ids(ids: Sequence[int]) -> None:
+    """Raises ValueError if two of some ids, ascending, are the same."""
+    twice = sorted({a for a, b in pairwise(ids) if a == b})
+    if twice:
+        raise ValueError(f"peer ids must differ, got {twice} more than once")
+
+
 def demand_equal_ranks(name: str, template: Adapter, peers: Sequence[Peer]) -> None:
     """Raises ValueError, naming methods that can, if two peers hold different ranks or scales at a layer."""
     if len(with_distinct_ranks(peers)) == 1:
         return
     for layer in template.layers:
-        ranks = {p.id: p.rank_of(layer) for p in peers}
+        ranks = {p.id: p.rank_of(layer) for p in named(peers)}
         if len(set(ranks.values())) > 1:
             raise ValueError(
                 f"{name} needs equal ranks, but layer {layer!r} has ranks {ranks} by client; give all clients one rank, or "
@@ -118,14 +191,14 @@ def truncate_for(adapter: Adapter, to: Peer, *, sigma_on: lr.SigmaOn = "B") -> A
 
 def largest(template: Adapter, peers: Sequence[Peer]) -> Peer:
     """A peer of id -1 that can hold what any of the peers can: whose ranks the server's own copy has."""
-    top, distinct = max(peers, key=lambda p: p.rank), with_distinct_ranks(peers)
+    top, distinct = max(kinds_of(peers), key=lambda p: p.rank), with_distinct_ranks(peers)
     ranks = {n: max(p.rank_of(n) for p in distinct) for n in template.layers}
     return replace(with_ranks(top, ranks), id=SERVER, base_version=0)
 
 
 def with_distinct_ranks(peers: Sequence[Peer]) -> list[Peer]:
     """One peer of each kind of ranks: few, however many peers there are."""
-    return list({(p.rank, *sorted(p.rank_pattern.items())): p for p in peers}.values())
+    return list({(p.rank, *sorted(p.rank_pattern.items())): p for p in kinds_of(peers)}.values())
 
 
 def at_largest(template: Adapter, peers: Sequence[Peer]) -> Adapter:

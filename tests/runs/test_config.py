@@ -211,6 +211,10 @@ def test_every_key_is_written_out():
     written = yaml.safe_load(dump_config(load_config({})))
     assert set(written) == set(RunConfig.model_fields)
     assert set(written["federation"]) == {
+        "where",
+        "deadline",
+        "over_selection",
+        "server_model",
         "rounds",
         "participation",
         "weights",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from fedelta.cli import adapters, data, methods, run
+from fedelta.cli import adapters, certs, data, flower, gossip, methods, run, sites
 from fedelta.cli.command import app
 
 __all__ = ["app", "main"]
@@ -16,6 +16,9 @@ __all__ = ["app", "main"]
 # in the order of `fedelta --help`
 for command in (
     run.run,
+    sites.site,
+    gossip.gossip,
+    gossip.relay,
     data.partition,
     methods.methods,
     methods.check,
@@ -23,8 +26,10 @@ for command in (
     adapters.inspect,
     adapters.evaluate,
     adapters.export,
+    certs.certs,
 ):
     app.command()(command)
+app.add_typer(flower.app, name="flower")
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from fedelta.report.terminal import Mode
     from fedelta.runs.config import RunConfig
-    from fedelta.runs.runner import OpenRun
+    from fedelta.runs.open_run import OpenRun
+    from fedelta.runs.shards import Processes
 
 
 def run(
@@ -37,23 +38,35 @@ def run(
 
     Ctrl-C ends after the round; --resume goes on with the same numbers as if it had not been stopped.
     """
+    from fedelta.runs import shards
+
+    if shards.rank() > 0:
+        shards.serve()
+        return
+    changes = [*(overrides or []), *([f"output={output}"] if output else [])]
+    changes += ["model.trust_remote_code=true"] if trust else []
+    mode: Mode = "json" if as_json else "quiet" if quiet else "screen"
+    with shards.processes() as processes:
+        settled = _settled(config, changes, resume, keeps_folder=output is None and not force, mode=mode)
+        if dry_run:
+            _show_plan(settled, as_json)
+        else:
+            _play(settled, resume, force, mode, processes)
+
+
+def _settled(config: str | None, changes: list[str], resume: Path | None, *, keeps_folder: bool, mode: Mode) -> RunConfig:
+    """The config of the run that was asked for, before a model library is imported."""
     from fedelta.report.terminal import quieten_libraries, show_warnings
     from fedelta.runs.config import ConfigError, read_config
 
     if (config is None) == (resume is None):
         raise ConfigError("give a config to run, or --resume with the folder of a run: one of them")
-    if resume is not None and (output is not None or force):
+    if resume is not None and not keeps_folder:
         raise ConfigError("--resume goes on in its own folder: leave --output and --force out")
-    mode: Mode = "json" if as_json else "quiet" if quiet else "screen"
     show_warnings(mode)
-    changes = [*(overrides or []), *([f"output={output}"] if output else [])]
-    changes += ["model.trust_remote_code=true"] if trust else []
     settled = read_config(_stored(resume) if resume else config or {}, changes)
     quieten_libraries()
-    if dry_run:
-        _show_plan(settled, as_json)
-    else:
-        _play(settled, resume, force, mode)
+    return settled
 
 
 def _stored(folder: Path) -> RunConfig:
@@ -64,15 +77,16 @@ def _stored(folder: Path) -> RunConfig:
     return without_leave(RunFolder(folder).config())
 
 
-def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode) -> None:
+def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode, processes: Processes) -> None:
     """Runs round by round; what a person reads is shown around it."""
     from fedelta.report.terminal import CtrlC, RunView, out
     from fedelta.runs.folder import RunFolder
     from fedelta.runs.runner import opened
 
     view = RunView(mode, config.federation.rounds, RunFolder(resume).survey()[0] if resume else [])
-    with CtrlC() as ctrl_c, view.shown(), opened(config, resume=resume, force=force) as going:
-        if mode == "screen":
+    opening = opened(config, resume=resume, force=force, processes=processes)
+    with CtrlC() as ctrl_c, view.shown(), opening as going:
+        if mode == "screen" and going.experiment.deal is not None:
             out.print(split_table(going.experiment.deal))
         for record in going.records():
             view.show(record)
@@ -87,13 +101,12 @@ def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode) -> No
 
 def _summary(ended: OpenRun) -> RenderableType:
     from fedelta.report.tables import summary
-    from fedelta.report.words import majority
     from fedelta.runs.evaluation import best_round
 
-    records, dealt = ended.folder.records(), ended.experiment.deal
+    records = ended.folder.records()
     return summary(
         records,
-        majority=majority(dealt.labels(dealt.splits.test)),
+        majority=ended.experiment.majority(),
         folder=ended.folder.path,
         best=best_round(records, ended.experiment.config.evaluation.best_by),
     )

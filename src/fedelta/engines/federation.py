@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import overload
 
 import torch
 
@@ -15,6 +14,7 @@ from fedelta import tree
 from fedelta.engines.guards import ROUNDS, Size, check_population, check_templates, find, reason_of
 from fedelta.engines.letters import Visit
 from fedelta.engines.memories import Memories
+from fedelta.engines.roster import Doors, Holding, by_id, holding, in_order, roster_of, samples
 from fedelta.engines.rounds import QuorumError, Snapshot
 from fedelta.engines.settings import RunSettings, Weights
 from fedelta.engines.tables import Table
@@ -23,7 +23,7 @@ from fedelta.exchange.spool import Spool
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, Method, State
-from fedelta.peers import Peer
+from fedelta.peers import FEW, Peer, Peers
 from fedelta.tree import Adapter, BaseDelta
 
 logger = logging.getLogger("fedelta.engines")
@@ -65,14 +65,19 @@ class Federation:
     @classmethod
     def prepare(cls, method: Method, clients: Sequence[Client], template: Adapter | None, settings: RunSettings) -> Federation:
         """Returns a federation that the method can serve, or raises ValueError that says why it cannot."""
-        check_population([c.peer for c in clients])
-        clients = method.population(sorted(clients, key=lambda c: c.peer.id))
-        template = template or largest_template(clients)
-        method.check(template, [c.peer for c in clients])
-        check_templates(clients, template)
+        ordered = in_order(clients)
+        check_population(roster_of(by_id(ordered)).doubtful())
+        served = method.population(ordered)
+        shown = samples(by_id(served))
+        template = template or largest_template(shown)
+        method.check(template, roster_of(by_id(served)))
+        check_templates(shown, template)
         if method.needs_validation and settings.score is None:
             raise ValueError(f"{type(method).__name__} weighs updates by their validation scores: give `score`")
-        return cls(method, {c.peer.id: c for c in clients}, template, settings, Spool(settings.spool))
+        return cls(method, by_id(served, template), template, settings, Spool(settings.spool))
+
+    def __post_init__(self) -> None:
+        self._roster = roster_of(self.clients)
 
     @property
     def channel(self) -> Channel:
@@ -80,24 +85,21 @@ class Federation:
         return self.settings.channel
 
     @property
-    def peers(self) -> Sequence[Peer]:
+    def peers(self) -> Peers:
         """All peers in the order of ids, with the base versions that they hold now."""
-        return _Peers(self.clients, self.base_versions)
+        return Holding(self._roster, self.base_versions)
 
     def peer(self, k: int) -> Peer:
         """One peer, with the base version that it holds."""
-        return _holding(self.clients[k].peer, self.base_versions.get(k, 0))
+        return holding(self._roster.peer(k), self.base_versions.get(k, 0))
 
     def cohort(self, t: int) -> list[int]:
         """The ids that take part in round t, ascending. Raises ValueError for a rule that names nobody or a stranger."""
         ids = sorted(self.settings.cohort(t, self.peers, self.settings.seed))
         if not ids or len(set(ids)) != len(ids) or not set(ids) <= self.clients.keys():
-            raise ValueError(f"the cohort of round {t} is {ids}: it must name one or more of {list(self.clients)}, each once")
+            known = self._roster.ids if len(self.clients) <= FEW else f"the {len(self.clients)} clients"
+            raise ValueError(f"the cohort of round {t} is {ids}: it must name one or more of {known}, each once")
         return ids
-
-    def shares(self, weights: Weights) -> dict[int, float]:
-        """Returns what each client's update counts in proportion to, by id."""
-        return {p.id: float(p.num_examples) if weights == "examples" else 1.0 for p in self.peers}
 
     def aggregated(
         self, t: int, state: State, updates: Sequence[ClientUpdate], sizes: Mapping[int, Size]
@@ -194,16 +196,26 @@ class Federation:
             raise ValueError(f"the snapshot remembers clients {unknown}, which are not here: give the clients of that run")
         self.remembered, self.touched = Table(start.client_rounds), Table(start.known())
         self.base_versions, self.sizes = Table(start.base_versions), dict(start.sizes)
-        unsure = [k for k in self.base_versions if not self._restored_base(k, start)]
-        self.base_versions = self.base_versions.followed({}, unsure)
+        self.base_versions = self.base_versions.followed({}, self._unsure(start))
 
-    def _restored_base(self, k: int, start: Snapshot) -> bool:
+    def _unsure(self, start: Snapshot) -> list[int]:
+        """Gives the clients that held a base theirs back; returns the ids of those of whom it is unknown what they hold.
+
+        Clients on demand hold nothing themselves: where one of each kind could restore the base, it is there for all.
+        """
+        held = list(self.base_versions)
+        if held and isinstance(self.clients, Doors):
+            restored = [self._restored_base(client.peer.id, client, start) for client in samples(self.clients)]
+            return [] if all(restored) else held
+        return [k for k in held if not self._restored_base(k, self.clients[k], start)]
+
+    def _restored_base(self, k: int, client: Client, start: Snapshot) -> bool:
         """Gives a client the base back that its process held; then it is sent what it would have been sent, and no more.
 
         Returns False for a client without `restore`: what it still holds is unknown, and the whole base, which version 0 gets,
         is right for any.
         """
-        restore = getattr(self.clients[k], "restore", None)
+        restore = getattr(client, "restore", None)
         if restore is None:
             return False
         down = self.method.broadcast(start.t, start.state, replace(self.peer(k), base_version=0))
@@ -220,6 +232,11 @@ def largest_template(clients: Sequence[Client]) -> Adapter:
 
     first = clients[0].template
     return replace(first, layers={n: most(n) for n in first.layers})
+
+
+def shares_of(peers: Iterable[Peer], weights: Weights) -> dict[int, float]:
+    """Returns what each peer's update counts in proportion to, by id."""
+    return {p.id: float(p.num_examples) if weights == "examples" else 1.0 for p in peers}
 
 
 def weigh(visits: Sequence[Visit], sizes: Mapping[int, float], max_share: float | None = None) -> list[ClientUpdate]:
@@ -267,35 +284,3 @@ def demand_quorum(t: int, visits: Sequence[Visit], needed: int) -> None:
     if arrived < needed:
         reasons = "\n".join(f"  client {v.peer.id}: {v.reason}" for v in visits if v.reason is not None)
         raise QuorumError(f"round {t}: {arrived} of {len(visits)} updates can be used, the quorum is {needed}\n{reasons}")
-
-
-class _Peers(Sequence[Peer]):
-    """The peers of a run at one time, in the order of ids; each is made when it is asked for, since a round needs few."""
-
-    def __init__(self, clients: Mapping[int, Client], base_versions: Table[int]) -> None:
-        self._clients, self._base_versions = clients, base_versions
-        self._ids: Sequence[int] | None = None
-
-    @overload
-    def __getitem__(self, at: int) -> Peer: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Peer]: ...
-    def __getitem__(self, at: int | slice) -> Peer | Sequence[Peer]:
-        if self._ids is None:
-            self._ids = list(self._clients)
-        return self._peer(self._ids[at]) if isinstance(at, int) else [self._peer(k) for k in self._ids[at]]
-
-    def __iter__(self) -> Iterator[Peer]:
-        held = dict(self._base_versions)  # an older version of a table is slow to ask for each client
-        return (_holding(client.peer, held.get(k, 0)) for k, client in self._clients.items())
-
-    def __len__(self) -> int:
-        return len(self._clients)
-
-    def _peer(self, k: int) -> Peer:
-        return _holding(self._clients[k].peer, self._base_versions.get(k, 0))
-
-
-def _holding(peer: Peer, version: int) -> Peer:
-    """Returns a peer with the version of the base that it holds."""
-    return peer if peer.base_version == version else replace(peer, base_version=version)  # copies of all would be slow

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from fedelta import sampling, topology
 from fedelta.engines.choice import visitor
 from fedelta.engines.conduct import Outcome, conduct, largest_used, visited
-from fedelta.engines.federation import Federation, demand_quorum, logger, weigh
+from fedelta.engines.federation import Federation, demand_quorum, logger, shares_of, weigh
 from fedelta.engines.guards import Size, overclaimed, oversized
 from fedelta.engines.letters import Visit, sizes_of, steps_of
+from fedelta.engines.roster import samples
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.engines.settings import RunSettings, Score, Weights
 from fedelta.engines.visits import VisitAll, leave_out
 from fedelta.exchange.channel import Channel
 from fedelta.exchange.spool import Spooling
 from fedelta.exchange.wire import Ledger
+from fedelta.merging import ClientUpdate
 from fedelta.method import Client, Method, State
 from fedelta.topology import Mixing
 from fedelta.topology.links import LinkDrop, hear, loss_rule
@@ -77,15 +80,11 @@ def gossip(
         channel=channel,
     )
     channel.demand_no_server()
-    if method.coordinates == "base":
-        raise ValueError(f"{type(method).__name__} moves the base model, which nodes without a server would move apart")
-    if not method.decentralised:
-        logger.warning("%s is not made for gossip: its nodes may drift apart", type(method).__name__)
     is_lost = loss_rule(link_drop, seed)
-    method = method.for_topology(rounds, lambda: topology.expected_rho_sq(mixing))
+    method = settled(method, rounds, mixing)
     federation = Federation.prepare(method, clients, template, settings)
-    visit_all = visitor(settings, federation.clients.values())
-    ids, shares = list(federation.clients), [*federation.shares(settings.weights or "uniform").values()]
+    visit_all = visitor(settings, samples(federation.clients))
+    ids, shares = list(federation.clients), [*shares_of(federation.peers, settings.weights or "uniform").values()]
     needed = sampling.share(quorum, len(ids), "quorum", up=True)
 
     def outcome(t: int, state: State) -> Outcome:
@@ -95,8 +94,7 @@ def gossip(
         sizes, steps = sizes_of(visits), steps_of(visits)
 
         def refused(node: int, senders: Sequence[int]) -> Mapping[int, str]:
-            too_large = oversized({k: sizes[k] for k in senders}, federation.sizes.get(node, ()))
-            return overclaimed({k: steps[k] for k in senders if k in steps}) | too_large
+            return refused_at(federation, node, senders, sizes, steps)
 
         heard = hear(topology.at(mixing, t), ids, silent, partial(is_lost, t), shares, refused)
         visits = _without_refused(federation, t, visits, heard.refused)
@@ -105,11 +103,9 @@ def gossip(
         largest: dict[int, Size] = {}
         lost = list(heard.lost)
         for k in ids:
-            own, given = state[str(k)], weigh(visits, heard.rows[k])
-            after[str(k)], used = federation.aggregated(t, own, given, sizes) if given else (own, given)
-            largest[k] = largest_used(used, sizes)
-            # Aggregated without it, at this end alone: the mean over nodes moves, which the list of links shows.
-            lost += [(k, u.sender.id) for u in given if u.sender.id not in {v.sender.id for v in used}]
+            at_node = aggregated_at(federation, t, state[str(k)], visits, heard.rows[k], sizes)
+            after[str(k)], largest[k] = at_node.state, at_node.largest
+            lost += [(k, sender) for sender in at_node.without]
         up = {v.peer.id: v.up * heard.reached[v.peer.id] for v in visits if v.up is not None}
         return Outcome(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up), largest, lost)
 
@@ -117,6 +113,58 @@ def gossip(
         return dict.fromkeys(map(str, ids), method.init(federation.template, federation.peers, seed=seed))
 
     return conduct(federation, visit_all, outcome, init, gossip=True)
+
+
+def settled(method: Method, rounds: int, mixing: Mixing) -> Method:
+    """Returns a method as it is used without a server on this graph; raises ValueError for one that cannot be."""
+    if method.coordinates == "base":
+        raise ValueError(f"{type(method).__name__} moves the base model, which nodes without a server would move apart")
+    if not method.decentralised:
+        logger.warning("%s is not made for gossip: its nodes may drift apart", type(method).__name__)
+    return method.for_topology(rounds, lambda: topology.expected_rho_sq(mixing))
+
+
+def refused_at(
+    federation: Federation, node: int, senders: Sequence[int], sizes: Mapping[int, Size], steps: Mapping[int, float]
+) -> Mapping[int, str]:
+    """Returns by sender why a node does not take an update: it is far larger, or claims far more steps, than the others there.
+
+    Args:
+        federation: remembers what each node accepted in the last rounds.
+        node: its id.
+        senders: of the updates that the node holds, its own included.
+        sizes, steps: of the updates, by sender.
+    """
+    too_large = oversized({k: sizes[k] for k in senders}, federation.sizes.get(node, ()))
+    return overclaimed({k: steps[k] for k in senders if k in steps}) | too_large
+
+
+@dataclass(frozen=True, eq=False)
+class AtNode:
+    """The result of a round at one node.
+
+    Attributes:
+        state: its next one; the old one where it held no update.
+        used: the updates that it aggregated, with their weights.
+        largest: size of them.
+        without: the senders of updates that it held and could not use. Their links count at the other end alone, so that the
+            mean over nodes moves, which the list of links shows.
+    """
+
+    state: State
+    used: Sequence[ClientUpdate]
+    largest: Size
+    without: Sequence[int]
+
+
+def aggregated_at(
+    federation: Federation, t: int, state: State, visits: Sequence[Visit], row: Mapping[int, float], sizes: Mapping[int, Size]
+) -> AtNode:
+    """Aggregates the updates that a node holds, each with its weight in the node's row of W, in which all peers stand."""
+    given = weigh(visits, row)
+    after, used = federation.aggregated(t, state, given, sizes) if given else (state, given)
+    kept = {u.sender.id for u in used}
+    return AtNode(after, used, largest_used(used, sizes), [u.sender.id for u in given if u.sender.id not in kept])
 
 
 def _without_refused(

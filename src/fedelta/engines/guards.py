@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, Method, State, check_count
 from fedelta.numerics import threads
-from fedelta.peers import Peer
+from fedelta.peers import Peer, Peers
 from fedelta.tree import Adapter
 
 logger = logging.getLogger("fedelta.engines")
@@ -83,15 +84,24 @@ def check_metrics(metrics: Mapping[str, float], who: str) -> None:
         check_count(metrics["num_steps"], "steps", who)
 
 
-def reason_of(error: BaseException) -> str:
-    """The kind and the text of an error on one line of limited length, control characters escaped.
+class ElsewhereError(RuntimeError):
+    """An error of another process; its text is what `text_of` said of it there."""
 
-    The text may quote a client, who may not write into the log of others; and an error of its own may not even have one.
-    """
+
+def text_of(error: BaseException) -> str:
+    """Returns the kind and the text of an error; one from elsewhere brings both with it."""
     try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception as inner:
-        text = f"{type(error).__name__}, whose text cannot be read ({type(inner).__name__})"
+        return str(error) if isinstance(error, ElsewhereError) else f"{type(error).__name__}: {error}"
+    except Exception as inner:  # an error of a user's own may not even have a text
+        return f"{type(error).__name__}, whose text cannot be read ({type(inner).__name__})"
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the kind and the text of an error on one line of limited length, control characters escaped.
+
+    The text may quote a client, who may not write into the log of others.
+    """
+    text = text_of(error)
     rest = len(text) - LONGEST
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST])
     return f"{shown} ... ({rest} more characters)" if rest > 0 else shown
@@ -243,23 +253,32 @@ def check_population(peers: Sequence[Peer]) -> None:
         check_count(p.num_examples, "examples", f"client {p.id}")
 
 
-def warn_of_claims(peers: Sequence[Peer], max_share: float | None) -> None:
+def warn_of_claims(peers: Peers, max_share: float | None) -> None:
     """Warns of a client that holds more than half of all examples with `FAR` times the median of the others'.
 
     Nobody can count another's data; a cap on shares bounds what a false claim does, and silences the warning.
     """
-    total = math.fsum(p.num_examples for p in peers)
-    top = max(peers, key=lambda p: p.num_examples)
-    others = [p.num_examples for p in peers if p.id != top.id]
-    if max_share is None and others and top.num_examples > max(total / 2, FAR * statistics.median(others)):
+    counts = peers.examples
+    at = int(counts.argmax())
+    top, others = counts[at].item(), np.sort(np.delete(counts, at))
+    if max_share is not None or not len(others):
+        return
+    usual, total = _middle(others), float(counts.sum(dtype=np.float64))
+    if top > max(total / 2, FAR * usual):
         logger.warning(
             "client %s claims %s examples, %.4g of all, where half of the others have %s or fewer: with weights='examples' it "
             "decides alone; cap it by max_share, or take weights='uniform'",
-            top.id,
-            top.num_examples,
-            top.num_examples / total,
-            statistics.median(others),
+            peers.ids[at],
+            top,
+            top / total,
+            usual,
         )
+
+
+def _middle(ordered: npt.NDArray[Any]) -> float:
+    """Returns the median of numbers in order, a whole number as such."""
+    low, high = (ordered[at].item() for at in ((len(ordered) - 1) // 2, len(ordered) // 2))
+    return low if len(ordered) % 2 else (low + high) / 2
 
 
 def check_templates(clients: Sequence[Client], template: Adapter) -> None:

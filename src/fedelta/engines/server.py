@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from fedelta import sampling
 from fedelta.engines.choice import visitor
 from fedelta.engines.conduct import Outcome, conduct, largest_used, visited
-from fedelta.engines.federation import Federation, demand_quorum, weigh
+from fedelta.engines.federation import Federation, demand_quorum, shares_of, weigh
 from fedelta.engines.guards import warn_of_claims
 from fedelta.engines.letters import sizes_of
+from fedelta.engines.roster import samples
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.engines.settings import RunSettings, Score, Weights
 from fedelta.engines.visits import VisitAll, leave_out, screened
@@ -51,7 +52,7 @@ def federate(
 
     Args:
         method: what to run.
-        clients: with different ids.
+        clients: with different ids; a list, or `population.ClientsOnDemand`.
         template: the adapter to start from, at the largest ranks; by default what the clients hold. To continue from a
             trained adapter give it here, and its parts to the clients: their A must be its leading rows, to the last bit.
         rounds: of the whole run, those before `start` included.
@@ -92,8 +93,7 @@ def federate(
     )
     method = method.for_topology(rounds, lambda: 0.0)
     federation = Federation.prepare(method, clients, template, settings)
-    visit_all = visitor(settings, federation.clients.values())
-    shares = federation.shares(settings.weights or "examples")
+    visit_all = visitor(settings, samples(federation.clients))
     if settings.weights != "uniform":
         warn_of_claims(federation.peers, max_share)
 
@@ -102,6 +102,7 @@ def federate(
         needed = sampling.share(quorum, len(ids), "quorum", up=True)
         visits = screened(federation, t, visited(federation, visit_all, t, dict.fromkeys(ids, state)))
         demand_quorum(t, visits, needed)
+        shares = shares_of([v.peer for v in visits], settings.weights or "examples")
         sizes, updates = sizes_of(visits), weigh(visits, shares, max_share)
         after, used = federation.aggregated(t, state, updates, sizes)
         if len(used) < len(updates):

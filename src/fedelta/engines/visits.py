@@ -73,18 +73,6 @@ def answer(method: Method, client: Client, channel: Channel, letter: Letter, mem
     return Reply(content, recorder.metrics(), held_version(down)), kept
 
 
-def visit(
-    federation: Federation, t: int, state: State, k: int, client: Client, memory: ClientState
-) -> tuple[Visit, ClientState]:
-    """Carries out the three steps in this process; returns the visit, and what the client remembers if it counts."""
-    letter = send(federation, t, state, k)
-    try:
-        reply, memory = answer(federation.method, client, federation.channel, letter, memory)
-    except Exception as error:
-        return refuse(federation, t, letter, "local update", error), memory
-    return receive(federation, t, state, letter, reply), memory
-
-
 def held_version(down: Message) -> int:
     """Returns the version of the base that a client holds after a message; 0 if it trained the bare base."""
     return max((base.version for base in find(down, BaseDelta)), default=0)

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -31,22 +31,47 @@ MANY = 64
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def commit(path: Path, data: bytes) -> None:
+def commit(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replaces the content of `path` in one step, and returns once it is on the disk.
 
     The bytes go to a file beside it, `.<name>.tmp`, which then takes its name. A crash may leave that file; the next
     commit overwrites it.
+
+    Args:
+        path: of the file.
+        data: its new content.
+        mode: its permissions, as far as the process's mask leaves them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary, data)
+    write(temporary, data, mode=mode)
     os.replace(temporary, path)
     sync_folder(path.parent)
 
 
-def write(path: Path, data: bytes) -> None:
+def commit_private(path: Path, data: bytes) -> None:
+    """Does what `commit` does, for a file that its owner alone may read, in a folder that its owner alone may open.
+
+    Raises:
+        OSError: for a disk that is full or cannot be written; the old content stands, and nothing half written stays behind.
+    """
+    private_folder(path.parent)
+    try:
+        commit(path, data, mode=0o600)
+    except OSError:
+        with suppress(OSError):
+            path.with_name(f".{path.name}.tmp").unlink()  # on a full disk its bytes are needed
+        raise
+
+
+def private_folder(folder: Path) -> None:
+    """Makes a folder that its owner alone may open; one that is there already keeps its permissions."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Writes a file that nobody reads yet; its bytes are on the disk before this returns."""
-    handle = os.open(path, WRITE_ANEW, 0o644)
+    handle = os.open(path, WRITE_ANEW, mode)
     try:
         _write_all(handle, data)
         os.fsync(handle)

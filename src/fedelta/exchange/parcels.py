@@ -6,9 +6,18 @@ A `Parcel` is a kind, a header of plain values and a body of bytes. The body is 
 | kind | header down | body down | header up | body up |
 |---|---|---|---|---|
 | "census" | run, terms, want_template | - | who the site is (`engines.census`) | the template, if it was asked for |
-| "train" | run, terms, t, remembered, base_version | the letter's message | run, t, metrics, base_version | the reply's content |
+| "train" | run, terms, t, remembered, base_version | the letter's message | run, t, metrics, base_version | the content |
 | "evaluate" | run, terms, t, remembered | the method's message | run, t, scores, examples | - |
 | "refusal" | | | reason: what a site answers in place of any of them | - |
+
+Nodes without a server, which are equals, say:
+
+| kind | header | body |
+|---|---|---|
+| "hello" | sender, run, t, terms: now and again, that a node is there, in which round and under which terms | - |
+| "update" | sender, run, t, metrics | the content of its update |
+| "held" | sender, run, t: that it holds the receiver's update of this round | - |
+| "refusal" | sender, run, t, reason: why the link does not count in this round | - |
 """
 
 from __future__ import annotations
@@ -19,7 +28,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = ("census", "train", "evaluate", "refusal")
+KINDS = ("census", "train", "evaluate", "refusal", "hello", "update", "held")
 """All kinds of parcels."""
 
 VERSION = 1
@@ -111,8 +120,8 @@ def decode_parts(header: bytes, body: bytes) -> Parcel:
         raise ValueError(f"a parcel's header has {len(header)} bytes, where {MAX_HEADER} are the most")
     try:
         values = json.loads(header, parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"a parcel's header is no JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the header of a parcel is no JSON: {error}") from None
     kind = values.pop("kind", None) if isinstance(values, dict) else None
     if kind not in KINDS:
         raise ValueError(f"a parcel of kind {str(kind)[:40]!r} is not known; there are {', '.join(KINDS)}")
@@ -120,4 +129,4 @@ def decode_parts(header: bytes, body: bytes) -> Parcel:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"a parcel's header holds {name}, which is no number")
+    raise ValueError(f"it holds {name}, which is no number")

@@ -41,7 +41,7 @@ class Centralised(Method):
     def population(self, clients: Sequence[Client]) -> Sequence[Client]:
         if not hasattr(clients[0], "pool"):
             raise TypeError(f"centralised pools data, and a {type(clients[0]).__name__} has no method `pool` for that")
-        return [cast(PoolingClient, clients[0]).pool(clients)]
+        return [cast(PoolingClient, clients[0]).pool(list(clients))]  # however many: it needs the data of all
 
     def check(self, template: Adapter, peers: Sequence[Peer]) -> None:
         if len(peers) != 1:

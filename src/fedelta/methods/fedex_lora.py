@@ -13,7 +13,7 @@ from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, merge, unzip
 from fedelta.method import Method, State
 from fedelta.methods._shared.base_delta import BaseAccount, advance, base_for, open_base, step_entries
-from fedelta.peers import Peer, at_largest, slice_for, template_for
+from fedelta.peers import Peer, at_largest, kinds_of, slice_for, template_for
 from fedelta.tree import Adapter, Message
 
 
@@ -105,7 +105,7 @@ class FedExLoRA(Method):
 
 def _common_ranks(template: Adapter, peers: Sequence[Peer]) -> dict[str, int]:
     """Returns by layer the number of components that all peers can hold."""
-    return {n: min(p.rank_of(n) for p in peers) for n in template.layers}
+    return {n: min(p.rank_of(n) for p in kinds_of(peers)) for n in template.layers}
 
 
 def _mean(weights: Sequence[float], xs: Sequence[LoRA], old: LoRA) -> LoRA:

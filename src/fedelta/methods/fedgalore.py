@@ -17,7 +17,7 @@ from fedelta.methods._fedgalore.projection import Projection, check_sketch
 from fedelta.methods._shared.base_delta import BaseAccount, advance, base_for, open_base, step_entries
 from fedelta.numerics.ajive import Ajive, read_settings
 from fedelta.optim import WarmAdam
-from fedelta.peers import Peer, at_largest
+from fedelta.peers import Peer, at_largest, kinds_of
 from fedelta.tree import Adapter, BaseDelta, Message, Tensors
 
 
@@ -225,7 +225,7 @@ class FedGaLore(Method):
         up += tree.count(self.projection.coordinates(own)) + tree.count(own.dense) + self._moments(own)
         if t == 0:
             return tree.count(own.dense), up
-        ranks = {n: max(min(p.rank_of(n), *x.shape) for p in peers) for n, x in own.layers.items()}
+        ranks = {n: max(min(p.rank_of(n), *x.shape) for p in kinds_of(peers)) for n, x in own.layers.items()}
         down += tree.count(own.dense) + step_entries(own, ranks)
         return down + self._moments(own), up
 

@@ -12,7 +12,7 @@ from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods._shared.energy import capped, check_cap
 from fedelta.methods._shared.one_factor import averaged, completed, only
 from fedelta.methods._shared.sums import added, summand_of
-from fedelta.peers import Peer
+from fedelta.peers import Peer, kinds_of
 from fedelta.tree import Adapter, BaseDelta, Message, Tensors
 
 
@@ -72,7 +72,7 @@ class FedSVD(Method):
     def check(self, template: Adapter, peers: Sequence[Peer]) -> None:
         super().check(template, peers)
         for layer, x in template.layers.items():
-            rank = max(p.rank_of(layer) for p in peers)
+            rank = max(p.rank_of(layer) for p in kinds_of(peers))
             if rank > x.shape[1]:
                 raise ValueError(f"layer {layer!r}: fedsvd needs a rank of at most d_in = {x.shape[1]}, got {rank}")
 

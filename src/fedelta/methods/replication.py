@@ -16,7 +16,7 @@ from fedelta.merging import ClientUpdate, in_order, merge
 from fedelta.method import Method, State
 from fedelta.methods._shared.owners import owner_mean_factors
 from fedelta.methods._shared.padding import ScalePolicy, slice_with, with_scale
-from fedelta.peers import Peer, at_largest, with_ranks
+from fedelta.peers import Peer, at_largest, kinds_of, with_ranks
 from fedelta.sampling import share
 from fedelta.seeding import SERVER
 from fedelta.tree import Adapter, Message
@@ -95,7 +95,7 @@ class Replication(Method):
 
     def check(self, template: Adapter, peers: Sequence[Peer]) -> None:
         super().check(template, peers)
-        if not any(self._has_room(p, template) for p in peers):
+        if not any(self._has_room(p, template) for p in kinds_of(peers)):
             logger.warning("replication promotes nobody: no client can hold more than low_rank = %s components", self.low_rank)
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:

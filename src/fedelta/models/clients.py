@@ -130,18 +130,35 @@ def clients_on(
     Raises:
         ValueError: for a start that does not fit the model.
     """
+    peers = peers_for(ranks, lora_config, [len(part) for part in examples], list(adapted.adapted_layers))
+    common = common_adapter(adapted, peers, seed=seed, start=start)
+    return [
+        client_on(adapted, task, part, peer, common, training, seed=seed) for peer, part in zip(peers, examples, strict=True)
+    ]
+
+
+def client_on(
+    adapted: PeftAdaptedModel,
+    task: Task,
+    examples: Sequence[Example],
+    peer: Peer,
+    common: Adapter,
+    training: Training,
+    *,
+    seed: int = 0,
+) -> LocalClient:
+    """Returns one client with these encoded examples, which begins from its part of the common initial adapter."""
     collate = partial(task.collate, pad_token_id=pad_token_of(adapted))
     loss = cast("Callable[[nn.Module, Any], Tensor]", task.loss)  # its batches are what its own collate makes
-    peers = peers_for(ranks, lora_config, [len(part) for part in examples], list(adapted.adapted_layers))
-    if start is not None:
-        adapted.load(start)  # refuses what does not fit before any work is done
-        common = _for_all(start, peers)
-    else:
-        common = adapted.initial(max(peers, key=lambda p: p.rank), seed)  # patterns are the same for all
-    return [
-        LocalClient(peer, template_for(peer, common), adapted, part, collate, loss, training, seed)
-        for peer, part in zip(peers, examples, strict=True)
-    ]
+    return LocalClient(peer, template_for(peer, common), adapted, examples, collate, loss, training, seed)
+
+
+def common_adapter(adapted: PeftAdaptedModel, peers: Sequence[Peer], *, seed: int, start: Adapter | None = None) -> Adapter:
+    """Returns what all peers begin from, at the largest of their ranks; arguments and errors are those of `clients_on`."""
+    if start is None:
+        return adapted.initial(max(peers, key=lambda p: p.rank), seed)  # patterns are the same for all
+    adapted.load(start)  # refuses what does not fit before any work is done
+    return _for_all(start, peers)
 
 
 def _for_all(start: Adapter, peers: Sequence[Peer]) -> Adapter:

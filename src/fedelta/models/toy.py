@@ -6,7 +6,7 @@ tensor. The outer dimensions all differ, so that a transposed factor cannot pass
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from fedelta.client import Example, LocalClient, Training
 from fedelta.lowrank import LoRA
 from fedelta.optim import SGD
 from fedelta.peers import Peer, template_for
+from fedelta.population import ClientsOnDemand, Population
 from fedelta.tree import Adapter, BaseDelta
 
 SIZES = {"hidden": (6, 5), "output": (4, 6)}
@@ -119,17 +120,50 @@ def toy_federation(
         training: 4 steps of plain SGD at 0.05 by default.
         peer_fields: further fields of each `Peer`.
     """
-    training = training or Training(local_steps=4, batch_size=8, learning_rate=0.05, optimizer=SGD())
     sizes = num_examples or [12 + 4 * k for k in range(len(ranks))]
-    model, template = ToyModel(seed, dtype), toy_template(max(ranks), seed=seed, dtype=dtype)
+    make = _maker(max(ranks), disagreement, seed, dtype, training)
+    peers = [
+        Peer(k, rank, size, lora_alpha=lora_alpha, rslora=rslora, **peer_fields)
+        for k, (rank, size) in enumerate(zip(ranks, sizes, strict=True))
+    ]
+    return [make(peer) for peer in peers]
+
+
+def toy_population(
+    peers: Population,
+    *,
+    disagreement: float = 0.3,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    training: Training | None = None,
+) -> ClientsOnDemand:
+    """The clients of `toy_federation` for any number of peers, each made with its data when it is asked for.
+
+    Args:
+        peers: who they are.
+        disagreement: as in `toy_federation`, and so are the others.
+        seed: of targets, data and training.
+        dtype: of everything.
+        training: how they train.
+    """
+    rank = max(peer.rank for peer in peers.kinds)
+    return ClientsOnDemand(peers, _maker(rank, disagreement, seed, dtype, training))
+
+
+def _maker(
+    rank: int, disagreement: float, seed: int, dtype: torch.dtype, training: Training | None
+) -> Callable[[Peer], LocalClient]:
+    """Returns what makes the client of a peer, on one model that they share; the template has rank `rank`."""
+    training = training or Training(local_steps=4, batch_size=8, learning_rate=0.05, optimizer=SGD())
+    model, template = ToyModel(seed, dtype), toy_template(rank, seed=seed, dtype=dtype)
     target = _weights(seed, seeding.SERVER, dtype)
-    clients: list[LocalClient] = []
-    for k, (rank, size) in enumerate(zip(ranks, sizes, strict=True)):
-        peer = Peer(k, rank, size, lora_alpha=lora_alpha, rslora=rslora, **peer_fields)
-        own = {n: target[n] + disagreement * w for n, w in _weights(seed, k, dtype).items()}
-        examples = _examples(own, size, seed, k, dtype)
-        clients.append(LocalClient(peer, template_for(peer, template), model, examples, _collate, toy_loss, training, seed))
-    return clients
+
+    def make(peer: Peer) -> LocalClient:
+        own = {n: target[n] + disagreement * w for n, w in _weights(seed, peer.id, dtype).items()}
+        examples = _examples(own, peer.num_examples, seed, peer.id, dtype)
+        return LocalClient(peer, template_for(peer, template), model, examples, _collate, toy_loss, training, seed)
+
+    return make
 
 
 def toy_loss(module: nn.Module, batch: Batch) -> Tensor:

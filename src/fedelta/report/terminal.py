@@ -54,6 +54,14 @@ def show_warnings(mode: Mode) -> None:
     logging.getLogger("fedelta.resume").setLevel(logging.WARNING)
 
 
+def show_lines(name: str, *also: logging.Handler) -> None:
+    """Sends a logger's lines to stderr with the time, for a program that runs on; and to other handlers."""
+    screen = RichHandler(console=err, show_path=False, markup=False, rich_tracebacks=False, log_time_format="[%X]")
+    log = logging.getLogger(name)
+    log.handlers[:] = [screen, *also]
+    log.setLevel(logging.INFO)
+
+
 def quieten_libraries() -> None:
     """Keeps the model libraries' own progress bars and remarks to their users out of ours."""
     from transformers.utils import logging as transformers_logging

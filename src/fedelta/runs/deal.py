@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from fedelta import seeding
+from fedelta.data.gaps import without_empty
 from fedelta.data.rows import Row
-from fedelta.data.sources import Splits, load_splits, pinned_revision
+from fedelta.data.sources import Splits, load_rows, load_splits, pinned_revision, subsample
 from fedelta.runs.config import Data, RankChoice, RunConfig
 from fedelta.runs.config.choices import scheme_of
 from fedelta.split.partition import assign_ranks, partition
@@ -56,6 +59,19 @@ def deal(config: RunConfig, task: Task) -> Deal:
     Raises:
         ValueError, FileNotFoundError, ImportError: for data that cannot be read, or a split that cannot be made.
     """
+    read = _read_source if config.data.clients is None else _read_files
+    splits, parts, task, revision = read(config, task)
+    kept = [hold_out(part, config.data.client_test_fraction, config.seed, k) for k, part in enumerate(parts)]
+    ranks = ranks_for(config.lora.rank, len(parts), config.seed)
+    return Deal(task, splits, [train for train, _ in kept], [test for _, test in kept], ranks, revision)
+
+
+Read: TypeAlias = tuple[Splits, Sequence[np.ndarray], Task, str | None]
+"""The rows; for each client the positions of its training rows, before any is held out; the task; the revision."""
+
+
+def _read_source(config: RunConfig, task: Task) -> Read:
+    """Reads one source and deals its training rows to clients."""
     data, split, seed = config.data, config.partition, config.seed
     revision = pinned_revision(data.source, data.revision)
     splits = load_splits(
@@ -78,9 +94,48 @@ def deal(config: RunConfig, task: Task) -> Deal:
     # the task's label is what skews the parts unless a field is named
     labels = splits.train if split.by else [task.label_of(row) for row in splits.train]
     parts = partition(labels, scheme_of(split), split.clients, by=split.by, seed=seed, min_examples=split.min_examples)
-    kept = [_hold_out(part, data.client_test_fraction, seed, k) for k, part in enumerate(parts)]
-    ranks = _ranks(config.lora.rank, len(parts), seed)
-    return Deal(task, splits, [train for train, _ in kept], [test for _, test in kept], ranks, revision)
+    return splits, parts, task, revision
+
+
+def _read_files(config: RunConfig, task: Task) -> Read:
+    """Reads the file of each client, and those of validation and test rows, if there are any."""
+    files = {"validation": config.data.validation, "test": config.data.test}
+    common = {part: read_own(config, task, file, part) for part, file in files.items() if file is not None}
+    own = {name: read_own(config, task, file, "train", name) for name, file in config.client_files().items()}
+    rows = [row for found in own.values() for row in found.rows]
+    ends = np.cumsum([len(found.rows) for found in own.values()])
+    parts = np.split(np.arange(len(rows)), ends[:-1])
+    left_out = {name: found.left_out for name, found in {**own, **common}.items() if found.left_out}
+    validation, test = (common[part].rows if part in common else [] for part in files)
+    return Splits(rows, validation, test, left_out), parts, task.settled(rows), None
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """The rows of one file, and how many of it were left out for want of a label."""
+
+    rows: list[Row]
+    left_out: int
+
+
+def read_own(config: RunConfig, task: Task, file: str, part: str, client: str | None = None) -> OwnRows:
+    """Reads the file of a client, or of common rows, as the config's data section says.
+
+    Args:
+        config: of the run.
+        task: says which field is the label.
+        file: its path.
+        part: "train", "validation" or "test", for `data.limit`.
+        client: whose it is, for messages.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: for a file that cannot be read, or has no rows.
+    """
+    data, whose = config.data, part if client is None else f"client {client!r}"
+    given = load_rows(Path(file), fields=data.fields)
+    rows = without_empty(given, task.label_field(), data.empty, whose)
+    limit = data.limit.get(part) if isinstance(data.limit, Mapping) else data.limit
+    return OwnRows(subsample(rows, limit, config.seed), len(given) - len(rows))
 
 
 def row_digests(splits: Splits) -> dict[str, str]:
@@ -106,7 +161,7 @@ def warn_of_missing_rows(data: Data, dealt: Deal) -> None:
         ("validation", splits.validation, data.validation_fraction),
         ("test", splits.test, data.test_fraction),
     ):
-        if asked and not rows:
+        if asked and not rows and data.clients is None:
             logger.warning("data.%s_fraction = %g of %d rows leaves 0 rows of %s", part, asked, total, part)
     tested = sum(len(part) > 0 for part in dealt.held_out)
     if data.client_test_fraction and tested < len(dealt.parts):
@@ -120,14 +175,15 @@ def warn_of_missing_rows(data: Data, dealt: Deal) -> None:
         logger.warning("0 of %d rows are left to evaluate on: the run will have no scores", total)
 
 
-def _hold_out(part: np.ndarray, fraction: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(part: np.ndarray, fraction: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
     """A client's rows as (to train on, to test by), each in the order of the data; one row at least stays to train on."""
     count = min(round(fraction * len(part)), max(len(part) - 1, 0))
     order = seeding.numpy_generator(seed, 0, client, "held out").permutation(part)
     return np.sort(order[count:]), np.sort(order[:count])
 
 
-def _ranks(rank: int | list[int] | RankChoice, clients: int, seed: int) -> Sequence[int]:
+def ranks_for(rank: int | list[int] | RankChoice, clients: int, seed: int) -> Sequence[int]:
+    """Returns the rank of each client."""
     if isinstance(rank, RankChoice):
         return assign_ranks(rank.choices, clients, how="draw", seed=seed, weights=rank.shares)
     return assign_ranks(rank, clients, how="list")

@@ -22,22 +22,23 @@ def code_digests(method: Method) -> dict[str, str]:
     Only the file of a class itself counts, not what it imports. The library's own methods are left out: another version of the
     library is only warned about when a run is taken up.
     """
-    modules = {type(part).__module__: type(part) for part in _parts(method) if not _is_catalogued(type(part))}
+    modules = {type(part).__module__: type(part) for part in parts_of(method) if not is_catalogued(type(part))}
     return {module: sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest() for module, cls in sorted(modules.items())}
 
 
-def _parts(value: object) -> Iterator[Method]:
-    """A method and those that it combines, in its hyper-parameters or lists of them."""
+def parts_of(value: object) -> Iterator[Method]:
+    """Yields a method and those that it combines, in its hyper-parameters or lists of them."""
     if isinstance(value, Method):
         yield value
         for field in fields(value):
-            yield from _parts(getattr(value, field.name))
+            yield from parts_of(getattr(value, field.name))
     elif isinstance(value, list | tuple):
         for inner in cast("Iterable[object]", value):
-            yield from _parts(inner)
+            yield from parts_of(inner)
 
 
-def _is_catalogued(cls: type[Method]) -> bool:
+def is_catalogued(cls: type[Method]) -> bool:
+    """Returns whether a method came with the library."""
     package, _, name = cls.__module__.rpartition(".")
     return package == methods.__name__ and name in _catalogued()
 

@@ -19,7 +19,7 @@ from fedelta.engines.rounds import Round
 from fedelta.exchange.spool import held
 from fedelta.method import TrainResult
 from fedelta.optim import OptimizerState
-from fedelta.runs.experiment import Experiment, play
+from fedelta.runs.experiment import LocalExperiment, play
 from fedelta.tree import Adapter, BaseDelta
 
 
@@ -66,7 +66,7 @@ class _IdleClient:
         """It holds no model."""
 
 
-def plan(experiment: Experiment) -> Plan:
+def plan(experiment: LocalExperiment) -> Plan:
     """The cost of the run that `experiment` was built for.
 
     Raises:
@@ -88,7 +88,7 @@ def plan(experiment: Experiment) -> Plan:
     )
 
 
-def _play(experiment: Experiment) -> list[Round]:
+def _play(experiment: LocalExperiment) -> list[Round]:
     idle = [_IdleClient(c) for c in experiment.clients]
     if experiment.mixing is not None:  # a graph of the first rounds may be without a link: what a link carries is what counts
         experiment = replace(experiment, mixing=topology.complete(len(idle)))
@@ -103,7 +103,7 @@ def _play(experiment: Experiment) -> list[Round]:
     return list(play(experiment, idle, settings))
 
 
-def _links(experiment: Experiment) -> list[float]:
+def _links(experiment: LocalExperiment) -> list[float]:
     """By round, how many of the messages of the played rounds would be sent: all with a server, those on links without."""
     rounds, mixing = experiment.settings.rounds, experiment.mixing
     if mixing is None:
@@ -134,7 +134,7 @@ def _fresh_state(start: Adapter, request: Mapping[str, Any]) -> OptimizerState:
     return request["optimizer"].init({n: params[n] for n in trainable_names(start, request.get("trainable"))})
 
 
-def _memory(experiment: Experiment, last: Round) -> dict[str, int]:
+def _memory(experiment: LocalExperiment, last: Round) -> dict[str, int]:
     model = experiment.model
     module = model.module
     trained = dict(tree.parameters(model.live()))

@@ -12,10 +12,16 @@ import torch
 logger = logging.getLogger("fedelta.resume")
 
 
-def here(device: torch.device) -> dict[str, Any]:
-    """Returns the platform that a run on a device has here."""
+def here(device: torch.device, shares: int = 1) -> dict[str, Any]:
+    """Returns the platform that a run on a device has here.
+
+    Args:
+        device: of the model.
+        shares: the parts into which a cohort is split where that changes who trains together.
+    """
     return {
         "device": device.type,
+        "shares": shares,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "fedelta": version("fedelta"),

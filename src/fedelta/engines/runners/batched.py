@@ -7,34 +7,31 @@ one pass, and each group trains together. A request that fits into no group trai
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeAlias
 
 from fedelta.adapted import CPU_TOKENS
 from fedelta.client import Batch, LocalClient, Request
-from fedelta.engines.federation import Federation
 from fedelta.engines.guards import reason_of
-from fedelta.engines.letters import Letter, Reply, Visit
-from fedelta.engines.memories import InMemory
+from fedelta.engines.letters import Letter
 from fedelta.engines.runners._handover import Answer, Visitor
+from fedelta.engines.runners._in_process import Answered, Asked, ClientSide, InProcess, answered_by
 from fedelta.engines.runners._joint import train_together
 from fedelta.engines.settings import Choice
-from fedelta.engines.visits import VisitAll, answer, receive, refuse, send
-from fedelta.method import Client, ClientState, State
+from fedelta.method import Client, ClientState
 
 logger = logging.getLogger("fedelta.engines")
 
 WINDOW = 64
 """Visits that wait at a time: each holds the message that it got, and a thread."""
 
-Answered: TypeAlias = tuple[Reply, ClientState] | Exception
-"""A client's reply and memory, or what its local update raised."""
-
-Asked: TypeAlias = tuple[Client, Request]
+Wanted: TypeAlias = tuple[Client, Request]
+"""A client, and the training that its method asks it for."""
 
 
-def runner(token_budget: int) -> VisitAll:
+def runner(token_budget: int) -> InProcess:
     """Returns the batched engine with passes of so many tokens."""
     return Batched(token_budget)
 
@@ -55,55 +52,31 @@ def plan_for(clients: Collection[Client], token_budget: int | None, *, forced: b
 
 
 @dataclass(eq=False)
-class Batched:
+class Batched(InProcess):
     """The batched engine.
 
     Args:
         token_budget: tokens in a pass; a client whose batch is larger trains alone.
-        memories: of the clients.
     """
 
     token_budget: int = CPU_TOKENS
-    memories: InMemory = field(default_factory=InMemory)
     _said: set[str] = field(default_factory=set[str])
 
-    def __call__(self, federation: Federation, t: int, states: Mapping[int, State]) -> list[Visit]:
-        """Returns the visits of a cohort, in order; up to `WINDOW` of them wait at a time."""
-        ids, done = list(states), list[Visit]()
-        for at in range(0, len(ids), WINDOW):
-            letters = [send(federation, t, states[k], k) for k in ids[at : at + WINDOW]]
-            for letter, answered in zip(letters, self._answers(federation, letters), strict=True):
-                done.append(self._received(federation, states, letter, answered))
-        return done
+    def answers(self, side: ClientSide, asked: Iterable[Asked]) -> Iterator[tuple[Letter, Answered]]:
+        """Yields each letter with its answer; up to `WINDOW` visits wait at a time."""
+        left = iter(asked)
+        while window := list(islice(left, WINDOW)):
+            yield from zip((letter for letter, _ in window), self._answers(side, window), strict=True)
 
-    def _answers(self, federation: Federation, letters: Sequence[Letter]) -> list[Answered]:
+    def _answers(self, side: ClientSide, asked: Sequence[Asked]) -> list[Answered]:
         """Returns what each client answers; their requests for training are answered together."""
-        visitors = [self._visitor(federation, letter) for letter in letters]
+        visitors = [_visitor(side, letter, memory) for letter, memory in asked]
         try:
             self._finish(visitors)
         finally:
             for visitor in visitors:
                 visitor.close()
         return [visitor.result for visitor in visitors if visitor.result is not None]
-
-    def _visitor(self, federation: Federation, letter: Letter) -> Visitor[Answered]:
-        k = letter.peer.id
-
-        def answered(client: Client) -> Answered:
-            try:
-                return answer(federation.method, client, federation.channel, letter, self.memories.get(k))
-            except Exception as error:  # the client's fault, which the server refuses
-                return error
-
-        return Visitor(federation.clients[k], answered)
-
-    def _received(self, federation: Federation, states: Mapping[int, State], letter: Letter, answered: Answered) -> Visit:
-        k = letter.peer.id
-        if isinstance(answered, Exception):
-            return refuse(federation, letter.t, letter, "local update", answered)
-        reply, memory = answered
-        self.memories.offer(k, memory)  # counts only if the visit does
-        return receive(federation, letter.t, states[k], letter, reply)
 
     def _finish(self, waiting: Sequence[Visitor[Answered]]) -> None:
         """Lets visits go on until all have ended; what those that wait ask for is answered together."""
@@ -114,14 +87,14 @@ class Batched:
             waiting = [visitor for visitor in waiting if visitor.asks is not None]
             answers = self.serve([(v.client, v.asks) for v in waiting if v.asks is not None])
 
-    def serve(self, asked: Sequence[Asked]) -> list[Answer]:
+    def serve(self, asked: Sequence[Wanted]) -> list[Answer]:
         """Returns the answer to each request, in order."""
         answers: dict[int, Answer] = {}
         for group in self._groups(asked):
             answers |= zip(group, self._train([asked[k] for k in group]), strict=True)
         return [answers[k] for k in range(len(asked))]
 
-    def _groups(self, asked: Sequence[Asked]) -> list[list[int]]:
+    def _groups(self, asked: Sequence[Wanted]) -> list[list[int]]:
         """Returns the positions of requests that train together: of one model and base, of like length, within the budget."""
         alone, shared = list[list[int]](), dict[Any, list[tuple[int, int, int]]]()
         refusals = _refusals(client for client, _ in asked)
@@ -137,7 +110,7 @@ class Batched:
             shared.setdefault(key, []).append((client.model.longest(first), k, client.model.tokens(first)))
         return alone + [group for sizes in shared.values() for group in packed(sorted(sizes), self.token_budget)]
 
-    def _train(self, asked: Sequence[Asked]) -> list[Answer]:
+    def _train(self, asked: Sequence[Wanted]) -> list[Answer]:
         clients = [client for client, _ in asked if isinstance(client, LocalClient)]
         if len(asked) > 1:
             try:
@@ -152,6 +125,11 @@ class Batched:
         if reason not in self._said:
             self._said.add(reason)
             logger.warning("some clients train one after another: %s", reason)
+
+
+def _visitor(side: ClientSide, letter: Letter, memory: ClientState) -> Visitor[Answered]:
+    """Returns the visit of a letter's client."""
+    return Visitor(side.clients[letter.peer.id], lambda client: answered_by(client, side, letter, memory))
 
 
 def packed(sizes: Iterable[tuple[int, int, int]], budget: int) -> list[list[int]]:

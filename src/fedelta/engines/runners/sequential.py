@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 
-from fedelta.engines.federation import Federation
-from fedelta.engines.letters import Visit
-from fedelta.engines.memories import InMemory
-from fedelta.engines.visits import VisitAll, visit
-from fedelta.method import State
+from fedelta.engines.letters import Letter
+from fedelta.engines.runners._in_process import Answered, Asked, ClientSide, InProcess, answered_by
 
 
-def runner(token_budget: int) -> VisitAll:
+def runner(token_budget: int) -> InProcess:
     """Returns the sequential engine; it has no passes to share."""
     return Sequential()
 
 
-@dataclass(eq=False)
-class Sequential:
-    """The sequential engine.
+class Sequential(InProcess):
+    """The sequential engine."""
 
-    Attributes:
-        memories: of the clients.
-    """
-
-    memories: InMemory = field(default_factory=InMemory)
-
-    def __call__(self, federation: Federation, t: int, states: Mapping[int, State]) -> list[Visit]:
-        """Returns the visits of a cohort, in order."""
-        return [self._visit(federation, t, state, k) for k, state in states.items()]
-
-    def _visit(self, federation: Federation, t: int, state: State, k: int) -> Visit:
-        done, memory = visit(federation, t, state, k, federation.clients[k], self.memories.get(k))
-        self.memories.offer(k, memory)  # counts only if the visit does
-        return done
+    def answers(self, side: ClientSide, asked: Iterable[Asked]) -> Iterator[tuple[Letter, Answered]]:
+        """Yields each letter with its answer before the next letter is written."""
+        for letter, memory in asked:
+            yield letter, answered_by(side.clients[letter.peer.id], side, letter, memory)

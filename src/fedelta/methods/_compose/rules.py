@@ -9,7 +9,7 @@ from fedelta.method import Method
 from fedelta.methods._compose.composition import Composite
 from fedelta.methods._compose.parts import Part, Parts, claims
 from fedelta.methods.fedavg import FedAvg
-from fedelta.peers import Peer, demand_equal_ranks
+from fedelta.peers import Peer, demand_equal_ranks, kinds_of, named
 from fedelta.tree import Adapter, Tensors
 
 
@@ -37,8 +37,9 @@ class LocalRule(Part, Composite, Method):
 def demand_one_scale(name: str, template: Adapter, peers: Sequence[Peer]) -> None:
     """Raises ValueError if two peers apply a layer with different scales."""
     for layer, x in template.layers.items():
-        scales = {p.id: p.scale_of(layer, p.rank_of(layer)) for p in peers}
-        if len(set(scales.values())) > 1:
+        kinds = kinds_of(peers)
+        if len({p.scale_of(layer, p.rank_of(layer)) for p in kinds}) > 1:
+            scales = {p.id: p.scale_of(layer, p.rank_of(layer)) for p in named(peers)}
             raise ValueError(
                 f"{name} needs one scale, but layer {layer!r} of rank {x.rank} has scales {scales} by client, and a "
                 "gradient of factors changes with theirs: give all clients one lora_alpha"

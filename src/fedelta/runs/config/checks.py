@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedelta.models.devices import named_device
 from fedelta.runs.config.choices import Choices, choices_of, naming, scheme_of
-from fedelta.runs.config.schema import ConfigError, Federation, Partition, RunConfig, rank_values
+from fedelta.runs.config.schema import ConfigError, Data, Federation, Partition, RunConfig, rank_values
 from fedelta.sampling import share
 from fedelta.tasks.metrics import get_metric
 
@@ -25,9 +25,13 @@ def _checked(config: RunConfig) -> Choices:
     _check_device(config.device)
     chosen = choices_of(config)
     _check_ranks(config, chosen)
-    _check_partition(config.partition)
-    _check_cohort(config.federation, config.partition.clients)
+    if config.data.clients is None:
+        _check_partition(config.partition)
+    else:
+        _check_own_files(config)
+    _check_cohort(config.federation, config.num_clients())
     _check_graph(config, chosen)
+    _check_sites(config.federation)
     _check_metric(config.evaluation.best_by, chosen)
     return chosen
 
@@ -41,9 +45,10 @@ def _check_device(device: str) -> None:
 
 
 def _check_ranks(config: RunConfig, chosen: Choices) -> None:
-    ranks, clients = rank_values(config.lora.rank), config.partition.clients
+    ranks, clients = rank_values(config.lora.rank), config.num_clients()
     if isinstance(config.lora.rank, list) and clients is not None and len(ranks) != clients:
-        raise ValueError(f"lora.rank lists {len(ranks)} ranks for partition.clients = {clients}: give one for each client")
+        given = "partition.clients" if config.data.clients is None else "the number of data.clients"
+        raise ValueError(f"lora.rank lists {len(ranks)} ranks for {given} = {clients}: give one for each client")
     if len(set(ranks)) > 1 and not chosen.method.hetero_rank:
         raise ValueError(
             f"method {config.method['name']!r} needs equal ranks, but lora.rank gives {sorted(set(ranks))}: set one rank, or "
@@ -62,6 +67,18 @@ def _check_partition(partition: Partition) -> None:
             owners = " and ".join(needed_by)
             raise ValueError(f"partition.{key} has no meaning for the scheme {scheme!r}: it belongs to {owners}")
     scheme_of(partition)
+
+
+def _check_own_files(config: RunConfig) -> None:
+    """Raises ValueError for what has no meaning where each client has its own file."""
+    if config.partition != Partition():
+        raise ValueError(
+            "partition has no meaning where data.clients names each client's file: leave `partition` out, or put one file with "
+            "all rows into data.source"
+        )
+    for key in ("source", "train", "subset", "revision", "stratify"):
+        if getattr(config.data, key) != Data.model_fields[key].default:
+            raise ValueError(f"data.{key} has no meaning where data.clients names each client's file: leave one of them out")
 
 
 def _check_cohort(federation: Federation, clients: int | None) -> None:
@@ -92,9 +109,45 @@ def _check_graph(config: RunConfig, chosen: Choices) -> None:
             f"method {config.method['name']!r} moves the base model, which nodes without a server would move apart: set "
             "federation.topology to null, or choose another method"
         )
-    if config.partition.clients is not None:
+    clients = config.num_clients()
+    if clients is not None:
         with naming("federation.topology"):
-            graph.check(config.partition.clients, seed=config.seed)
+            graph.check(clients, seed=config.seed)
+
+
+def _check_sites(federation: Federation) -> None:
+    """Checks the keys that have a meaning for real sites alone."""
+    extra, quorum = federation.over_selection, federation.quorum
+    if federation.where != "flower" and (extra or federation.server_model):
+        key = "over_selection" if extra else "server_model"
+        raise ValueError(
+            f"federation.{key} has no meaning where federation.where = {federation.where}: it belongs to flower, where a "
+            "server asks real sites"
+        )
+    if federation.where == "flower" and federation.topology is not None:
+        raise ValueError("federation.topology has no meaning where federation.where = flower, which has a server: set zenoh")
+    if extra and isinstance(quorum, float) and quorum * (1 + extra) > 1:
+        raise ValueError(
+            f"federation.quorum = {quorum} can never be met with federation.over_selection = {extra}, where a round ends with "
+            f"{1 / (1 + extra):.2g} of its cohort: set a quorum below that"
+        )
+
+
+REMEDIES = {
+    "flower": "`fedelta flower init CONFIG DIR` makes an app of it, and `flwr run DIR` carries it out",
+    "zenoh": "`fedelta gossip CONFIG` carries it out",
+}
+"""By `federation.where`, the command for a run elsewhere."""
+
+
+def demand_here(config: RunConfig) -> None:
+    """Raises ConfigError, naming the command that carries it out, for a run whose clients are elsewhere."""
+    where = config.federation.where
+    if where != "here":
+        raise ConfigError(
+            f"federation.where = {where}, so that this run is not for one process: {REMEDIES[where]}. To try it here: "
+            "--set federation.where=here"
+        )
 
 
 def _check_metric(best_by: str, chosen: Choices) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fedelta.registry import nearest
 from fedelta.runs.config.schema import ConfigError, RankChoice, RunConfig
@@ -56,7 +56,12 @@ def read_config(source: Source, overrides: Overrides = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(dict(e)) for e in error.errors())) from None
+        raise ConfigError("\n".join(explained(error, RunConfig))) from None
+
+
+def explained(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """Returns one line for each of pydantic's findings in a file with the keys of `root`."""
+    return [_explain(dict(finding), root) for finding in error.errors()]
 
 
 def dump_config(config: RunConfig) -> str:
@@ -74,6 +79,11 @@ def _raw(source: Source) -> dict[str, Any]:
     path = Path(source)
     if not path.is_file():
         raise ConfigError(f"no config file at {path}{nearest(str(source), BUILT_IN)}; built in: {', '.join(BUILT_IN)}")
+    return read_yaml(path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the keys and values of a YAML file; raises ConfigError, naming the file, for anything else."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -140,13 +150,13 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _explain(error: Mapping[str, Any]) -> str:
+def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     """One line for one of pydantic's findings."""
     path = [str(part) for part in error["loc"] if not str(part).startswith("<")]
     where = ".".join(path)
     if error["type"] == "extra_forbidden":
         *parents, key = path
-        return f"unknown key {where!r}{nearest(key, _known_keys(parents))}"
+        return f"unknown key {where!r}{nearest(key, _known_keys(parents, root))}"
     if error["type"] in NOT_WHOLE:
         return f"{where}: must be a whole number, such as {_whole_near(error['input'])}, but is {error['input']!r}"
     message = str(error["msg"]).removeprefix("Value error, ")
@@ -162,8 +172,8 @@ def _whole_near(value: Any) -> int:
     return int(number) if number.is_integer() and abs(number) < 1e15 else 10
 
 
-def _known_keys(path: Sequence[str]) -> list[str]:
-    section: Any = RunConfig
+def _known_keys(path: Sequence[str], root: type[BaseModel]) -> list[str]:
+    section: Any = root
     for part in path:
         field = getattr(section, "model_fields", {}).get(part)
         annotation = None if field is None else field.annotation

@@ -12,7 +12,15 @@ from typing import Any
 from fedelta.runs.config.read import Overrides, changed, flat, pairs, read_config
 from fedelta.runs.config.schema import ConfigError, Data, RunConfig
 
-MAY_CHANGE = ("federation.rounds", "federation.quorum", "federation.spool", "evaluation", "output", "name")
+MAY_CHANGE = (
+    "federation.rounds",
+    "federation.quorum",
+    "federation.spool",
+    "federation.deadline",
+    "evaluation",
+    "output",
+    "name",
+)
 """What a resumed run may change without becoming another run: keys, and sections with all their keys."""
 
 DIGEST = "model.digest"
@@ -114,10 +122,20 @@ def demand_same_rows(before: Mapping[str, str], now: Mapping[str, str], data: Da
     """Raises ConfigError if a digest of the run's rows, by split, is another than when it began; names where they come from."""
     if other := [split for split, digest in before.items() if now.get(split) != digest]:
         named = [part for part in (data.train, data.validation, data.test) if part is not None]
-        source = f"{data.source} ({', '.join(named)})" if named else data.source
+        source = data.source if data.clients is None else "a file of data.clients"
+        source = f"{source} ({', '.join(named)})" if named else source
         raise ConfigError(
             f"{source} has changed: the {' and '.join(other)} rows that come from it are not those that the run began with, "
             "and its rounds would not belong together; bring the data back as they were, or start a new run"
+        )
+
+
+def demand_same_sites(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a site of a run, by client id, is gone, new, or says other things of itself than when it began."""
+    if other := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
+        told = "; ".join(f"client {k} was {before.get(k, 'not there')}, is {now.get(k, 'not there')}" for k in other[:5])
+        raise ConfigError(
+            f"the sites are not those that the run began with ({told}): bring them back as they were, or start a new run"
         )
 
 

@@ -153,6 +153,11 @@ class Data(Section):
         default="docstrings",
         description="a file, a folder of files, a Hub id, or `docstrings`: texts of Python's libraries, not downloaded",
     )
+    clients: list[str] | dict[str, str] | None = Field(
+        default=None,
+        description="in place of `source` and `partition`, a file of training rows for each client: a list, or {site: file}; "
+        "nothing is carved from them but `client_test_fraction`. A path is taken from the working directory",
+    )
     revision: str | None = Field(
         default=None, description="a branch, tag or commit of a Hub data set; a run writes the commit down"
     )
@@ -178,6 +183,13 @@ class Data(Section):
         default="error",
         description="rows without a label: `error` refuses them, `drop` leaves them out, `keep` takes a blank text for a class",
     )
+
+    @field_validator("clients")
+    @classmethod
+    def _some_client(cls, clients: T) -> T:
+        if clients is not None and not clients:
+            raise ValueError("names no file: give one for each client")
+        return clients
 
 
 class Partition(Section):
@@ -250,6 +262,9 @@ class LocalTraining(Section):
 class Federation(Section):
     """Who takes part, and for how long; with a server, or on a graph of nodes without one."""
 
+    where: Literal["here", "flower", "zenoh"] = Field(
+        default="here", description="clients train in this process, at sites of Flower, or as peers that meet over zenoh"
+    )
     rounds: int = Field(default=10, ge=1, description="of the whole run")
     participation: float = Field(default=1.0, gt=0, le=1, description="share of the clients in each round's cohort")
     weights: Literal["examples", "uniform"] = Field(
@@ -267,6 +282,18 @@ class Federation(Section):
     token_budget: int | None = Field(default=None, ge=1, description="tokens in a pass of the batched engine")
     spool: bool | Literal["auto"] = Field(
         default="auto", description="updates wait for their aggregation on disk: all, none, or beyond the first GiB of a round"
+    )
+    deadline: float = Field(default=600.0, gt=0, description="seconds that a round waits for the answers of real sites")
+    over_selection: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="of real sites: share of extra clients in a cohort, whose round ends with the first answers; who is first "
+        "is not drawn from the seed",
+    )
+    server_model: bool = Field(
+        default=False,
+        description="of real sites: the server holds the base model, too, to score on the validation and test rows that it has",
     )
     topology: Named | None = Field(default=None, description="who hears whom, in place of a server; see Topologies below")
     link_drop: float = Field(default=0.0, ge=0, le=1, description="probability that a message between two nodes gets lost")
@@ -328,6 +355,17 @@ class RunConfig(Section):
         choice = named(value)
         # however it was spelled: a run that is taken up again compares names
         return {**choice, "name": one_spelling(f"fedelta.{info.field_name}s", choice["name"])}
+
+    def num_clients(self) -> int | None:
+        """Returns the number of clients; None where it is not known before the rows are read."""
+        return self.partition.clients if self.data.clients is None else len(self.data.clients)
+
+    def client_files(self) -> dict[str, str]:
+        """Returns the file of each client by its name, in the order of ids; empty where rows are dealt by `partition`."""
+        given = self.data.clients
+        if given is None:
+            return {}
+        return given if isinstance(given, dict) else {str(k): file for k, file in enumerate(given)}
 
     def folder(self) -> Path:
         """Returns the folder that the run writes to."""

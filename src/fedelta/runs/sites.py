@@ -1,0 +1,275 @@
+"""One site of a run: its own rows, model and client, behind the terms that a server sends and the bounds of its node file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from fedelta import tree
+from fedelta.client import LocalClient
+from fedelta.engines.guards import reason_of
+from fedelta.engines.site import Score, Site
+from fedelta.exchange import parcels
+from fedelta.exchange.channel import Channel
+from fedelta.exchange.parcels import Parcel
+from fedelta.method import Client, Method, TrainResult
+from fedelta.models.adapter_files import load_adapter
+from fedelta.models.clients import check_ranks, client_on, common_adapter, peers_for
+from fedelta.models.peft import PeftAdaptedModel
+from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
+from fedelta.runs.config import ConfigError, RunConfig
+from fedelta.runs.config.checks import check
+from fedelta.runs.config.choices import Choices
+from fedelta.runs.config.node import Allow, Node, Refusal
+from fedelta.runs.config.terms import demand_memory, demand_steps, terms_of, under_terms
+from fedelta.runs.deal import ranks_for
+from fedelta.runs.encoded import encoded
+from fedelta.runs.site_rows import SiteRows, rows_of
+from fedelta.tasks.task import Task
+from fedelta.tree import Adapter
+
+logger = logging.getLogger("fedelta.site")
+
+
+@dataclass(frozen=True)
+class BuiltSite:
+    """All that a site needs to take part in a run under its terms.
+
+    Attributes:
+        name: of the site.
+        client: the door to its rows and model.
+        model: in memory.
+        method: with the hyper-parameters of the terms.
+        channel: the run's stages.
+        fingerprint: of its base model.
+        labels: of its task, in the order of the head's outputs; None where it has none.
+        gemm: how products with frozen weights are formed, as it was chosen here.
+        layout: entries of adapter_config.json and the names of embeddings, for whoever writes adapters of this model.
+        folder: of the site's state.
+        allow: what it may be asked.
+        score: scores a deployed model on the site's own rows; None without such rows.
+        num_tests: the rows that `score` reads.
+    """
+
+    name: str
+    client: LocalClient
+    model: PeftAdaptedModel
+    method: Method
+    channel: Channel
+    fingerprint: str | None
+    labels: Sequence[Any] | None
+    gemm: str
+    layout: Mapping[str, Any]
+    folder: Path
+    allow: Allow
+    score: Score | None
+    num_tests: int
+
+    def site(self) -> Site:
+        """Returns a site for one message."""
+        about = {
+            "name": self.name,
+            "labels": None if self.labels is None else list(self.labels),
+            "choices": {"gemm": self.gemm},
+            "layout": self.layout,
+        }
+        client: Any = self.client if self.allow.max_steps is None else StepsWithin(self.client, self.allow)
+        folder = self.folder / "runs"
+        return Site(self.method, client, self.channel, folder, score=self.score, num_tests=self.num_tests, about=about)
+
+
+class StepsWithin:
+    """A client that takes no more steps in all requests of a round than its node allows; made for one message."""
+
+    def __init__(self, client: Client, allow: Allow) -> None:
+        self._client, self._allow, self._asked = client, allow, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def train(self, t: int, start: Adapter, *, num_steps: int | None = None, **request: Any) -> TrainResult:
+        self._asked += num_steps or self._client.num_steps
+        demand_steps(self._asked, self._allow)
+        return self._client.train(t, start, num_steps=num_steps, **request)
+
+
+def build_site(config: RunConfig, node: Node, terms: object = None) -> BuiltSite:
+    """Builds one site: its rows are read, its model is loaded, its client is made.
+
+    To the bit it is the client of this id of the same config run in one process, where the node file lowers no rank.
+
+    Args:
+        config: the site's own.
+        node: its node file.
+        terms: of the run, from the server; None takes the config alone, which serves to try a site.
+
+    Raises:
+        Refusal: for terms that this site does not carry out, naming the key.
+        ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
+    """
+    if terms is None:
+        chosen = check(config)
+        demand_steps(config.training.local_steps, node.allow)
+    else:
+        config, chosen = under_terms(config, terms, node)
+    config = config if node.device is None else config.model_copy(update={"device": node.device})
+    demand_labels(config, chosen.task)
+    rows = rows_of(config, node, chosen.task)
+    demand_steps(chosen.training.steps_for(len(rows.train)), node.allow)
+    return _built(config, chosen, node, rows)
+
+
+def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> BuiltSite:
+    section, files = pinned_model(config.model, config.device)
+    lora, task = peft_config(config.lora), chosen.task
+    model, tokenizer = load_adapted(section, task, lora, device=config.device, seed=config.seed, files=files)
+    _demand_base(model, node.allow)
+    ranks = _ranks(config, rows.client, node.allow.max_rank)
+    check_ranks(model, lora, ranks)  # of all, since what they begin from has the largest of them
+    cache = node.folder() / "rows"
+    examples, tests = (
+        encoded(task, part, tokenizer, name, cache) for name, part in (("train", rows.train), ("test", rows.test))
+    )
+    sizes = [len(examples) if k == rows.client else 1 for k in range(len(ranks))]
+    peers = peers_for(ranks, lora, sizes, list(model.adapted_layers))
+    start = load_adapter(config.lora.start) if config.lora.start else None
+    common = common_adapter(model, peers, seed=config.seed, start=start)
+    client = client_on(model, task, examples, peers[rows.client], common, chosen.training, seed=config.seed)
+    demand_memory(sum(x.nbytes for _, x in tree.named_tensors(client.template)), node.allow, "the adapter")
+    return BuiltSite(
+        name=node.name,
+        client=client,
+        model=model,
+        method=chosen.method.for_topology(config.federation.rounds, lambda: 0.0),
+        channel=chosen.settings.channel,
+        fingerprint=model.fingerprint,
+        labels=_labels(task),
+        gemm=model.gemm,
+        layout=_layout(model),
+        folder=node.folder(),
+        allow=node.allow,
+        score=partial(evaluator(task, model, config.evaluation.batch_size).score, examples=tests) if tests else None,
+        num_tests=len(tests),
+    )
+
+
+def answerer(config: RunConfig, node: Node) -> Answerer:
+    """Returns a site behind one function, which answers any parcel, and logs what it refuses."""
+    return Answerer(config, node)
+
+
+class Answerer:
+    """A site behind one function. Bounds are checked before anything is built; what was built last is kept for its terms.
+
+    Args:
+        config: the site's own.
+        node: its node file.
+    """
+
+    def __init__(self, config: RunConfig, node: Node) -> None:
+        self.config, self.node = config, node
+        self._built: BuiltSite | None = None
+        self._keys: set[str] = set()
+
+    def prepare(self) -> None:
+        """Builds the site under the terms of its own config, so that what is amiss is said now, and a server need not wait.
+
+        Raises:
+            ValueError, OSError, ImportError: as `build_site`.
+        """
+        method = check(self.config).method.for_topology(self.config.federation.rounds, lambda: 0.0)
+        built = self._under(terms_of(self.config, method))
+        logger.info(
+            "site %s is client %d: %d rows to train on, %d to score by, rank %d, base %s",
+            built.name,
+            built.client.peer.id,
+            built.client.peer.num_examples,
+            built.num_tests,
+            built.client.peer.rank,
+            built.fingerprint,
+        )
+
+    def __call__(self, parcel: Parcel) -> Parcel:
+        try:
+            demand_memory(len(parcel.body), self.node.allow, f"the message of a {parcel.kind}")
+            if parcel.header.get("terms") is None:
+                raise Refusal("the terms of the run are missing: without them nothing is bound")
+            built = self._under(parcel.header["terms"])
+        except Exception as error:
+            return self._refuse(parcel, error)
+        logger.info("%s: %s", self.node.name, _in_words(parcel))
+        return built.site().handle(parcel)
+
+    def _under(self, terms: Any) -> BuiltSite:
+        """Returns what was built under these terms, or builds it."""
+        if self._built is None or _digest(terms) not in self._keys:
+            self._built, self._keys = None, set()  # two models need not be in memory at once
+            self._built = build_site(self.config, self.node, terms)
+            self._keys = {_digest(terms), _digest(_settled(terms, self._built.gemm))}
+        return self._built
+
+    def _refuse(self, parcel: Parcel, error: Exception) -> Parcel:
+        kind = "refused" if isinstance(error, Refusal) else "cannot answer"
+        logger.warning("%s %s: %s", kind, _in_words(parcel), error)
+        logger.debug("%s %s", kind, parcel.kind, exc_info=error)
+        return parcels.refusal(f"site {self.node.name}: {reason_of(error)}")
+
+
+def _settled(terms: Any, gemm: str) -> Any:
+    """Returns terms that leave the form of products open with what was chosen here, under which the same site is built."""
+    model = terms.get("model") if isinstance(terms, Mapping) else None
+    return {**terms, "model": {**model, "gemm": gemm}} if isinstance(model, Mapping) and model.get("gemm") == "auto" else terms
+
+
+def _digest(terms: Any) -> str:
+    return blake2b(json.dumps(terms, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _in_words(parcel: Parcel) -> str:
+    run, t = (f"{parcel.header.get(name)!s:.60}" for name in ("run", "t"))
+    return f"{parcel.kind} of run {run}" + (f", round {t}" if "t" in parcel.header else "") + f", {len(parcel.body)} bytes"
+
+
+def demand_labels(config: RunConfig, task: Task) -> None:
+    """Raises ConfigError for a task that leaves open what is read from all rows, which no site has."""
+    try:
+        task.settled([])
+    except ValueError:
+        raise ConfigError(
+            f"task.labels is missing: task {config.task['name']!r} reads its labels from all rows, and no site has them. Write "
+            "them into the config, the same at the server and at every site, as `task: {name: ..., labels: [...]}`; "
+            "`fedelta partition` lists those of rows that lie here"
+        ) from None
+
+
+def _demand_base(model: PeftAdaptedModel, allow: Allow) -> None:
+    if allow.base is not None and model.fingerprint != allow.base:
+        raise Refusal(
+            f"the base model has fingerprint {model.fingerprint}, this site allows {allow.base} alone (allow.base): it, its "
+            "tokenizer or the target modules of its adapter are others"
+        )
+
+
+def _ranks(config: RunConfig, k: int, most: int | None) -> list[int]:
+    """Returns the ranks of all clients, as this site knows them: its own is within its node's bound."""
+    count = config.num_clients()
+    ranks = list(ranks_for(config.lora.rank, k + 1 if count is None else count, config.seed))
+    ranks[k] = ranks[k] if most is None else min(ranks[k], most)
+    return ranks
+
+
+def _labels(task: Task) -> Sequence[Any] | None:
+    found = getattr(task, "labels", None)
+    return None if found is None else list(found)
+
+
+def _layout(model: PeftAdaptedModel) -> Mapping[str, Any]:
+    """Returns the model's layout as plain JSON."""
+    config = json.loads(json.dumps(dict(model.layout.config), default=sorted))
+    return {"config": config, "embeddings": sorted(model.layout.embeddings)}
