@@ -6,8 +6,9 @@ each repeat, in turns, beginning with another one; given are median and quartile
     sequential   1 process of one thread / 2 processes of one thread, one client after another; wanted: 1.4 on two quiet cores
     batched      1 process of two threads / 2 processes of one thread, joint passes; 1.0 to 1.1 is expected
 
-All rounds but the first count. Beside seconds by the clock stand those of the processor of the rank that takes most, which hardly feel
-what else the machine does, but hide what waits. The states after the last round are compared to the bit, for the sequential engine.
+All rounds but the first count. Beside seconds by the clock stand those of the processor, of the rank that takes most, which
+hardly feel what else the machine does, but hide what waits. The states after the last round are compared to the bit, for the
+sequential engine. What each start measured goes to stderr as it comes.
 
     python benchmarks/shards.py [--quick] [--json] [--model tiny] [--shape 4x16]
 """
@@ -37,10 +38,10 @@ from common.timing import ratios, summary
 from common.workloads import MODELS, Shape, adapted_model, hush, make_clients
 
 from fedelta.engines.choice import runner_of
+from fedelta.engines.rounds import Round
 from fedelta.engines.runners.sharded.leader import sharded
 from fedelta.engines.runners.sharded.ranks import Crew
 from fedelta.engines.runners.sharded.worker import serve, shard_of
-from fedelta.engines.rounds import Round
 from fedelta.engines.server import federate
 from fedelta.engines.settings import Choice
 from fedelta.exchange import wire
@@ -114,7 +115,9 @@ def measured(way: Way, args: argparse.Namespace) -> dict[str, Any]:
     if any(process.returncode for process in started):
         raise SystemExit(f"{way} failed")
     found = [json.loads(text.splitlines()[-1]) for text in said]
-    return {**found[0], "cpu_seconds_round": max(row["cpu_seconds_round"] for row in found)}
+    row = {**found[0], "cpu_seconds_round": max(row["cpu_seconds_round"] for row in found)}
+    print(f"{way} {row} load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    return row
 
 
 def _addresses(count: int) -> list[dict[str, str]]:
