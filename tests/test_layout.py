@@ -59,6 +59,8 @@ ELSEWHERE = {
     "engines/runners/_in_process.py": "engines/runners/test_batched.py",
     "engines/runners/sharded/*": "engines/runners/test_sharded.py",
     "engines/runners/_handover.py": "engines/runners/test_batched.py",
+    "engines/remote.py": "sites/test_flower_rounds.py",
+    "engines/runners/flower/*": "sites/test_flower_rounds.py",
     "engines/runners/sites/certificates.py": "sites/test_certificates.py",
     "engines/runners/sequential.py": "engines/runners/test_batched.py",
     "exchange/codecs/*": "exchange/test_codecs.py",
@@ -86,6 +88,9 @@ ELSEWHERE = {
     "report/*": "report/test_tables.py",
     "runs/best.py": "e2e/test_folders.py",
     "runs/own_methods.py": "e2e/test_folders.py",
+    "runs/flower_app.py": "sites/test_flower_app.py",
+    "runs/remote.py": "sites/test_remote.py",
+    "runs/server_model.py": "sites/test_remote.py",
     "runs/*": "e2e/test_runs.py",
 }
 """Modules without a file of their name, and the file that tests them; the first pattern that fits counts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from fedelta.engines.runners.sites.certificates import make_certificates
 from fedelta.engines.runners.sites.worker import SOCKET
 
 BIN = Path(sys.executable).parent
+TLS = {"ca-certfile": "ca.crt", "certfile": "server.crt", "keyfile": "server.key"}
+"""By the role that Flower's options name, a file of the certificates."""
+
 PATIENCE = 180.0
 """Seconds that anything may take on a busy machine."""
 
@@ -85,12 +90,10 @@ class Deployment:
             self.kill(name)
 
     def start_superlink(self) -> None:
-        tls = [f"--ssl-{role}={self.folder / 'certs' / file}" for role, file in self._tls.items()]
-        self._start(
-            "superlink",
-            ["flower-superlink", *tls, "--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-            + ["--database", str(self.folder / "state.db"), "--host", "127.0.0.1", "--port", str(self.port)],
-        )
+        database = ["--database", str(self.folder / "state.db")]
+        listen = ["--host", "127.0.0.1", "--port", str(self.port)]
+        safety = [*self._tls(), "--enable-supernode-auth", "--disable-runtime-dependency-installation"]
+        self._start("superlink", ["flower-superlink", *safety, *database, *listen])
         until(lambda: listens(self.port), "a SuperLink that listens")
 
     def start_worker(self, k: int) -> None:
@@ -99,19 +102,17 @@ class Deployment:
 
     def start_node(self, k: int) -> None:
         certs = self.folder / "certs"
-        self._start(
-            f"node-{k}",
-            ["flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(certs / "ca.crt")]
-            + ["--auth-supernode-private-key", str(certs / f"site-{k}.node"), "--port", str(free_port())]
-            + [f"--ssl-{role}={certs / file}" for role, file in self._tls.items()]
-            + ["--node-config", f'node="{self._node_file(k)}"'],
-        )
+        to = ["--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(certs / "ca.crt")]
+        own = ["--auth-supernode-private-key", str(certs / f"site-{k}.node"), "--port", str(free_port())]
+        which = ["--node-config", f'node="{self._node_file(k)}"']
+        self._start(f"node-{k}", ["flower-supernode", *to, *own, *self._tls(), *which])
+
+    def _tls(self) -> list[str]:
+        return [f"--ssl-{role}={self.folder / 'certs' / file}" for role, file in TLS.items()]
 
     def run(self, *options: str) -> str:
         """Starts the run on the deployment; returns its id."""
         said = self.call("flwr", "run", str(self.app), "deployment", *options, "--format", "json")
-        import json
-
         return str(json.loads(said[said.index("{") :])["run-id"])
 
     def wait(self, folder: Path, rounds: int, seconds: float = PATIENCE) -> None:
@@ -139,10 +140,8 @@ class Deployment:
     def kill(self, name: str, how: int = signal.SIGKILL) -> None:
         """Ends a process and all that it started, at once."""
         process = self._processes.pop(name)
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, how)
-        except ProcessLookupError:
-            pass
         process.wait(timeout=30)
 
     def children(self, program: str) -> list[int]:
@@ -164,8 +163,6 @@ class Deployment:
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
-
-    _tls = {"ca-certfile": "ca.crt", "certfile": "server.crt", "keyfile": "server.key"}
 
     def _start(self, name: str, command: Sequence[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
