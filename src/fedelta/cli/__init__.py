@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from fedelta.cli import adapters, certs, data, flower, methods, run, sites
+from fedelta.cli import adapters, certs, data, flower, gossip, methods, run, sites
 from fedelta.cli.command import app
 
 __all__ = ["app", "main"]
@@ -17,6 +17,8 @@ __all__ = ["app", "main"]
 for command in (
     run.run,
     sites.site,
+    gossip.gossip,
+    gossip.relay,
     data.partition,
     methods.methods,
     methods.check,

@@ -238,7 +238,7 @@ class RunFolder:
                 records[record["t"]] = record
         return [records[t] for t in sorted(records)], damages
 
-    def rewind(self, count: int, last: Record | None = None) -> None:
+    def rewind(self, count: int, last: Record | None = None, *, skipping: bool = False) -> None:
         """Goes back to a checkpoint: drops the records of rounds from `count` on, and files that a kill left half-written.
 
         Records that are damaged or gone are named on the log; the damaged file is kept as rounds.damaged.jsonl.
@@ -246,10 +246,11 @@ class RunFolder:
         Args:
             count: the rounds that are done.
             last: the record of the last of them, as the checkpoint has it, for a log that lost it.
+            skipping: the run may have gone on without some rounds, as a node does that was away.
         """
         records, damages = self.survey()
         kept = {record["t"]: record for record in records if record["t"] < count}
-        lost = sorted(set(range(count)) - kept.keys())
+        lost = [] if skipping else sorted(set(range(count)) - kept.keys())
         if lost and last is not None and lost[-1] == last["t"]:
             kept[lost.pop()] = last
             damages.append(f"{self.records_file}: the record of round {last['t']} was gone and comes from the checkpoint")

@@ -44,6 +44,7 @@ class BuiltSite:
     Attributes:
         name: of the site.
         client: the door to its rows and model.
+        model: in memory.
         method: with the hyper-parameters of the terms.
         channel: the run's stages.
         fingerprint: of its base model.
@@ -58,6 +59,7 @@ class BuiltSite:
 
     name: str
     client: LocalClient
+    model: PeftAdaptedModel
     method: Method
     channel: Channel
     fingerprint: str | None
@@ -143,6 +145,7 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
     return BuiltSite(
         name=node.name,
         client=client,
+        model=model,
         method=chosen.method.for_topology(config.federation.rounds, lambda: 0.0),
         channel=chosen.settings.channel,
         fingerprint=model.fingerprint,
