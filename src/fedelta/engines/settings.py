@@ -82,11 +82,8 @@ class RunSettings:
 
 def _quorum(name: str, value: object) -> None:
     """Checks a number of updates, or a fraction of a cohort."""
-    if isinstance(value, int):
-        whole(least=1)(name, value)
-    else:
-        number(above=0)(name, value)
-        sampling.share(cast("float", value), 1, name)
+    number()(name, value)
+    sampling.share(cast("float", value), cast("int", value) if isinstance(value, int) else 1, name)
 
 
 def _link_drop(name: str, value: object) -> None:
