@@ -1,12 +1,17 @@
 """What a round costs when the population grows and the cohort does not.
 
-FedAvg on the tiny model with 10, 100, 1,000 and 10,000 clients, of whom ten take part in a round; batches of 4 x 16 random
-tokens, two local steps. Every population runs in a process of its own, in turns. Given are the median seconds of a round
-without the first, the memory that the rounds add to the peak, and, apart, what it takes to make the clients: their data is in
-memory. Seconds and added memory of a round are wanted flat: at the largest population within 1.25 of those at the smallest
+`toy`: 1,000 to 1,000,000 toy clients in columns, made on demand, of whom a hundred take part in a round. At the largest
+population a round is wanted within 0.2 s of one at the smallest, and the whole process under 700 MiB at its peak.
+
+`tiny`: 10 to 10,000 clients of the tiny model in a list, of whom ten take part; batches of 4 x 16 random tokens, two local
+steps. Seconds and added memory of a round are wanted flat: at the largest population within 1.25 of those at the smallest
 (memory: or 16 MiB).
 
-    python benchmarks/scale.py [--quick] [--json] [--populations 10 1000] [--method fedavg]
+FedAvg, unless another method is named. Every population runs in a process of its own, in turns. Given are the median seconds of
+a round without the first, by the clock and of the processor, the memory that the rounds add to the peak, the peak itself, and,
+apart, what it takes to make the clients.
+
+    python benchmarks/scale.py [--quick] [--json] [--clients toy] [--populations 1000 1000000] [--method fedavg]
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import torch
 import transformers
 from common.memory import forget_peak, peak_mib
@@ -31,22 +37,38 @@ from common.workloads import adapted_model, hush, make_clients
 
 from fedelta import sampling
 from fedelta.engines.server import federate
+from fedelta.method import Client
 from fedelta.methods import get_method
+from fedelta.models.toy import toy_population
+from fedelta.peers import Peer
+from fedelta.population import Population
 
-COHORT, BATCH, LENGTH, STEPS = 10, 4, 16, 2
-POPULATIONS, QUICK_POPULATIONS = (10, 100, 1_000, 10_000), (10, 1_000)
+BATCH, LENGTH, STEPS, EXAMPLES = 4, 16, 2, 12
+COHORT = {"toy": 100, "tiny": 10}
+POPULATIONS = {"toy": (1_000, 10_000, 100_000, 1_000_000), "tiny": (10, 100, 1_000, 10_000)}
+QUICK_POPULATIONS = {"toy": (1_000, 1_000_000), "tiny": (10, 1_000)}
 FLAT, SLACK_MIB = 1.25, 16.0
+WITHIN_SECONDS, MOST_MIB = 0.2, 700.0
 
 
-def measure_here(population: int, rounds: int, method: str) -> dict[str, float]:
+def tiny_clients(population: int) -> Sequence[Client]:
+    """A list of clients with rows of their own on the tiny model."""
+    return make_clients(adapted_model("tiny", "auto"), population, batch=BATCH, length=LENGTH, steps=STEPS)
+
+
+def toy_clients(population: int) -> Sequence[Client]:
+    """Toy clients of rank 2 that are made on demand."""
+    return toy_population(Population(Peer(0, 2), np.full(population, EXAMPLES)))
+
+
+def measure_here(kind: str, population: int, rounds: int, method: str) -> dict[str, float]:
     """One population in this process, which does nothing else."""
-    adapted = adapted_model("tiny", "auto")
     empty, began = peak_mib(), time.perf_counter()
-    clients = make_clients(adapted, population, batch=BATCH, length=LENGTH, steps=STEPS)
-    made = time.perf_counter()
+    clients = tiny_clients(population) if kind == "tiny" else toy_clients(population)
+    made, peak = time.perf_counter(), peak_mib()
     forget_peak()
     loaded, seconds, cpu = peak_mib(), list[float](), list[float]()
-    for done in federate(get_method(method), clients, rounds=rounds + 1, cohort=sampling.uniform(COHORT), engine="auto"):
+    for done in federate(get_method(method), clients, rounds=rounds + 1, cohort=sampling.uniform(COHORT[kind]), engine="auto"):
         seconds.append(done.seconds)
         cpu.append(time.process_time())  # hardly feels what else the machine does
     return {
@@ -55,12 +77,19 @@ def measure_here(population: int, rounds: int, method: str) -> dict[str, float]:
         "mib_added_by_rounds": peak_mib() - loaded,
         "seconds_making_clients": made - began,
         "mib_of_clients": loaded - empty,
+        "mib_peak": max(peak, peak_mib()),
     }
 
 
-def measure(population: int, args: argparse.Namespace) -> dict[str, float]:
+def measure(kind: str, population: int, args: argparse.Namespace) -> dict[str, float]:
     """The same in a fresh process."""
-    options = {"--population": population, "--rounds": args.rounds, "--method": args.method, "--threads": args.threads}
+    options = {
+        "--clients": kind,
+        "--population": population,
+        "--rounds": args.rounds,
+        "--method": args.method,
+        "--threads": args.threads,
+    }
     command = [sys.executable, __file__, *(str(x) for pair in options.items() for x in pair)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
@@ -70,9 +99,17 @@ def medians(taken: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.median(row[name] for row in taken) for name in taken[0]}
 
 
-def verdict(rows: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """Largest over smallest population."""
+def verdict(kind: str, rows: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+    """The largest population beside the smallest."""
     small, large = rows[min(rows)], rows[max(rows)]
+    if kind == "toy":
+        more = large["seconds_round"] - small["seconds_round"]
+        return {
+            "seconds_more": more,
+            "cpu_seconds_more": large["cpu_seconds_round"] - small["cpu_seconds_round"],
+            f"seconds_more_within_{WITHIN_SECONDS}": more <= WITHIN_SECONDS,
+            f"peak_under_{MOST_MIB:g}_mib": large["mib_peak"] < MOST_MIB,
+        }
     seconds = large["seconds_round"] / small["seconds_round"]
     added, before = large["mib_added_by_rounds"], small["mib_added_by_rounds"]
     return {
@@ -83,22 +120,31 @@ def verdict(rows: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
     }
 
 
-def report(rows: Mapping[int, Mapping[str, float]]) -> str:
+def report(kind: str, rows: Mapping[int, Mapping[str, float]]) -> str:
     """The table as text."""
-    lines = [f"{'clients':>8}{'s/round':>10}{'cpu':>10}{'MiB added':>11}{'s to make':>11}{'MiB made':>10}"]
+    lines = [f"{kind:>9}{'s/round':>10}{'cpu':>10}{'MiB added':>11}{'s to make':>11}{'MiB made':>10}{'MiB peak':>10}"]
     for population, row in rows.items():
         lines.append(
-            f"{population:>8}{row['seconds_round']:>10.4f}{row['cpu_seconds_round']:>10.4f}{row['mib_added_by_rounds']:>11.1f}"
-            f"{row['seconds_making_clients']:>11.2f}{row['mib_of_clients']:>10.1f}"
+            f"{population:>9}{row['seconds_round']:>10.4f}{row['cpu_seconds_round']:>10.4f}{row['mib_added_by_rounds']:>11.1f}"
+            f"{row['seconds_making_clients']:>11.2f}{row['mib_of_clients']:>10.1f}{row['mib_peak']:>10.1f}"
         )
-    return "\n".join([*lines, *(f"{name:24} {value}" for name, value in verdict(rows).items())])
+    return "\n".join([*lines, *(f"{name:24} {value}" for name, value in verdict(kind, rows).items())])
+
+
+def race(kind: str, args: argparse.Namespace) -> dict[int, dict[str, float]]:
+    """The medians of each population of a kind of clients."""
+    populations = args.populations or (QUICK_POPULATIONS if args.quick else POPULATIONS)[kind]
+    repeats = args.repeats or (1 if args.quick else 3)
+    taken = [{population: measure(kind, population, args) for population in populations} for _ in range(repeats)]
+    return {population: medians([repeat[population] for repeat in taken]) for population in populations}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="10 and 1,000 clients, once; under 50 s")
+    parser.add_argument("--quick", action="store_true", help="two populations of each kind, once; under 50 s")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
-    parser.add_argument("--populations", nargs="+", type=int, help="of clients")
+    parser.add_argument("--clients", choices=tuple(COHORT), help="of one kind; both without it")
+    parser.add_argument("--populations", nargs="+", type=int, help="of clients; with --clients")
     parser.add_argument("--method", default="fedavg")
     parser.add_argument("--rounds", type=int, help="timed; 10 with --quick, else 20")
     parser.add_argument("--repeats", type=int, help="processes of each population; 1 with --quick, else 3")
@@ -109,15 +155,15 @@ def main() -> None:
     hush()
     torch.set_num_threads(args.threads)
     if args.population:
-        print(json.dumps(measure_here(args.population, args.rounds, args.method)))
+        print(json.dumps(measure_here(args.clients, args.population, args.rounds, args.method)))
         return
-    populations = args.populations or (QUICK_POPULATIONS if args.quick else POPULATIONS)
-    repeats = args.repeats or (1 if args.quick else 3)
-    taken = [{population: measure(population, args) for population in populations} for _ in range(repeats)]
-    rows = {population: medians([repeat[population] for repeat in taken]) for population in populations}
+    found = {kind: race(kind, args) for kind in ([args.clients] if args.clients else COHORT)}
+    if not args.json:
+        print("\n\n".join(report(kind, rows) for kind, rows in found.items()))
+        return
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": args.threads}
-    result = {"benchmark": "scale", **versions, "method": args.method, "cohort": COHORT, "rounds": args.rounds, "rows": rows}
-    print(json.dumps(result | verdict(rows)) if args.json else report(rows))
+    of_kind = {kind: {"cohort": COHORT[kind], "rows": rows, **verdict(kind, rows)} for kind, rows in found.items()}
+    print(json.dumps({"benchmark": "scale", **versions, "method": args.method, "rounds": args.rounds, **of_kind}))
 
 
 if __name__ == "__main__":

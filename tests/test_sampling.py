@@ -4,8 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
+import torch
 
-from fedelta import sampling
+from fedelta import sampling, seeding
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,17 @@ def test_everyone_and_round_robin() -> None:
     assert sampling.everyone(0, crowd, 0) == [1, 4, 7, 10, 13]
     draw = sampling.round_robin(2)
     assert [draw(t, crowd, 0) for t in range(4)] == [[1, 4], [7, 10], [1, 13], [4, 7]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 1_000, 50_000, 1_000_000])
+def test_a_draw_is_the_beginning_of_the_permutation_that_torch_makes(size: int) -> None:
+    for seed in (0, 7, 2**40 + 3):
+        whole = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+        for count in {1, min(2, size), min(101, size), size if size <= 1_000 else 100}:
+            drawn = sampling.first_of_permutation(size, count, torch.Generator().manual_seed(seed))
+            assert drawn == whole[:count].tolist()
+
+
+def test_a_cohort_is_the_one_that_a_whole_permutation_of_the_ids_gives() -> None:
+    order = torch.randperm(40, generator=seeding.generator(4, 2, seeding.SERVER, "cohort"))
+    assert sampling.uniform(10)(2, people(40), 4) == sorted(3 * k + 1 for k in order[:10].tolist())

@@ -64,10 +64,15 @@ class Population(Peers):
         return self._examples
 
     def peer(self, k: int) -> Peer:
-        at = bisect_left(self._ids, k)
-        if at == len(self._ids) or self._ids[at] != k:
+        at = self.position(k)
+        if at is None:
             raise KeyError(k)
         return self._at(at)
+
+    def position(self, k: int) -> int | None:
+        """Returns the place of an id in the columns; None for one that nobody has."""
+        at = bisect_left(self._ids, k)
+        return at if at < len(self._ids) and self._ids[at] == k else None
 
     @overload
     def __getitem__(self, at: int) -> Peer: ...

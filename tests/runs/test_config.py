@@ -17,16 +17,18 @@ MIXED = {"rank": {"choices": [2, 4]}}
 
 UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"metod": "fedavg"}, "unknown key 'metod'; did you mean 'method'?"),
-    ({"model": {"nmae": "minilm"}}, "unknown key 'model.nmae'; did you mean 'name'?"),
-    ({"lora": {"rnk": 8}}, "unknown key 'lora.rnk'; did you mean 'rank'?"),
-    ({"lora": {"rank": {"choises": [2]}}}, "unknown key 'lora.rank.choises'; did you mean 'choices'?"),
-    ({"partition": {"concentraton": 1}}, "unknown key 'partition.concentraton'; did you mean 'concentration'?"),
-    ({"federation": {"round": 3}}, "unknown key 'federation.round'; did you mean 'rounds'?"),
+    ({"model": {"nmae": "minilm"}}, "unknown key 'model.nmae'; did you mean 'model.name'?"),
+    ({"lora": {"rnk": 8}}, "unknown key 'lora.rnk'; did you mean 'lora.rank'?"),
+    ({"lora": {"rank": {"choises": [2]}}}, "unknown key 'lora.rank.choises'; did you mean 'lora.rank.choices'?"),
+    ({"partition": {"concentraton": 1}}, "unknown key 'partition.concentraton'; did you mean 'partition.concentration'?"),
+    ({"federation": {"round": 3}}, "unknown key 'federation.round'; did you mean 'federation.rounds'?"),
     ({"method": "flexlor"}, "no method is called 'flexlor'; did you mean 'flexlora'?"),
     ({"method": {"name": "flexlora", "sigma": "B"}}, "has no hyper-parameter 'sigma'; did you mean 'sigma_on'?"),
     ({"task": "clasification"}, "no task is called 'clasification'; did you mean 'classification'?"),
     ({"task": {"name": "classification", "labl": "x"}}, "has no setting 'labl'; did you mean 'label'?"),
     ({"training": {"optimizer": "adamww"}}, "no optimizer is called 'adamww'; did you mean 'adamw'?"),
+    ({"federation": {"channel": ["in8"]}}, "federation.channel: no codec is called 'in8'; did you mean 'int8'?"),
+    ({"federation": {"channel": [{"name": "int8", "blok": 8}]}}, "'int8' has no setting 'blok'; did you mean 'block'?"),
     ({"training": {"optimizer": {"name": "adamw", "beta": 1}}}, "'adamw' has no setting 'beta'; did you mean 'betas'?"),
 ]
 
@@ -65,6 +67,14 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"federation": {"quorum": 11}}, "federation.quorum = 11 must be between 1 and the 10 there are"),
     ({"federation": {"quorum": 6, "participation": 0.5}}, "federation.quorum = 6 must be between 1 and the 5 there are"),
     ({"federation": {"quorum": 1.5}}, "federation.quorum = 1.5 must be a fraction in (0, 1]"),
+    ({"federation": {"channel": [{"block": 8}]}}, "federation.channel: needs a name"),
+    ({"federation": {"channel": "int8"}}, "federation.channel: Input should be a valid list"),
+    ({"federation": {"channel": [{"name": "int8", "block": 0}]}}, "int8 needs a whole number of at least 1 for block, got 0"),
+    ({"federation": {"channel": [{"name": "int8", "block": True}]}}, "federation.channel"),
+    ({"federation": {"channel": [{"name": "int8", "block": "64"}]}}, "at least 1 for block, got '64'"),
+    ({"federation": {"channel": [{"name": "int8", "feedback": 1}]}}, "int8 needs true or false for feedback, got 1"),
+    ({"federation": {"channel": [{"name": "top_k", "share": 0}]}}, "top_k needs a number above 0 and at most 1 for share"),
+    ({"federation": {"channel": [{"name": "top_k", "share": INF}]}}, "federation.channel"),
     ({"evaluation": {"best_by": "rouge"}}, "evaluation.best_by = 'rouge' is not measured: task.metrics has accuracy"),
     ({"task": {"name": "classification", "metrics": ["acuracy"]}}, "no metric is called 'acuracy'; did you mean 'accuracy'?"),
     ({"method": {"sigma_on": "B"}}, "method: needs a name"),
@@ -87,10 +97,34 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         "training.optimizer: betas should be a finite number",
     ),
     ({"federation": {"topology": {"name": "erdos_renyi", "p": NAN}}}, "federation.topology: p should be a finite number"),
-    ({"method": {"name": "fedprox", "mu": "much"}}, "method: a setting has the wrong type"),
-    ({"task": {"name": "classification", "labels": 3}}, "task: a setting has the wrong type"),
-    ({"federation": {"topology": {"name": "ring", "weights": [1]}}}, "federation.topology: a setting has the wrong type"),
-    ({"federation": {"topology": {"name": "torus", "rows": "two"}}}, "federation.topology: a setting has the wrong type"),
+    ({"method": {"name": "fedprox", "mu": "much"}}, "method.mu = 'much' has the wrong type"),
+    ({"task": {"name": "classification", "labels": 3}}, "task.labels = 3 has the wrong type"),
+    (
+        {"task": {"name": "classification", "labels": 3, "text": "t"}},
+        "task: one of labels = 3, text = 't' has the wrong type",
+    ),
+    ({"federation": {"topology": {"name": "ring", "weights": [1]}}}, "federation.topology.weights = [1] has the wrong type"),
+    ({"federation": {"topology": {"name": "torus", "rows": "two"}}}, "federation.topology.rows = 'two' has the wrong type"),
+    ({"training": {"optimizer": {"name": "sgd", "momentum": 1.5}}}, "training.optimizer: momentum must be below 1, got 1.5"),
+    ({"training": {"optimizer": {"name": "sgd", "momentum": "x"}}}, "training.optimizer: momentum must be a number"),
+    ({"training": {"optimizer": {"name": "adamw", "betas": [0.9]}}}, "training.optimizer: betas must be two numbers"),
+    ({"training": {"optimizer": {"name": "adamw", "eps": 0}}}, "training.optimizer: eps must be above 0, got 0"),
+    (
+        {"training": {"optimizer": {"name": "adamw", "weight_decay": -1}}},
+        "training.optimizer: weight_decay must be 0 or more",
+    ),
+    ({"training": {"local_steps": 10**30}}, "training.local_steps must be 1e+12 or less"),
+    ({"lora": {"alpha_pattern": {"query": 0}}}, "lora.alpha_pattern.query: Input should be greater than 0"),
+    ({"lora": {"target_modules": 3}}, "lora.target_modules: Input should be a valid list or Input should be a valid string"),
+    ({"federation": {"quorum": 0}}, "federation.quorum = 0 must be 1 or more"),
+    ({"task": {"name": "classification", "pad_to_multiple": 0}}, "pad_to_multiple must be 1 or more, got 0"),
+    ({"task": {"name": "classification", "pad_to_multiple": 1.5}}, "pad_to_multiple must be a whole number, got 1.5"),
+    ({"name": "a/b"}, "name: 'a/b' is no name of a folder"),
+    ({"name": ".."}, "name: '..' is no name of a folder"),
+    ({"name": "a\\b"}, "is no name of a folder"),
+    ({"name": "a\nb"}, "is no name of a folder"),
+    ({"name": ""}, "name: '' is no name of a folder"),
+    ({"name": "x" * 101}, "is no name of a folder"),
 ]
 
 
@@ -201,6 +235,10 @@ def test_every_key_is_written_out():
     written = yaml.safe_load(dump_config(load_config({})))
     assert set(written) == set(RunConfig.model_fields)
     assert set(written["federation"]) == {
+        "where",
+        "deadline",
+        "over_selection",
+        "server_model",
         "rounds",
         "participation",
         "weights",
@@ -211,6 +249,7 @@ def test_every_key_is_written_out():
         "engine",
         "token_budget",
         "spool",
+        "channel",
     }
 
 
@@ -237,7 +276,7 @@ def test_overrides_change_single_keys():
     ("override", "message"),
     [
         ("federation.rounds", "has no value: write it as key=value"),
-        ("federation.ronds=3", "unknown key 'federation.ronds'; did you mean 'rounds'?"),
+        ("federation.ronds=3", "unknown key 'federation.ronds'; did you mean 'federation.rounds'?"),
         ("seed.x=3", "override 'seed.x': 'seed' is 0, not a section"),
         ("name=[", "'[' is not a YAML value"),
         ("name=" + "[" * 5000, "override 'name=[[[[["),
@@ -247,6 +286,19 @@ def test_a_bad_override_is_named(override: str, message: str):
     with pytest.raises(ConfigError) as caught:
         load_config({"seed": 0}, [override])
     assert message in str(caught.value)
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text("# nothing yet\n")
+    with pytest.raises(ConfigError, match=r"config.yaml is empty: a config has keys and values"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("name", ["run", "first-2", "über uns", "a.b", "x" * 100, "...a"])
+def test_a_name_may_be_any_folders_name(name: str):
+    assert load_config({"name": name}).folder() == Path("runs") / name
+    assert load_config({"name": name, "output": "../elsewhere/a"}).folder() == Path("../elsewhere/a")
 
 
 def test_a_file_that_is_not_a_config_is_named(tmp_path: Path):
@@ -313,9 +365,9 @@ def test_an_interval_that_a_graph_settled_is_kept_and_another_method_is_not_give
 
 
 def test_rounds_below_those_that_are_done_are_refused():
-    demand_rounds(load_config({}, ["federation.rounds=3"]), 3)
+    demand_rounds(3, 3)
     with pytest.raises(ConfigError, match=r"federation\.rounds = 2 is below the 3 rounds that are done"):
-        demand_rounds(load_config({}, ["federation.rounds=2"]), 3)
+        demand_rounds(2, 3)
 
 
 def test_other_rows_are_refused_by_source_and_split():

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from fedelta.report.terminal import Mode
     from fedelta.runs.config import RunConfig
-    from fedelta.runs.runner import OpenRun
+    from fedelta.runs.open_run import OpenRun
+    from fedelta.runs.shards import Processes
 
 
 def run(
@@ -37,45 +38,59 @@ def run(
 
     Ctrl-C ends after the round; --resume goes on with the same numbers as if it had not been stopped.
     """
+    from fedelta.runs import shards
+
+    if shards.rank() > 0:
+        shards.serve()
+        return
+    changes = [*(overrides or []), *([f"output={output}"] if output else [])]
+    changes += ["model.trust_remote_code=true"] if trust else []
+    mode: Mode = "json" if as_json else "quiet" if quiet else "screen"
+    with shards.processes() as processes:
+        settled = _settled(config, changes, resume, keeps_folder=output is None and not force, mode=mode)
+        if dry_run:
+            _show_plan(settled, as_json)
+        else:
+            _play(settled, resume, force, mode, processes)
+
+
+def _settled(config: str | None, changes: list[str], resume: Path | None, *, keeps_folder: bool, mode: Mode) -> RunConfig:
+    """The config of the run that was asked for, before a model library is imported."""
     from fedelta.report.terminal import quieten_libraries, show_warnings
     from fedelta.runs.config import ConfigError, read_config
 
     if (config is None) == (resume is None):
         raise ConfigError("give a config to run, or --resume with the folder of a run: one of them")
-    if resume is not None and (output is not None or force):
+    if resume is not None and not keeps_folder:
         raise ConfigError("--resume goes on in its own folder: leave --output and --force out")
-    mode: Mode = "json" if as_json else "quiet" if quiet else "screen"
     show_warnings(mode)
-    changes = [*(overrides or []), *([f"output={output}"] if output else [])]
-    changes += ["model.trust_remote_code=true"] if trust else []
     settled = read_config(_stored(resume) if resume else config or {}, changes)
     quieten_libraries()
-    if dry_run:
-        _show_plan(settled, as_json)
-    else:
-        _play(settled, resume, force, mode)
+    return settled
 
 
 def _stored(folder: Path) -> RunConfig:
-    """The config of a run's folder, but for what only a person may allow."""
+    """Returns the config of a run's folder, without what only a person may allow."""
     from fedelta.runs.config.resume import without_leave
     from fedelta.runs.folder import RunFolder
 
     return without_leave(RunFolder(folder).config())
 
 
-def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode) -> None:
-    """Runs round by round; what a person reads is shown around it."""
+def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode, processes: Processes) -> None:
+    """Runs round by round, and shows what a person wants to see."""
     from fedelta.report.terminal import CtrlC, RunView, out
     from fedelta.runs.folder import RunFolder
     from fedelta.runs.runner import opened
 
     view = RunView(mode, config.federation.rounds, RunFolder(resume).survey()[0] if resume else [])
-    with CtrlC() as ctrl_c, view.shown(), opened(config, resume=resume, force=force) as going:
-        if mode == "screen":
+    opening = opened(config, resume=resume, force=force, processes=processes)
+    with CtrlC() as ctrl_c, view.shown(), opening as going:
+        if mode == "screen" and going.experiment.deal is not None:
             out.print(split_table(going.experiment.deal))
         for record in going.records():
             view.show(record)
+            # After the round is on disk: the run can then be taken up with nothing lost.
             if ctrl_c.asked:
                 break
     if mode == "screen":
@@ -87,13 +102,12 @@ def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode) -> No
 
 def _summary(ended: OpenRun) -> RenderableType:
     from fedelta.report.tables import summary
-    from fedelta.report.words import majority
     from fedelta.runs.evaluation import best_round
 
-    records, dealt = ended.folder.records(), ended.experiment.deal
+    records = ended.folder.records()
     return summary(
         records,
-        majority=majority(dealt.labels(dealt.splits.test)),
+        majority=ended.experiment.majority(),
         folder=ended.folder.path,
         best=best_round(records, ended.experiment.config.evaluation.best_by),
     )

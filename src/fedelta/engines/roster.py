@@ -36,10 +36,7 @@ class Doors(Mapping[int, Client]):
         return client
 
     def __contains__(self, k: object) -> bool:
-        try:
-            return isinstance(k, int) and self.clients.peers.peer(k).id == k
-        except KeyError:
-            return False
+        return isinstance(k, int) and self.clients.peers.position(k) is not None
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.clients.peers.ids)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedelta import tree
 from fedelta.engines.federation import Federation
-from fedelta.engines.guards import Size, check_metrics, check_upload, find, overclaimed, oversized, reason_of, size_of
+from fedelta.engines.guards import Size, check_metrics, check_upload, overclaimed, oversized, reason_of, size_of
 from fedelta.engines.letters import Letter, Reply, Visit, sizes_of, steps_of
 from fedelta.exchange import wire
 from fedelta.exchange.channel import OWN, Channel
@@ -30,7 +30,7 @@ from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, Method, State, TrainResult, check_count
 from fedelta.peers import Peer, template_for
 from fedelta.seeding import SERVER
-from fedelta.tree import Adapter, BaseDelta, Message
+from fedelta.tree import Adapter, BaseDelta, Message, find
 
 logger = logging.getLogger("fedelta.engines")
 
@@ -86,10 +86,10 @@ def receive(federation: Federation, t: int, state: State, letter: Letter, reply:
     up = None
     try:
         up = wire.size(reply.content)
-        content = federation.channel.decode(t, letter.peer, reply.content)
+        down = federation.channel.arrived(letter.t, letter.peer, letter.message)
+        content = federation.channel.decode(t, letter.peer, down, reply.content)
         check_metrics(reply.metrics, f"client {letter.peer.id}")
         update = ClientUpdate(letter.peer, 0.0, content, reply.metrics)
-        down = federation.channel.arrived(letter.t, letter.peer, letter.message)
         start = _start(federation, letter.peer, down)
         meant = check_upload(federation.method, t, state, update, federation.template, start)
         size = Size() if meant is None else size_of(meant, start)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from fedelta.merging import ClientUpdate
 from fedelta.peers import Peer
@@ -26,12 +26,20 @@ class Stage:
 
     A stage is a frozen dataclass of settings, as a method is. What it must remember at a client is the `memory` that `encode`
     takes and returns; a client that was lost begins with an empty one.
+
+    Class attributes:
+        needs_server: `decode` reads `down`, which a neighbour on a graph does not know of the sender.
     """
+
+    needs_server: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
         """Returns the name under which the stage's memory is kept; stages of one channel have different names."""
         return type(self).__name__
+
+    def check(self, before: Sequence[Stage]) -> None:
+        """Raises ValueError if the stage cannot follow those before it; called when a channel is made."""
 
     def down(self, t: int, peer: Peer, message: Message) -> Message:
         """Returns what is sent to `peer` in round t; called at the server."""
@@ -53,8 +61,14 @@ class Stage:
         """
         return content, memory
 
-    def decode(self, t: int, peer: Peer, content: Message) -> Message:
+    def decode(self, t: int, peer: Peer, down: Message, content: Message) -> Message:
         """Returns what `encode` was given, as far as it can be had; called at the server for each reply, before any check.
+
+        Args:
+            t: the round.
+            peer: the sender.
+            down: what `encode` was given under this name, to the bit.
+            content: what arrived, from anybody.
 
         What needs the whole cohort, such as taking masks away, is done in `taken`, which comes later: a stage whose numbers
         are masked by another one reads them there, too.
@@ -86,7 +100,7 @@ class Channel:
         stages: in the order in which a message passes them on its way up: quantise, sparsify, clip, mask.
 
     Raises:
-        ValueError: for two stages of one name, whose memories would be mixed up.
+        ValueError: for two stages of one name, whose memories would be mixed up, or in an order that they do not allow.
     """
 
     stages: tuple[Stage, ...] = ()
@@ -95,6 +109,17 @@ class Channel:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"the stages of a channel must have different names, got {names}: leave one out, or rename it")
+        for k, stage in enumerate(self.stages):
+            stage.check(self.stages[:k])
+
+    def demand_no_server(self) -> None:
+        """Raises ValueError for a stage that needs a server, in a run without one."""
+        for stage in self.stages:
+            if stage.needs_server:
+                raise ValueError(
+                    f"the channel's stage {stage.name} codes the difference to what its sender began from, which its "
+                    "neighbours on a graph do not know: take bf16 or fp16, which code values, or a server"
+                )
 
     def down(self, t: int, peer: Peer, message: Message) -> Message:
         """Returns what is sent to a peer in place of the method's message."""
@@ -117,10 +142,10 @@ class Channel:
                 kept[stage.name] = own
         return content, kept
 
-    def decode(self, t: int, peer: Peer, content: Message) -> Message:
+    def decode(self, t: int, peer: Peer, down: Message, content: Message) -> Message:
         """Returns what the method sent, as the server can read it."""
         for stage in reversed(self.stages):
-            content = stage.decode(t, peer, content)
+            content = stage.decode(t, peer, down, content)
         return content
 
     def taken(self, t: int, updates: Sequence[ClientUpdate]) -> Sequence[ClientUpdate]:

@@ -1,4 +1,4 @@
-"""Platforms: what the bits of a result depend on beside the config, and a warning where a resumed run has another one."""
+"""Names the platform, on which the bits of a result depend beside the config; warns if a resumed run has another one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ import torch
 logger = logging.getLogger("fedelta.resume")
 
 
-def here(device: torch.device) -> dict[str, Any]:
-    """Returns the platform that a run on a device has here."""
+def here(device: torch.device, shares: int = 1) -> dict[str, Any]:
+    """Returns the platform that a run on a device has here.
+
+    Args:
+        device: of the model.
+        shares: the parts into which a cohort is split where that changes who trains together.
+    """
     return {
         "device": device.type,
+        "shares": shares,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "fedelta": version("fedelta"),

@@ -30,6 +30,10 @@ from fedelta.registry import one_spelling
 T = TypeVar("T")
 
 
+LONGEST_NAME = 100
+"""Characters in the name of a run: its folder's name, with what is put before and after it, must fit any file system."""
+
+
 class ConfigError(ValueError):
     """A config that cannot be run; the message names the key and the remedy."""
 
@@ -128,7 +132,7 @@ class Lora(Section):
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default={}, description="ranks of single layers, by name or pattern; they go before `rank`"
     )
-    alpha_pattern: dict[str, float] = Field(default={}, description="the same for `lora_alpha`")
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default={}, description="the same for `lora_alpha`")
     start: str | None = Field(default=None, description="a PEFT folder to start from in place of a fresh adapter")
 
     @field_validator("rank")
@@ -262,6 +266,9 @@ class LocalTraining(Section):
 class Federation(Section):
     """Who takes part, and for how long; with a server, or on a graph of nodes without one."""
 
+    where: Literal["here", "flower", "zenoh"] = Field(
+        default="here", description="clients train in this process, at sites of Flower, or as peers that meet over zenoh"
+    )
     rounds: int = Field(default=10, ge=1, description="of the whole run")
     participation: float = Field(default=1.0, gt=0, le=1, description="share of the clients in each round's cohort")
     weights: Literal["examples", "uniform"] = Field(
@@ -280,8 +287,24 @@ class Federation(Section):
     spool: bool | Literal["auto"] = Field(
         default="auto", description="updates wait for their aggregation on disk: all, none, or beyond the first GiB of a round"
     )
+    deadline: float = Field(default=600.0, gt=0, description="seconds that a round waits for the answers of real sites")
+    over_selection: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="of real sites: share of extra clients in a cohort, whose round ends with the first answers; who is first "
+        "is not drawn from the seed",
+    )
+    server_model: bool = Field(
+        default=False,
+        description="of real sites: the server holds the base model, too, to score on the validation and test rows that it has",
+    )
     topology: Named | None = Field(default=None, description="who hears whom, in place of a server; see Topologies below")
     link_drop: float = Field(default=0.0, ge=0, le=1, description="probability that a message between two nodes gets lost")
+    channel: list[Named] = Field(
+        default=[],
+        description="codecs that make uploads smaller, in the order in which they are applied; see Codecs below",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -293,6 +316,11 @@ class Federation(Section):
     @classmethod
     def _name_alone(cls, value: Any) -> Any:
         return None if value is None else named(value)
+
+    @field_validator("channel", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        return [named(choice) for choice in value] if isinstance(value, list) else value
 
 
 class Evaluation(Section):
@@ -324,6 +352,16 @@ class RunConfig(Section):
     training: LocalTraining = LocalTraining()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("name")
+    @classmethod
+    def _a_folders(cls, name: str) -> str:
+        if name in ("", ".", "..") or len(name) > LONGEST_NAME or not name.isprintable() or "/" in name or "\\" in name:
+            raise ValueError(
+                f"{name!r:.120} is no name of a folder: give one of at most {LONGEST_NAME} characters without / and \\; "
+                "`output` may be any path"
+            )
+        return name
 
     @field_validator("task", "method", mode="before")
     @classmethod
