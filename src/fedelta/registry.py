@@ -20,11 +20,21 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns the part of an error message that names the likeliest spelling, or nothing."""
+def nearest(word: str, known: Iterable[str], within: str = "", then: str = "") -> str:
+    """Returns the part of an error message that names the likeliest spelling, if there is one, and goes on with `then`.
+
+    Args:
+        word: what was written.
+        known: what may be meant.
+        within: what stands before the name that is suggested, such as "lora.".
+        then: the rest of the message, which begins a sentence of its own after a question.
+    """
     by_letters = {_letters(name): name for name in known}
     match = difflib.get_close_matches(_letters(str(word)), by_letters, n=1)
-    return f"; did you mean {by_letters[match[0]]!r}?" if match else ""
+    if not match:
+        return f"; {then}" if then else ""
+    question = f"; did you mean {within + by_letters[match[0]]!r}?"
+    return f"{question} {then[0].upper()}{then[1:]}" if then else question
 
 
 def check_name(kind: str, name: str, known: Collection[str], also: Iterable[str] = ()) -> None:
@@ -37,7 +47,8 @@ def check_name(kind: str, name: str, known: Collection[str], also: Iterable[str]
         also: other names that the message may suggest, but does not list.
     """
     if name not in known:
-        raise ValueError(f"no {kind} is called {name!r}{nearest(name, [*known, *also])}; there are {', '.join(known)}")
+        there = f"there are {', '.join(known)}"
+        raise ValueError(f"no {kind} is called {name!r}{nearest(name, [*known, *also], then=there)}")
 
 
 def check_settings(owner: str, given: Iterable[str], known: Collection[str], kind: str = "setting") -> None:
@@ -52,7 +63,7 @@ def check_settings(owner: str, given: Iterable[str], known: Collection[str], kin
     for name in given:
         if name not in known:
             has = ", ".join(known) or "none"
-            raise ValueError(f"{owner} has no {kind} {name!r}{nearest(name, known)}; it has {has}")
+            raise ValueError(f"{owner} has no {kind} {name!r}{nearest(name, known, then=f'it has {has}')}")
 
 
 @cache
@@ -113,6 +124,23 @@ def class_in(package: str, name: str, base: type[T]) -> type[T]:
         defines = f"must define one {base.__name__}, and defines {len(found)}"
         raise ImportError(f"{module.__name__} {defines}: give each a file of its own")
     return found[0]
+
+
+def classes_in(package: str, base: type[T]) -> list[type[T]]:
+    """Imports all files of a package and returns the class of each, in the order of the files' names."""
+    return [class_in(package, name, base) for name in names_in(package)]
+
+
+def class_named(package: str, name: str, base: type[T]) -> type[T]:
+    """Returns a class by its own name from whichever file of a package defines it; for a package's `__getattr__`.
+
+    Raises:
+        AttributeError: if no file does, as Python expects of an attribute that is not there.
+    """
+    for cls in classes_in(package, base):
+        if cls.__name__ == name:
+            return cls
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
 
 def classes_of(module: ModuleType, base: type[T]) -> list[type[T]]:

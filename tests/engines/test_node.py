@@ -21,6 +21,8 @@ from fedelta.engines.neighbours import Patience
 from fedelta.engines.node import NodeRound, neighbours_of, take_part
 from fedelta.engines.settings import RunSettings
 from fedelta.exchange import parcels, wire
+from fedelta.exchange.channel import Channel
+from fedelta.exchange.codecs import get_codec
 from fedelta.exchange.parcels import Parcel
 from fedelta.lowrank import dist2
 from fedelta.methods import get_method, list_methods
@@ -91,7 +93,7 @@ def node(
     network: Network, name: str, clients: Sequence[LocalClient], k: int, rounds: int, **options: Any
 ) -> Iterator[NodeRound]:
     """Node k of a federation on a ring."""
-    known = {key: options.pop(key) for key in ("start", "weights", "link_drop") if key in options}
+    known = {key: options.pop(key) for key in ("start", "weights", "link_drop", "channel") if key in options}
     settings = RunSettings(rounds=rounds, engine="sequential", **known)
     given = {"mixing": topology.ring(len(clients)), "patience": CALM, **options}
     peers = [client.peer for client in clients]
@@ -165,6 +167,14 @@ def test_nodes_weigh_by_examples_and_by_a_graph_of_the_round_as_gossip_does() ->
     assert states(found, 3) == [wire.encode(expected[3].state[str(k)]) for k in range(4)]
     assert neighbours_of(mixing, 0, range(4), 4) == [1, 2, 3]
     assert neighbours_of(mixing, 0, range(4), 1) == [1, 3]
+
+
+def test_nodes_send_what_the_channel_makes_of_an_update_as_gossip_does() -> None:
+    options: dict[str, Any] = {"mixing": topology.ring(4), "channel": Channel((get_codec("bf16"),))}
+    expected = list(gossip(get_method("tad_lora"), clients_for("tad_lora"), rounds=3, engine="sequential", **options))
+    found = play("tad_lora", clients_for("tad_lora"), 3, Network(), **options)
+    assert states(found, 2) == [wire.encode(expected[2].state[str(k)]) for k in range(4)]
+    assert found[0][2].done.bytes.up[0] == expected[2].bytes.up[0]
 
 
 def test_a_node_whose_training_fails_keeps_its_state_and_its_neighbours_do_without_at_once() -> None:
@@ -313,6 +323,7 @@ def test_what_cannot_be_a_node_is_refused_before_anything_is_sent() -> None:
     for name, options, message in [
         ("flora", {}, "FLoRA moves the base"),
         ("centralised", {}, "centralised pools data"),
+        ("fedavg", {"channel": Channel((get_codec("int8"),))}, "codes the difference to what its sender began from"),
         ("fedavg", {"link_drop": 0.1}, "link_drop loses messages of a simulation"),
         ("fedavg", {"mixing": topology.exponential(4)}, "nodes need a symmetric mixing matrix"),
         ("fedavg", {"mixing": topology.ring(3)}, r"shape \(3, 3\), but there are 4 nodes"),

@@ -134,6 +134,7 @@ def _federation(method: Method, client: Client, peers: Sequence[Peer], template:
 
 
 def _check(settings: RunSettings, mixing: Mixing, count: int) -> None:
+    settings.channel.demand_no_server()
     if settings.link_drop:
         raise ValueError("link_drop loses messages of a simulation: leave it out where messages travel")
     topology.check_mixing(topology.at(mixing, 0), count)

@@ -105,7 +105,7 @@ class Peering:
                 settings=replace(self.chosen.settings, start=self.start),
                 names=names,
                 terms=self.terms,
-                patience=Patience(self.roster.silence, self.roster.deadline),
+                patience=Patience(self.roster.silence, self.config.federation.deadline),
             ):
                 yield self.write(turn)
         finally:

@@ -33,7 +33,7 @@ class Experiment:
     """All that a run needs, wherever its clients train.
 
     Attributes:
-        config: as resolved, with what was left to the graph and the machines as it was chosen.
+        config: as resolved: it holds the choices that it left to the graph and the machines.
         method: with the hyper-parameters that it took from the graph.
         clients: the doors to them.
         template: the common initial adapter, at the largest ranks.
@@ -83,7 +83,7 @@ def taken(method: Method, given: Method) -> dict[str, Any]:
 
 
 def play(experiment: Experiment, clients: Sequence[Client], settings: RunSettings) -> Iterator[Round]:
-    """The rounds of a run with these clients and settings, with a server or on the experiment's graph."""
+    """Yields the rounds of a run with these clients and settings, with a server or on the experiment's graph."""
     given = (experiment.method, clients, experiment.template)
     if experiment.mixing is None:
         return federate(*given, **_keywords(settings, "link_drop"))
@@ -91,5 +91,5 @@ def play(experiment: Experiment, clients: Sequence[Client], settings: RunSetting
 
 
 def _keywords(settings: RunSettings, *without: str) -> dict[str, Any]:
-    """The settings by name, but for those that an engine does not have."""
+    """Returns the settings by name, without those that an engine does not have."""
     return {entry.name: getattr(settings, entry.name) for entry in fields(settings) if entry.name not in without}

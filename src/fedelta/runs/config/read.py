@@ -1,7 +1,8 @@
-"""Configs from YAML and back, with changes by dotted key; the message about a wrong key names the nearest valid one."""
+"""Reads configs from YAML and writes them, with changes by dotted key; an unknown key is answered by the nearest one."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,9 @@ NOT_WHOLE = ("int_parsing", "int_from_float", "int_type")
 """Pydantic's findings of something else where a whole number belongs."""
 
 
+KIND = re.compile(r"(bool|str|int|float|constrained-.*)|(list|dict|literal)\[.*\]")
+"""The names that pydantic gives to the kinds of a value that may be of several."""
+
 Source: TypeAlias = str | Path | Mapping[str, Any] | RunConfig
 """A YAML file, the name of a built-in config, a mapping, or a config."""
 
@@ -28,7 +32,7 @@ Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 
 
 def load_config(source: Source, overrides: Overrides = ()) -> RunConfig:
-    """A validated config.
+    """Returns a validated config.
 
     Args:
         source: path of a YAML file, one of `BUILT_IN`, a mapping, or a config.
@@ -45,7 +49,7 @@ def load_config(source: Source, overrides: Overrides = ()) -> RunConfig:
 
 
 def read_config(source: Source, overrides: Overrides = ()) -> RunConfig:
-    """A config whose keys and types are right; `checks.check` says whether they go together.
+    """Returns a config whose keys and types are right; `checks.check` says if its values go together.
 
     Raises:
         ConfigError: as `load_config` does.
@@ -61,11 +65,18 @@ def read_config(source: Source, overrides: Overrides = ()) -> RunConfig:
 
 def explained(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """Returns one line for each of pydantic's findings in a file with the keys of `root`."""
-    return [_explain(dict(finding), root) for finding in error.errors()]
+    found: dict[str, list[str]] = {}
+    for finding in error.errors():
+        where, message = _explain(dict(finding), root)
+        start, rest = (f"{where}: ", message) if where else (message, "")
+        if rest not in found.setdefault(start, []):
+            found[start].append(rest)
+    # a key that may be of several kinds has a finding for each: they are one line
+    return [start + " or ".join(messages) for start, messages in found.items()]
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved config as YAML, every key written out; `load_config` reads it back as the same config."""
+    """Returns a config as YAML with every key written out; `load_config` reads it back as the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -78,7 +89,8 @@ def _raw(source: Source) -> dict[str, Any]:
         return _parse(files("fedelta.runs").joinpath(f"configs/{source}.yaml").read_text(encoding="utf-8"), str(source))
     path = Path(source)
     if not path.is_file():
-        raise ConfigError(f"no config file at {path}{nearest(str(source), BUILT_IN)}; built in: {', '.join(BUILT_IN)}")
+        there = f"built in: {', '.join(BUILT_IN)}"
+        raise ConfigError(f"no config file at {path}{nearest(str(source), BUILT_IN, then=there)}")
     return read_yaml(path)
 
 
@@ -98,6 +110,8 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where} is not valid YAML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{where} is nested too deeply for a config") from None
+    if raw is None:
+        raise ConfigError(f"{where} is empty: a config has keys and values, such as `method: fedavg`")
     if not isinstance(raw, dict):
         raise ConfigError(f"{where} must hold keys and values, but holds a {type(raw).__name__}")
     return cast("dict[str, Any]", raw)
@@ -120,7 +134,7 @@ def pairs(overrides: Overrides) -> list[tuple[str, Any]]:
     return found
 
 
-def _value(override: str, text: str) -> Any:
+def _value(override: str, text: str) -> object:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -129,12 +143,13 @@ def _value(override: str, text: str) -> Any:
         raise ConfigError(f"override {override[:40]!r}... is nested too deeply for a value") from None
 
 
-def changed(raw: Mapping[str, Any], path: Sequence[str], value: Any, whole: str) -> dict[str, Any]:
-    """A copy of nested mappings with one value replaced; `whole` is the dotted key, for the message of an error."""
+def changed(raw: Mapping[str, Any], path: Sequence[str], value: object, whole: str) -> dict[str, Any]:
+    """Returns a copy of nested mappings with one value replaced; `whole` is the dotted key, for the message of an error."""
     head, *rest = path
     if not rest:
         return {**raw, head: value}
     inner = raw.get(head, {})
+    # A choice without settings is written as its name alone: `method: fedavg` and `method.name`.
     inner = {"name": inner} if isinstance(inner, str) else inner
     if not isinstance(inner, Mapping):
         raise ConfigError(f"override {whole!r}: {head!r} is {inner!r}, not a section with keys of its own")
@@ -142,7 +157,7 @@ def changed(raw: Mapping[str, Any], path: Sequence[str], value: Any, whole: str)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested mappings by dotted key."""
+    """Returns the values of nested mappings by dotted key."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         inner = isinstance(value, Mapping)
@@ -150,21 +165,26 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
-    """One line for one of pydantic's findings."""
-    path = [str(part) for part in error["loc"] if not str(part).startswith("<")]
+def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> tuple[str, str]:
+    """Returns the key that one of pydantic's findings is about, empty where the message names it, and the message."""
+    path = [str(part) for part in error["loc"] if not _is_kind(str(part))]
     where = ".".join(path)
     if error["type"] == "extra_forbidden":
         *parents, key = path
-        return f"unknown key {where!r}{nearest(key, _known_keys(parents, root))}"
+        within = "".join(f"{part}." for part in parents)
+        return "", f"unknown key {where!r}{nearest(key, _known_keys(parents, root), within)}"
     if error["type"] in NOT_WHOLE:
-        return f"{where}: must be a whole number, such as {_whole_near(error['input'])}, but is {error['input']!r}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
+        return where, f"must be a whole number, such as {_whole_near(error['input'])}, but is {error['input']!r}"
+    return where, str(error["msg"]).removeprefix("Value error, ")
+
+
+def _is_kind(part: str) -> bool:
+    """Returns True for what pydantic puts into a finding's place for one of the kinds that a value may be of: it is no key."""
+    return part.startswith("<") or KIND.fullmatch(part) is not None
 
 
 def _whole_near(value: Any) -> int:
-    """The whole number that a value writes in another way, such as 1e3; else any."""
+    """Returns the whole number that a value writes in another way, such as 1e3; else 10, as an example."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -173,6 +193,7 @@ def _whole_near(value: Any) -> int:
 
 
 def _known_keys(path: Sequence[str], root: type[BaseModel]) -> list[str]:
+    # A path may lead into a union, where only `RankChoice` has keys of its own.
     section: Any = root
     for part in path:
         field = getattr(section, "model_fields", {}).get(part)

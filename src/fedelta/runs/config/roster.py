@@ -45,7 +45,6 @@ class Roster(Section):
     nodes: list[Member] = Field(min_length=2, description="in the order of their ids")
     relay: RelayPoint | None = Field(default=None, description="carries everything between nodes that only dial out")
     silence: float = Field(default=5.0, gt=0, description="seconds after which a node that is not heard is not waited for")
-    deadline: float = Field(default=600.0, gt=0, description="the longest wait, in seconds, for a node that is there but slow")
 
     @field_validator("nodes")
     @classmethod
