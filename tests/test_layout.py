@@ -59,6 +59,8 @@ ELSEWHERE = {
     "engines/runners/_in_process.py": "engines/runners/test_batched.py",
     "engines/runners/sharded/*": "engines/runners/test_sharded.py",
     "engines/runners/_handover.py": "engines/runners/test_batched.py",
+    "engines/remote.py": "sites/test_flower_rounds.py",
+    "engines/runners/flower/*": "sites/test_flower_rounds.py",
     "engines/runners/sites/certificates.py": "sites/test_certificates.py",
     "engines/correspondence.py": "engines/test_node.py",
     "engines/mailbox.py": "engines/test_node.py",
@@ -94,6 +96,9 @@ ELSEWHERE = {
     "runs/peers_here.py": "sites/test_gossip_runs.py",
     "runs/best.py": "e2e/test_folders.py",
     "runs/own_methods.py": "e2e/test_folders.py",
+    "runs/flower_app.py": "sites/test_flower_app.py",
+    "runs/remote.py": "sites/test_remote.py",
+    "runs/server_model.py": "sites/test_remote.py",
     "runs/*": "e2e/test_runs.py",
 }
 """Modules without a file of their name, and the file that tests them; the first pattern that fits counts."""

@@ -298,18 +298,27 @@ def command_line() -> str:
     """Returns the page of commands, from what `--help` reads."""
     group: Any = get_command(app)  # typer's own click has no types for its parameters
     shared = table(["option", "meaning"], [option(p) for p in group.params if not hides(p)])
-    return "\n".join([CLI_HEAD, f"## fedelta\n\n{group.help}\n\n{shared}", *map(command, group.commands.values())])
+    return "\n".join([CLI_HEAD, f"## fedelta\n\n{group.help}\n\n{shared}", *sections(group)])
 
 
-def command(found: Any) -> str:
+def sections(group: Any, before: str = "") -> Iterator[str]:
+    """Returns the sections of a group's commands, and of those of its groups."""
+    for name, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from sections(found, f"{before}{name} ")
+        else:
+            yield command(found, f"{before}{name}")
+
+
+def command(found: Any, name: str) -> str:
     """Returns a command's section: usage, text, arguments, options."""
     arguments = [p for p in found.params if p.param_type_name == "argument"]
     options = [p for p in found.params if p.param_type_name == "option" and not hides(p)]
     shown = [p.metavar if p.required else f"[{p.metavar}]" for p in arguments]
     rows = [*([f"`{p.metavar}`", p.help] for p in arguments), *map(option, options)]
     text = "\n\n".join(" ".join(x.split()) for x in found.help.split("\n\n"))
-    usage = f"```text\nfedelta {' '.join([found.name, *shown, '[OPTIONS]'])}\n```"
-    return "\n\n".join([f"## fedelta {found.name}", usage, text, table(["argument, option", "meaning"], rows)])
+    usage = f"```text\nfedelta {' '.join([name, *shown, '[OPTIONS]'])}\n```"
+    return "\n\n".join([f"## fedelta {name}", usage, text, table(["argument, option", "meaning"], rows)])
 
 
 def hides(parameter: Any) -> bool:

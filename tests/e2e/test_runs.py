@@ -103,7 +103,7 @@ def test_a_run_with_codecs_sends_less_and_goes_on_with_what_they_left_out(tiny_c
     next(left)
     left.close()
     assert without_times(fedelta.run(resume=tmp_path / "left").records) == without_times(whole.records)
-    with pytest.raises(ConfigError, match="federation.channel cannot change"):
+    with pytest.raises(ConfigError, match=r"federation\.channel cannot change"):
         fedelta.run(overrides={"federation.channel": []}, resume=tmp_path / "left")
 
 

@@ -328,9 +328,9 @@ def test_an_interval_that_a_graph_settled_is_kept_and_another_method_is_not_give
 
 
 def test_rounds_below_those_that_are_done_are_refused():
-    demand_rounds(load_config({}, ["federation.rounds=3"]), 3)
+    demand_rounds(3, 3)
     with pytest.raises(ConfigError, match=r"federation\.rounds = 2 is below the 3 rounds that are done"):
-        demand_rounds(load_config({}, ["federation.rounds=2"]), 3)
+        demand_rounds(2, 3)
 
 
 def test_other_rows_are_refused_by_source_and_split():

@@ -70,7 +70,7 @@ def _settled(config: str | None, changes: list[str], resume: Path | None, *, kee
 
 
 def _stored(folder: Path) -> RunConfig:
-    """The config of a run's folder, but for what only a person may allow."""
+    """Returns the config of a run's folder, without what only a person may allow."""
     from fedelta.runs.config.resume import without_leave
     from fedelta.runs.folder import RunFolder
 
@@ -78,7 +78,7 @@ def _stored(folder: Path) -> RunConfig:
 
 
 def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode, processes: Processes) -> None:
-    """Runs round by round; what a person reads is shown around it."""
+    """Runs round by round, and shows what a person wants to see."""
     from fedelta.report.terminal import CtrlC, RunView, out
     from fedelta.runs.folder import RunFolder
     from fedelta.runs.runner import opened
@@ -90,6 +90,7 @@ def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode, proce
             out.print(split_table(going.experiment.deal))
         for record in going.records():
             view.show(record)
+            # After the round is on disk: the run can then be taken up with nothing lost.
             if ctrl_c.asked:
                 break
     if mode == "screen":

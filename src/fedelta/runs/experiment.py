@@ -1,4 +1,4 @@
-"""From a config to all that a run needs, each thing built once: data, method, model, clients, engine, settings."""
+"""Builds from a config all that a run needs, each thing once: data, method, model, clients, engine, settings."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Experiment:
     """All that a run needs, wherever its clients train.
 
     Attributes:
-        config: as resolved, with what was left to the graph and the machines as it was chosen.
+        config: as resolved: it holds the choices that it left to the graph and the machines.
         method: with the hyper-parameters that it took from the graph.
         clients: the doors to them.
         template: the common initial adapter, at the largest ranks.
@@ -111,7 +111,7 @@ class LocalExperiment(Experiment):
 
 
 def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalExperiment:
-    """Everything up to the first round.
+    """Builds all that comes before the first round.
 
     Args:
         config: of the run.
@@ -122,7 +122,8 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
     Raises:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
-    model_section, files = pinned_model(config.model, config.device)  # before data are read
+    # The model's files first, which are quickly found wrong; then the data; the weights last, since they take longest.
+    model_section, files = pinned_model(config.model, config.device)
     dealt = deal(config, chosen.task)
     mixing = None if chosen.topology is None else chosen.topology.mixing(len(dealt.parts), seed=config.seed)
     contraction = {} if mixing is None else topology.numbers(mixing)
@@ -135,7 +136,7 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
     clients = clients_on(
         model,
         dealt.task,
-        [[train[i] for i in part] if scored else _Later(dealt, part, tokenizer) for part in dealt.parts],
+        [_rows_at(part, train) if scored else _Later(dealt, part, tokenizer) for part in dealt.parts],
         adapter,
         dealt.ranks,
         chosen.training,
@@ -145,18 +146,16 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
     template = largest_template(clients)
     choice = choose(config.federation.engine, clients, config.federation.token_budget)
     scores = evaluator(dealt.task, model, config.evaluation.batch_size)
-    client_tests = {k: [train[i] for i in part] for k, part in enumerate(dealt.held_out) if scored and len(part)}
+    client_tests = {k: _rows_at(part, train) for k, part in enumerate(dealt.held_out) if scored and len(part)}
+    # Written into the config by name, so that a run that is taken up elsewhere goes on with the same choices.
+    resolved = {
+        "model": model_section.model_copy(update={"gemm": model.gemm}),
+        "data": config.data.model_copy(update={"revision": dealt.revision}),
+        "federation": config.federation.model_copy(update=vars(choice)),
+        "method": {**config.method, **taken(method, chosen.method)},
+    }
     return LocalExperiment(
-        config=config.model_copy(
-            update={
-                "model": model_section.model_copy(update={"gemm": model.gemm}),
-                "data": config.data.model_copy(update={"revision": dealt.revision}),
-                "federation": config.federation.model_copy(
-                    update={"engine": choice.engine, "token_budget": choice.token_budget}
-                ),
-                "method": {**config.method, **taken(method, chosen.method)},
-            }
-        ),
+        config=config.model_copy(update=resolved),
         method=method,
         deal=dealt,
         training=chosen.training,
@@ -178,6 +177,10 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
     )
 
 
+def _rows_at(positions: Sequence[int] | np.ndarray, rows: Sequence[Example]) -> list[Example]:
+    return [rows[i] for i in positions]
+
+
 def taken(method: Method, given: Method) -> dict[str, Any]:
     """Returns the hyper-parameters that a method took from the graph and the number of rounds."""
     values = {entry.name: getattr(method, entry.name) for entry in fields(method)}
@@ -185,7 +188,7 @@ def taken(method: Method, given: Method) -> dict[str, Any]:
 
 
 def play(experiment: Experiment, clients: Sequence[Client], settings: RunSettings) -> Iterator[Round]:
-    """The rounds of a run with these clients and settings, with a server or on the experiment's graph."""
+    """Yields the rounds of a run with these clients and settings, with a server or on the experiment's graph."""
     given = (experiment.method, clients, experiment.template)
     if experiment.mixing is None:
         return federate(*given, **_keywords(settings, "link_drop"))
@@ -193,7 +196,7 @@ def play(experiment: Experiment, clients: Sequence[Client], settings: RunSetting
 
 
 def _keywords(settings: RunSettings, *without: str) -> dict[str, Any]:
-    """The settings by name, but for those that an engine does not have."""
+    """Returns the settings by name, without those that an engine does not have."""
     return {entry.name: getattr(settings, entry.name) for entry in fields(settings) if entry.name not in without}
 
 
@@ -225,7 +228,7 @@ class _Later(Sequence[Example]):
 
 
 def _encoded(dealt: Deal, tokenizer: Any) -> list[Sequence[Example]]:
-    """The rows to train on, to choose by and to report on, ready for the model."""
+    """Encodes the rows to train on, to choose by and to report on."""
     splits = dealt.splits
     return [
         encoded(dealt.task, rows, tokenizer, part)

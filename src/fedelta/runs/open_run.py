@@ -10,16 +10,18 @@ from typing import Any
 from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Round, Snapshot
+from fedelta.engines.settings import Score
 from fedelta.engines.visits import VisitAll
 from fedelta.models.adapter_files import save_adapter
 from fedelta.peers import Peer, kinds_of
 from fedelta.report.charts import curves
 from fedelta.runs import best
-from fedelta.runs.evaluation import Evaluator, fairness, mean
+from fedelta.runs.evaluation import Evaluator, by_metric, fairness, mean
 from fedelta.runs.experiment import Experiment, play
 from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.records import Record
 from fedelta.tasks.metrics import is_better
+from fedelta.tasks.task import Example
 from fedelta.tree import Message, effective
 
 
@@ -32,7 +34,7 @@ class OpenRun:
         visit_all: the engine.
         folder: where it writes now.
         notes: what a checkpoint keeps beside the method's state.
-        target: the folder that the run is to be in: another than `folder` until it has taken the place of an earlier run.
+        target: the folder that the run is to be in: it differs from `folder` until the run takes the place of an earlier one.
         start: the snapshot to go on from; None from the first round.
     """
 
@@ -52,7 +54,7 @@ class OpenRun:
             yield self.write(done)
 
     def write(self, done: Round) -> Record:
-        """Adapters, record, checkpoint, in this order: see `fedelta.runs.folder`."""
+        """Writes adapters, record and checkpoint of a round, in this order (see `fedelta.runs.folder`); returns the record."""
         record: Record = {
             "t": done.t,
             "cohort": sorted([u.sender.id for u in done.updates] + list(done.dropped)),
@@ -74,28 +76,30 @@ class OpenRun:
             record["seconds"]["evaluation"] = round(time.perf_counter() - began, 3)
         record = finite(record)
         self.folder.append(record)
-        self.notes["record"] = {k: v for k, v in record.items() if k != "seconds"} | {"seconds": {}}  # times are no result
+        # Without the times, which are no result: equal runs have equal checkpoints.
+        self.notes["record"] = {k: v for k, v in record.items() if k != "seconds"} | {"seconds": {}}
         checkpoint.save(self.folder.checkpoint, replace(done.snapshot, notes=self.notes))
+        # Only now, when a round is whole, does the run take the place of an earlier one.
         if self.folder is not self.target:
             self.folder.take_place_of(self.target)
             self.folder = self.target
         return record
 
     def draw(self) -> None:
-        """Draws what there is to draw."""
+        """Draws the curves of the rounds so far, if there are any."""
         records = self.folder.records()
         if records:
             e = self.experiment
             curves(records, self.folder.curves, title=e.config.name, majority=e.majority())
 
     def choose_best_anew(self) -> None:
-        """Takes the best round from the records if `evaluation.best_by` is another metric than when it was chosen.
+        """Chooses the best round anew from the records if `evaluation.best_by` is no longer the metric that chose it.
 
-        Its adapter is there if it is the last evaluated round, or was the best once. Else adapters/best would not be what its
-        name says: it is renamed after the metric it was chosen by, and comes again with the next better round.
+        The new one's adapter is there if it is the last evaluated round, or was the best before. Else there is no adapters/best
+        until a better round comes. The old one is renamed after its metric.
         """
         metric, adapters = self.experiment.config.evaluation.best_by, self.folder.adapters
-        self._move_best()  # left over by a death
+        self._move_best()  # finishes moves that a death interrupted
         chosen = best.choose_anew(self.notes, self.folder.records(), metric, adapters)
         if chosen != self.notes:
             self._keep_notes(chosen)
@@ -132,7 +136,7 @@ class OpenRun:
         return scores
 
     def _save_adapters(self, done: Round, record: Record) -> None:
-        """`last` and `best` for the server's model; at the end one for each rank, or each client where models differ."""
+        """Saves the server's model as `last` and perhaps `best`; at the end also those of each rank, or of each client."""
         if not done.personal:
             is_best = self._is_best(record)
             self._save(done.global_model(), "last", *(["best"] if is_best else []))
@@ -152,14 +156,16 @@ class OpenRun:
         self.notes["best"] = {"t": record["t"], "metric": metric, "value": record["validation"][metric]}
 
     def _save(self, model: Message, *names: str) -> None:
-        adapter = effective(model["adapter"], model.get("base"))  # an SVD, where a base delta has become dense
+        # Once for all names: where a base delta has become dense this is an SVD.
+        adapter = effective(model["adapter"], model.get("base"))
         for name in names:
             save_adapter(adapter, self.folder.adapters / name, like=self.experiment.layout)
 
 
 def _spread(nodes: Mapping[int, Mapping[str, float]]) -> Record:
-    """By metric: mean, worst node and spread, and `each` node's value by its id."""
-    return {m: {**spread, "each": {k: s[m] for k, s in nodes.items()}} for m, spread in fairness(nodes).items()}
+    """Returns for each metric the mean, the worst node and the spread, and under `each` every node's value by its id."""
+    each = by_metric(nodes)
+    return {metric: {**spread, "each": each[metric]} for metric, spread in fairness(nodes).items()}
 
 
 def _first_of_each_rank(done: Round) -> Iterable[Peer]:
@@ -169,12 +175,15 @@ def _first_of_each_rank(done: Round) -> Iterable[Peer]:
     return first.values()
 
 
-def _common_rows(experiment: Experiment) -> Iterator[tuple[str, Sequence[Any]]]:
-    yield from ((n, r) for n, r in (("validation", experiment.validation), ("test", experiment.test)) if r)
+def _common_rows(experiment: Experiment) -> Iterator[tuple[str, Sequence[Example]]]:
+    if experiment.validation:
+        yield "validation", experiment.validation
+    if experiment.test:
+        yield "test", experiment.test
 
 
-def _validate(experiment: Experiment) -> Any:
-    """A rating of uploads on the validation rows, for methods that need one."""
+def _validate(experiment: Experiment) -> Score | None:
+    """Returns what rates uploads on the validation rows, for methods that need it; None without such rows or a model here."""
     if not experiment.validation or experiment.evaluator is None:
         return None
     evaluator: Evaluator = experiment.evaluator

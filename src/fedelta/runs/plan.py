@@ -7,11 +7,12 @@ bytes go up only, once for each neighbour; later rounds are a mean over the grap
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedelta import topology, tree
 from fedelta.client import LocalClient, trainable_names
@@ -63,11 +64,11 @@ class _IdleClient:
         return _IdleClient(self._client.pool([other._client for other in others]))
 
     def restore(self, base: BaseDelta) -> None:
-        """It holds no model."""
+        """Does nothing, since an idle client holds no model."""
 
 
 def plan(experiment: LocalExperiment) -> Plan:
-    """The cost of the run that `experiment` was built for.
+    """Reckons the cost of the run that `experiment` was built for.
 
     Raises:
         ValueError: for a federation that the method cannot serve.
@@ -90,7 +91,8 @@ def plan(experiment: LocalExperiment) -> Plan:
 
 def _play(experiment: LocalExperiment) -> list[Round]:
     idle = [_IdleClient(c) for c in experiment.clients]
-    if experiment.mixing is not None:  # a graph of the first rounds may be without a link: what a link carries is what counts
+    # Played on the complete graph, to learn what a link carries: the graphs of the first rounds may happen to have no link.
+    if experiment.mixing is not None:
         experiment = replace(experiment, mixing=topology.complete(len(idle)))
     settings = replace(
         experiment.settings,
@@ -104,7 +106,7 @@ def _play(experiment: LocalExperiment) -> list[Round]:
 
 
 def _links(experiment: LocalExperiment) -> list[float]:
-    """By round, how many of the messages of the played rounds would be sent: all with a server, those on links without."""
+    """Returns for each round the share of the played messages that is sent: all, or on a graph those on its links."""
     rounds, mixing = experiment.settings.rounds, experiment.mixing
     if mixing is None:
         return [1.0] * rounds
@@ -127,7 +129,7 @@ def _bytes(played: Sequence[Round], shares: Sequence[float]) -> dict[str, Any]:
 
 
 def _fresh_state(start: Adapter, request: Mapping[str, Any]) -> OptimizerState:
-    """The state of a method's own optimiser: some of it may travel."""
+    """Returns the state of a method's own optimiser, since some methods send a part of it."""
     if request.get("optimizer") is None:
         return {}
     params = tree.parameters(start)
@@ -153,5 +155,5 @@ def _memory(experiment: LocalExperiment, last: Round) -> dict[str, int]:
     }
 
 
-def _size(tensors: Any) -> int:
+def _size(tensors: Iterable[Tensor]) -> int:
     return sum(x.nbytes for x in tensors)

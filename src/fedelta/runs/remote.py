@@ -40,7 +40,7 @@ from fedelta.tasks.metrics import get_metric
 
 logger = logging.getLogger("fedelta.sites")
 
-LAYOUT_KEYS = ("base_model_name_or_path", "target_modules", "task_type", "modules_to_save", "fan_in_fan_out", "lora_dropout")
+LAYOUT_KEYS = ("base_model_name_or_path", "target_modules", "task_type", "modules_to_save", "lora_dropout", "revision")
 """Entries of adapter_config.json that are taken from a site; none of them names code."""
 
 

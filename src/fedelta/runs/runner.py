@@ -1,4 +1,4 @@
-"""A whole run: from a config to a folder of results, round by round."""
+"""Carries out a run: from a config to a folder of results, round by round."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RunResult:
 
     @property
     def final(self) -> Record:
-        """The record of the last round, which is always an evaluated one."""
+        """Returns the record of the last round, which is always an evaluated one."""
         return self.records[-1]
 
 
@@ -156,16 +156,16 @@ def _with_leave(overrides: Overrides) -> Overrides:
 
 @contextmanager
 def _new(config: RunConfig, force: bool, build: Build) -> Generator[OpenRun]:
-    """A run from its first round. All that can fail is built before anything in the folder is touched."""
+    """Opens a run at its first round. All that can fail is built before anything in the folder is touched."""
     chosen, target = check(config), RunFolder(config.folder())
     target.bring_back()
     target.demand_room(force=force)  # before the lock, which would make a file in a folder that is not ours
     with ExitStack() as stack:
-        # Undone in reverse: a folder that is not used goes while its lock is still held, the draft's before the target's, so
-        # that nobody can begin in a folder that is about to be removed.
+        # An ExitStack undoes in reverse. So a folder that was not used is removed while its lock is still held, and nobody can
+        # begin in a folder that is about to go.
         stack.enter_context(target.locked())
         stack.callback(target.remove_if_unused)
-        target.demand_room(force=force)
+        target.demand_room(force=force)  # again, since another run may have ended here before we had the lock
         experiment = build(config, chosen, {})
         visit_all = experiment.engine()
         folder = target
@@ -181,15 +181,15 @@ def _new(config: RunConfig, force: bool, build: Build) -> Generator[OpenRun]:
         finally:
             if going.folder is target and checkpoint.exists(target.checkpoint):
                 going.draw()
-            else:  # no round is done, and what there is of one would only be in the way
+            else:  # no round is done, and the parts of an unfinished one would only be in the way
                 going.folder.clear()
 
 
 @contextmanager
 def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, build: Build) -> Generator[OpenRun]:
-    """The rounds of a run that are left."""
+    """Opens a run at the round after its last checkpoint."""
     folder.bring_back()
-    folder.config()  # or locking would make a folder where there is no run
+    folder.config()  # raises if there is no run; taking the lock would make a folder
     folder.demand_kinds()
     with folder.locked():
         old = folder.config()
@@ -199,12 +199,12 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, bui
         fixed = notes["fixed"] if start else fixed_values(old)
         given = old if config is None else read_config(config)
         if config is None or isinstance(config, str | Path):
-            given = without_leave(given)  # a file may be the folder's own
+            given = without_leave(given)  # the file may be the folder's own config.yaml, which may not allow itself anything
         settled = keep_choices(fixed, read_config(given, overrides), overrides)
         chosen = check(settled)
-        demand_leave(old, settled)
+        demand_leave(old.model, settled.model)
         demand_same_run(fixed, settled)
-        demand_rounds(settled, start.t if start else 0)
+        demand_rounds(settled.federation.rounds, start.t if start else 0)
         experiment = build(settled, chosen, notes)
         now = _notes(experiment)
         demand_same_rows(notes.get("rows", {}), now["rows"], settled.data)
@@ -214,6 +214,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, bui
         visit_all = experiment.engine()
         folder.rewind(start.t if start else 0, notes.get("record"))
         _say_missing_adapters(folder, notes.get(best.BEST))
+        # The new notes win: the next checkpoint names the platform that the run goes on with.
         going = OpenRun(experiment, visit_all, folder, {**notes, **now}, folder, start)
         going.choose_best_anew()
         try:
@@ -223,7 +224,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, bui
 
 
 def _demand_checkpoint(folder: RunFolder, start: Snapshot | None) -> None:
-    """Raises FileNotFoundError if a run's checkpoint was taken away: a kill leaves one record without it at most."""
+    """Raises FileNotFoundError if a run's checkpoint was taken away: a kill leaves at most one record without one."""
     done = len(folder.survey()[0])
     if start is None and done > 1:
         raise FileNotFoundError(

@@ -92,3 +92,11 @@ def test_a_method_of_ones_own_runs_only_if_it_is_named() -> None:
         some = [name for name in parts if name != missing]
         with pytest.raises(Refusal, match=f"method '{missing}' is not among"):
             under_terms(config, terms, node_from({"name": "a", "allow": {"methods": some}}))
+
+
+def test_no_setting_of_a_method_is_a_path() -> None:
+    config = read_config({"task": TASK})
+    terms = terms_of(config, get_method("fedavg"))
+    for value in ("/etc/passwd", ["..\\up"], {"deep": "a/b"}):
+        with pytest.raises(Refusal, match="no path comes from a server"):
+            under_terms(config, {**terms, "method": {"name": "fedprox", "mu": value}}, NODE)

@@ -1,4 +1,7 @@
-"""Checks what goes together in a config, before data are read or a model is loaded; each error names the key and the remedy."""
+"""Checks that the values of a config go together, before data are read or a model is loaded.
+
+Each error names the key and the remedy.
+"""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def settings_of(section: Federation, seed: int) -> RunSettings:
 
 @contextmanager
 def naming(key: str) -> Generator[None]:
-    """Names the key in the error of a setting of another type than the key's choice takes."""
+    """Names the key in the error about a setting of the wrong type."""
     try:
         yield
     except (TypeError, OverflowError) as error:

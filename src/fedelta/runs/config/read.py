@@ -1,4 +1,4 @@
-"""Configs from YAML and back, with changes by dotted key; the message about a wrong key names the nearest valid one."""
+"""Reads configs from YAML and writes them, with changes by dotted key; an unknown key is answered by the nearest one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 
 
 def load_config(source: Source, overrides: Overrides = ()) -> RunConfig:
-    """A validated config.
+    """Returns a validated config.
 
     Args:
         source: path of a YAML file, one of `BUILT_IN`, a mapping, or a config.
@@ -45,7 +45,7 @@ def load_config(source: Source, overrides: Overrides = ()) -> RunConfig:
 
 
 def read_config(source: Source, overrides: Overrides = ()) -> RunConfig:
-    """A config whose keys and types are right; `checks.check` says whether they go together.
+    """Returns a config whose keys and types are right; `checks.check` says if its values go together.
 
     Raises:
         ConfigError: as `load_config` does.
@@ -65,7 +65,7 @@ def explained(error: ValidationError, root: type[BaseModel]) -> list[str]:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved config as YAML, every key written out; `load_config` reads it back as the same config."""
+    """Returns a config as YAML with every key written out; `load_config` reads it back as the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -120,7 +120,7 @@ def pairs(overrides: Overrides) -> list[tuple[str, Any]]:
     return found
 
 
-def _value(override: str, text: str) -> Any:
+def _value(override: str, text: str) -> object:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -129,12 +129,13 @@ def _value(override: str, text: str) -> Any:
         raise ConfigError(f"override {override[:40]!r}... is nested too deeply for a value") from None
 
 
-def changed(raw: Mapping[str, Any], path: Sequence[str], value: Any, whole: str) -> dict[str, Any]:
-    """A copy of nested mappings with one value replaced; `whole` is the dotted key, for the message of an error."""
+def changed(raw: Mapping[str, Any], path: Sequence[str], value: object, whole: str) -> dict[str, Any]:
+    """Returns a copy of nested mappings with one value replaced; `whole` is the dotted key, for the message of an error."""
     head, *rest = path
     if not rest:
         return {**raw, head: value}
     inner = raw.get(head, {})
+    # A choice without settings is written as its name alone: `method: fedavg` and `method.name`.
     inner = {"name": inner} if isinstance(inner, str) else inner
     if not isinstance(inner, Mapping):
         raise ConfigError(f"override {whole!r}: {head!r} is {inner!r}, not a section with keys of its own")
@@ -142,7 +143,7 @@ def changed(raw: Mapping[str, Any], path: Sequence[str], value: Any, whole: str)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested mappings by dotted key."""
+    """Returns the values of nested mappings by dotted key."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         inner = isinstance(value, Mapping)
@@ -151,7 +152,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
-    """One line for one of pydantic's findings."""
+    """Puts one of pydantic's findings into one line, with the nearest valid key or value."""
     path = [str(part) for part in error["loc"] if not str(part).startswith("<")]
     where = ".".join(path)
     if error["type"] == "extra_forbidden":
@@ -164,7 +165,7 @@ def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
 
 
 def _whole_near(value: Any) -> int:
-    """The whole number that a value writes in another way, such as 1e3; else any."""
+    """Returns the whole number that a value writes in another way, such as 1e3; else 10, as an example."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -173,6 +174,7 @@ def _whole_near(value: Any) -> int:
 
 
 def _known_keys(path: Sequence[str], root: type[BaseModel]) -> list[str]:
+    # A path may lead into a union, where only `RankChoice` has keys of its own.
     section: Any = root
     for part in path:
         field = getattr(section, "model_fields", {}).get(part)
