@@ -90,7 +90,6 @@ ELSEWHERE = {
     # What a user sees is tested as a user sees it.
     "cli/*": "cli/test_command.py",
     "report/*": "report/test_tables.py",
-    "runs/config/roster.py": "runs/test_roster.py",
     "runs/peer.py": "sites/test_gossip_runs.py",
     "runs/peer_post.py": "sites/test_gossip_runs.py",
     "runs/peers_here.py": "sites/test_gossip_runs.py",
