@@ -1,11 +1,13 @@
 """Local optimisers: ours against torch's, and what a warm start does."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from fedelta import optim
-from fedelta.optim import AdamW, WarmAdam
+from fedelta.optim import AdamW, WarmAdam, get_optimizer
 
 
 def gradients(count: int = 5) -> list[Tensor]:
@@ -109,3 +111,24 @@ def test_adamw_writes_a_view_and_nothing_beside_it() -> None:
     torch.testing.assert_close(view, alone)
     assert float(alone.abs().min()) > 0
     assert not gaps[:, 4:].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("sgd", {"momentum": 1.0}, "momentum must be below 1, got 1.0"),
+        ("sgd", {"momentum": -0.1}, "momentum must be 0 or more, got -0.1"),
+        ("sgd", {"momentum": "0.9"}, "momentum must be a number, got '0.9'"),
+        ("sgd", {"weight_decay": -1e-3}, "weight_decay must be 0 or more, got -0.001"),
+        ("adamw", {"weight_decay": -1e-3}, "weight_decay must be 0 or more, got -0.001"),
+        ("adamw", {"betas": [0.9, 1.0]}, "each of betas must be below 1, got 1.0"),
+        ("adamw", {"betas": [-0.1, 0.9]}, "each of betas must be 0 or more, got -0.1"),
+        ("adamw", {"betas": [0.9]}, "betas must be two numbers"),
+        ("adamw", {"betas": 0.9}, "betas must be two numbers"),
+        ("adamw", {"eps": 0.0}, "eps must be above 0, got 0.0"),
+        ("adamw", {"eps": float("nan")}, "eps must be a finite number, got nan"),
+    ],
+)
+def test_a_setting_beyond_its_bounds_is_refused_by_name(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        get_optimizer(name, **settings)

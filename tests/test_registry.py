@@ -61,7 +61,7 @@ def test_an_alias_keeps_its_name_in_one_spelling(package: str) -> None:
 
 
 def test_an_unknown_file_is_answered_with_the_nearest_name_or_alias(package: str) -> None:
-    with pytest.raises(ValueError, match=r"'TwoWodrs'; did you mean 'two_words'\?; there are loud, two_words$"):
+    with pytest.raises(ValueError, match=r"'TwoWodrs'; did you mean 'two_words'\? There are loud, two_words$"):
         find_name("thing", package, "TwoWodrs")
     with pytest.raises(ValueError, match="did you mean 'shouting_one'"):
         find_name("thing", package, "shoutingone1")
@@ -100,10 +100,10 @@ def test_a_file_holds_one_class() -> None:
 
 def test_messages_name_the_nearest_and_all_there_are() -> None:
     check_name("fruit", "pear", ["apple", "pear"])
-    with pytest.raises(ValueError, match=r"^no fruit is called 'paer'; did you mean 'pear'\?; there are apple, pear$"):
+    with pytest.raises(ValueError, match=r"^no fruit is called 'paer'; did you mean 'pear'\? There are apple, pear$"):
         check_name("fruit", "paer", ["apple", "pear"])
     check_settings("basket", ["size"], ["size"])
-    with pytest.raises(ValueError, match=r"^basket has no setting 'siz'; did you mean 'size'\?; it has size$"):
+    with pytest.raises(ValueError, match=r"^basket has no setting 'siz'; did you mean 'size'\? It has size$"):
         check_settings("basket", ["size", "siz"], ["size"])
     with pytest.raises(ValueError, match=r"^basket has no handle 'left'; it has none$"):
         check_settings("basket", ["left"], [], kind="handle")

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from numbers import Integral, Real
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 
 from fedelta import seeding, tree
 from fedelta.adapted import AdaptedModel, Batch, Loss
-from fedelta.method import GradientHook, Penalty, Trainable, TrainResult
+from fedelta.demands import Check, demand_all, instance, number, optional, whole
+from fedelta.method import MOST, GradientHook, Penalty, Trainable, TrainResult
 from fedelta.optim import AdamW, Optimizer, OptimizerState
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta, Tensors
@@ -52,27 +52,23 @@ class Training:
     optimizer: Optimizer = field(default_factory=AdamW)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "local_epochs", "local_steps"):
-            _check_number(name, getattr(self, name), Integral, "a whole number", optional=name == "local_steps")
-        for name in ("learning_rate", "learning_rate_decay", "max_grad_norm"):
-            _check_number(name, getattr(self, name), Real, "a number", optional=name == "max_grad_norm")
+        demand_all(self, CHECKS)
 
     def steps_for(self, num_examples: int) -> int:
         """Counts the steps of a round for a client with so many examples."""
         return self.local_steps or self.local_epochs * math.ceil(num_examples / self.batch_size)
 
 
-def _check_number(name: str, value: object, kind: type[Real], words: str, *, optional: bool) -> None:
-    """Raises ValueError, naming the setting, unless its value is a finite number of that kind above 0."""
-    if value is None and optional:
-        return
-    # A bool is an int to Python, and `learning_rate: true` a slip.
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise ValueError(f"{name} must be {words}, got {value!r}")
-    if not float(value) > 0:
-        raise ValueError(f"{name} must be above 0, got {value}")
-    if not math.isfinite(float(value)):
-        raise ValueError(f"{name} must be a finite number, got {value}")
+CHECKS: Mapping[str, Check] = {
+    "batch_size": whole(least=1),
+    "local_steps": optional(whole(least=1, most=MOST)),
+    "local_epochs": whole(least=1, most=MOST),
+    "learning_rate": number(above=0),
+    "learning_rate_decay": number(above=0),
+    "max_grad_norm": optional(number(above=0)),
+    "optimizer": instance(Optimizer, "an optimizer such as AdamW()"),
+}
+"""The bounds of the settings of training; one with more steps would not end."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from fedelta.demands import Check, demand_all, number
 from fedelta.registry import check_name, check_settings
 
 OptimizerState: TypeAlias = dict[str, dict[str, Tensor]]
 """By slot, such as `second_moment`: tensors by parameter name."""
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """The optimiser that `client.train` takes: two functions and a state that is passed between them."""
 
@@ -34,6 +36,31 @@ class Optimizer(Protocol):
         ...
 
 
+_decay = number(least=0, below=1)
+
+
+def _two_decays(name: str, value: object) -> None:
+    """Checks the decays of two moments."""
+    if not isinstance(value, tuple | list) or len(cast("tuple[object, ...]", value)) != 2:
+        raise ValueError(f"{name} must be two numbers, such as (0.9, 0.999), got {value!r:.60}")
+    for decay in cast("tuple[object, ...]", value):
+        _decay(f"each of {name}", decay)
+
+
+CHECKS: Mapping[str, Check] = {
+    "betas": _two_decays,
+    "eps": number(above=0),
+    "momentum": _decay,
+    "weight_decay": number(least=0),
+}
+"""The bounds of the optimisers' settings: beyond them a step grows without end, or is no descent."""
+
+
+def _check_settings_of(optimizer: AdamW | SGD) -> None:
+    names = [entry.name for entry in fields(optimizer)]
+    demand_all(optimizer, {name: check for name, check in CHECKS.items() if name in names})
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
     """AdamW (Loshchilov and Hutter 2019): decoupled weight decay, bias-corrected moments.
@@ -44,6 +71,9 @@ class AdamW:
         betas: decay of the first and second moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled, times the learning rate.
+
+    Raises:
+        ValueError: for a setting beyond its bounds (`CHECKS`); so do the others.
     """
 
     elementwise: ClassVar[bool] = True
@@ -51,6 +81,9 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_settings_of(self)
 
     def init(self, params: dict[str, Tensor]) -> OptimizerState:
         return {
@@ -121,6 +154,9 @@ class SGD:
 
     momentum: float = 0.0
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_settings_of(self)
 
     def init(self, params: dict[str, Tensor]) -> OptimizerState:
         return {"momentum": {n: torch.zeros_like(p) for n, p in params.items()}} if self.momentum else {}

@@ -20,11 +20,21 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns the part of an error message that names the likeliest spelling, or nothing."""
+def nearest(word: str, known: Iterable[str], within: str = "", then: str = "") -> str:
+    """Returns the part of an error message that names the likeliest spelling, if there is one, and goes on with `then`.
+
+    Args:
+        word: what was written.
+        known: what may be meant.
+        within: what stands before the name that is suggested, such as "lora.".
+        then: the rest of the message, which begins a sentence of its own after a question.
+    """
     by_letters = {_letters(name): name for name in known}
     match = difflib.get_close_matches(_letters(str(word)), by_letters, n=1)
-    return f"; did you mean {by_letters[match[0]]!r}?" if match else ""
+    if not match:
+        return f"; {then}" if then else ""
+    question = f"; did you mean {within + by_letters[match[0]]!r}?"
+    return f"{question} {then[0].upper()}{then[1:]}" if then else question
 
 
 def check_name(kind: str, name: str, known: Collection[str], also: Iterable[str] = ()) -> None:
@@ -37,7 +47,8 @@ def check_name(kind: str, name: str, known: Collection[str], also: Iterable[str]
         also: other names that the message may suggest, but does not list.
     """
     if name not in known:
-        raise ValueError(f"no {kind} is called {name!r}{nearest(name, [*known, *also])}; there are {', '.join(known)}")
+        there = f"there are {', '.join(known)}"
+        raise ValueError(f"no {kind} is called {name!r}{nearest(name, [*known, *also], then=there)}")
 
 
 def check_settings(owner: str, given: Iterable[str], known: Collection[str], kind: str = "setting") -> None:
@@ -52,7 +63,7 @@ def check_settings(owner: str, given: Iterable[str], known: Collection[str], kin
     for name in given:
         if name not in known:
             has = ", ".join(known) or "none"
-            raise ValueError(f"{owner} has no {kind} {name!r}{nearest(name, known)}; it has {has}")
+            raise ValueError(f"{owner} has no {kind} {name!r}{nearest(name, known, then=f'it has {has}')}")
 
 
 @cache

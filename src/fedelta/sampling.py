@@ -112,7 +112,9 @@ def share(part: float, count: int, name: str, *, up: bool = False) -> int:
         ValueError: naming `name`, for a part outside its range.
     """
     if isinstance(part, int):
-        if not 1 <= part <= count:
+        if part < 1:
+            raise ValueError(f"{name} = {part} must be 1 or more; a fraction is written 0.5 or 1.0")
+        if part > count:
             raise ValueError(f"{name} = {part} must be between 1 and the {count} there are; a fraction is written 0.5 or 1.0")
         return part
     if not 0 < part <= 1:

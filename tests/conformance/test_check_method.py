@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -261,6 +261,61 @@ class LoudWhenIdle(FedAvg):
         return {n: x + 1.0 for n, x in super().summand(t, down, up, peer, ranks).items()}
 
 
+class OneScaleForAll(FedAvg):
+    """Forgets in a sum that clients may have scales of their own."""
+
+    def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
+        terms = super().summand(t, down, up, peer, ranks)
+        common = 8.0 / (peer.lora_alpha or 8.0)
+        return {n: x * common if n.endswith("lora_B") else x for n, x in terms.items()}
+
+
+class OnlyPadded(FedAvg):
+    """Cannot say what a client adds before the server's ranks are known."""
+
+    def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
+        assert ranks is not None
+        return super().summand(t, down, up, peer, ranks)
+
+
+class OtherUnpadded(FedAvg):
+    """Adds something else where it knows no ranks to pad to."""
+
+    def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
+        terms = super().summand(t, down, up, peer, ranks)
+        return terms if ranks is not None else {n: 2.0 * x for n, x in terms.items()}
+
+
+class MisspeltSums(FedAvg):
+    """Claims a kind of sum that there is not."""
+
+    sums = cast("Any", "exakt")
+
+
+class TrueSums(FedAvg):
+    """Says yes where a kind of sum belongs."""
+
+    sums = cast("Any", True)
+
+
+class MisspeltCoordinates(FedAvg):
+    """Has coordinates of no known kind."""
+
+    coordinates = cast("Any", "fctors")
+
+
+class MisspeltSource(FedAvg):
+    """Was read where nobody can look."""
+
+    follows = cast("Any", "hearsay")
+
+
+class TextForTruth(FedAvg):
+    """Answers a yes-or-no claim with a text, which is true whatever it says."""
+
+    personal = cast("Any", "no")
+
+
 class Impersonal(FedAvg):
     """Claims models of their own for clients that have none."""
 
@@ -328,6 +383,14 @@ WRONG: dict[str, tuple[Any, str]] = {
     "another state from a sum": (OtherSum, "sums"),
     "is a sum": (SecretSum, "sums"),
     "an idle client that adds to the sum": (LoudWhenIdle, "sums"),
+    "a sum at one scale": (OneScaleForAll, "sums"),
+    "a sum that needs the server's ranks": (OnlyPadded, "sums"),
+    "another sum without ranks": (OtherUnpadded, "sums"),
+    "a kind of sum that is none": (MisspeltSums, "claims"),
+    "a sum of kind True": (TrueSums, "claims"),
+    "coordinates that are none": (MisspeltCoordinates, "claims"),
+    "a source that is none": (MisspeltSource, "claims"),
+    "a text for a claim of yes or no": (TextForTruth, "claims"),
     "claims to be personal": (Impersonal, "personal"),
     "is personal": (SecretlyPersonal, "personal"),
     "cannot do without training": (NotAtOnce, "one shot"),
@@ -362,6 +425,23 @@ def test_no_law_is_skipped_in_silence() -> None:
     assert all(v.detail for v in report.verdicts if v.outcome != "kept")
     assert {v.law for v in report.verdicts if v.outcome == "exempt"} == {"bytes"}
     assert report.as_dict()["ok"] is True
+
+
+def test_a_claim_that_cannot_be_is_named_with_what_it_may_be() -> None:
+    report = check_method(MisspeltSums, raise_on_failure=False)
+    assert report.violations["claims"] == "sums = 'exakt' must be 'exact', 'sketch' or None"
+
+
+def test_unequal_scales_are_asked_of_a_method_that_takes_them_alone() -> None:
+    class OneAlpha(FedAvg):
+        def check(self, template: Adapter, peers: Sequence[Peer]) -> None:
+            super().check(template, peers)
+            if len({p.lora_alpha for p in peers}) > 1:
+                raise ValueError("one lora_alpha for all")
+
+        exempt: ClassVar[Mapping[str, str]] = {"scale": "one lora_alpha for all"}
+
+    assert check_method(OneAlpha).ok
 
 
 def test_what_is_impure_is_not_judged_further() -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -169,7 +169,7 @@ def test_a_directed_graph_mixes_and_refuses_lost_messages() -> None:
     assert done.bytes.up[0] == 2 * len(wire.encode(done.updates[0].content))
     with pytest.raises(ValueError, match="link_drop needs a symmetric"):
         play(W, rounds=1, link_drop=1.0)
-    with pytest.raises(ValueError, match="link_drop must be a probability"):
+    with pytest.raises(ValueError, match="link_drop must be 1 or less, got 1.5"):
         play(W, rounds=1, link_drop=1.5)
 
 
@@ -197,6 +197,32 @@ def test_what_cannot_gossip_is_refused_or_named(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING, "fedelta"):
         play(topology.ring(4), "local_only", rounds=1)
     assert "LocalOnly is not made for gossip" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("mixing", "error", "message"),
+    [
+        ("ring", TypeError, r"mixing .* got 'ring'.*topology.ring\(n\); a name belongs to federation.topology"),
+        (None, TypeError, r"mixing .* got None.*federation.topology"),
+        (torch.full((4, 4), torch.nan), ValueError, "negative entries"),
+        (torch.eye(4).neg(), ValueError, "negative entries"),
+        (torch.eye(4) * 2, ValueError, "rows of a mixing matrix have sum 1"),
+        (torch.eye(3), ValueError, r"shape \(3, 3\), but there are 4 nodes"),
+        (torch.ones(4) / 4, ValueError, "shape"),
+        (torch.tensor(1.0), ValueError, "shape"),
+    ],
+)
+def test_what_is_no_graph_is_refused_at_the_call(mixing: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        gossip(get_method("fedavg"), toy_federation((2, 2, 2, 2)), rounds=1, mixing=mixing)
+
+
+def test_a_rule_of_lost_messages_is_tried_at_the_call() -> None:
+    def rule(t: int) -> bool:
+        return False
+
+    with pytest.raises(ValueError, match=r"link_drop is asked as \(t, sender, receiver\), and fails .* from 1 to 0"):
+        gossip(get_method("fedavg"), toy_federation((2, 2)), rounds=1, mixing=topology.ring(2), link_drop=cast("Any", rule))
 
 
 def unlike(client: LocalClient, layer: str = "output") -> Adapter:

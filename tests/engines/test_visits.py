@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import pytest
 import torch
@@ -21,12 +21,13 @@ from fedelta.engines.rounds import Round
 from fedelta.engines.runners.batched import Batched
 from fedelta.engines.runners.sequential import Sequential
 from fedelta.engines.server import federate
-from fedelta.engines.settings import RunSettings
+from fedelta.engines.settings import CHECKS, RunSettings
 from fedelta.engines.visits import answer, receive, refuse, send
 from fedelta.exchange import wire
 from fedelta.exchange.channel import OWN, Channel, Stage
 from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods import get_method, list_methods
+from fedelta.methods.fedavg import FedAvg
 from fedelta.methods.fedsa_lora import FedSALoRA
 from fedelta.models.toy import toy_federation
 from fedelta.peers import Peer
@@ -337,10 +338,126 @@ def test_a_client_with_a_bad_row_is_left_out_in_every_engine(engine: str) -> Non
     assert "row 3 is damaged" in done.dropped[1]
 
 
-IMPOSSIBLE = [("quorum", 7.5), ("quorum", 0), ("max_share", 2.0), ("token_budget", 0), ("spool", 3)]
+IMPOSSIBLE: list[tuple[str, Any]] = [
+    ("quorum", 7.5),
+    ("quorum", 0),
+    ("quorum", "half"),
+    ("quorum", True),
+    ("quorum", None),
+    ("max_share", 2.0),
+    ("max_share", "0.5"),
+    ("token_budget", 0),
+    ("token_budget", "many"),
+    ("token_budget", 2.5),
+    ("spool", 3),
+    ("spool", "yes"),
+    ("rounds", "3"),
+    ("rounds", 2.5),
+    ("rounds", float("nan")),
+    ("rounds", -1),
+    ("rounds", True),
+    ("seed", "0"),
+    ("seed", 0.5),
+    ("seed", True),
+    ("cohort", 3),
+    ("weights", "size"),
+    ("weights", 1),
+    ("score", 0.5),
+    ("start", {"t": 1}),
+    ("debug", 1),
+    ("engine", 5),
+    ("channel", None),
+    ("channel", ()),
+]
 
 
 @pytest.mark.parametrize(("option", "value"), IMPOSSIBLE)
 def test_an_option_that_cannot_be_is_refused_at_the_call(option: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=option):
-        federate(get_method("fedavg"), toy_federation((2, 2)), rounds=1, **{option: value})
+    with pytest.raises(ValueError, match=f"^{option} (must|= )"):
+        federate(get_method("fedavg"), toy_federation((2, 2)), **{"rounds": 1, option: value})
+
+
+@pytest.mark.parametrize("value", ["0.1", 1.5, -0.1, float("nan"), True, None])
+def test_a_probability_that_cannot_be_is_refused_at_the_call(value: Any) -> None:
+    with pytest.raises(ValueError, match="^link_drop must"):
+        gossip(get_method("fedavg"), toy_federation((2, 2)), rounds=1, mixing=ring(2), link_drop=value)
+
+
+def test_every_option_has_a_check() -> None:
+    assert {entry.name for entry in fields(RunSettings)} == set(CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "fedavg"}, r"method must be a method, not 'fedavg': get_method\('fedavg'\) makes one"),
+        ({"method": FedAvg}, r"method must be a method, not the class FedAvg: get_method\('fedavg'\), or FedAvg\(\)"),
+        ({"method": None}, r'method must be a method, not None: get_method\("fedavg"\)'),
+        ({"clients": None}, "clients must be a list of clients, or ClientsOnDemand, not None"),
+        ({"clients": [1]}, "clients must be clients, each with its `peer`, but one is 1"),
+        ({"clients": "all"}, "clients must be a list"),
+        ({"template": {}}, "template must be an Adapter, or None"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_at_the_call(given: dict[str, Any], message: str) -> None:
+    kinds: dict[str, Any] = {"method": get_method("fedavg"), "clients": toy_federation((2, 2)), **given}
+    with pytest.raises(TypeError, match=message):
+        federate(**kinds, rounds=1)
+    with pytest.raises(TypeError, match=message):
+        gossip(**kinds, rounds=1, mixing=ring(2))
+
+
+# --- engines of one's own ------------------------------------------------------------------------------------------------
+
+
+ANSWERS: dict[str, tuple[Any, str]] = {
+    "None": (lambda visits: None, "the engine returned None"),
+    "a generator": (lambda visits: (x for x in visits), "the engine returned <generator"),
+    "a text": (lambda visits: "visits", "the engine returned 'visits'"),
+    "a mapping": (lambda visits: {x.peer.id: x for x in visits}, "the engine returned {0: Visit"),
+    "a None visit": (lambda visits: [None, *visits[1:]], r"the engine returned \[None"),
+    "updates": (lambda visits: [x.update for x in visits], r"the engine returned \[ClientUpdate"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_what_is_no_list_of_visits_is_refused_by_what_it_is(answer: str) -> None:
+    change, message = ANSWERS[answer]
+    with pytest.raises(TypeError, match=message):
+        run(get_method("fedavg"), lambda *asked: change(Sequential()(*asked)))
+
+
+def swapped(visits: list[Visit]) -> list[Visit]:
+    return [replace(visits[0], update=visits[1].update), replace(visits[1], update=visits[0].update), *visits[2:]]
+
+
+def doubled(visits: list[Visit]) -> list[Visit]:
+    return [replace(visit, update=visits[0].update) for visit in visits]
+
+
+@pytest.mark.parametrize("change", [swapped, doubled])
+def test_an_update_of_another_client_is_refused(change: Any) -> None:
+    with pytest.raises(ValueError, match=r"round 0: the engine returned for client \d an update of client \d"):
+        run(get_method("fedavg"), lambda *asked: change(Sequential()(*asked)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("down", None), ("down", -1), ("down", 1.5), ("down", True), ("up", -1), ("up", "9"), ("up", 2.0)]
+)
+def test_bytes_that_are_no_number_are_refused(field: str, value: Any) -> None:
+    def engine(*asked: Any) -> list[Visit]:
+        return [replace(visit, **{field: value}) for visit in Sequential()(*asked)]
+
+    with pytest.raises(ValueError, match=f"round 0: the engine returned for client 0 a visit whose {field} must be"):
+        run(get_method("fedavg"), engine)
+
+
+def test_memories_without_the_methods_of_memories_are_refused_by_name() -> None:
+    class Half:
+        memories: ClassVar[dict[int, Any]] = {}
+
+        def __call__(self, *asked: Any) -> list[Visit]:
+            return Sequential()(*asked)
+
+    with pytest.raises(TypeError, match=r"`memories` of the engine Half lacks offer, restore, rounds, settle, states"):
+        run(get_method("fedavg"), Half())

@@ -107,7 +107,7 @@ def test_a_pickle_is_not_opened(tmp_path: Path):
 
 
 def test_an_unknown_key_is_answered_with_the_nearest(tiny_config: dict[str, Any]):
-    with pytest.raises(ValueError, match=r"unknown key 'federation\.round'; did you mean 'rounds'"):
+    with pytest.raises(ValueError, match=r"unknown key 'federation\.round'; did you mean 'federation\.rounds'"):
         fedelta.run(tiny_config | {"federation": {"round": 3}})
 
 

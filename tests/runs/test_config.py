@@ -17,11 +17,11 @@ MIXED = {"rank": {"choices": [2, 4]}}
 
 UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"metod": "fedavg"}, "unknown key 'metod'; did you mean 'method'?"),
-    ({"model": {"nmae": "minilm"}}, "unknown key 'model.nmae'; did you mean 'name'?"),
-    ({"lora": {"rnk": 8}}, "unknown key 'lora.rnk'; did you mean 'rank'?"),
-    ({"lora": {"rank": {"choises": [2]}}}, "unknown key 'lora.rank.choises'; did you mean 'choices'?"),
-    ({"partition": {"concentraton": 1}}, "unknown key 'partition.concentraton'; did you mean 'concentration'?"),
-    ({"federation": {"round": 3}}, "unknown key 'federation.round'; did you mean 'rounds'?"),
+    ({"model": {"nmae": "minilm"}}, "unknown key 'model.nmae'; did you mean 'model.name'?"),
+    ({"lora": {"rnk": 8}}, "unknown key 'lora.rnk'; did you mean 'lora.rank'?"),
+    ({"lora": {"rank": {"choises": [2]}}}, "unknown key 'lora.rank.choises'; did you mean 'lora.rank.choices'?"),
+    ({"partition": {"concentraton": 1}}, "unknown key 'partition.concentraton'; did you mean 'partition.concentration'?"),
+    ({"federation": {"round": 3}}, "unknown key 'federation.round'; did you mean 'federation.rounds'?"),
     ({"method": "flexlor"}, "no method is called 'flexlor'; did you mean 'flexlora'?"),
     ({"method": {"name": "flexlora", "sigma": "B"}}, "has no hyper-parameter 'sigma'; did you mean 'sigma_on'?"),
     ({"task": "clasification"}, "no task is called 'clasification'; did you mean 'classification'?"),
@@ -97,10 +97,34 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         "training.optimizer: betas should be a finite number",
     ),
     ({"federation": {"topology": {"name": "erdos_renyi", "p": NAN}}}, "federation.topology: p should be a finite number"),
-    ({"method": {"name": "fedprox", "mu": "much"}}, "method: a setting has the wrong type"),
-    ({"task": {"name": "classification", "labels": 3}}, "task: a setting has the wrong type"),
-    ({"federation": {"topology": {"name": "ring", "weights": [1]}}}, "federation.topology: a setting has the wrong type"),
-    ({"federation": {"topology": {"name": "torus", "rows": "two"}}}, "federation.topology: a setting has the wrong type"),
+    ({"method": {"name": "fedprox", "mu": "much"}}, "method.mu = 'much' has the wrong type"),
+    ({"task": {"name": "classification", "labels": 3}}, "task.labels = 3 has the wrong type"),
+    (
+        {"task": {"name": "classification", "labels": 3, "text": "t"}},
+        "task: one of labels = 3, text = 't' has the wrong type",
+    ),
+    ({"federation": {"topology": {"name": "ring", "weights": [1]}}}, "federation.topology.weights = [1] has the wrong type"),
+    ({"federation": {"topology": {"name": "torus", "rows": "two"}}}, "federation.topology.rows = 'two' has the wrong type"),
+    ({"training": {"optimizer": {"name": "sgd", "momentum": 1.5}}}, "training.optimizer: momentum must be below 1, got 1.5"),
+    ({"training": {"optimizer": {"name": "sgd", "momentum": "x"}}}, "training.optimizer: momentum must be a number"),
+    ({"training": {"optimizer": {"name": "adamw", "betas": [0.9]}}}, "training.optimizer: betas must be two numbers"),
+    ({"training": {"optimizer": {"name": "adamw", "eps": 0}}}, "training.optimizer: eps must be above 0, got 0"),
+    (
+        {"training": {"optimizer": {"name": "adamw", "weight_decay": -1}}},
+        "training.optimizer: weight_decay must be 0 or more",
+    ),
+    ({"training": {"local_steps": 10**30}}, "training.local_steps must be 1e+12 or less"),
+    ({"lora": {"alpha_pattern": {"query": 0}}}, "lora.alpha_pattern.query: Input should be greater than 0"),
+    ({"lora": {"target_modules": 3}}, "lora.target_modules: Input should be a valid list or Input should be a valid string"),
+    ({"federation": {"quorum": 0}}, "federation.quorum = 0 must be 1 or more"),
+    ({"task": {"name": "classification", "pad_to_multiple": 0}}, "pad_to_multiple must be 1 or more, got 0"),
+    ({"task": {"name": "classification", "pad_to_multiple": 1.5}}, "pad_to_multiple must be a whole number, got 1.5"),
+    ({"name": "a/b"}, "name: 'a/b' is no name of a folder"),
+    ({"name": ".."}, "name: '..' is no name of a folder"),
+    ({"name": "a\\b"}, "is no name of a folder"),
+    ({"name": "a\nb"}, "is no name of a folder"),
+    ({"name": ""}, "name: '' is no name of a folder"),
+    ({"name": "x" * 101}, "is no name of a folder"),
 ]
 
 
@@ -252,7 +276,7 @@ def test_overrides_change_single_keys():
     ("override", "message"),
     [
         ("federation.rounds", "has no value: write it as key=value"),
-        ("federation.ronds=3", "unknown key 'federation.ronds'; did you mean 'rounds'?"),
+        ("federation.ronds=3", "unknown key 'federation.ronds'; did you mean 'federation.rounds'?"),
         ("seed.x=3", "override 'seed.x': 'seed' is 0, not a section"),
         ("name=[", "'[' is not a YAML value"),
         ("name=" + "[" * 5000, "override 'name=[[[[["),
@@ -262,6 +286,19 @@ def test_a_bad_override_is_named(override: str, message: str):
     with pytest.raises(ConfigError) as caught:
         load_config({"seed": 0}, [override])
     assert message in str(caught.value)
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text("# nothing yet\n")
+    with pytest.raises(ConfigError, match=r"config.yaml is empty: a config has keys and values"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("name", ["run", "first-2", "über uns", "a.b", "x" * 100, "...a"])
+def test_a_name_may_be_any_folders_name(name: str):
+    assert load_config({"name": name}).folder() == Path("runs") / name
+    assert load_config({"name": name, "output": "../elsewhere/a"}).folder() == Path("../elsewhere/a")
 
 
 def test_a_file_that_is_not_a_config_is_named(tmp_path: Path):

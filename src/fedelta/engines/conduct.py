@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard, cast
 
+from fedelta.demands import optional, whole
 from fedelta.engines.federation import Federation
 from fedelta.engines.guards import Size, largest_of
 from fedelta.engines.letters import Visit
@@ -15,6 +17,9 @@ from fedelta.engines.visits import VisitAll
 from fedelta.exchange.wire import Ledger
 from fedelta.merging import ClientUpdate
 from fedelta.method import State
+
+MEMORIES = ("get", "offer", "restore", "rounds", "settle", "states")
+"""The methods of `Memories`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +61,7 @@ def conduct(
         gossip: each node has a state of its own.
     """
     start = federation.settings.start
-    memories: Memories | None = getattr(visit_all, "memories", None)
+    memories = _memories_of(visit_all)
     if start is not None:
         federation.take_over(start)
     # Without a snapshot the memories are emptied, too: the engine may have served another run before.
@@ -79,12 +84,47 @@ def conduct(
 
 
 def visited(federation: Federation, visit_all: VisitAll, t: int, states: Mapping[int, State]) -> list[Visit]:
-    """Returns the visits of a cohort; raises ValueError for an engine that did not visit each client of it, in order."""
-    visits = visit_all(federation, t, states)
+    """Returns the visits of a cohort.
+
+    Raises:
+        TypeError: for an engine that returned something else than a list of visits.
+        ValueError: for one that did not visit each client of the cohort, in order, or gave a visit what is not its own.
+    """
+    visits: object = visit_all(federation, t, states)
+    if not _are_visits(visits):
+        raise TypeError(f"round {t}: the engine returned {visits!r:.60}, where a list of a Visit for each client belongs")
     found = [visit.peer.id for visit in visits]
     if found != list(states):
         raise ValueError(f"round {t}: the engine visited clients {found}, where the cohort is {list(states)}")
-    return visits
+    for visit in visits:
+        _check_visit(visit, f"round {t}: the engine returned for client {visit.peer.id}")
+    return list(visits)
+
+
+def _are_visits(found: object) -> TypeGuard[Sequence[Visit]]:
+    return isinstance(found, list | tuple) and all(isinstance(visit, Visit) for visit in cast("Sequence[object]", found))
+
+
+def _check_visit(visit: Visit, who: str) -> None:
+    """Raises ValueError for another client's update, or numbers of bytes that are none."""
+    if visit.update is not None and visit.update.sender.id != visit.peer.id:
+        raise ValueError(f"{who} an update of client {visit.update.sender.id}")
+    whole(least=0)(f"{who} a visit whose down", visit.down)
+    optional(whole(least=0))(f"{who} a visit whose up", visit.up)
+
+
+def _memories_of(visit_all: VisitAll) -> Memories | None:
+    """Returns an engine's memories, if it has any; raises TypeError, naming what they lack, for what are none."""
+    found: Any = getattr(visit_all, "memories", None)
+    if found is None:
+        return None
+    lacking = [name for name in MEMORIES if not callable(getattr(found, name, None))]
+    if lacking:
+        raise TypeError(
+            f"`memories` of the engine {type(visit_all).__name__} lacks {', '.join(lacking)}: take "
+            "fedelta.engines.memories.InMemory, or give the attribute another name"
+        )
+    return found
 
 
 def largest_used(updates: Sequence[ClientUpdate], sizes: Mapping[int, Size]) -> Size:

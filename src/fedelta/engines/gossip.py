@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+
+from torch import Tensor
 
 from fedelta import sampling, topology
 from fedelta.engines.choice import visitor
@@ -14,7 +16,7 @@ from fedelta.engines.guards import Size, overclaimed, oversized
 from fedelta.engines.letters import Visit, sizes_of, steps_of
 from fedelta.engines.roster import samples
 from fedelta.engines.rounds import Round, Snapshot
-from fedelta.engines.settings import RunSettings, Score, Weights
+from fedelta.engines.settings import RunSettings, Score, Weights, check_given
 from fedelta.engines.visits import VisitAll, leave_out
 from fedelta.exchange.channel import Channel
 from fedelta.exchange.spool import Spooling
@@ -62,7 +64,9 @@ def gossip(
             it did. `Round.lost_links` has the links that did not count for it. Needs a symmetric W.
 
     Raises:
-        ValueError: before the first round, for a federation that cannot run; in a round, for a W that does not mix.
+        TypeError: for a method, clients, a template or a mixing that are of another kind.
+        ValueError: before the first round, for a federation that cannot run, a fixed W that does not mix among it; in a round,
+            for a W of that round that does not.
         QuorumError: in a round with too few usable updates, or with some that lead to no finite state.
     """
     settings = RunSettings(
@@ -79,6 +83,8 @@ def gossip(
         spool=spool,
         channel=channel,
     )
+    check_given(method, clients, template)
+    check_graph(mixing)
     channel.demand_no_server()
     is_lost = loss_rule(link_drop, seed)
     method = settled(method, rounds, mixing)
@@ -86,6 +92,9 @@ def gossip(
     visit_all = visitor(settings, samples(federation.clients))
     ids, shares = list(federation.clients), [*shares_of(federation.peers, settings.weights or "uniform").values()]
     needed = sampling.share(quorum, len(ids), "quorum", up=True)
+    if isinstance(mixing, Tensor):
+        topology.check_mixing(mixing, len(ids))
+        try_on_a_link(partial(is_lost, 0 if start is None else start.t), mixing, ids)
 
     def outcome(t: int, state: State) -> Outcome:
         visits = visited(federation, visit_all, t, {k: state[str(k)] for k in ids})
@@ -113,6 +122,30 @@ def gossip(
         return dict.fromkeys(map(str, ids), method.init(federation.template, federation.peers, seed=seed))
 
     return conduct(federation, visit_all, outcome, init, gossip=True)
+
+
+def check_graph(mixing: object) -> None:
+    """Raises TypeError for what is no graph, and ValueError for a fixed W that does not mix."""
+    if isinstance(mixing, Tensor):
+        topology.check_mixing(mixing, len(mixing) if mixing.ndim else 0)
+    elif not callable(mixing):
+        named = f", such as topology.{mixing}(n)" if mixing in topology.TOPOLOGIES else ""
+        raise TypeError(
+            f"mixing must be a mixing matrix W or a function t -> W, got {mixing!r:.60}: fedelta.topology has many{named}; a "
+            "name belongs to federation.topology of a config"
+        )
+
+
+def try_on_a_link(is_lost: Callable[[int, int], bool], W: Tensor, ids: Sequence[int]) -> None:
+    """Raises ValueError for a rule of lost messages that fails on the first link of a fixed W."""
+    for receiver, sender in W.clone().fill_diagonal_(0).nonzero().tolist()[:1]:
+        try:
+            is_lost(ids[sender], ids[receiver])
+        except Exception as error:
+            pair = f"from {ids[sender]} to {ids[receiver]}"
+            raise ValueError(
+                f"link_drop is asked as (t, sender, receiver), and fails on the message {pair}: {error!r}"
+            ) from error
 
 
 def settled(method: Method, rounds: int, mixing: Mixing) -> Method:

@@ -16,7 +16,7 @@ from fedelta.engines.guards import warn_of_claims
 from fedelta.engines.letters import sizes_of
 from fedelta.engines.roster import samples
 from fedelta.engines.rounds import Round, Snapshot
-from fedelta.engines.settings import RunSettings, Score, Weights
+from fedelta.engines.settings import RunSettings, Score, Weights, check_given
 from fedelta.engines.visits import VisitAll, leave_out, screened
 from fedelta.exchange.channel import Channel
 from fedelta.exchange.spool import Spooling
@@ -73,6 +73,7 @@ def federate(
         channel: stages between the method and the wire; none by default.
 
     Raises:
+        TypeError: for a method, clients or a template that are of another kind.
         ValueError: before the first round, for a federation that cannot run, saying why.
         QuorumError: in a round with too few usable updates, or with some that lead to no finite state.
     """
@@ -91,6 +92,7 @@ def federate(
         spool=spool,
         channel=channel,
     )
+    check_given(method, clients, template)
     method = method.for_topology(rounds, lambda: 0.0)
     federation = Federation.prepare(method, clients, template, settings)
     visit_all = visitor(settings, samples(federation.clients))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 from fedelta import sampling
 from fedelta.adapted import CPU_TOKENS
+from fedelta.demands import Check, demand_all, function, instance, number, one_of, optional, whole
 from fedelta.engines.rounds import Snapshot
 from fedelta.exchange.channel import Channel
 from fedelta.exchange.spool import Spooling
+from fedelta.method import Method
+from fedelta.peers import Peer
 from fedelta.topology.links import LinkDrop
 from fedelta.tree import Adapter, BaseDelta
 
@@ -55,7 +58,7 @@ class RunSettings:
         channel: stages between the method and the wire.
 
     Raises:
-        ValueError: naming the option that cannot be.
+        ValueError: naming the option that is of a wrong type or cannot be.
     """
 
     rounds: int
@@ -74,16 +77,68 @@ class RunSettings:
     channel: Channel = field(default_factory=Channel)
 
     def __post_init__(self) -> None:
-        if self.rounds < 0:
-            raise ValueError(f"rounds must not be negative, got {self.rounds}")
-        if self.weights not in (None, "examples", "uniform"):
-            raise ValueError(f"weights must be 'examples' or 'uniform', got {self.weights!r}")
-        if self.max_share is not None and not 0 < self.max_share <= 1:
-            raise ValueError(f"max_share must lie in (0, 1], got {self.max_share}")
-        sampling.share(self.quorum, self.quorum if isinstance(self.quorum, int) else 1, "quorum")
-        if isinstance(self.link_drop, float) and not 0 <= self.link_drop <= 1:
-            raise ValueError(f"link_drop must be a probability, got {self.link_drop}")
-        if self.token_budget is not None and self.token_budget < 1:
-            raise ValueError(f"token_budget must be at least 1, got {self.token_budget}")
-        if self.spool not in (True, False, "auto"):
-            raise ValueError(f"spool must be true, false or 'auto', got {self.spool!r}")
+        demand_all(self, CHECKS)
+
+
+def _quorum(name: str, value: object) -> None:
+    """Checks a number of updates, or a fraction of a cohort."""
+    number()(name, value)
+    sampling.share(cast("float", value), cast("int", value) if isinstance(value, int) else 1, name)
+
+
+def _link_drop(name: str, value: object) -> None:
+    """Checks a probability, or a rule."""
+    if not callable(value):
+        number(least=0, most=1)(name, value)
+
+
+def _engine(name: str, value: object) -> None:
+    if not isinstance(value, str) and not callable(value):
+        raise ValueError(f"{name} must be the name of a runner or a function that visits a cohort, got {value!r:.60}")
+
+
+CHECKS: Mapping[str, Check] = {
+    "rounds": whole(least=0),
+    "seed": whole(),
+    "cohort": function(),
+    "weights": optional(one_of("examples", "uniform")),
+    "max_share": optional(number(above=0, most=1)),
+    "quorum": _quorum,
+    "link_drop": _link_drop,
+    "score": optional(function()),
+    "start": optional(instance(Snapshot, "the `snapshot` of a round, or None")),
+    "debug": one_of(True, False),
+    "engine": _engine,
+    "token_budget": optional(whole(least=1)),
+    "spool": one_of(True, False, "auto"),
+    "channel": instance(Channel, "a Channel"),
+}
+"""What each option may be."""
+
+
+def check_given(method: object, clients: object, template: object) -> None:
+    """Raises TypeError for a method, clients or a template that are of another kind, saying what to give instead."""
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be a method, not {_kind(method)}{_remedy(method)}")
+    if not isinstance(clients, Sequence) or isinstance(clients, str | bytes):
+        raise TypeError(f"clients must be a list of clients, or ClientsOnDemand, not {_kind(clients)}")
+    listed = cast("Sequence[object]", clients) if isinstance(clients, list | tuple) else ()
+    for client in listed:
+        if not isinstance(getattr(client, "peer", None), Peer):
+            raise TypeError(f"clients must be clients, each with its `peer`, but one is {_kind(client)}")
+    if template is not None and not isinstance(template, Adapter):
+        raise TypeError(f"template must be an Adapter, or None for what the clients hold, not {_kind(template)}")
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"{value!r:.60}"
+
+
+def _remedy(method: object) -> str:
+    """Returns how a method is made of a name or a class."""
+    if isinstance(method, str):
+        return f": get_method({method!r}) makes one"
+    if isinstance(method, type) and issubclass(method, Method):
+        name = method.__module__.rpartition(".")[2]
+        return f": get_method({name!r}), or {method.__name__}(), makes one"
+    return ': get_method("fedavg") makes one'

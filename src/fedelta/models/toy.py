@@ -99,7 +99,7 @@ def toy_federation(
     ranks: Sequence[int] = (2, 2, 2),
     *,
     num_examples: Sequence[int] | None = None,
-    lora_alpha: float | None = None,
+    lora_alpha: float | Sequence[float] | None = None,
     rslora: bool = False,
     disagreement: float = 0.3,
     seed: int = 0,
@@ -112,7 +112,7 @@ def toy_federation(
     Args:
         ranks: one for each client.
         num_examples: one for each client, 12 + 4 k by default.
-        lora_alpha: as in `Peer`.
+        lora_alpha: as in `Peer`, of all or one for each.
         rslora: as in `Peer`.
         disagreement: size of each client's own deviation from the common target.
         seed: of targets, data and training.
@@ -122,9 +122,10 @@ def toy_federation(
     """
     sizes = num_examples or [12 + 4 * k for k in range(len(ranks))]
     make = _maker(max(ranks), disagreement, seed, dtype, training)
+    alphas = list(lora_alpha) if isinstance(lora_alpha, Sequence) else [lora_alpha] * len(ranks)
     peers = [
-        Peer(k, rank, size, lora_alpha=lora_alpha, rslora=rslora, **peer_fields)
-        for k, (rank, size) in enumerate(zip(ranks, sizes, strict=True))
+        Peer(k, rank, size, lora_alpha=alpha, rslora=rslora, **peer_fields)
+        for k, (rank, size, alpha) in enumerate(zip(ranks, sizes, alphas, strict=True))
     ]
     return [make(peer) for peer in peers]
 

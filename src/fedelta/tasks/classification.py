@@ -40,6 +40,7 @@ class Classification(Task):
     metrics: tuple[str | Metric, ...] = ("accuracy", "macro_f1", "loss")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.labels, str | Mapping):
             raise ValueError(f"labels must be a list of labels, got {self.labels!r}")
         object.__setattr__(self, "labels", tuple(self.labels))

@@ -51,6 +51,7 @@ class Instruction(Task):
     metrics: tuple[str | Metric, ...] = ("loss", "perplexity", "accuracy")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for setting, needed in (("prompt", ("instruction",)), ("prompt_with_context", ("instruction", "context"))):
             for name in needed:
                 if f"{{{name}}}" not in getattr(self, setting):

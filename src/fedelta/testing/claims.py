@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import torch
 
 from fedelta import topology, tree
 from fedelta.adapters import aggregation
@@ -14,7 +17,7 @@ from fedelta.engines.rounds import Round
 from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.merging import ClientUpdate
-from fedelta.method import Client, TrainResult
+from fedelta.method import Client, Method, TrainResult
 from fedelta.methods import list_methods, method_class
 from fedelta.methods._shared.sums import OWNED
 from fedelta.models.toy import random_adapter, toy_template
@@ -29,6 +32,36 @@ NODES = (3, 3, 3, 3)
 
 MIXINGS = 8
 """Rounds without training on a ring of four, whose second eigenvalue is 1/3."""
+
+
+@law("claims", first=True)
+def claims(scene: Scene) -> None:
+    """Each claim has a value that it may have: one of its words, or True or False."""
+    for name, annotation in get_type_hints(Method).items():
+        if get_origin(annotation) is ClassVar:
+            (kind,), value = get_args(annotation), getattr(scene.method, name)
+            if not _is_of(value, kind):
+                raise Violation(f"{name} = {value!r} must be {_words(kind)}")
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is_of(value, part) for part in get_args(kind))
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    return isinstance(value, get_origin(kind) or kind)
+
+
+def _words(kind: Any) -> str:
+    """Returns what a claim may be, in words."""
+    if get_origin(kind) in (Union, UnionType):
+        *others, last = [_words(part) for part in get_args(kind)]
+        return f"{', '.join(others)} or {last}"
+    if get_origin(kind) is Literal:
+        return ", ".join(map(repr, get_args(kind)))
+    if kind is NoneType:
+        return "None"
+    return "True or False" if kind is bool else f"a {(get_origin(kind) or kind).__name__}"
 
 
 @law("unequal ranks")
@@ -70,7 +103,7 @@ def sums(scene: Scene) -> None:
     """With the claim the mean of summands leads to the state that updates do; without it, a sum is refused.
 
     That a method without the claim could have had it is not seen. An idle client's summand is exactly zero but for the mark
-    of the components that it has (PRIV-1).
+    of the components that it has (PRIV-1). Without ranks to pad to a summand has the same numbers in the client's own shapes.
     """
     method, rounds = scene.served(), scene.rounds
     if method.sums is None:
@@ -78,25 +111,47 @@ def sums(scene: Scene) -> None:
         demand_refusal(lambda: method.summand(0, sent.content, sent.content, sent.sender), "a sum")
         demand_refusal(lambda: method.from_mean(0, rounds[0].before, {}), "a sum")
         return
-    clients = {client.peer.id: client for client in scene.clients(lora_alpha=8.0)}
+    _demand_sums(rounds, scene.clients(lora_alpha=8.0))
+    unequal = {"lora_alpha": [3.0 + k for k in range(len(scene.ranks))]}
+    if scene.takes(unequal):
+        _demand_sums(scene.play(**unequal), scene.clients(**unequal))
+
+
+def _demand_sums(rounds: Sequence[Round], clients: Sequence[LocalClient]) -> None:
+    """Raises Violation unless the sum of each round leads to the state that its updates do."""
+    of = {client.peer.id: client for client in clients}
     for done in rounds:
         ranks = {n: x.rank for n, x in done.before["adapter"].layers.items()}
-        terms = [(u.weight, _summand(done, u, clients[u.sender.id], ranks)) for u in done.updates]
+        terms = [(u.weight, _summand(done, u, of[u.sender.id], ranks)) for u in done.updates]
         mean = tree.mean([w for w, _ in terms], [term for _, term in terms])
-        found, expected = method.from_mean(done.t, done.before, mean), method.aggregate(done.t, done.before, done.updates)
-        demand_near(
-            dict(tree.named_tensors(found)), dict(tree.named_tensors(expected)), f"the state after the sum of round {done.t}"
-        )
+        found = done.method.from_mean(done.t, done.before, mean)
+        expected = done.method.aggregate(done.t, done.before, done.updates)
+        scales = sorted({update.sender.lora_alpha for update in done.updates})
+        what = f"the state after the sum of round {done.t}, of clients with lora_alpha {scales}"
+        demand_near(dict(tree.named_tensors(found)), dict(tree.named_tensors(expected)), what)
 
 
 def _summand(done: Round, update: ClientUpdate, client: LocalClient, ranks: Mapping[str, int]) -> Tensors:
-    """A client's summand, after a look at what it would be had the client not trained."""
-    down = done.method.broadcast(done.t, done.before, update.sender)
-    idle, _ = done.method.local_update(done.t, down, {}, cast("Client", _Idle(client)))
-    for name, x in done.method.summand(done.t, down, idle, update.sender, ranks).items():
+    """A client's summand, after a look at what it would be had the client not trained, and without ranks to pad to."""
+    method, peer = done.method, update.sender
+    down = method.broadcast(done.t, done.before, peer)
+    idle, _ = method.local_update(done.t, down, {}, cast("Client", _Idle(client)))
+    for name, x in method.summand(done.t, down, idle, peer, ranks).items():
         if not name.endswith(OWNED) and x.any():
-            raise Violation(f"client {update.sender.id} changed nothing, but adds {float(x.norm()):.3g} to the sum at {name!r}")
-    return done.method.summand(done.t, down, update.content, update.sender, ranks)
+            raise Violation(f"client {peer.id} changed nothing, but adds {float(x.norm()):.3g} to the sum at {name!r}")
+    padded = method.summand(done.t, down, update.content, peer, ranks)
+    _demand_leading(method.summand(done.t, down, update.content, peer), padded, peer)
+    return padded
+
+
+def _demand_leading(own: Tensors, padded: Tensors, peer: Peer) -> None:
+    """Raises Violation unless a summand in the client's own shapes is the leading part of the one that is padded."""
+    if own.keys() != padded.keys():
+        raise Violation(f"client {peer.id}: {sorted(own.keys() ^ padded.keys())[:4]} are in its summand with ranks, or without")
+    for name, x in own.items():
+        leading = padded[name][tuple(slice(size) for size in x.shape)]
+        if not torch.equal(leading, x):
+            raise Violation(f"client {peer.id}: its summand at {name!r} is another one without ranks to pad to")
 
 
 # --- without a server ----------------------------------------------------------------------------------------------------

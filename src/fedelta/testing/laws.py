@@ -10,6 +10,7 @@ UNEQUAL_RANKS: Law[Scene] = claims.unequal_ranks
 """Asked before all others: they are tried at unequal ranks where it holds, and at equal ranks where it does not."""
 
 LAWS: tuple[Law[Scene], ...] = (
+    claims.claims,
     purity.own_generators,
     purity.serialisable,
     purity.pure,

@@ -67,6 +67,15 @@ class Scene:
         """Toy clients at the scene's ranks, or others."""
         return toy_federation(ranks or self.ranks, seed=self.seed, **federation)
 
+    def takes(self, federation: Mapping[str, Any]) -> bool:
+        """Returns True if the method does not refuse toy clients at the scene's ranks with these fields."""
+        peers = [client.peer for client in self.clients(**federation)]
+        try:
+            self.served().check(toy_template(max(self.ranks), seed=self.seed), peers)
+        except ValueError:
+            return False
+        return True
+
     def play(self, rounds: int = 2, *, ranks: Sequence[int] | None = None, **federation: Any) -> list[Round]:
         """Rounds of a fresh copy; what a client raises is raised."""
         clients = self.clients(ranks, **federation)

@@ -114,7 +114,7 @@ def _check_graph(config: RunConfig, chosen: Choices) -> None:
         )
     clients = config.num_clients()
     if clients is not None:
-        with naming("federation.topology"):
+        with naming("federation.topology", config.federation.topology or {}):
             graph.check(clients, seed=config.seed)
 
 

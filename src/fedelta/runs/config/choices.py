@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from fedelta.client import Training
 from fedelta.engines.settings import RunSettings
@@ -47,28 +49,30 @@ def choices_of(config: RunConfig) -> Choices:
         ValueError: for a name or a setting that is not known, or a value that does not fit.
     """
     graph = config.federation.topology
-    with naming("method"):
+    with naming("method", config.method):
         method = get_method(**config.method)
-    with naming("task"):
+    with naming("task", config.task):
         task = get_task(**config.task)
-    with naming("federation.topology"):
+    with naming("federation.topology", graph or {}):
         topology = None if graph is None else get_topology(**graph)
-    with naming("training.optimizer"):
-        training = training_of(config.training)
+    training = training_of(config.training)
     return Choices(method, task, training, topology, settings_of(config.federation, config.seed))
 
 
 def training_of(section: LocalTraining) -> Training:
     """Returns the settings of local training, with the optimizer that they name."""
-    return Training(
-        batch_size=section.batch_size,
-        learning_rate=section.learning_rate,
-        learning_rate_decay=section.learning_rate_decay,
-        local_steps=section.local_steps,
-        local_epochs=section.local_epochs,
-        max_grad_norm=section.max_grad_norm,
-        optimizer=get_optimizer(**section.optimizer),
-    )
+    with naming("training.optimizer", section.optimizer), within("training.optimizer: "):
+        optimizer = get_optimizer(**section.optimizer)
+    with within("training."):
+        return Training(
+            batch_size=section.batch_size,
+            learning_rate=section.learning_rate,
+            learning_rate_decay=section.learning_rate_decay,
+            local_steps=section.local_steps,
+            local_epochs=section.local_epochs,
+            max_grad_norm=section.max_grad_norm,
+            optimizer=optimizer,
+        )
 
 
 def scheme_of(section: Partition) -> Scheme:
@@ -79,17 +83,14 @@ def scheme_of(section: Partition) -> Scheme:
 
 def channel_of(section: Federation) -> Channel:
     """Returns the codecs between method and wire, in their order."""
-    with naming("federation.channel"):
-        try:
-            return Channel(tuple(get_codec(**choice) for choice in section.channel))
-        except ValueError as error:
-            raise ValueError(f"federation.channel: {error}") from None
+    with naming("federation.channel"), within("federation.channel: "):
+        return Channel(tuple(get_codec(**choice) for choice in section.channel))
 
 
 def settings_of(section: Federation, seed: int) -> RunSettings:
     """Returns the settings of a run; the engine and the score of uploads are added where the run is played."""
     channel = channel_of(section)
-    try:
+    with within("federation."):  # the error begins with the name of the option
         return RunSettings(
             rounds=section.rounds,
             seed=seed,
@@ -101,14 +102,24 @@ def settings_of(section: Federation, seed: int) -> RunSettings:
             spool=section.spool,
             channel=channel,
         )
-    except ValueError as error:  # which begins with the name of the option
-        raise ValueError(f"federation.{error}") from None
 
 
 @contextmanager
-def naming(key: str) -> Generator[None]:
-    """Names the key in the error about a setting of the wrong type."""
+def naming(key: str, choice: Mapping[str, Any] = MappingProxyType({})) -> Generator[None]:
+    """Names the key in the error of a setting of another type than the key's choice takes, and the settings of `choice`."""
     try:
         yield
     except (TypeError, OverflowError) as error:
-        raise ValueError(f"{key}: a setting has the wrong type ({error})") from None
+        given = {name: value for name, value in choice.items() if name != "name"}
+        shown = ", ".join(f"{name} = {value!r:.60}" for name, value in given.items())
+        where = f"{key}.{shown}" if len(given) == 1 else f"{key}: one of {shown}" if given else f"{key}: a setting"
+        raise ValueError(f"{where} has the wrong type ({error})") from None
+
+
+@contextmanager
+def within(key: str) -> Generator[None]:
+    """Puts a key before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}{error}") from None

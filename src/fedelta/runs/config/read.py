@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,9 @@ BUILT_IN = ("quickstart",)
 NOT_WHOLE = ("int_parsing", "int_from_float", "int_type")
 """Pydantic's findings of something else where a whole number belongs."""
 
+
+KIND = re.compile(r"(bool|str|int|float|constrained-.*)|(list|dict|literal)\[.*\]")
+"""The names that pydantic gives to the kinds of a value that may be of several."""
 
 Source: TypeAlias = str | Path | Mapping[str, Any] | RunConfig
 """A YAML file, the name of a built-in config, a mapping, or a config."""
@@ -61,7 +65,14 @@ def read_config(source: Source, overrides: Overrides = ()) -> RunConfig:
 
 def explained(error: ValidationError, root: type[BaseModel]) -> list[str]:
     """Returns one line for each of pydantic's findings in a file with the keys of `root`."""
-    return [_explain(dict(finding), root) for finding in error.errors()]
+    found: dict[str, list[str]] = {}
+    for finding in error.errors():
+        where, message = _explain(dict(finding), root)
+        start, rest = (f"{where}: ", message) if where else (message, "")
+        if rest not in found.setdefault(start, []):
+            found[start].append(rest)
+    # a key that may be of several kinds has a finding for each: they are one line
+    return [start + " or ".join(messages) for start, messages in found.items()]
 
 
 def dump_config(config: RunConfig) -> str:
@@ -78,7 +89,8 @@ def _raw(source: Source) -> dict[str, Any]:
         return _parse(files("fedelta.runs").joinpath(f"configs/{source}.yaml").read_text(encoding="utf-8"), str(source))
     path = Path(source)
     if not path.is_file():
-        raise ConfigError(f"no config file at {path}{nearest(str(source), BUILT_IN)}; built in: {', '.join(BUILT_IN)}")
+        there = f"built in: {', '.join(BUILT_IN)}"
+        raise ConfigError(f"no config file at {path}{nearest(str(source), BUILT_IN, then=there)}")
     return read_yaml(path)
 
 
@@ -98,6 +110,8 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where} is not valid YAML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{where} is nested too deeply for a config") from None
+    if raw is None:
+        raise ConfigError(f"{where} is empty: a config has keys and values, such as `method: fedavg`")
     if not isinstance(raw, dict):
         raise ConfigError(f"{where} must hold keys and values, but holds a {type(raw).__name__}")
     return cast("dict[str, Any]", raw)
@@ -151,17 +165,22 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> str:
-    """Puts one of pydantic's findings into one line, with the nearest valid key or value."""
-    path = [str(part) for part in error["loc"] if not str(part).startswith("<")]
+def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> tuple[str, str]:
+    """Returns the key that one of pydantic's findings is about, empty where the message names it, and the message."""
+    path = [str(part) for part in error["loc"] if not _is_kind(str(part))]
     where = ".".join(path)
     if error["type"] == "extra_forbidden":
         *parents, key = path
-        return f"unknown key {where!r}{nearest(key, _known_keys(parents, root))}"
+        within = "".join(f"{part}." for part in parents)
+        return "", f"unknown key {where!r}{nearest(key, _known_keys(parents, root), within)}"
     if error["type"] in NOT_WHOLE:
-        return f"{where}: must be a whole number, such as {_whole_near(error['input'])}, but is {error['input']!r}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
+        return where, f"must be a whole number, such as {_whole_near(error['input'])}, but is {error['input']!r}"
+    return where, str(error["msg"]).removeprefix("Value error, ")
+
+
+def _is_kind(part: str) -> bool:
+    """Returns True for what pydantic puts into a finding's place for one of the kinds that a value may be of: it is no key."""
+    return part.startswith("<") or KIND.fullmatch(part) is not None
 
 
 def _whole_near(value: Any) -> int:

@@ -30,6 +30,10 @@ from fedelta.registry import one_spelling
 T = TypeVar("T")
 
 
+LONGEST_NAME = 100
+"""Characters in the name of a run: its folder's name, with what is put before and after it, must fit any file system."""
+
+
 class ConfigError(ValueError):
     """A config that cannot be run; the message names the key and the remedy."""
 
@@ -128,7 +132,7 @@ class Lora(Section):
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(
         default={}, description="ranks of single layers, by name or pattern; they go before `rank`"
     )
-    alpha_pattern: dict[str, float] = Field(default={}, description="the same for `lora_alpha`")
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default={}, description="the same for `lora_alpha`")
     start: str | None = Field(default=None, description="a PEFT folder to start from in place of a fresh adapter")
 
     @field_validator("rank")
@@ -348,6 +352,16 @@ class RunConfig(Section):
     training: LocalTraining = LocalTraining()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("name")
+    @classmethod
+    def _a_folders(cls, name: str) -> str:
+        if name in ("", ".", "..") or len(name) > LONGEST_NAME or not name.isprintable() or "/" in name or "\\" in name:
+            raise ValueError(
+                f"{name!r:.120} is no name of a folder: give one of at most {LONGEST_NAME} characters without / and \\; "
+                "`output` may be any path"
+            )
+        return name
 
     @field_validator("task", "method", mode="before")
     @classmethod

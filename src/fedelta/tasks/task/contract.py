@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedelta.data.rows import Row
+from fedelta.demands import demand_all, whole
 from fedelta.tasks.metrics import UNDECIDED, Metric, Predictions, score
 from fedelta.tasks.task.batches import Batch, Example, number_of_examples
 
@@ -69,6 +70,10 @@ class Task(ABC):
     max_length: int = 128
     pad_to_multiple: int = 1
     metrics: tuple[str | Metric, ...] = ("accuracy", "loss")
+
+    def __post_init__(self) -> None:
+        """Refuses lengths that no batch can have; a task with a check of its own calls this one, too."""
+        demand_all(self, {"max_length": whole(least=1), "pad_to_multiple": whole(least=1)})
 
     def settled(self, rows: Sequence[Row]) -> Task:
         """Returns this task with what it leaves open (such as the list of labels) read from the training rows."""

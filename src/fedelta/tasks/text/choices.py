@@ -31,6 +31,7 @@ class Choices(Task):
     label: str = "label"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.choices, str):
             object.__setattr__(self, "choices", tuple(self.choices))
 

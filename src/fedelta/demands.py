@@ -1,0 +1,122 @@
+"""Checks of single options, put together in a table by name: each refuses what cannot be by the option's name.
+
+A table of them stands beside the options that it is for, so that a reader sees all bounds at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import TypeAlias, cast
+
+Check: TypeAlias = Callable[[str, object], None]
+"""(name, value) -> None; raises ValueError that names the option."""
+
+
+def demand_all(owner: object, checks: Mapping[str, Check]) -> None:
+    """Raises ValueError for the first option of an object that its check refuses."""
+    for name, check in checks.items():
+        check(name, getattr(owner, name))
+
+
+def whole(*, least: int | None = None, most: int | None = None) -> Check:
+    """Returns the check of a whole number; True and False are none."""
+
+    def check(name: str, value: object) -> None:
+        _demand_kind(name, value, Integral, "a whole number")
+        _demand_bounds(name, cast("int", value), least=least, most=most)
+
+    return check
+
+
+def number(
+    *, least: float | None = None, above: float | None = None, most: float | None = None, below: float | None = None
+) -> Check:
+    """Returns the check of a finite number; True and False are none."""
+
+    def check(name: str, value: object) -> None:
+        _demand_kind(name, value, Real, "a number")
+        given = cast("float", value)
+        _demand_bounds(name, given, least=least, above=above, most=most, below=below)
+        if not _is_finite(given):
+            raise _refusal(name, "a finite number", value)
+
+    return check
+
+
+def one_of(*allowed: str | bool) -> Check:
+    """Returns the check of a choice among a few values, which 1 for True is not."""
+
+    def check(name: str, value: object) -> None:
+        if not any(type(value) is type(known) and value == known for known in allowed):
+            raise _refusal(name, " or ".join(map(repr, allowed)), value)
+
+    return check
+
+
+def instance(kind: type, words: str) -> Check:
+    """Returns the check of an object of a class, which the message calls by `words`."""
+
+    def check(name: str, value: object) -> None:
+        if not isinstance(value, kind):
+            raise _refusal(name, words, value)
+
+    return check
+
+
+def function() -> Check:
+    """Returns the check of what can be called."""
+
+    def check(name: str, value: object) -> None:
+        if not callable(value):
+            raise _refusal(name, "a function", value)
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """Returns the check that lets None pass, too."""
+
+    def checked(name: str, value: object) -> None:
+        if value is not None:
+            check(name, value)
+
+    return checked
+
+
+def _demand_kind(name: str, value: object, kind: type, words: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise _refusal(name, words, value)
+
+
+def _demand_bounds(
+    name: str,
+    value: float,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> None:
+    if value != value:  # NaN lies within no bounds, and beyond none
+        raise _refusal(name, "a finite number", value)
+    if least is not None and value < least:
+        raise _refusal(name, f"{least:g} or more", value)
+    if above is not None and value <= above:
+        raise _refusal(name, f"above {above:g}", value)
+    if most is not None and value > most:
+        raise _refusal(name, f"{most:g} or less", value)
+    if below is not None and value >= below:
+        raise _refusal(name, f"below {below:g}", value)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def _refusal(name: str, words: str, value: object) -> ValueError:
+    return ValueError(f"{name} must be {words}, got {value!r:.60}")
