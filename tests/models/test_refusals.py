@@ -205,10 +205,16 @@ def test_a_run_at_a_rank_that_no_delta_has_is_refused(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target_modules": ["query", "valeu"]}, r"target_modules: 'valeu' is the name of no layer; did you mean 'value'\? There"),
+        (
+            {"target_modules": ["query", "valeu"]},
+            r"target_modules: 'valeu' is the name of no layer; did you mean 'value'\? There",
+        ),
         ({"target_modules": ["query", "layer.7.value"]}, "target_modules: 'layer.7.value' is the name of no layer"),
         ({"rank_pattern": {"qurey": 2}}, r"rank_pattern: 'qurey' is the name of no layer; did you mean 'query'\?"),
-        ({"rank_pattern": {"query": 2, "dense": 3}, "target_modules": ["query"]}, "rank_pattern: 'dense' is the name of no layer"),
+        (
+            {"rank_pattern": {"query": 2, "dense": 3}, "target_modules": ["query"]},
+            "rank_pattern: 'dense' is the name of no layer",
+        ),
         ({"alpha_pattern": {r"layer\.7\..*": 2}}, r"alpha_pattern: 'layer\\\\.7.*' is the name of no layer"),
         ({"alpha_pattern": {"query": 0}}, "alpha_pattern: 'query' must be above 0, got 0"),
         ({"alpha_pattern": {"query": -1.0}}, "alpha_pattern: 'query' must be above 0, got -1.0"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.engines.visits import VisitAll
-from fedelta.models.adapter_files import load_adapter, save_adapter
+from fedelta.models.adapter_files import save_adapter
 from fedelta.peers import Peer, kinds_of
 from fedelta.report.charts import curves
 from fedelta.report.words import majority
@@ -41,8 +40,6 @@ from fedelta.runs.records import Record
 from fedelta.runs.shards import Alone, Processes
 from fedelta.tasks.metrics import is_better
 from fedelta.tree import Adapter, Message, effective
-
-logger = logging.getLogger("fedelta.resume")
 
 
 @dataclass(frozen=True)
@@ -79,8 +76,7 @@ def run(
         for _ in going.records():
             pass
     folder = going.folder
-    last = folder.adapters / "last"
-    return RunResult(folder.path, folder.records(), load_adapter(last) if last.is_dir() else None)
+    return RunResult(folder.path, folder.records(), best.last_of(folder.adapters))
 
 
 def rounds(
@@ -201,7 +197,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, pro
         platforms.compare(notes.get("platform", {}), now["platform"])
         visit_all = processes.engine(experiment)
         folder.rewind(start.t if start else 0, notes.get("record"))
-        _say_missing_adapters(folder, notes.get(best.BEST))
+        best.say_missing(folder.adapters, notes)
         going = OpenRun(experiment, visit_all, folder, {**notes, **now}, folder, start)
         going.choose_best_anew()
         try:
@@ -217,17 +213,6 @@ def _demand_checkpoint(folder: RunFolder, start: Snapshot | None) -> None:
         raise FileNotFoundError(
             f"{folder.path} has the records of {done} rounds, but no checkpoint to go on from: bring {folder.checkpoint} back, "
             "or start a new run"
-        )
-
-
-def _say_missing_adapters(folder: RunFolder, chosen: Mapping[str, Any] | None) -> None:
-    """Warns if the adapters of a run that had chosen a best one were taken away; the run itself does not need them."""
-    if chosen is not None and not any(folder.adapters.glob("[!.]*")):
-        logger.warning(
-            "%s is gone or empty: `last` comes again with the next round that is evaluated, `best` with the next one that is "
-            "better than round %d; bring the folder back if you want that of the rounds so far",
-            folder.adapters,
-            chosen["t"],
         )
 
 

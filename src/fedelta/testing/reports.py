@@ -146,6 +146,8 @@ def examine(name: str, subject: S, laws: Sequence[Law[S]], exempt: Mapping[str, 
 def _check_exemptions(name: str, exempt: Mapping[str, str], known: Sequence[str]) -> None:
     for entry, reason in exempt.items():
         if entry not in known:
-            raise ValueError(f"{name} is exempt from {entry!r}, which is no law{nearest(entry, known, then=f'they are {known}')}")
+            raise ValueError(
+                f"{name} is exempt from {entry!r}, which is no law{nearest(entry, known, then=f'they are {known}')}"
+            )
         if not reason.strip():
             raise ValueError(f"{name} is exempt from {entry!r} without a reason: say why")
