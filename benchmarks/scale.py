@@ -3,12 +3,12 @@
 `toy`: 1,000 to 1,000,000 toy clients in columns, made on demand, of whom a hundred take part in a round. At the largest
 population a round is wanted within 0.2 s of one at the smallest, and the whole process under 700 MiB at its peak.
 
-`tiny`: 10 to 10,000 clients of the tiny model in a list, of whom ten take part; batches of 4 x 16 random tokens, two local steps.
-Seconds and added memory of a round are wanted flat: at the largest population within 1.25 of those at the smallest (memory: or
-16 MiB).
+`tiny`: 10 to 10,000 clients of the tiny model in a list, of whom ten take part; batches of 4 x 16 random tokens, two local
+steps. Seconds and added memory of a round are wanted flat: at the largest population within 1.25 of those at the smallest
+(memory: or 16 MiB).
 
-FedAvg, unless another method is named. Every population runs in a process of its own, in turns. Given are the median seconds of a
-round without the first, by the clock and of the processor, the memory that the rounds add to the peak, the peak itself, and,
+FedAvg, unless another method is named. Every population runs in a process of its own, in turns. Given are the median seconds of
+a round without the first, by the clock and of the processor, the memory that the rounds add to the peak, the peak itself, and,
 apart, what it takes to make the clients.
 
     python benchmarks/scale.py [--quick] [--json] [--clients toy] [--populations 1000 1000000] [--method fedavg]

@@ -280,6 +280,14 @@ def test_tensors_have_readable_paths() -> None:
     assert names[-3:] == ["base/w[0]/B", "base/w[0]/A", "n[0]"]
 
 
+def test_what_is_of_one_kind_is_found_at_any_depth_outside_adapters() -> None:
+    adapter, base = random_adapter(2, seed=0), BaseDelta(1, {})
+    message = {"adapter": adapter, "more": [(base, 1.0), {"inner": torch.ones(2)}]}
+    assert list(tree.find(message, Adapter)) == [adapter]
+    assert list(tree.find(message, BaseDelta)) == [base]
+    assert [x.shape for x in tree.find(message, torch.Tensor)] == [(2,)]
+
+
 def test_map_tensors_reaches_every_tensor() -> None:
     message = {"adapter": random_adapter(1, seed=0), "list": [torch.ones(2), 3], "base": BaseDelta(1, {"w": [lora(1, 0)]})}
     doubled = tree.map_tensors(lambda x: 2 * x, message)

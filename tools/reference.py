@@ -23,9 +23,11 @@ import yaml
 from typer.main import get_command
 
 from fedelta.cli import app
+from fedelta.exchange.codecs import codec_class, list_codecs
 from fedelta.optim import OPTIMIZERS
 from fedelta.report import catalogue
 from fedelta.runs.config import RunConfig
+from fedelta.runs.config.node import Node
 from fedelta.split.partition import SCHEMES
 from fedelta.tasks import METRICS, list_tasks, task_class
 from fedelta.topology import TOPOLOGIES
@@ -43,6 +45,7 @@ def files() -> dict[Path, str]:
     reference, pages = ROOT / "docs/reference", catalogue.pages()
     return {
         reference / "config.md": config_page(),
+        reference / "node-file.md": node_page(),
         reference / SCHEMA: json.dumps(schema(), indent=2) + "\n",
         reference / "cli.md": command_line(),
         ROOT / "src/fedelta/methods/catalogue.json": json.dumps(catalogue.entries(), indent=1, ensure_ascii=False) + "\n",
@@ -85,8 +88,19 @@ def config_page() -> str:
         schemes(),
         choices_of("Optimizers", "training.optimizer", OPTIMIZERS),
         choices_of("Topologies", "federation.topology", TOPOLOGIES, ACTIVATION),
+        choices_of("Codecs", "federation.channel", {name: codec_class(name) for name in list_codecs()}, ORDER),
     ]
     return "\n".join(parts)
+
+
+def node_page() -> str:
+    """Returns the page of a node file's keys."""
+    whole = Node.model_json_schema()
+    properties = whole["properties"]
+    alone = {key: about for key, about in properties.items() if not ref(about)}
+    nested = {key: whole["$defs"][ref(about)] for key, about in properties.items() if ref(about)}
+    sections = (section(key, about, whole["$defs"]) for key, about in nested.items())
+    return "\n".join([NODE_HEAD, f"## At the top\n\n{keys_table('', alone)}", *sections])
 
 
 def section(key: str, about: Mapping[str, Any], known: Mapping[str, Any], mark: str = "##") -> str:
@@ -111,6 +125,30 @@ An editor that knows JSON schemas completes and checks such a file: [{SCHEMA}]({
 ```
 """
 
+NODE_HEAD = """# Node files
+
+A site takes part in a run with two files: the config, which all share, and a node file, which stays on its machine and is given
+by `--node`. Paths in it are taken from the folder in which it lies. An unknown key is refused.
+
+The site's own config is its consent to the model, to the fields of its rows and to the kind of task and its labels. All that
+changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of `allow`. No code,
+no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and logged at the site.
+
+```yaml
+name: north
+data: rows.jsonl
+allow:
+  methods: [fedavg, flexlora]
+  max_steps: 200
+  max_rank: 16
+  max_memory: 64MB
+```
+
+The state folder holds, for its owner alone: `site.sock`, `site.log`, `runs/` (what the client remembers, two rounds of each
+run) and `rows/` (its encoded rows, from which the rows can be read back). A run's folder in `runs/` may be removed once the run
+is over.
+"""
+
 CHOICES_HEAD = """## Choices by name
 
 Some keys choose a thing by its name. The name alone is enough, `method: flexlora`; with settings of its own it is a mapping,
@@ -119,6 +157,9 @@ Some keys choose a thing by its name. The name alone is enough, `method: flexlor
 
 ACTIVATION = """All but `exponential` also take `activation`, the probability with which each edge is up in a round (1 by
 default). `weights` is "metropolis" or "laplacian"."""
+
+ORDER = """A list of names, or of mappings with settings; an upload passes them in this order, and a cast may follow
+`top_k`. [Codecs](../explanation/codecs.md) says what is coded, and what it costs."""
 
 
 def ref(value: Mapping[str, Any]) -> str:
@@ -257,18 +298,27 @@ def command_line() -> str:
     """Returns the page of commands, from what `--help` reads."""
     group: Any = get_command(app)  # typer's own click has no types for its parameters
     shared = table(["option", "meaning"], [option(p) for p in group.params if not hides(p)])
-    return "\n".join([CLI_HEAD, f"## fedelta\n\n{group.help}\n\n{shared}", *map(command, group.commands.values())])
+    return "\n".join([CLI_HEAD, f"## fedelta\n\n{group.help}\n\n{shared}", *sections(group)])
 
 
-def command(found: Any) -> str:
+def sections(group: Any, before: str = "") -> Iterator[str]:
+    """Returns the sections of a group's commands, and of those of its groups."""
+    for name, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from sections(found, f"{before}{name} ")
+        else:
+            yield command(found, f"{before}{name}")
+
+
+def command(found: Any, name: str) -> str:
     """Returns a command's section: usage, text, arguments, options."""
     arguments = [p for p in found.params if p.param_type_name == "argument"]
     options = [p for p in found.params if p.param_type_name == "option" and not hides(p)]
     shown = [p.metavar if p.required else f"[{p.metavar}]" for p in arguments]
     rows = [*([f"`{p.metavar}`", p.help] for p in arguments), *map(option, options)]
     text = "\n\n".join(" ".join(x.split()) for x in found.help.split("\n\n"))
-    usage = f"```text\nfedelta {' '.join([found.name, *shown, '[OPTIONS]'])}\n```"
-    return "\n\n".join([f"## fedelta {found.name}", usage, text, table(["argument, option", "meaning"], rows)])
+    usage = f"```text\nfedelta {' '.join([name, *shown, '[OPTIONS]'])}\n```"
+    return "\n\n".join([f"## fedelta {name}", usage, text, table(["argument, option", "meaning"], rows)])
 
 
 def hides(parameter: Any) -> bool:

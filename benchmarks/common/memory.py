@@ -21,3 +21,11 @@ def peak_mib() -> float:
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024  # pyright: ignore[reportOptionalSubscript]
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def resident_mib() -> float:
+    """The resident size of this process now, where the system says it; else the largest on record."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return peak_mib()
+    return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20

@@ -47,11 +47,11 @@ def lines() -> list[Line]:
 
 
 def missing(asked: Mapping[str, Any]) -> Iterator[tuple[int, str, str]]:
-    """Yields seed, method and channel of the runs that are not done; whole seeds first."""
+    """Yields seed, method and channel of the runs that are not done; method by method, whole seeds first."""
     done = {(line["seed"], line["method"], line["channel"]) for line in lines()}
-    for job in itertools.product(asked["seeds"], asked["methods"], asked["channels"]):
-        if job not in done:
-            yield job
+    for method, seed, channel in itertools.product(asked["methods"], asked["seeds"], asked["channels"]):
+        if (seed, method, channel) not in done:
+            yield seed, method, channel
 
 
 def play(asked: Mapping[str, Any], seed: int, method: str, channel: str) -> Line:

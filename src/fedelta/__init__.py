@@ -39,7 +39,7 @@ _HOME = {
     "LoRA": "fedelta.lowrank",
     "LocalClient": "fedelta.client",
     "Method": "fedelta.method",
-    "Peer": "fedelta.method",
+    "Peer": "fedelta.peers",
     "Round": "fedelta.engines.rounds",
     "TrainResult": "fedelta.method",
     "Training": "fedelta.client",

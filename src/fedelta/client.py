@@ -1,4 +1,4 @@
-"""The only local training loop: load, step, extract.
+"""Trains a client locally: load, step, extract. No other module has a training loop.
 
 A `LocalClient` joins a peer's examples to an `AdaptedModel`. The model may be shared with other clients: a call of `train` or
 `gradient` loads what it needs, leaves nothing behind that a later call reads, and returns values of its own.
@@ -156,6 +156,8 @@ class LocalClient:
             FloatingPointError: if the loss became NaN or Inf, naming the step.
         """
         request = Request(t, start, base, trainable, penalty, gradient, optimizer, num_steps, lr_scale)
+        # Loaded anew in every call, even by the client that trained last: the model is shared, and whoever used it in between
+        # left another adapter in it.
         params = self._load(start, base, trainable)
         self.model.mode(self.dropout(t))
         session = Session(self, request, params)
@@ -164,11 +166,11 @@ class LocalClient:
         return session.result(tree.parameters(self.model.live()))
 
     def dropout(self, t: int) -> torch.Generator:
-        """Returns the generator from which a round's adapter dropout is drawn."""
+        """Returns the generator of a round's adapter dropout: the client's own, whatever the order of clients."""
         return seeding.generator(self.seed, t, self.peer.id, "dropout")
 
     def gradient(self, start: Adapter, num_batches: int, *, base: BaseDelta | None = None, t: int = 0) -> Adapter:
-        """Returns the mean gradient over some batches at `start`, in its shape; zero where a tensor does not matter."""
+        """Returns the mean gradient over some batches at `start`, in its shape; zero where the loss does not reach."""
         params = self._load(start, base, None)
         self.model.mode(None)
         total = {n: torch.zeros_like(p) for n, p in params.items()}
@@ -183,7 +185,8 @@ class LocalClient:
         return ahead[1] if ahead is not None and ahead[0] == (t, purpose) else self._drawn(t, purpose)
 
     def first_batch(self, t: int) -> Batch:
-        """Returns the first of a round's `batches`, to plan a pass by; the next call of `batches` does not make it again."""
+        """Returns the first of a round's `batches`, by which a pass is planned; the next call of `batches` begins with it."""
+        # Kept until `batches` is called, since collating a batch costs time; the draws are the same either way.
         drawn = self._drawn(t, "batches")
         first = next(drawn)
         self._ahead = (t, "batches"), chain([first], drawn)
@@ -212,20 +215,19 @@ class LocalClient:
     def _gradients(self, params: Tensors, batch: Batch, penalty: Penalty | None) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.loss(self.model.module, batch)
         objective = loss if penalty is None else loss + penalty(self.model.live())
-        found = torch.autograd.grad(objective, list(params.values()), allow_unused=True)
-        grads = cast("tuple[Tensor | None, ...]", found)  # None for a tensor that the loss does not reach
-        return loss.detach(), {n: g for n, g in zip(params, grads, strict=True) if g is not None}
+        return loss.detach(), gradients_of(objective, params)
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """Moves a batch to a device. CUDA copies it from pinned memory while the step before it still runs; nobody waits."""
+    """Moves a batch to a device; on CUDA while the step before it still runs."""
+    # From pinned memory the GPU copies by itself, and the program does not wait for it.
     if device.type != "cuda":
         return {name: value.to(device) for name, value in batch.items()}
     return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}
 
 
 class Session:
-    """Trains as one request asks, a step at a time, wherever its gradients come from.
+    """Trains as one request asks, step by step; whoever calls `step` says what the gradients are.
 
     Args:
         client: whose it is.
@@ -250,6 +252,7 @@ class Session:
 
     def step(self, loss: Tensor, grads: dict[str, Tensor]) -> None:
         """Takes one step, from a batch's mean loss and its gradients by flat name."""
+        # The hook comes before clipping: it may add to the gradients, and the limit is for what is stepped by.
         if self.request.gradient is not None:
             grads = dict(self.request.gradient(grads, self.params, len(self.losses)))
         if self.client.training.max_grad_norm is not None and grads:
@@ -262,22 +265,28 @@ class Session:
         """Returns the trained adapter, the mean loss and the optimiser's state.
 
         Args:
-            trained: all tensors of the adapter after the last step; copied to the CPU, for the model is the next client's too.
+            trained: all tensors of the adapter after the last step; they are copied to the CPU.
 
         Raises:
             FloatingPointError: if the loss became NaN or Inf, naming the step.
         """
+        # Copies even on the CPU: these are the model's own tensors, and the next client trains in them.
         copies = {n: p.detach().to("cpu", copy=True) for n, p in trained.items()}
         adapter = tree.with_parameters(self.request.start, copies)
         return TrainResult(adapter, len(self.losses), self._mean_loss(), self.learning_rate, self._given_back())
 
     def _given_back(self) -> OptimizerState:
-        """Returns the optimiser's state, on the CPU where a method brought the optimiser: it may compute with the moments."""
+        """Returns the optimiser's state, on the CPU where a method brought the optimiser."""
+        # Only such a method reads the state, and computes with it on the CPU; any other is spared the copy.
         if self.request.optimizer is None:
             return self.state
-        return {slot: {n: x.cpu() for n, x in tensors.items()} for slot, tensors in self.state.items()}
+        given: OptimizerState = {}
+        for slot, tensors in self.state.items():
+            given[slot] = {n: x.cpu() for n, x in tensors.items()}
+        return given
 
     def _mean_loss(self) -> float:
+        # All at once, after the last step: to read each loss as it comes would make every step wait for the GPU.
         values: list[float] = torch.stack(self.losses).tolist()
         bad = next((k for k, v in enumerate(values) if not math.isfinite(v)), None)
         if bad is not None:
@@ -286,6 +295,13 @@ class Session:
                 f"(now {self.client.training.learning_rate}) or set max_grad_norm"
             )
         return math.fsum(values) / len(values)
+
+
+def gradients_of(objective: Tensor, leaves: Tensors) -> dict[str, Tensor]:
+    """Returns the gradients of an objective by the leaves' names, without the leaves that it does not reach."""
+    found = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True)
+    grads = cast("tuple[Tensor | None, ...]", found)  # torch's types leave the None out
+    return {n: g for n, g in zip(leaves, grads, strict=True) if g is not None}
 
 
 def clipped(grads: Tensors, max_norm: float) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fedelta import tree
 from fedelta.merging import ClientUpdate
+from fedelta.optim import Optimizer
 from fedelta.peers import Peer, at_largest, demand_different_ids, demand_equal_ranks, slice_for, template_for
 from fedelta.sampling import ids_of
 from fedelta.tree import Adapter, BaseDelta, Message, Tensors
@@ -100,7 +101,7 @@ class Client(Protocol):
         trainable: Trainable | None = None,
         penalty: Penalty | None = None,
         gradient: GradientHook | None = None,
-        optimizer: Any = None,
+        optimizer: Optimizer | None = None,
         num_steps: int | None = None,
         lr_scale: float = 1.0,
     ) -> TrainResult:

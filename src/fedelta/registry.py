@@ -126,6 +126,23 @@ def class_in(package: str, name: str, base: type[T]) -> type[T]:
     return found[0]
 
 
+def classes_in(package: str, base: type[T]) -> list[type[T]]:
+    """Imports all files of a package and returns the class of each, in the order of the files' names."""
+    return [class_in(package, name, base) for name in names_in(package)]
+
+
+def class_named(package: str, name: str, base: type[T]) -> type[T]:
+    """Returns a class by its own name from whichever file of a package defines it; for a package's `__getattr__`.
+
+    Raises:
+        AttributeError: if no file does, as Python expects of an attribute that is not there.
+    """
+    for cls in classes_in(package, base):
+        if cls.__name__ == name:
+            return cls
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+
 def classes_of(module: ModuleType, base: type[T]) -> list[type[T]]:
     """Returns the subclasses of `base` that a module defines and does not only import."""
     own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]

@@ -27,6 +27,9 @@ def cache_folder() -> Path:
 def write_whole(file: Path, content: bytes) -> None:
     """Writes beside and renames, so that another process finds all of the file or nothing, whoever else writes it.
 
+    Several processes may write one file at a time, each under a name of its own; nothing is forced onto the disk, since a
+    cache can be made again. `fedelta.exchange.files.commit` is the other way round, for what must not be lost.
+
     Raises:
         OSError: if it cannot be written; nothing is left beside it.
     """

@@ -18,6 +18,7 @@ Call = Callable[..., Result]
 OPTIONS = {
     "": ["--debug", "--version"],
     "aggregate": ["--method", "--output", "--ranks", "--set", "--weights", "-o"],
+    "certs": ["--host", "--site"],
     "check": ["--all", "--json"],
     "evaluate": ["--client", "--json", "--limit", "--rank", "--round", "--set", "--split", "--trust-remote-code"],
     "export": ["--client", "--merged", "--output", "--rank", "--round", "--set", "--trust-remote-code", "-o"],
@@ -25,6 +26,7 @@ OPTIONS = {
     "methods": ["--json"],
     "partition": ["--json", "--plot", "--set"],
     "run": ["--dry-run", "--force", "--json", "--output", "--quiet", "--resume", "--set", "--trust-remote-code", "-q"],
+    "site": ["--node", "--set", "--trust-remote-code"],
 }
 """Every option there is. Scripts rely on them: change this table only with a line in CHANGELOG.md."""
 
@@ -46,6 +48,7 @@ LIGHT = {
     "methods": "flexlora",
     "methods --json": "flexlora",
     "run nope.yaml": "no config file at nope.yaml",
+    "site quickstart --node nope.yaml": "no node file at nope.yaml",
     "run quickstart --set lora.rnk=3": "did you mean 'rank'?",
     "partition quickstart --set partition.clients=0": "partition.clients: Input should be greater than or equal to 1",
 }

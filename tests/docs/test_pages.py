@@ -83,6 +83,17 @@ def help_of(*command: str) -> str:
     return done.stdout
 
 
+@functools.cache
+def help_of_torchrun() -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--help"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def assert_options(words: list[str], shown: str) -> None:
+    missing = [word for word in words if word.startswith("-") and not re.search(rf"{word}(?![\w-])", shown)]
+    assert not missing, f"`{words[0]} --help` does not know {missing}"
+
+
 @pytest.fixture
 def reader(minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of a reader, with a model of their own, in which Python finds what they wrote."""
@@ -145,9 +156,12 @@ def test_commands_exist(page: str, line: str):
     if words[0] in ("make", ".ci/run", ".venv/bin/pre-commit"):
         assert words[0] != "make" or words[1] in TARGET.findall((REPOSITORY / "Makefile").read_text(encoding="utf-8"))
     elif words[0] == "fedelta":
-        shown = help_of(words[1])
-        missing = [word for word in words if word.startswith("-") and not re.search(rf"{word}(?![\w-])", shown)]
-        assert not missing, f"`fedelta {words[1]} --help` does not know {missing}"
+        assert_options(words, help_of(words[1]))
+    elif words[0] == "torchrun":  # what it starts follows its last own option
+        at = words.index("--no-python") + 1
+        assert_options(words[:at], help_of_torchrun())
+        assert words[at] == "fedelta"
+        assert_options(words[at:], help_of(words[at + 1]))
     else:
         assert words[:2] == ["pip", "install"], f"nobody checks `{words[0]}`: add it here"
 

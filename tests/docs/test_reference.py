@@ -57,7 +57,7 @@ def test_the_schema_takes_a_config_and_refuses_a_wrong_key() -> None:
 
 def test_generated_pages_hold_no_html() -> None:
     """A name in angle brackets outside of code would vanish from the page."""
-    pages = [REFERENCE / "config.md", REFERENCE / "cli.md", *(REFERENCE / "methods").glob("*.md")]
+    pages = [REFERENCE / "config.md", REFERENCE / "node-file.md", REFERENCE / "cli.md", *(REFERENCE / "methods").glob("*.md")]
     for page in pages:
         text = page.read_text(encoding="utf-8")
         prose = "".join(text.split("```")[::2])

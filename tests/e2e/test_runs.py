@@ -93,6 +93,20 @@ def test_a_finished_run_can_be_extended_and_equals_the_longer_run(tiny_config: C
         assert (short / file).read_bytes() == (long / file).read_bytes()
 
 
+def test_a_run_with_codecs_sends_less_and_goes_on_with_what_they_left_out(tiny_config: Config, tmp_path: Path):
+    coded = {"federation.channel": [{"name": "top_k", "share": 0.2}, "bf16"], "federation.rounds": 3}
+    plain = fedelta.run(tiny_config, {"output": str(tmp_path / "plain")})
+    whole = fedelta.run(tiny_config, {**coded, "output": str(tmp_path / "whole")})
+    assert all(x["bytes"]["up"] < y["bytes"]["up"] for x, y in zip(whole.records[:2], plain.records, strict=True))
+    assert [r["bytes"]["down"] for r in whole.records[:2]] == [r["bytes"]["down"] for r in plain.records]
+    left = rounds(tiny_config, {**coded, "output": str(tmp_path / "left")})
+    next(left)
+    left.close()
+    assert without_times(fedelta.run(resume=tmp_path / "left").records) == without_times(whole.records)
+    with pytest.raises(ConfigError, match=r"federation\.channel cannot change"):
+        fedelta.run(overrides={"federation.channel": []}, resume=tmp_path / "left")
+
+
 def test_a_run_says_once_why_a_diagnostic_has_no_value_resumed_or_not(tiny_config: Config, tmp_path: Path):
     """The records stay null; flexlora at unequal ranks has nulls of every kind, in the table by layer too."""
     changes = {"method": "flexlora", "lora.rank": [2, 4, 4], "federation.rounds": 3}

@@ -27,6 +27,8 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"task": "clasification"}, "no task is called 'clasification'; did you mean 'classification'?"),
     ({"task": {"name": "classification", "labl": "x"}}, "has no setting 'labl'; did you mean 'label'?"),
     ({"training": {"optimizer": "adamww"}}, "no optimizer is called 'adamww'; did you mean 'adamw'?"),
+    ({"federation": {"channel": ["in8"]}}, "federation.channel: no codec is called 'in8'; did you mean 'int8'?"),
+    ({"federation": {"channel": [{"name": "int8", "blok": 8}]}}, "'int8' has no setting 'blok'; did you mean 'block'?"),
     ({"training": {"optimizer": {"name": "adamw", "beta": 1}}}, "'adamw' has no setting 'beta'; did you mean 'betas'?"),
 ]
 
@@ -65,6 +67,14 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"federation": {"quorum": 11}}, "federation.quorum = 11 must be between 1 and the 10 there are"),
     ({"federation": {"quorum": 6, "participation": 0.5}}, "federation.quorum = 6 must be between 1 and the 5 there are"),
     ({"federation": {"quorum": 1.5}}, "federation.quorum = 1.5 must be a fraction in (0, 1]"),
+    ({"federation": {"channel": [{"block": 8}]}}, "federation.channel: needs a name"),
+    ({"federation": {"channel": "int8"}}, "federation.channel: Input should be a valid list"),
+    ({"federation": {"channel": [{"name": "int8", "block": 0}]}}, "int8 needs a whole number of at least 1 for block, got 0"),
+    ({"federation": {"channel": [{"name": "int8", "block": True}]}}, "federation.channel"),
+    ({"federation": {"channel": [{"name": "int8", "block": "64"}]}}, "at least 1 for block, got '64'"),
+    ({"federation": {"channel": [{"name": "int8", "feedback": 1}]}}, "int8 needs true or false for feedback, got 1"),
+    ({"federation": {"channel": [{"name": "top_k", "share": 0}]}}, "top_k needs a number above 0 and at most 1 for share"),
+    ({"federation": {"channel": [{"name": "top_k", "share": INF}]}}, "federation.channel"),
     ({"evaluation": {"best_by": "rouge"}}, "evaluation.best_by = 'rouge' is not measured: task.metrics has accuracy"),
     ({"task": {"name": "classification", "metrics": ["acuracy"]}}, "no metric is called 'acuracy'; did you mean 'accuracy'?"),
     ({"method": {"sigma_on": "B"}}, "method: needs a name"),
@@ -225,6 +235,10 @@ def test_every_key_is_written_out():
     written = yaml.safe_load(dump_config(load_config({})))
     assert set(written) == set(RunConfig.model_fields)
     assert set(written["federation"]) == {
+        "where",
+        "deadline",
+        "over_selection",
+        "server_model",
         "rounds",
         "participation",
         "weights",
@@ -235,6 +249,7 @@ def test_every_key_is_written_out():
         "engine",
         "token_budget",
         "spool",
+        "channel",
     }
 
 
@@ -350,9 +365,9 @@ def test_an_interval_that_a_graph_settled_is_kept_and_another_method_is_not_give
 
 
 def test_rounds_below_those_that_are_done_are_refused():
-    demand_rounds(load_config({}, ["federation.rounds=3"]), 3)
+    demand_rounds(3, 3)
     with pytest.raises(ConfigError, match=r"federation\.rounds = 2 is below the 3 rounds that are done"):
-        demand_rounds(load_config({}, ["federation.rounds=2"]), 3)
+        demand_rounds(2, 3)
 
 
 def test_other_rows_are_refused_by_source_and_split():

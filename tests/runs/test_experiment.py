@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 import fedelta
 from fedelta.cli import app
 from fedelta.engines.settings import RunSettings
+from fedelta.exchange.channel import Channel
+from fedelta.exchange.codecs import get_codec
 from fedelta.models import loading
 from fedelta.peers import Peer
 from fedelta.runs import base, deal, experiment
@@ -77,9 +79,11 @@ def test_every_option_of_a_run_comes_from_its_key() -> None:
     assert built.seed == 3
     peers = [Peer(id=k, rank=1, num_examples=1) for k in range(4)]
     assert len(settings_of(Federation(participation=0.5), seed=3).cohort(0, peers, 3)) == 2
+    coded = settings_of(Federation.model_validate({"channel": ["top_k", {"name": "bf16"}]}), seed=3).channel
+    assert coded == Channel((get_codec("top_k"), get_codec("bf16")))
     # the engine is chosen when the clients are there; the other options belong to the caller of a run
-    chosen_later = {"engine", "token_budget", "score", "start", "debug", "channel"}
-    assert {entry.name for entry in fields(RunSettings)} == FEDERATION.keys() | {"seed", "cohort"} | chosen_later
+    chosen_later = {"engine", "token_budget", "score", "start", "debug"}
+    assert {entry.name for entry in fields(RunSettings)} == FEDERATION.keys() | {"seed", "cohort", "channel"} | chosen_later
 
 
 def test_the_engine_is_written_as_it_was_chosen(tiny_config: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,14 +23,14 @@ from fedelta.client import LocalClient
 from fedelta.engines.census import enrol, survey
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.engines.runners.flower.client import client_app
-from fedelta.engines.runners.flower.mailbox import Mailbox
 from fedelta.engines.runners.flower.packing import unpack
-from fedelta.engines.runners.flower.sites import FlowerSites
+from fedelta.engines.runners.flower.sites import FlowerCarrier, FlowerSites
 from fedelta.engines.server import federate
 from fedelta.engines.site import Site
 from fedelta.exchange.channel import Channel
 from fedelta.exchange.parcels import Parcel
 from fedelta.method import Client, Method, TrainResult
+from fedelta.methods.fedavg import FedAvg
 from fedelta.models.toy import toy_federation
 from fedelta.tree import Adapter
 
@@ -181,13 +182,15 @@ def toy_grid(method: Method, folder: Path, *, fault: Fault | None = None, change
     return InProcessGrid(toy_app(method, lambda k: toys(method)[k], folder, change=change), 4, fault)
 
 
-def over_flower(method: Method, grid: InProcessGrid, *, run: str = "toys", start: Snapshot | None = None, **options: Any) -> Rounds:
+def over_flower(
+    method: Method, grid: InProcessGrid, *, run: str = "toys", start: Snapshot | None = None, **options: Any
+) -> Rounds:
     """Takes a census over a grid and returns the rounds, and the engine that visits."""
     own = {name: options.pop(name) for name in ("deadline", "over_selection") if name in options}
-    sites = FlowerSites(Mailbox(grid, poll=0.001), run, **{"deadline": 5.0, **own})
-    ask = sites.asking()
-    population = enrol(ask, survey(ask, grid.get_node_ids(), run, {}), run, {})
-    rounds = federate(method, population.clients, population.template, engine=sites, start=start, **options)
+    sites = FlowerSites(FlowerCarrier(grid, poll=0.001), run, **{"deadline": 5.0, **own})
+    ask = partial(sites.mailbox.ask, seconds=60.0)
+    found = enrol(ask, survey(ask, grid.get_node_ids(), run, {}), run, {})
+    rounds = federate(method, found.clients, found.template, engine=sites, start=start, **options)
     return Rounds(rounds, sites)
 
 
@@ -235,7 +238,17 @@ class Wide:
         return replace(adapter, dense={**adapter.dense, "wide": tensor})
 
 
-def many_grid(method: Method, folder: Path, count: int) -> InProcessGrid:
-    """Returns a grid of many nodes that share one toy model."""
+def many_grid(count: int) -> InProcessGrid:
+    """Returns a grid of many nodes that send back the adapter that they got: what a server costs, not what they do."""
     clients = toy_federation([2] * count, lora_alpha=8.0, dtype=torch.float32, num_examples=[8] * count)
-    return InProcessGrid(toy_app(method, lambda k: clients[k], folder), count)
+
+    def handle_for(config: Mapping[str, Any]) -> Callable[[Parcel], Parcel]:
+        site = Site(FedAvg(), clients[int(config["partition-id"])], Channel(), Path("unused"))
+        return lambda parcel: _echo(parcel) if parcel.kind == "train" else site.handle(parcel)
+
+    return InProcessGrid(client_app(handle_for), count)
+
+
+def _echo(parcel: Parcel) -> Parcel:
+    header = {"run": parcel.header["run"], "t": parcel.header["t"], "metrics": {"num_steps": 1}, "base_version": 0}
+    return Parcel("train", header, parcel.body)

@@ -1,7 +1,7 @@
 """Rounds over Flower are those of one process, to the bit, whatever happens to messages, sites and the server."""
 
 import math
-import os
+import re
 import resource
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -122,16 +122,14 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "silent": ({"fault": lambda k, parcel: "silent" if asked(k, parcel) else None}, "no answer within 0.2 s"),
     "raises": ({"change": spoilt(raises)}, "its ClientApp raised an error .*out of memory"),
     "nan": ({"change": spoilt(with_nan)}, "NaN"),
-    "stale": ({"change": spoilt(lambda x: replace(x, header={**x.header, "t": 0}))}, "the answer is to round 0, this is round 1"),
+    "stale": ({"change": spoilt(lambda x: replace(x, header={**x.header, "t": 0}))}, "answer is to round 0, this is round 1"),
     "cut": ({"change": spoilt(lambda x: replace(x, body=x.body[:-40]))}, "cut or altered"),
 }
 
 
 @pytest.mark.parametrize("name", ["flexlora", "flora", "scaffold"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_eng_5_a_fault_costs_one_visit_and_nothing_else(
-    name: str, fault: str, in_process: ModuleType, tmp_path: Path
-) -> None:
+def test_eng_5_a_fault_costs_one_visit_and_nothing_else(name: str, fault: str, in_process: ModuleType, tmp_path: Path) -> None:
     """The rounds are those of one process in which that client fails in that round."""
     method, (given, reason) = built(name), FAULTS[fault]
     clients: list[Any] = in_process.toys(method)
@@ -143,11 +141,7 @@ def test_eng_5_a_fault_costs_one_visit_and_nothing_else(
         assert wire.encode({"state": x.state}) == wire.encode({"state": y.state})
         assert x.bytes.down == y.bytes.down
     assert list(over[1].dropped) == [2]
-    pytest.raises(RuntimeError, _raise, over[1].dropped[2]).match(reason)
-
-
-def _raise(reason: str) -> None:
-    raise RuntimeError(reason)
+    assert re.search(reason, over[1].dropped[2])
 
 
 REFUSED: dict[str, tuple[Callable[[Parcel], Parcel], str]] = {
@@ -157,7 +151,7 @@ REFUSED: dict[str, tuple[Callable[[Parcel], Parcel], str]] = {
     "of another run": (lambda x: replace(x, header={**x.header, "run": "other"}), "of another run, 'other'"),
     "NaN": (with_nan, "upload: .*NaN"),
     "a pickle": (lambda x: replace(x, body=b"\x80\x04K\x01."), "a pickle"),
-    "a refusal": (lambda x: Parcel("refusal", {"reason": "disk full"}), "site: SiteError: disk full"),
+    "a refusal": (lambda x: Parcel("refusal", {"reason": "disk full"}), "local update: disk full"),
     "without metrics": (lambda x: replace(x, header={**x.header, "metrics": [1.0]}), "metrics are a list"),
     "a lie about steps": (lambda x: replace(x, header={**x.header, "metrics": {"num_steps": "x"}}), "reports num_steps = 'x'"),
 }
@@ -170,7 +164,7 @@ def test_eng_12_what_cannot_be_used_is_refused_by_name(what: str, in_process: Mo
     grid = in_process.toy_grid(method, tmp_path, change=spoilt(change))
     over = list(in_process.over_flower(method, grid, rounds=2))
     assert list(over[1].dropped) == [2]
-    pytest.raises(RuntimeError, _raise, over[1].dropped[2]).match(reason)
+    assert re.search(reason, over[1].dropped[2])
 
 
 def test_eng_12_the_ledger_is_what_was_handed_to_the_transport(in_process: ModuleType, tmp_path: Path) -> None:
@@ -210,7 +204,7 @@ def test_an_error_of_flowers_becomes_a_reason_that_a_person_understands(
     method = get_method("fedavg")
     grid = in_process.toy_grid(method, tmp_path, fault=lambda k, p: error if asked(k, p) else None)
     over = list(in_process.over_flower(method, grid, rounds=2))
-    pytest.raises(RuntimeError, _raise, over[1].dropped[2]).match(CODES[code])
+    assert re.search(CODES[code], over[1].dropped[2])
 
 
 def test_a_late_answer_is_counted_and_dropped_and_the_site_is_asked_again(in_process: ModuleType, tmp_path: Path) -> None:
@@ -257,14 +251,15 @@ def test_equal_messages_are_one_object_and_answers_are_fetched_few_at_a_time(
 def test_a_thousand_sites_leave_no_handle_and_no_file_behind(
     in_process: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # a thousand disks would not wait for one another
+    monkeypatch.chdir(tmp_path)
     method = get_method("fedavg")
-    grid = in_process.many_grid(method, tmp_path, 1000)
+    grid = in_process.many_grid(1000)
     handles = lambda: len(list(Path("/proc/self/fd").iterdir()))  # noqa: E731
-    counts: list[tuple[int, int]] = []
+    counts: list[int] = []
     peak: list[int] = []
     for _ in in_process.over_flower(method, grid, rounds=3, deadline=60.0):
-        counts.append((handles(), sum(1 for p in tmp_path.rglob("*") if p.is_file())))
+        counts.append(handles())
         peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert len(set(counts)) == 1, counts
+    assert not list(tmp_path.iterdir())
     assert peak[-1] - peak[0] < 32 << 10, f"memory grows: {peak} KiB"

@@ -1,22 +1,24 @@
-"""The command line. Commands parse and print; what they do is done by the modules that they import when they are called.
+"""The command line. Commands parse and print, and leave the work to modules that they import when they are called.
 
-So neither `--help` nor a mistake in a config's keys waits for torch. Errors that a user can mend end with one message and exit
-code 2.
+So neither `--help` nor a mistake in a config's keys waits for torch. An error that a user can mend ends the command with one
+message and exit code 2.
 """
 
 from __future__ import annotations
 
 import os
 
-from fedelta.cli import adapters, certs, data, methods, run, sites
+from fedelta.cli import adapters, certs, data, flower, gossip, methods, run, sites
 from fedelta.cli.command import app
 
 __all__ = ["app", "main"]
 
-# in the order of `fedelta --help`
+# In the order in which `fedelta --help` lists them.
 for command in (
     run.run,
     sites.site,
+    gossip.gossip,
+    gossip.relay,
     data.partition,
     methods.methods,
     methods.check,
@@ -27,9 +29,10 @@ for command in (
     certs.certs,
 ):
     app.command()(command)
+app.add_typer(flower.app, name="flower")
 
 
 def main() -> None:
-    """The entry point of the `fedelta` command."""
+    """Runs the `fedelta` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else the library warns when a process forks
     app(prog_name="fedelta")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -45,7 +45,7 @@ def aggregate(
 
 
 def _numbers(text: str | None, option: str, kind: type[T]) -> list[T] | None:
-    """Numbers between commas."""
+    """Reads numbers between commas; None for no text."""
     if text is None:
         return None
     try:
@@ -73,10 +73,10 @@ def inspect(folders: Folders, plot: Plot = None, as_json: AsJson = False) -> Non
     from fedelta.report.terminal import out, print_json
 
     adapters = {str(folder): load_adapter(folder) for folder in folders}
-    facts = {name: [asdict(x) for x in inspection.describe(adapter)] for name, adapter in adapters.items()}
-    overlaps = {
-        (a, b): [asdict(x) for x in inspection.compare(adapters[a], adapters[b], (a, b))] for a, b in combinations(adapters, 2)
-    }
+    facts = {name: list(map(asdict, inspection.describe(adapter))) for name, adapter in adapters.items()}
+    overlaps: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for a, b in combinations(adapters, 2):
+        overlaps[a, b] = list(map(asdict, inspection.compare(adapters[a], adapters[b], (a, b))))
     if as_json:
         print_json({"adapters": facts, "overlaps": [{"between": pair, "layers": rows} for pair, rows in overlaps.items()]})
     else:

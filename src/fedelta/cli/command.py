@@ -1,4 +1,4 @@
-"""The `fedelta` command itself: its own options, and how errors end."""
+"""Defines the `fedelta` command itself: its own options, and the end of a command that fails."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Group(TyperGroup):
 def _is_mendable(error: Exception) -> bool:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("fedelta"):
         return False
-    # QuorumError is a RuntimeError, as is much that torch raises; its module is not imported for the sake of its name.
+    # By name, since importing QuorumError imports torch. Its base, RuntimeError, is also that of many of torch's own errors.
     return isinstance(error, MENDABLE) or type(error).__name__ == "QuorumError"
 
 

@@ -35,7 +35,7 @@ def partition(
 
 
 def split_table(dealt: Deal) -> RenderableType:
-    """The split as a table, client by client."""
+    """Returns the split as a table, client by client."""
     from fedelta.report import tables
 
     return tables.split_table(_split_rows(dealt))

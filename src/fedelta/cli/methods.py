@@ -23,7 +23,7 @@ def methods(
 
 
 def _catalogue() -> list[dict[str, Any]]:
-    """The methods as they were written down from their classes, which themselves would wait for torch."""
+    """Reads what the methods say of themselves from a generated file, since importing their classes takes as long as torch."""
     return json.loads(files("fedelta").joinpath("methods/catalogue.json").read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Says what a command has to say beside its result: lines on stderr, and an exit code."""
+"""Prints what a command says beside its result, on stderr."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ STOPPED = 130
 
 
 def fail(message: str) -> None:
-    """Says why a command ends."""
+    """Prints the error that ends a command."""
     typer.secho(f"error: {message}", fg="red", err=True)
 
 
 def note(message: str) -> None:
-    """Says what is no result."""
+    """Prints a remark that is no part of the result."""
     typer.secho(message, dim=True, err=True)

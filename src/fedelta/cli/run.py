@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fedelta.report.terminal import Mode
     from fedelta.runs.config import RunConfig
-    from fedelta.runs.runner import OpenRun
+    from fedelta.runs.open_run import OpenRun
     from fedelta.runs.shards import Processes
 
 
@@ -70,7 +70,7 @@ def _settled(config: str | None, changes: list[str], resume: Path | None, *, kee
 
 
 def _stored(folder: Path) -> RunConfig:
-    """The config of a run's folder, but for what only a person may allow."""
+    """Returns the config of a run's folder, without what only a person may allow."""
     from fedelta.runs.config.resume import without_leave
     from fedelta.runs.folder import RunFolder
 
@@ -78,7 +78,7 @@ def _stored(folder: Path) -> RunConfig:
 
 
 def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode, processes: Processes) -> None:
-    """Runs round by round; what a person reads is shown around it."""
+    """Runs round by round, and shows what a person wants to see."""
     from fedelta.report.terminal import CtrlC, RunView, out
     from fedelta.runs.folder import RunFolder
     from fedelta.runs.runner import opened
@@ -86,10 +86,11 @@ def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode, proce
     view = RunView(mode, config.federation.rounds, RunFolder(resume).survey()[0] if resume else [])
     opening = opened(config, resume=resume, force=force, processes=processes)
     with CtrlC() as ctrl_c, view.shown(), opening as going:
-        if mode == "screen":
+        if mode == "screen" and going.experiment.deal is not None:
             out.print(split_table(going.experiment.deal))
         for record in going.records():
             view.show(record)
+            # After the round is on disk: the run can then be taken up with nothing lost.
             if ctrl_c.asked:
                 break
     if mode == "screen":
@@ -101,13 +102,12 @@ def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode, proce
 
 def _summary(ended: OpenRun) -> RenderableType:
     from fedelta.report.tables import summary
-    from fedelta.report.words import majority
     from fedelta.runs.evaluation import best_round
 
-    records, dealt = ended.folder.records(), ended.experiment.deal
+    records = ended.folder.records()
     return summary(
         records,
-        majority=majority(dealt.labels(dealt.splits.test)),
+        majority=ended.experiment.majority(),
         folder=ended.folder.path,
         best=best_round(records, ended.experiment.config.evaluation.best_by),
     )

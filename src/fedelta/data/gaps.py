@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:  # a config needs `Empty` before anything needs numpy
     from fedelta.data.rows import Row
@@ -12,7 +12,7 @@ Empty: TypeAlias = Literal["error", "drop", "keep"]
 """Treatment of rows whose label is empty: refused, left out, or kept, a blank text being a class like any other."""
 
 
-def is_empty(value: Any) -> bool:
+def is_empty(value: object) -> bool:
     """Returns True if a field's value says nothing: null, blank text, or not a number."""
     if isinstance(value, str):
         return not value.strip()

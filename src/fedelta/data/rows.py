@@ -83,7 +83,7 @@ def label_in(row: Row, index: int, field: str) -> Hashable:
     return value
 
 
-def unfit_label(value: Any) -> str | None:
+def unfit_label(value: object) -> str | None:
     """Returns the reason why a value cannot be a label, or None if it can be one."""
     if not isinstance(value, Hashable):
         return f"a {type(value).__name__}, but a label is a text or a number"

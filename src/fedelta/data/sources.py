@@ -145,7 +145,11 @@ def _with_fields(rows: list[Row], fields: Mapping[str, str] | Sequence[str] | No
             hint = joined(row, missing[0])
             has = ", ".join(map(repr, row)) + (f": {hint}" if hint else "")
             raise ValueError(f"{source}: row {index} has no field {missing[0]!r}; it has {has}")
-    return [{new: row[old] for new, old in names.items()} for row in rows]
+
+    def renamed(row: Row) -> Row:
+        return {new: row[old] for new, old in names.items()}
+
+    return [renamed(row) for row in rows]
 
 
 def subsample(rows: list[Row], limit: int | None, seed: int = 0) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,7 +32,7 @@ class Facts:
     @cached_property
     def updates(self) -> Mapping[str, Layer]:
         """The deltas that the clients' uploads mean, without a base delta."""
-        return {n: cumulative(self._weights, [x.layers[n] for x in self._uploads]) for n in self.names}
+        return {n: cumulative(self._weights, _deltas(n, self._uploads)) for n in self.names}
 
     @cached_property
     def changes(self) -> Mapping[str, Layer]:
@@ -41,7 +41,7 @@ class Facts:
         if self.round.method.personal:
             raise Undefined("clients start from what they keep to themselves")
         starts = [_start(self.round, u) for u in self.round.updates if u.content]
-        return {n: increments(self._weights, [x.layers[n] for x in xs], [x.layers[n] for x in starts]) for n in self.names}
+        return {n: increments(self._weights, _deltas(n, xs), _deltas(n, starts)) for n in self.names}
 
     @cached_property
     def nodes(self) -> Mapping[str, Layer]:
@@ -50,7 +50,7 @@ class Facts:
             raise Undefined("with a server there is one model")
         models = [self.round.participant_model(p)["adapter"] for p in self.round.peers]
         weights = [1 / len(models)] * len(models)
-        return {n: cumulative(weights, [x.layers[n] for x in models]) for n in self.names}
+        return {n: cumulative(weights, _deltas(n, models)) for n in self.names}
 
     @cached_property
     def server(self) -> Mapping[str, Tensor]:
@@ -92,6 +92,10 @@ class Facts:
     @property
     def _weights(self) -> list[float]:
         return [u.weight for u in self.round.updates if u.content]
+
+
+def _deltas(layer: str, adapters: Sequence[Adapter]) -> list[LoRA]:
+    return [x.layers[layer] for x in adapters]
 
 
 def _start(round: Round, update: ClientUpdate) -> Adapter:

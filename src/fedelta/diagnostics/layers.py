@@ -101,7 +101,8 @@ def cumulative(weights: Sequence[float], deltas: Sequence[LoRA]) -> Layer:
 
 def increments(weights: Sequence[float], deltas: Sequence[LoRA], starts: Sequence[LoRA]) -> Layer:
     """Returns a layer of the differences between the clients' deltas and those that they started from."""
-    deltas, starts = ([x.to("cpu", torch.float64) for x in xs] for xs in (deltas, starts))
+    deltas = [x.to("cpu", torch.float64) for x in deltas]
+    starts = [x.to("cpu", torch.float64) for x in starts]
     changes = [lr.difference(x, start) for x, start in zip(deltas, starts, strict=True)]
     shared, total = _merged(weights, starts)
     # the mean of the changes, stacked from the deltas and the few different starts

@@ -82,8 +82,9 @@ def overlap(side: Factor, form: Form, layers: Sequence[Layer]) -> float:
 
 def overlap_with_mean(side: Factor, form: Form, layers: Sequence[Layer]) -> float:
     """Returns the overlap of a client's subspace with the leading singular vectors of the mean delta, the mean over clients."""
-    found = [torch.stack([a.cos().square().mean() for a in x.angles[side]]) for x in layers if x.angles[side]]
-    return _mean((_formed(form, x) for x in found), NO_MEAN)
+    angles = [x.angles[side] for x in layers if x.angles[side]]
+    squared = [torch.stack([a.cos().square().mean() for a in of_layer]) for of_layer in angles]
+    return _mean((_formed(form, x) for x in squared), NO_MEAN)
 
 
 def energy_within_mean(side: Factor, layers: Sequence[Layer]) -> float:
@@ -211,7 +212,11 @@ def energy_by_band(spectra: Mapping[str, Tensor], ranks: Mapping[str, Sequence[i
     edges = sorted({r for found in ranks.values() for r in found})
     bands = {_band(low + 1, high): slice(low, high) for low, high in pairwise([0, *edges])}
     bands[f"{edges[-1] + 1}-"] = slice(edges[-1], None)
-    return {name: _mean(float(x[band].sum() / x.sum()) for x in live) for name, band in bands.items()}
+
+    def share(band: slice) -> float:
+        return _mean(float(x[band].sum() / x.sum()) for x in live)
+
+    return {name: share(band) for name, band in bands.items()}
 
 
 def _band(first: int, last: int) -> str:

@@ -34,7 +34,7 @@ class CensusError(ValueError):
     """Sites that do not fit together, or did not answer; the message names each, and why."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class RemoteClient:
     """The server's view of a client: who it is. It is trained at its site, through an engine that sends letters.
 
@@ -87,17 +87,19 @@ class Site:
 
 
 @dataclass(frozen=True, eq=False)
-class Population:
+class Sites:
     """The sites of a run, which fit together.
 
     Attributes:
         clients: in the order of ids.
         template: the common initial adapter, at the largest ranks.
+        base: the fingerprint of their base model.
         layout: of adapter_config.json; None where the sites have none.
     """
 
     clients: Sequence[RemoteClient]
     template: Adapter
+    base: str
     layout: Mapping[str, Any] | None = None
 
 
@@ -117,8 +119,11 @@ def survey(ask: Ask, addresses: Collection[Any], run: str, terms: Terms) -> list
     found: list[Site] = []
     faults: dict[str, str] = {}
     for address in addresses:
+        answer = answers.get(address)
+        if isinstance(answer, Parcel) and answer.header.get("spare") is True:
+            continue  # a node of a simulation that stands for no site
         try:
-            found.append(_site(address, _answered(answers.get(address))))
+            found.append(_site(address, _answered(answer)))
         except Exception as error:
             faults[f"site at {address}"] = reason_of(error)
     faults |= _unlike(found)
@@ -133,7 +138,7 @@ def agreed(sites: Sequence[Site], name: str, otherwise: Any) -> Any:
     return choices.pop() if len(choices) == 1 and None not in choices else otherwise
 
 
-def enrol(ask: Ask, sites: Sequence[Site], run: str, terms: Terms) -> Population:
+def enrol(ask: Ask, sites: Sequence[Site], run: str, terms: Terms) -> Sites:
     """Fetches the common adapter from a site of largest rank, and compares it with what each site begins from.
 
     Args:
@@ -167,7 +172,7 @@ def enrol(ask: Ask, sites: Sequence[Site], run: str, terms: Terms) -> Population
             "one base model and one torch"
         )
     layout = parcel.header.get("layout")
-    return Population(clients, template, cast("Mapping[str, Any]", layout) if isinstance(layout, Mapping) else None)
+    return Sites(clients, template, largest.base, cast("Mapping[str, Any]", layout) if isinstance(layout, Mapping) else None)
 
 
 def _answered(answer: Parcel | Exception | None) -> Parcel:
@@ -244,7 +249,7 @@ def _unlike(sites: Sequence[Site]) -> dict[str, str]:
     for site in sites:
         first = owners.setdefault(site.peer.id, site)
         if first is not site:
-            faults[_called(site)] = f"it says that it is client {site.peer.id}, and so does {_called(first)}: give each a number"
+            faults[_called(site)] = f"it is client {site.peer.id}, and so is {_called(first)}: give each a number of its own"
     return faults
 
 

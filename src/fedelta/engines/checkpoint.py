@@ -1,20 +1,22 @@
 """Checkpoints: the last two snapshots on the disk, each whole after a crash at any moment.
 
     DIR/<t>.json                      the manifest of the snapshot after t rounds
-    DIR/state-<t>.safetensors         the snapshot, all but what it knows of each client; state-<t>.again.safetensors, where it
-                                      was saved anew after the same round, beside the file that the manifest named until then
-    DIR/clients/<id>-<t>.memory       what it knows of one client: its memory, its base version, since it took part in round t
+    DIR/state-<t>.safetensors         the snapshot, without what it knows of each client
+    DIR/state-<t>.again.safetensors   the same, if it was saved once more after that round: then the file that the manifest
+                                      named until then stays until the new manifest is there
+    DIR/clients/<id>-<t>.memory       what the snapshot knows of one client, which took part last in round t: its memory and
+                                      its base version
 
-Writing the manifest is the commit. What belongs to it is written before, so it exists; what neither of the last two needs is
-removed after, and what a crash left over by the next load. Equal snapshots give equal bytes.
+Writing the manifest is the commit. All that it names is written before it. What neither of the last two snapshots needs is
+removed after it, and what a crash left over is removed by the next load. Equal snapshots give equal bytes.
 
 A round costs what its cohort costs, however many clients there are: it writes the cohort's files, and no list of the others.
-A snapshot's clients are the files of earlier rounds in the folder, but those that the manifest says have been replaced. That
-none is missing, foreign or older than it should be is seen at the next load: the manifest has their number and the exclusive
-or of their digests, which a round brings up to date from the files that it replaces.
+A snapshot's clients are the files of earlier rounds in the folder, except those that the manifest names as replaced. The next
+load sees if one is missing, foreign or too old: the manifest has the number of the files and the exclusive or of their digests,
+which a round brings up to date from the files that it replaces.
 
-Every byte is covered by a digest: manifests and clients' files begin or end with one of their own, the state's is in the
-manifest. They are compared when a snapshot is read. If the last one is damaged, the one before serves.
+Every byte is covered by a digest, which is compared when a snapshot is read. A manifest and a client's file hold their own, and
+the manifest holds that of the state. If the last snapshot is damaged, the one before serves.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ logger = logging.getLogger("fedelta.resume")
 
 @dataclass(frozen=True)
 class _Clients:
-    """The clients' files of a snapshot: `count` and `digest` as in a manifest, and the names of those that were replaced."""
+    """What a manifest says of a snapshot's clients: the number of their files, their digest, and the files they replaced."""
 
     count: int
     digest: int
@@ -60,7 +62,7 @@ class _Clients:
 
 
 class _StaleError(Exception):
-    """The checkpoint before is not one to which a round could be added."""
+    """The checkpoint before is not one that this round could be added to, so that all clients have to be written."""
 
 
 def save(folder: str | Path, snapshot: Snapshot) -> None:
@@ -75,16 +77,19 @@ def save(folder: str | Path, snapshot: Snapshot) -> None:
     """
     folder = Path(folder)
     state = wire.encode(_main(snapshot))
-    again = any(int(path.stem) >= snapshot.t for path in manifests.paths(folder))  # files of this round may lie there
+    # A manifest of this round or a later one: its files may lie in the folder, and are not to be taken for this snapshot's.
+    again = any(int(path.stem) >= snapshot.t for path in manifests.paths(folder))
     there = manifests.readable(folder)
     before = next((m for m in there if m.t < snapshot.t), None)
-    state_file = _free_state_file(folder, snapshot.t, there)  # before anything is written, or what was damaged would seem whole
+    # Asked before anything is written: afterwards a damaged snapshot might look whole, and its state would be spared.
+    state_file = _free_state_file(folder, snapshot.t, there)
     try:
         if again or before is None:
             raise _StaleError
         clients = _save_cohort(folder, snapshot, before)
     except _StaleError:
         clients = _save_all(folder, snapshot, before)
+    # The order of the writes: clients, state, manifest. Until the manifest is there, the checkpoint before is the last one.
     files.commit(folder / state_file, state)
     gone = before.replaced if before is not None else ()
     manifest = Manifest(snapshot.t, _digest(state), clients.count, f"{clients.digest:064x}", clients.replaced, gone)
@@ -125,7 +130,8 @@ def load(folder: str | Path) -> Snapshot:
         except (ValueError, OSError) as error:
             damages.append(str(error))
             continue
-        if damages:  # the damaged files stay for whoever wants to look at them, until their round is done again
+        # Damaged files stay for whoever wants to look at them, until their round is done again.
+        if damages:
             logger.warning("the last checkpoint is damaged (%s): going on after round %d", "; ".join(damages), snapshot.t - 1)
         else:
             _remove_older(folder, manifests.readable(folder)[:2])
@@ -155,7 +161,6 @@ def _load(folder: Path, manifest: Manifest) -> Snapshot:
             f"{folder / CLIENTS} was cut or altered: {manifest.name} has {manifest.count} clients' files, and the {count} that "
             "are here are not all of them the same"
         )
-    sizes = {int(k): [Size(*x) for x in found] for k, found in content["sizes"].items()}
     return Snapshot(
         manifest.t,
         content["seed"],
@@ -165,8 +170,12 @@ def _load(folder: Path, manifest: Manifest) -> Snapshot:
         versions,
         touched=touched,
         notes=content["notes"],
-        sizes=sizes,
+        sizes=_sizes(content["sizes"]),
     )
+
+
+def _sizes(stored: Mapping[str, Sequence[tuple[float, float]]]) -> dict[int, list[Size]]:
+    return {int(k): [Size(*x) for x in sizes] for k, sizes in stored.items()}
 
 
 def _main(snapshot: Snapshot) -> dict[str, Any]:
@@ -195,6 +204,7 @@ def _save_cohort(folder: Path, snapshot: Snapshot, before: Manifest) -> _Clients
     count = before.count - len(replaced) + len(touched)
     if count != len(snapshot.touched):
         raise _StaleError
+    # The exclusive or takes a file out just as it puts one in, so that the others need not be read.
     digest = int(before.digest, 16)
     for name in replaced:
         digest ^= _old_digest(folder / CLIENTS / name)
@@ -202,20 +212,21 @@ def _save_cohort(folder: Path, snapshot: Snapshot, before: Manifest) -> _Clients
 
 
 def _save_all(folder: Path, snapshot: Snapshot, before: Manifest | None) -> _Clients:
-    """Brings the clients' files to a snapshot, whatever lies there; returns what the manifest says of them."""
+    """Makes the clients' files those of a snapshot, whatever lies in the folder; returns what the manifest says of them."""
     there = _names(folder)
     live = set[str]() if before is None else set(_live(there, before).values())
     known, digest, anew = snapshot.known(), 0, dict[int, int]()
     for k in sorted(known):
         name = _client_file(k, known[k])
         try:
+            # A file of an earlier round cannot have changed since; one of the last round may be of an abandoned attempt.
             if name not in there or (known[k] == snapshot.t - 1 and not _lies_there(folder, snapshot, k, known[k])):
                 raise _StaleError
             digest ^= _old_digest(folder / CLIENTS / name)
         except _StaleError:
             anew[k] = known[k]
     names = {_client_file(k, t) for k, t in known.items()}
-    # what no checkpoint has would be taken for a part of this one
+    # A file that belongs to no checkpoint would be taken for a part of this one.
     of_nobody = there - names - live - set(() if before is None else before.replaced)
     _remove(folder / CLIENTS / name for name in sorted(of_nobody))
     return _Clients(len(known), digest ^ _write_clients(folder, snapshot, anew), sorted(live - names))
@@ -241,7 +252,7 @@ def _write_clients(folder: Path, snapshot: Snapshot, touched: Mapping[int, int])
 
 
 def _lies_there(folder: Path, snapshot: Snapshot, k: int, t: int) -> bool:
-    """Returns whether a client's file is the very one already: written again, it would be half-written for a moment."""
+    """Returns whether a client's file has the right bytes already: rewritten, it would be half-written for a moment."""
     path = folder / CLIENTS / _client_file(k, t)
     return not path.is_symlink() and path.read_bytes() == _client_bytes(snapshot, k, t)
 
@@ -252,7 +263,7 @@ def _client_bytes(snapshot: Snapshot, k: int, t: int) -> bytes:
 
 
 def _client(snapshot: Snapshot, k: int, t: int) -> dict[str, Any]:
-    """Returns all that a snapshot knows of a client; its id and round are in it, so that no two files have one digest."""
+    """Returns all that a snapshot knows of a client. With its id and round in it, no two files have the same digest."""
     return {
         "client": k,
         "touched": t,
@@ -309,7 +320,7 @@ def _demand_files(folder: Path) -> None:
 
 
 def _live(names: Iterable[str], manifest: Manifest) -> dict[int, str]:
-    """Returns by client id, ascending, the names of a manifest's snapshot: of rounds before it, and not replaced."""
+    """Returns by client id, ascending, each client's latest file of a round before the manifest's that was not replaced."""
     found: dict[int, int] = {}
     for name in set(names).difference(manifest.replaced, manifest.gone):
         k, _, t = name.removesuffix(".memory").partition("-")
@@ -319,7 +330,7 @@ def _live(names: Iterable[str], manifest: Manifest) -> dict[int, str]:
 
 
 def _state_files(t: int) -> tuple[str, str]:
-    """Returns the two names that a state may have: a snapshot that is saved anew lies beside the one that is there."""
+    """Returns the two names that a state may have: a snapshot that is saved once more is written beside the first."""
     return f"state-{t}.safetensors", f"state-{t}.again.safetensors"
 
 
@@ -338,7 +349,7 @@ def _is_whole(folder: Path, manifest: Manifest) -> bool:
 
 
 def _free_state_file(folder: Path, t: int, there: Sequence[Manifest]) -> str:
-    """Returns a name that no checkpoint which can be read has, so that a death before the next one leaves that."""
+    """Returns a name for the state that no readable checkpoint uses: a crash before the commit then leaves that one whole."""
     taken = {_named_state_file(folder, m) for m in there if m.t == t and _is_whole(folder, m)}
     return next(name for name in _state_files(t) if name not in taken)
 
@@ -362,22 +373,24 @@ def _digest(data: bytes) -> str:
 
 
 def _remove_older(folder: Path, keep: Sequence[Manifest]) -> None:
-    """Removes manifests and states of other snapshots than those to keep, manifests first, and half-written files."""
-    kept = {folder / name for manifest in keep for name in (manifest.name, _kept_state_file(folder, manifest))}
+    """Removes half-written files, and all manifests and states but those to keep; a manifest before its state."""
+    kept: set[Path] = set()
+    for manifest in keep:
+        kept |= {folder / manifest.name, folder / _kept_state_file(folder, manifest)}
     half_written = [path for path in folder.glob(".*.tmp") if HALF_WRITTEN.fullmatch(path.name)]
     others = sorted([*folder.glob("state-*.safetensors"), *half_written])
     _remove(path for path in [*manifests.paths(folder), *others] if path not in kept)
 
 
 def _kept_state_file(folder: Path, manifest: Manifest) -> str:
-    """Returns the name of a manifest's state; its bytes are looked at only where both names are there."""
+    """Returns the name of a manifest's state; reads bytes only if both names are there: they may be many."""
     there = [name for name in _state_files(manifest.t) if (folder / name).is_file()]
     named = _named_state_file(folder, manifest) if len(there) > 1 else None
     return named or (there or _state_files(manifest.t))[0]
 
 
 def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
-    """Removes clients' files that neither the snapshot nor the one before has."""
+    """Removes the clients' files that belong neither to the snapshot nor to the one before it."""
     there = _names(folder)
     kept = {*_live(there, manifest).values(), *manifest.replaced}
     _remove(folder / CLIENTS / name for name in sorted(there - kept))

@@ -51,7 +51,7 @@ def conduct(
     *,
     gossip: bool = False,
 ) -> Iterator[Round]:
-    """Yields the rounds that are left. A round is committed only once it is whole: an error in it changes nothing.
+    """Yields the rounds that are left. A round is committed only once it is whole, so that an error in it changes nothing.
 
     Args:
         federation: prepared for the run.
@@ -64,10 +64,12 @@ def conduct(
     memories = _memories_of(visit_all)
     if start is not None:
         federation.take_over(start)
-    if memories is not None:  # without a snapshot nobody remembers anything, whatever this engine was used for before
+    # Without a snapshot the memories are emptied, too: the engine may have served another run before.
+    if memories is not None:
         memories.restore(*((start.client_states, start.client_rounds) if start is not None else ({}, {})))
     state = start.state if start is not None else init()
 
+    # A generator inside, so that all checks above are made by the call itself and not by the first `next`.
     def rounds(state: State) -> Iterator[Round]:
         for t in range(start.t if start is not None else 0, federation.settings.rounds):
             began = time.perf_counter()
@@ -75,7 +77,8 @@ def conduct(
             done = _commit(federation, memories, t, state, outcome(t, state), began, gossip)
             state = done.state
             yield done
-            del done  # or its updates would stay until the next ones are there
+            # Else this round's updates would be held in memory while the next ones arrive.
+            del done
 
     return rounds(state)
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 
 from fedelta import tree
-from fedelta.engines.guards import ROUNDS, Size, check_population, check_templates, find, reason_of
+from fedelta.engines.guards import ROUNDS, Size, check_population, check_templates, reason_of
 from fedelta.engines.letters import Visit
 from fedelta.engines.memories import Memories
 from fedelta.engines.roster import Doors, Holding, by_id, holding, in_order, roster_of, samples
@@ -24,7 +24,7 @@ from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, Method, State
 from fedelta.peers import FEW, Peer, Peers
-from fedelta.tree import Adapter, BaseDelta
+from fedelta.tree import Adapter, BaseDelta, find
 
 logger = logging.getLogger("fedelta.engines")
 
@@ -90,7 +90,7 @@ class Federation:
         return Holding(self._roster, self.base_versions)
 
     def peer(self, k: int) -> Peer:
-        """One peer, with the base version that it holds."""
+        """Returns one peer, with the base version that it holds."""
         return holding(self._roster.peer(k), self.base_versions.get(k, 0))
 
     def cohort(self, t: int) -> list[int]:

@@ -1,12 +1,12 @@
-"""Checks of all that a server is sent: nothing that a client sends may reach `aggregate` unseen."""
+"""Checks all that a server is sent: nothing that a client sends may reach `aggregate` unseen."""
 
 from __future__ import annotations
 
 import logging
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,9 @@ from fedelta.merging import ClientUpdate
 from fedelta.method import Client, Method, State, check_count
 from fedelta.numerics import threads
 from fedelta.peers import Peer, Peers
-from fedelta.tree import Adapter
+from fedelta.tree import Adapter, find
 
 logger = logging.getLogger("fedelta.engines")
-
-T = TypeVar("T")
 
 FAR = 1e3
 """Times its reference beyond which a number that a client sends, or claims, is taken for a fault."""
@@ -48,14 +46,15 @@ def check_upload(
     """Checks an update; returns the adapter that it stands for, None for a message with nothing in it.
 
     The model that the update stands for must have the template's layers, outer shapes, dense tensors and base, with ranks
-    within the sender's capacity. So must every adapter in the message, each with the scale that is the sender's own, or that
-    of `start`, which the sender began from. What else the method reads of a message it checks itself.
+    within the sender's capacity. So must every adapter in the message, whose scale must also be the sender's own or that of
+    `start`, which the sender began from. A method checks by itself what else it reads of a message.
 
     Raises:
-        Exception: mostly ValueError, for an update that is not finite, that does not fit, or that the method cannot use; of
-            any kind for a message that is none.
+        Exception: mostly ValueError, for an update that is not finite, that does not fit, or that the method cannot use. What
+            is no message at all may raise anything.
     """
     who = f"client {update.sender.id}"
+    # Of any type here, whatever the annotation promises: it came over a wire.
     content: Any = update.content
     if not isinstance(content, Mapping):
         raise TypeError(f"{who} sent a {type(content).__name__}: a message is a mapping of named entries")
@@ -69,13 +68,14 @@ def check_upload(
         _check_adapter(adapter, template, update.sender, who)
         if not method.hetero_rank:
             _check_full(adapter, template, update.sender, who)
-    for adapter in sent:  # the server itself writes the scale of what it puts together from bare factors
+    # Not that of `meant`: where bare factors travel, the server itself puts the scale to them.
+    for adapter in sent:
         _check_scale(adapter, start, update.sender, who)
     return meant
 
 
 def check_metrics(metrics: Mapping[str, float], who: str) -> None:
-    """Raises ValueError unless every figure that a client reports of its training is a finite number, and its steps can be."""
+    """Raises ValueError unless all that a client reports of its training are finite numbers, and its steps a possible count."""
     for name, value in metrics.items():
         figure: Any = value
         if isinstance(figure, bool) or not isinstance(figure, int | float) or not math.isfinite(figure):
@@ -97,9 +97,9 @@ def text_of(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns the kind and the text of an error on one line of limited length, control characters escaped.
+    """Returns the kind and the text of an error on one line of limited length, with control characters escaped.
 
-    The text may quote a client, who may not write into the log of others.
+    The text may quote a client, who must not forge lines of the log.
     """
     text = text_of(error)
     rest = len(text) - LONGEST
@@ -124,11 +124,13 @@ class Size(NamedTuple):
 
 
 def size_of(meant: Adapter, start: Adapter) -> Size:
-    """The size of an upload that stands for `meant`, of a client that began from `start`; nothing dense is formed.
+    """Measures how far an upload that stands for `meant` lies from `start`, where its client began; forms nothing dense.
 
-    In float64, whose squares hold those of any float32. Components that only one of the two has count for `factors` where
-    they were added, not where they were dropped: a client that prunes its rank has done nothing large.
+    For `factors`, components that the client added count and components that it dropped do not: a client that prunes its
+    rank has done nothing large.
     """
+    # One thread: thin factors gain nothing from more, and the bits then do not depend on their number. Float64 holds the square
+    # of any float32, so that a huge upload is refused for its size and not for an overflow of the measure.
     with threads.one_thread():
         heads = math.hypot(*(_length(x, start.dense[n]) for n, x in meant.dense.items()))
         pairs = [(_wide(x), _wide(start.layers[n])) for n, x in meant.layers.items()]
@@ -179,7 +181,7 @@ def oversized(sizes: Mapping[int, Size], past: Sequence[Size]) -> dict[int, str]
 def overclaimed(steps: Mapping[int, float]) -> dict[int, str]:
     """Returns by id why a claim of steps is not believed: it is above `FAR` times the median of the others'.
 
-    A server can count nobody's steps, and some methods divide or multiply by them.
+    A server cannot count the steps of others, and some methods divide or multiply by them.
     """
     return {
         k: f"client {k}: it claims {steps[k]:.3g} local steps, above {FAR:g} times {median:.3g}, the median of the others"
@@ -203,7 +205,10 @@ def medians_of_others(values: Mapping[int, float]) -> dict[int, float]:
 
 
 def _median_without(ordered: Sequence[float], own: float) -> float:
-    """The median of ascending numbers without one that equals `own`, if there is one: at once, since a cohort may be large."""
+    """Returns the median of ascending numbers, of which one that equals `own` is left out if there is one.
+
+    The list is not copied: this is asked for each client, and a cohort may be large.
+    """
     at = bisect_left(ordered, own)
     skipped = at < len(ordered) and ordered[at] == own
     count = len(ordered) - skipped
@@ -214,7 +219,7 @@ def _median_without(ordered: Sequence[float], own: float) -> float:
 
 
 def largest_of(sizes: Sequence[Size]) -> Size:
-    """The largest number of each kind."""
+    """Returns the largest number of each kind, 0 where there are no sizes."""
     return Size(*(max(column, default=0.0) for column in zip(Size(), *sizes, strict=True)))
 
 
@@ -228,20 +233,11 @@ def _meant(method: Method, t: int, state: State, update: ClientUpdate) -> Adapte
     return meant
 
 
-def find(message: Any, kind: type[T]) -> Iterator[T]:
-    """Returns everything of one kind in a message, at any depth outside adapters and base deltas."""
-    if isinstance(message, kind):
-        yield message
-    elif isinstance(message, Mapping):
-        for value in message.values():
-            yield from find(value, kind)
-    elif isinstance(message, list | tuple):
-        for value in message:
-            yield from find(value, kind)
-
-
 def check_population(peers: Sequence[Peer]) -> None:
-    """Raises ValueError before the first round for no clients, or for some that cannot be one or have nothing to train on."""
+    """Raises ValueError, before the first round, if there are no clients or one of them cannot take part.
+
+    A client cannot take part without examples, or with a negative id or a rank below 1.
+    """
     if not peers:
         raise ValueError("a federation needs at least one client, got none")
     if bad := [p for p in peers if p.id < 0 or p.rank < 1]:
@@ -284,8 +280,8 @@ def _middle(ordered: npt.NDArray[Any]) -> float:
 def check_templates(clients: Sequence[Client], template: Adapter) -> None:
     """Raises ValueError, naming client and layer, unless every client begins from the leading rows of the template's A.
 
-    Bit by bit: a method that freezes A, or never sends it, takes the A of a client for that of all others. Independent draws
-    would moreover average to one that is smaller by the root of their number.
+    The rows must be equal to the bit, since a method that freezes A, or never sends it, takes one client's A for everybody's.
+    Besides, the mean of n independent draws of A would be smaller than each by the root of n.
     """
     known: Adapter | None = None  # a template that clients share is looked at once
     for client in clients:
@@ -328,7 +324,7 @@ def _check_adapter(adapter: Adapter, template: Adapter, sender: Peer, who: str) 
 
 
 def _check_scale(adapter: Adapter, start: Adapter, sender: Peer, who: str) -> None:
-    """Raises ValueError for a scale that is neither the sender's own, at the rank in hand or in full, nor what it was sent."""
+    """Raises ValueError for a scale that is neither the sender's own, at this rank or its full one, nor the one it was sent."""
     for layer, x in adapter.layers.items():
         own = [sender.scale_of(layer, rank) for rank in (x.rank, sender.rank_of(layer))]
         if not any(math.isclose(x.scale, s, rel_tol=SAME_SCALE) for s in (*own, start.layers[layer].scale)):

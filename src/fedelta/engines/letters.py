@@ -1,4 +1,4 @@
-"""The values that cross the seam between server and client, and the one that comes of them: `Letter`, `Reply`, `Visit`."""
+"""Defines what crosses the seam between server and client, `Letter` and `Reply`, and what becomes of them: a `Visit`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class Letter:
         peer: to whom, with the base version that the server takes it to hold.
         message: what travels: the method's message after the channel.
         size: of the message, in bytes.
-        remembered: the round whose memory counts at the client; None if the server took in no answer of it yet.
+        remembered: the round of the client's last answer that the server took in: the memory of that round is the one that
+            counts. None if there is no such answer yet.
     """
 
     t: int
@@ -37,7 +38,7 @@ class Reply:
     Attributes:
         content: what travels: the method's upload after the channel.
         metrics: of the training: "num_steps" and, where it is finite, "loss".
-        base_version: of the base delta that the client holds now; its own word, which `receive` bounds.
+        base_version: of the base delta that the client holds now. Only the client's word for it: `receive` bounds it.
     """
 
     content: Message

@@ -1,4 +1,4 @@
-"""Manifests of checkpoints: small files that say which snapshot a folder holds, each with a digest of its own content."""
+"""Reads and writes the manifests of checkpoints: small files that say which snapshot a folder holds, with their own digest."""
 
 from __future__ import annotations
 
@@ -88,8 +88,9 @@ def read(path: Path) -> Manifest:
         raise ValueError(f"{path} was cut or altered: {error}") from error
     if version != VERSION:
         raise VersionError(other_version(path, version))
-    with suppress(TypeError):  # other fields
+    with suppress(TypeError):  # fields of other names
         manifest = Manifest(**content)
+        # It must be written just as `dump` writes it: JSON can spell one content in many ways.
         if dump(manifest) == data and manifest.name == path.name and _has_right_types(manifest):
             return manifest
     raise ValueError(f"{path} was cut or altered: its layout is another")
@@ -118,7 +119,7 @@ def readable(folder: Path) -> list[Manifest]:
 
 
 def _has_right_types(manifest: Manifest) -> bool:
-    """Returns whether the fields can be what `Manifest` says; names that lead out of the folder of clients are none."""
+    """Returns whether the fields are of the right types. A name that leads out of the clients' folder is not accepted."""
     counts: list[object] = [manifest.t, manifest.count]
     digests: list[object] = [manifest.state, manifest.digest]
     names: list[object] = [*manifest.replaced, *manifest.gone]

@@ -1,7 +1,8 @@
-"""The memories of clients between rounds, kept where the clients are.
+"""Keeps the memories of clients between rounds, where the clients are.
 
-In one process that is a dictionary; a real site keeps its own on its disk, and no reply holds a byte of it. The server only
-knows in which round it took in a client's last answer, so that one which came too late, or was refused, never counts.
+In one process they lie in a dictionary; a real site keeps its own on its disk, and no reply holds a byte of it. The server only
+knows in which round it last took in an answer of a client. So the memory that goes with an answer which came too late, or was
+refused, never counts.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class Memories(Protocol):
 
 
 class InMemory:
-    """Memories in this process. Only what is not empty is kept: memory grows with what clients remember, not with their number.
+    """Keeps memories in this process, and only those that are not empty: a client that remembers nothing takes no room.
 
-    What `states` and `rounds` hand out never changes: a round makes versions of its own, at the cost of its cohort.
+    What `states` and `rounds` hand out never changes: each round makes new versions, at the cost of its cohort.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class InMemory:
 
     def settle(self, t: int, counted: Iterable[int]) -> None:
         offered, self._offered = self._offered, {}
+        # A client that hands back the very memory that it got has changed nothing, so its round stays, too.
         new = {k: offered[k] for k in counted if k in offered and offered[k] is not self.get(k)}
         kept = {k: memory for k, memory in new.items() if memory}
         gone = new.keys() - kept.keys()

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedelta.engines.federation import Federation
+from fedelta.engines.guards import ElsewhereError
 from fedelta.engines.letters import Letter, Reply, Visit
 from fedelta.engines.rounds import Round
 from fedelta.engines.visits import receive, refuse
@@ -27,10 +28,6 @@ ROOM = 1 << 20
 
 SLACK = 4
 """Times the numbers that a method declares (`Method.traffic`), at eight bytes each, beyond which a reply is not read."""
-
-
-class SiteError(RuntimeError):
-    """A site did not do what it was asked; the message is its reason."""
 
 
 def train_parcel(letter: Letter, run: str, terms: Terms, body: bytes) -> Parcel:
@@ -67,8 +64,8 @@ def take_in(federation: Federation, t: int, state: State, letter: Letter, run: s
         return refuse(federation, t, letter, "site", answer)
     try:
         reply = reply_of(letter, run, answer, longest_reply(federation, t, letter.peer))
-    except SiteError as error:
-        return refuse(federation, t, letter, "site", error)
+    except ElsewhereError as error:
+        return refuse(federation, t, letter, "local update", error)
     except Exception as error:
         return refuse(federation, t, letter, "upload", error, len(answer.body))
     return receive(federation, t, state, letter, reply)
@@ -84,7 +81,7 @@ def reply_of(letter: Letter, run: str, parcel: Parcel, longest: int) -> Reply:
     """Returns the reply that a parcel holds; whether its numbers can be used is for `engines.visits.receive` to say.
 
     Raises:
-        SiteError: for a refusal, with the site's reason.
+        ElsewhereError: for a refusal, with the site's reason.
         ValueError: for a parcel that does not answer this letter, is too long, or holds no message.
     """
     _demand_answer("train", letter.t, run, parcel)
@@ -110,7 +107,7 @@ def scores_of(done: Round, run: str, parcel: Parcel) -> dict[str, float]:
     """Returns the scores in a site's answer to `evaluation_parcel`; none for a site without rows to score on.
 
     Raises:
-        SiteError: for a refusal, with the site's reason.
+        ElsewhereError: for a refusal, with the site's reason.
         ValueError: for a parcel that is no such answer.
     """
     _demand_answer("evaluate", done.t, run, parcel)
@@ -123,7 +120,7 @@ def scores_of(done: Round, run: str, parcel: Parcel) -> dict[str, float]:
 def _demand_answer(kind: str, t: int, run: str, parcel: Parcel) -> None:
     """Raises unless a parcel answers what was asked, in this run and this round."""
     if parcel.kind == "refusal":
-        raise SiteError(str(parcel.header.get("reason", "it gives no reason")))
+        raise ElsewhereError(str(parcel.header.get("reason", "it gives no reason")))
     if parcel.kind != kind:
         raise ValueError(f"the answer is of kind {parcel.kind!r}, where {kind!r} was asked")
     if parcel.header.get("run") != run:

@@ -29,10 +29,11 @@ class Snapshot:
         client_states: by client id, those that are not empty.
         client_rounds: by client id, the round in which each of `client_states` was last replaced.
         base_versions: by client id, the version of the base delta that it holds, those that are not 0.
-        touched: by client id, the last round that it took part in, for every client of the tables above. May be left out of a
-            snapshot that is made by hand, as may `before`.
-        before: what `touched` said before the last round of those whom that round touched, None of a client that it had not
-            yet: a checkpoint that follows the one of the round before writes no others. None where that is unknown.
+        touched: by client id, the last round that it took part in, for every client of the tables above. A snapshot that is
+            made by hand may leave out this and `before`.
+        before: by client id, for those whom the last round touched, what `touched` said of them before it; None for a client
+            that it did not have yet. A checkpoint that follows the one of the round before writes these clients' files only.
+            None in place of the whole mapping where it is unknown.
         notes: whatever the caller wants to find again, such as the best round so far; plain values and tensors.
         sizes: by the id of who aggregates, `seeding.SERVER` or a node, the largest accepted size of an upload in each of the
             last rounds, the latest last.
@@ -97,7 +98,7 @@ class Round:
 
     @property
     def loss(self) -> float | None:
-        """The weighted mean of the cohort's training losses; None if a method did not train at some client."""
+        """Returns the weighted mean of the cohort's training losses; None if a method did not train at some client."""
         if any("loss" not in u.metrics for u in self.updates):
             return None
         return sum(u.weight * u.metrics["loss"] for u in self.updates)
@@ -113,14 +114,14 @@ class Round:
         return self.method.position(self.t, before, update)
 
     def node_state(self, peer: Peer) -> State:
-        """The state after this round that serves a peer: the server's, or in gossip its own."""
+        """Returns the state after this round from which a peer is served: the server's, or in gossip its own."""
         return self.state[str(peer.id)] if self.gossip else self.state
 
     def global_model(self) -> Message:
-        """The server's model, as a participant without history would run it who can hold what any of the peers can.
+        """Returns the server's model at the largest ranks, as a participant that takes part for the first time would run it.
 
         Returns:
-            "adapter", at the largest ranks, and perhaps "base", whole.
+            "adapter", and the whole "base" where the method moves it.
 
         Raises:
             ValueError: in gossip, where there is no server.
@@ -130,9 +131,10 @@ class Round:
         return self._deployed(self.state, largest(self.template, self.peers), {})
 
     def participant_model(self, peer: Peer) -> Message:
-        """The model that a peer runs after this round: "adapter", and perhaps "base", whole whatever the peer holds."""
+        """Returns the model that a peer runs after this round: "adapter", and the whole "base" where the method moves it."""
         return self._deployed(self.node_state(peer), peer, self.client_states.get(peer.id, {}))
 
     def _deployed(self, state: State, peer: Peer, client_state: ClientState) -> Message:
+        # As if the peer held nothing of the base yet, so that the message has the whole of it.
         down = self.method.broadcast(self.t + 1, state, replace(peer, base_version=0))
         return self.method.deploy(down, client_state, template_for(peer, self.template))

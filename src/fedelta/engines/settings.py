@@ -1,4 +1,4 @@
-"""Every option of a run, with one set of defaults for Python and for the config."""
+"""Holds every option of a run, with one set of defaults for Python and for the config."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunSettings:
     """The options of a run; `federate` and `gossip` build one from their keywords in their first line.
 
     Args:
-        rounds: of the whole run, those before `start` included.
+        rounds: of the whole run; those before `start` count.
         seed: of the run: cohorts and the method's own draws.
         cohort: who takes part in which round; in gossip everyone does.
         weights: of the updates; None is "examples" with a server and "uniform" in gossip.

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from fedelta import tree
-from fedelta.engines.guards import find, reason_of
+from fedelta.engines.guards import reason_of
 from fedelta.engines.letters import Letter
 from fedelta.engines.memories import NOTHING
 from fedelta.engines.visits import answer
@@ -33,7 +33,7 @@ from fedelta.exchange.channel import Channel
 from fedelta.exchange.parcels import Parcel
 from fedelta.method import Client, ClientState, Method
 from fedelta.peers import Peer
-from fedelta.tree import Adapter, BaseDelta, Message
+from fedelta.tree import Adapter, BaseDelta, Message, find
 
 logger = logging.getLogger("fedelta.site")
 

@@ -1,4 +1,4 @@
-"""Tables by client id that never change, and whose next version costs no more than what is new in it."""
+"""Tables by client id that never change. A new version costs as much as its changes, however large the table is."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ _ABSENT: Any = object()
 
 
 class Table(Mapping[int, V]):
-    """An immutable mapping from client ids, made to be followed by one that differs in a few entries.
+    """An immutable mapping from client ids, from which another version that differs in a few entries is made cheaply.
 
-    All versions share one dictionary, which is the newest one's; an older version knows what was different and which version
-    followed it. So the newest one reads like a dictionary, and a snapshot of a hundred thousand clients costs nothing while
-    nobody reads it. Reading an older one costs a step for each version since; what follows an older one gets a copy.
+    All versions share one dictionary, which belongs to the newest. An older version keeps the entries in which it differs from
+    the next one, and a reference to that. So the newest reads like a dictionary, and a snapshot of a hundred thousand clients
+    costs nothing while nobody reads it. A look into an older one takes a step for each version since. A second version that is
+    made from an older one gets a copy.
     """
 
     __slots__ = ("_differences", "_entries", "_newer", "_size")
@@ -29,7 +30,7 @@ class Table(Mapping[int, V]):
         self._size = len(self._entries)
 
     def followed(self, new: Mapping[int, V], gone: Collection[int] = ()) -> Table[V]:
-        """Returns the version with the entries `new`, and without those of `gone`; with neither it is this one."""
+        """Returns the version with the entries `new` and without those of `gone`; this one itself if nothing changes."""
         gone = {k for k in gone if k in self and k not in new}
         if not new and not gone:
             return self
@@ -38,6 +39,7 @@ class Table(Mapping[int, V]):
         entries |= new
         for k in gone:
             del entries[k]
+        # The shared dictionary was changed in place: the newer version takes it over, this one keeps the differences.
         newer: Table[V] = Table()
         newer._entries, newer._size = entries, len(entries)
         if self._newer is None:  # else the entries are a copy, and this version stays where it is
@@ -71,7 +73,7 @@ class Table(Mapping[int, V]):
         return f"Table({dict(self)})"
 
     def _find(self, k: Any) -> Any:
-        """Returns the entry of a client, or `_ABSENT`: what the first of the later versions replaced, else what stands now."""
+        """Returns a client's entry, or `_ABSENT`: the one that the first later change replaced, else the newest version's."""
         at = self
         while at._newer is not None:
             if k in at._differences:
@@ -80,11 +82,12 @@ class Table(Mapping[int, V]):
         return at._entries.get(k, _ABSENT)
 
     def _copy(self) -> dict[int, V]:
-        """Returns the entries of a version that others have followed."""
+        """Returns the entries of a version that is not the newest."""
         later: list[Table[V]] = [self]
         while (newer := later[-1]._newer) is not None:
             later.append(newer)
         entries = dict(later[-1]._entries)
-        for version in reversed(later[:-1]):  # the newest first: each one undoes what the next one did
+        # From the newest back to this one, since each version's differences undo what the next one changed.
+        for version in reversed(later[:-1]):
             entries |= version._differences
         return {k: value for k, value in entries.items() if value is not _ABSENT}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedelta import tree
 from fedelta.engines.federation import Federation
-from fedelta.engines.guards import Size, check_metrics, check_upload, find, overclaimed, oversized, reason_of, size_of
+from fedelta.engines.guards import Size, check_metrics, check_upload, overclaimed, oversized, reason_of, size_of
 from fedelta.engines.letters import Letter, Reply, Visit, sizes_of, steps_of
 from fedelta.exchange import wire
 from fedelta.exchange.channel import OWN, Channel
@@ -30,7 +30,7 @@ from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, Method, State, TrainResult, check_count
 from fedelta.peers import Peer, template_for
 from fedelta.seeding import SERVER
-from fedelta.tree import Adapter, BaseDelta, Message
+from fedelta.tree import Adapter, BaseDelta, Message, find
 
 logger = logging.getLogger("fedelta.engines")
 

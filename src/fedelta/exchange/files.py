@@ -1,4 +1,4 @@
-"""Durable writes: after a crash at any moment the disk holds the old or the new, whole. And locks on folders.
+"""Writes so that after a crash at any moment the disk holds the old or the new, whole; and locks folders.
 
 The lock is the system's own (`flock`): it is gone with the process that holds it, however that ends.
 """
@@ -22,10 +22,10 @@ LOCK = ".lock"
 """The file in a folder whose lock a writer holds; it is empty and stays."""
 
 WRITE_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
-"""How a file is opened that is made, or emptied, to be written."""
+"""The flags that make a file, or empty one that is there, for writing."""
 
 MANY = 64
-"""Files from which on one request for a whole file system is quicker than one for each of them."""
+"""The number of files above which one request for the whole file system is quicker than one for each file."""
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def commit(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replaces the content of `path` in one step, and returns once it is on the disk.
 
     The bytes go to a file beside it, `.<name>.tmp`, which then takes its name. A crash may leave that file; the next
-    commit overwrites it.
+    commit overwrites it. That name is always the same, so there must be one writer at a time, such as the holder of a lock.
 
     Args:
         path: of the file.
@@ -44,6 +44,8 @@ def commit(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
+    # The bytes must be on the disk before they get the name, or a power cut could leave the name with no bytes. And the name is
+    # an entry of the folder, which is a file of its own and has to be written, too.
     write(temporary, data, mode=mode)
     os.replace(temporary, path)
     sync_folder(path.parent)
@@ -82,8 +84,8 @@ def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 def write_all(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
     """Writes files of one folder that nobody reads yet; all are on the disk before this returns.
 
-    A disk is slow to confirm and quick to write: the files are written first and confirmed afterwards, and more than `MANY` of
-    them by one request for the whole file system, where there is such a call.
+    A disk writes quickly and confirms slowly. So all files are written first and confirmed afterwards; more than `MANY` of them
+    by one request for the whole file system, where there is such a call.
 
     Args:
         folder: made if it is not there.
@@ -106,7 +108,7 @@ def write_all(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Makes the bytes of a file durable, which somebody has written."""
+    """Makes the bytes durable that somebody has written to a file."""
     handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))  # Windows confirms only what was opened for writing
     try:
         os.fsync(handle)
@@ -125,7 +127,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _write_all(handle: int, data: bytes) -> None:
-    """Writes all of `data`; one os.write may take a part only, and of more than 2 GiB it always does."""
+    """Writes all of `data`. One `os.write` may take only a part of it, and never takes more than 2 GiB."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(handle, rest) :]
@@ -136,10 +138,10 @@ def _write_all(handle: int, data: bytes) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Generator[Path]:
-    """Gives a folder to write to, which takes the name `folder` when the block ends well; else it is removed.
+    """Gives a draft folder to write to; it takes the name `folder` when the block ends well, and else is removed.
 
-    The draft is `.<name>.draft` beside it. A crash may leave it; the next time it is written anew. `folder` must not exist, or
-    be empty.
+    The draft is `.<name>.draft` beside it. A crash may leave it; the next call begins it anew. `folder` must not exist, or be
+    empty.
     """
     folder = folder.resolve()
     draft = folder.with_name(f".{folder.name}.draft")
@@ -155,7 +157,7 @@ def whole_folder(folder: Path) -> Generator[Path]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Makes all files in a folder durable, which others have written."""
+    """Makes all files in a folder durable that others have written."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
             handle = os.open(path, os.O_RDONLY)
@@ -194,7 +196,7 @@ def swap(one: Path, other: Path) -> None:
 
 
 def spare_of(path: Path) -> Path:
-    """The name that `path` has for a moment where names cannot be exchanged in one step."""
+    """Returns the name that `path` gets for a moment where names cannot be exchanged in one step."""
     return path.with_name(f".{path.name}.swap")
 
 
@@ -207,7 +209,7 @@ def remove(path: Path) -> None:
 
 
 def _exchange(one: bytes, other: bytes) -> bool:
-    """Exchanges two names by one call to the system; False where it has none, or the file system refuses it."""
+    """Exchanges two names by one call to the system; returns False if there is no such call or the file system refuses."""
     call = _system_call("renamex_np" if sys.platform == "darwin" else "renameat2")
     if call is None:
         return False
@@ -216,19 +218,20 @@ def _exchange(one: bytes, other: bytes) -> bool:
 
 
 def _sync_file_system(folder: Path) -> bool:
-    """Makes all that was written to a folder's file system durable by one call to the system; False where it has none."""
+    """Makes all that was written to a folder's file system durable by one call; returns False if there is no such call."""
     call = _system_call("syncfs")
     if call is None:
         return False
     handle = os.open(folder, os.O_RDONLY)
     try:
-        return call(handle) == 0  # on an error the files are confirmed one by one, which tells which of them it is
+        # After an error the caller confirms the files one by one, and so finds out which of them cannot be written.
+        return call(handle) == 0
     finally:
         os.close(handle)
 
 
 def _system_call(name: str) -> Callable[..., int] | None:
-    """A function of the C library; None where it has none of this name."""
+    """Returns a function of the C library; None if it has none of this name."""
     try:
         return getattr(ctypes.CDLL(None), name, None)
     except (OSError, TypeError):  # Windows
@@ -254,7 +257,7 @@ def locked(folder: Path) -> Generator[None]:
 
 
 def _lock(path: Path) -> int:
-    """The handle of a lock file, locked; closing it lets go."""
+    """Returns the handle of a lock file that is locked; closing the handle unlocks it."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -264,9 +267,11 @@ def _lock(path: Path) -> int:
             raise BlockingIOError(
                 f"another process is writing to {path.parent}: wait until it has ended, or give another folder"
             ) from None
+        # Its last holder may have removed the file after we opened it: then our lock is on a file without a name, and somebody
+        # else may hold the new one.
         if _is_still(handle, path):
             return handle
-        os.close(handle)  # its last holder removed the file, and another may hold the new one
+        os.close(handle)
 
 
 def _flock(handle: int) -> None:
@@ -276,7 +281,7 @@ def _flock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError:  # a file system without locks: better a run without one than none
+    except OSError:  # a file system without locks: an unlocked run is better than none
         return
 
 

@@ -9,6 +9,15 @@ A `Parcel` is a kind, a header of plain values and a body of bytes. The body is 
 | "train" | run, terms, t, remembered, base_version | the letter's message | run, t, metrics, base_version | the content |
 | "evaluate" | run, terms, t, remembered | the method's message | run, t, scores, examples | - |
 | "refusal" | | | reason: what a site answers in place of any of them | - |
+
+Nodes without a server, which are equals, say:
+
+| kind | header | body |
+|---|---|---|
+| "hello" | sender, run, t, terms: now and again, that a node is there, in which round and under which terms | - |
+| "update" | sender, run, t, metrics | the content of its update |
+| "held" | sender, run, t: that it holds the receiver's update of this round | - |
+| "refusal" | sender, run, t, reason: why the link does not count in this round | - |
 """
 
 from __future__ import annotations
@@ -19,7 +28,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = ("census", "train", "evaluate", "refusal")
+KINDS = ("census", "train", "evaluate", "refusal", "hello", "update", "held")
 """All kinds of parcels."""
 
 VERSION = 1

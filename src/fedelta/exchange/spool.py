@@ -1,6 +1,6 @@
-"""Updates on disk: those of a round that memory should not hold, mapped back one layer at a time.
+"""Keeps updates on disk that memory should not hold, and maps them back one layer at a time.
 
-What is written is no message but bare tensors, each at a multiple of 64 bytes: products of matrices may round otherwise where
+Bare tensors are written and no messages, each at a multiple of 64 bytes. A product of matrices may round in another way if its
 data are not aligned, and a round must not change by a bit because its updates were spooled.
 """
 
@@ -34,7 +34,7 @@ ALIGNMENT = 64
 
 
 def held(when: Spooling, size: int) -> int:
-    """The bytes that stay in memory of `size` bytes of updates."""
+    """Returns how many of `size` bytes of updates stay in memory."""
     return min(size, {True: 0, "auto": IN_MEMORY}.get(when, size))
 
 
@@ -60,8 +60,8 @@ class _Layout:
 class Spool:
     """Takes in the updates of one round after the other.
 
-    The file has no name and no bytes in it outlive the updates that lie there: the system frees it with the last of them, or
-    when the process dies, however it dies.
+    The file has no name, so that the system frees it with the last update that lies in it, or when the process ends, even by a
+    kill.
 
     Args:
         when: which updates go to disk. They go to the system's temporary folder, which the variable TMPDIR names.
@@ -80,14 +80,15 @@ class Spool:
             raise ValueError(f"spool must be true, false or 'auto', got {self.when!r}")
 
     def begin(self) -> None:
-        """Starts a round: the updates of the last one stay readable for who still has them."""
+        """Starts a round: the updates of the last one stay readable for whoever still has them."""
+        # A new file for each round: the mapped updates of the old one keep it open as long as they are needed.
         self._held, self._file, self._layouts = 0, None, []
 
     def keep(self, update: ClientUpdate) -> ClientUpdate:
-        """The update itself, or one with the same content that is read from disk, item by item, whenever it is asked for.
+        """Returns the update itself, or one with the same content that is read from disk, item by item, when it is asked for.
 
         Args:
-            update: checked, since what comes back counts as `tree.Checked`.
+            update: already checked, since its content comes back as `tree.Checked` and is not checked again.
 
         Raises:
             OSError: for a disk that is full or cannot be written.
@@ -118,7 +119,7 @@ class Spool:
         return _Stored(self._file, start, layout).build(structure)
 
     def _known(self, layout: _Layout) -> _Layout:
-        """The same layout as before, where there is one: a thousand copies would take memory too."""
+        """Returns the equal layout that is kept, if there is one: a thousand copies would fill memory, too."""
         for known in self._layouts:
             if known == layout:
                 return known
@@ -154,6 +155,7 @@ class _Stored(Mapping[str, Tensor]):
         low = place.offset - place.offset % mmap.ALLOCATIONGRANULARITY
         length = place.offset - low + count * place.dtype.itemsize
         try:
+            # Private copies of pages: torch wants memory that can be written, and no write may reach the file.
             mapped = mmap.mmap(self.file.fileno(), length, offset=self.start + low, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise OSError(

@@ -1,4 +1,4 @@
-"""Messages as bytes: safetensors for the tensors, JSON for the rest, never pickle; and the ledger of what travelled.
+"""Turns messages into bytes and back: safetensors for tensors, JSON for the rest, never pickle; and counts what travelled.
 
 An encoded message is a safetensors file whose metadata hold one entry, `fedelta`: the format's version and the structure of
 `tree.flatten`. Any safetensors reader opens it. The header is written here and not by the library, for three reasons: equal
@@ -41,20 +41,20 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What a tensor of a message may hold, by its name in safetensors."""
+"""The types that a tensor of a message may have, with their names in safetensors."""
 
 
 class MalformedError(ValueError):
-    """Bytes or files that are not what they should be: cut, altered, a pickle, or of another form. Nothing of them was used."""
+    """Bytes or a file that were cut or altered, or are a pickle, or of another form. Nothing of them was used."""
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 
 def encode(message: Message) -> bytes:
-    """The bytes of a message; equal messages have equal bytes.
+    """Returns the bytes of a message; equal messages have equal bytes.
 
-    Tensors of any layout and device are taken, those that share memory too; each is written out in full.
+    Tensors may have any strides and device, and may share memory; each is written out in full.
 
     Raises:
         TypeError: for an entry that cannot travel, saying where it is.
@@ -65,17 +65,17 @@ def encode(message: Message) -> bytes:
 
 
 def size(message: Message) -> int:
-    """`len(encode(message))` in bytes, without writing out the tensors."""
+    """Returns `len(encode(message))`, without writing out the tensors."""
     header, tensors = _header(message)
     return len(header) + sum(x.nbytes for x in tensors)
 
 
 def decode(data: bytes) -> Message:
-    """The inverse of `encode`; the tensors are on the CPU and own their memory.
+    """Returns the message in some bytes, the inverse of `encode`; its tensors are on the CPU and own their memory.
 
     Raises:
-        MalformedError: for bytes that were cut or altered, that are a pickle, that are safetensors but not a message of ours,
-            or that another version of the format wrote; for nothing else, whoever wrote them.
+        MalformedError: for bytes that were cut or altered, a pickle, safetensors that are no message of ours, or a message of
+            another version of the format. No bytes, whoever wrote them, raise anything else.
     """
     head = _read_header(data)
     if KEY not in head:
@@ -97,9 +97,10 @@ def decode(data: bytes) -> Message:
 
 
 def _header(message: Message) -> tuple[bytes, list[Tensor]]:
-    """The safetensors header with its length prefix, and the tensors in the order in which they follow."""
+    """Returns the safetensors header with its length in front, and the tensors in the order in which they follow."""
     tensors, structure = tree.flatten(message)
-    names = sorted(tensors, key=lambda n: -tensors[n].element_size())  # the widest first, so that each starts aligned
+    # The widest first, so that each tensor starts at a multiple of its own entries' size, as readers expect.
+    names = sorted(tensors, key=lambda n: -tensors[n].element_size())
     head: dict[str, Any] = {"__metadata__": {KEY: _json({"format": FORMAT, "message": structure})}}
     offset = 0
     for name in names:
@@ -107,7 +108,7 @@ def _header(message: Message) -> tuple[bytes, list[Tensor]]:
         head[name] = {"dtype": _dtype(x), "shape": list(x.shape), "data_offsets": [offset, offset + x.nbytes]}
         offset += x.nbytes
     text = _json(head).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8, as safetensors asks
     return len(text).to_bytes(8, "little") + text, [tensors[n] for n in names]
 
 
@@ -118,14 +119,14 @@ def _dtype(x: Tensor) -> str:
 
 
 def raw(x: Tensor) -> memoryview:
-    """The bytes of a tensor of any layout and device, row after row; its own memory where it is such on the CPU."""
+    """Returns the bytes of a tensor, row after row: its own memory where that lies so on the CPU, else a copy."""
     x = x.detach().cpu().resolve_neg().contiguous()
     x = x.as_strided((x.numel(),), (1,))  # a contiguous tensor of one entry may have any stride, which `view` refuses
     return x.view(torch.uint8).numpy().data
 
 
 def _json(value: Any) -> str:
-    """Compact JSON: floats to their last bit, and nothing that JSON does not have."""
+    """Returns compact JSON, with floats to their last bit; refuses NaN and Inf, which JSON does not have."""
     try:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
     except ValueError as error:
@@ -134,7 +135,7 @@ def _json(value: Any) -> str:
 
 
 def _not_finite(structure: Any, where: str) -> Iterator[str]:
-    """Paths of the plain numbers that JSON refuses, in a structure of `tree.flatten`."""
+    """Yields the paths of the plain numbers that JSON refuses, in a structure of `tree.flatten`."""
     match structure:
         case {"v": float(value)} if not math.isfinite(value):
             yield where
@@ -155,10 +156,10 @@ UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, 
 
 
 def _parse(text: str | bytes) -> dict[str, Any]:
-    """The object in a JSON text.
+    """Returns the object in a JSON text.
 
     Raises:
-        MalformedError: for anything else.
+        MalformedError: for a text that holds anything else.
     """
     try:
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
@@ -170,7 +171,7 @@ def _parse(text: str | bytes) -> dict[str, Any]:
 
 
 def _known_types(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors; raises ValueError if one is of a type that no message holds."""
+    """Returns the same tensors; raises ValueError if one is of a type that no message holds."""
     if odd := [x.dtype for x in tensors.values() if x.dtype not in DTYPES]:
         raise ValueError(f"no message holds a tensor of {odd[0]}")
     return tensors
@@ -181,7 +182,7 @@ def _no_number(text: str) -> float:
 
 
 def _finite(text: str) -> float:
-    """The number in a text; raises ValueError for one that no float holds, such as 1e999, which Python reads as infinity."""
+    """Returns the number in a text; raises ValueError for one that no float holds, such as 1e999, Python's infinity."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text:.40} is beyond what a float holds")
@@ -189,7 +190,7 @@ def _finite(text: str) -> float:
 
 
 def _read_header(data: bytes) -> Mapping[str, Any]:
-    """The metadata of a safetensors file.
+    """Returns the metadata of a safetensors file.
 
     Raises:
         MalformedError: saying what the bytes are instead.
@@ -226,7 +227,7 @@ def write_file(path: Path, message: Message) -> None:
 
 
 def read_file(path: Path) -> Message:
-    """The message in a file.
+    """Returns the message in a file.
 
     Raises:
         MalformedError: as `decode`, naming the file.

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from fedelta.method import Method
-from fedelta.registry import check_settings, class_in, find_name, names_in
+from fedelta.registry import check_settings, class_in, class_named, classes_in, find_name, names_in
 
 
 def list_methods() -> list[str]:
@@ -40,15 +40,8 @@ def get_method(name: str, **hyper: Any) -> Method:
 
 def __getattr__(name: str) -> Any:
     # Classes by their own names (fedelta.methods.FlexLoRA), so that a new file needs no line here.
-    for cls in _classes():
-        if cls.__name__ == name:
-            return cls
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return class_named(__name__, name, Method)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *(cls.__name__ for cls in _classes())])
-
-
-def _classes() -> list[type[Method]]:
-    return [method_class(name) for name in list_methods()]
+    return sorted([*globals(), *(cls.__name__ for cls in classes_in(__name__, Method))])

@@ -98,7 +98,8 @@ class FedExLoRA(Method):
     def traffic(self, t: int, template: Adapter, peer: Peer, peers: Sequence[Peer]) -> tuple[int, int]:
         own = template_for(peer, template)
         # The residual stacks the factors of all and, negative, their mean.
-        stacked = {n: sum(p.rank_of(n) for p in peers) + r for n, r in _common_ranks(own, peers).items()}
+        common = _common_ranks(own, peers)
+        stacked = {n: common[n] + sum(p.rank_of(n) for p in peers) for n in own.layers}
         residual = step_entries(own, {n: self.residual_rank or r for n, r in stacked.items()})
         return tree.count(own) + (residual if t else 0), tree.count(own)
 

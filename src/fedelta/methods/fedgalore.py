@@ -225,7 +225,9 @@ class FedGaLore(Method):
         up += tree.count(self.projection.coordinates(own)) + tree.count(own.dense) + self._moments(own)
         if t == 0:
             return tree.count(own.dense), up
-        ranks = {n: max(min(p.rank_of(n), *x.shape) for p in kinds_of(peers)) for n, x in own.layers.items()}
+        kinds = kinds_of(peers)
+        largest = {n: max(p.rank_of(n) for p in kinds) for n in own.layers}
+        ranks = {n: min(largest[n], *x.shape) for n, x in own.layers.items()}
         down += tree.count(own.dense) + step_entries(own, ranks)
         return down + self._moments(own), up
 

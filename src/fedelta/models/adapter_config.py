@@ -1,4 +1,4 @@
-"""Reads the JSON files of an adapter folder, and refuses by name what no plain LoRA has there."""
+"""Reads the JSON files of an adapter folder, and refuses by name each entry that a plain LoRA adapter cannot have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedelta.models.patterns import check_pattern, shortened
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Returns the object in a JSON file.
 
     Raises:
         MalformedError: naming the file, for anything else.
@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_types(config: Mapping[str, Any], path: Path) -> None:
-    """Raises MalformedError, naming the file and the entry, for an entry that another kind of value stands in."""
+    """Raises MalformedError, naming the file and the entry, for an entry that holds another kind of value than it should."""
     for key, (fits, kind) in ENTRIES.items():
         if key not in config and key in REQUIRED:
             raise MalformedError(f"{path} has no entry {key!r}: it is incomplete")
@@ -62,7 +62,7 @@ def is_values(value: object, fits: Callable[[object], bool]) -> bool:
 
 
 LARGEST = 1e300
-"""Numbers above it would overflow where they are multiplied."""
+"""The largest number that is accepted: larger ones would overflow where they are multiplied."""
 
 
 REQUIRED = ("r", "lora_alpha")

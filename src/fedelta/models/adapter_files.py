@@ -1,7 +1,7 @@
-"""Adapters as PEFT folders: adapter_config.json and adapter_model.safetensors, and fedelta.json for what PEFT has no place for.
+"""Reads and writes adapters as PEFT folders: adapter_config.json, adapter_model.safetensors, and fedelta.json for the rest.
 
-PEFT reads what is written here, and everything plain that PEFT writes is read here. A scale is lora_alpha / r in PEFT's
-config, which cannot hold every float, so fedelta.json repeats it to the last bit.
+PEFT reads what is written here, and every plain LoRA adapter that PEFT writes is read here. In PEFT's config a scale is
+lora_alpha / r, which cannot be every float, so fedelta.json repeats it to the last bit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ SUFFIXES = {
     ".lora_embedding_A": "A",
     ".lora_embedding_B": "B",
 }
-"""How a factor's key ends in the file: Embedding layers hold bare parameters."""
+"""The ends of the factors' keys in the file; Embedding layers hold bare parameters."""
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """The types that a factor may have."""
@@ -63,7 +63,7 @@ log = logging.getLogger("fedelta")
 
 @dataclass(frozen=True)
 class Layout:
-    """The part of a PEFT folder that says more than values, and that an `Adapter` does not hold.
+    """What a PEFT folder says beside the values of its adapter, and an `Adapter` does not hold.
 
     Attributes:
         config: entries of adapter_config.json, such as the target modules, the base model's name and the task type.
@@ -75,7 +75,7 @@ class Layout:
 
 
 def load_adapter(path: str | Path) -> Adapter:
-    """The adapter in a PEFT folder, or beside a given adapter_model.safetensors, with dtypes as stored.
+    """Loads the adapter in a PEFT folder, or of a given adapter_model.safetensors, with dtypes as stored.
 
     Raises:
         FileNotFoundError: for a folder or file that is missing, naming it.
@@ -96,7 +96,7 @@ def load_adapter(path: str | Path) -> Adapter:
 
 
 def read_layout(path: str | Path) -> Layout:
-    """The layout of a PEFT folder, to write another adapter like it; errors are those of `load_adapter`."""
+    """Returns the layout of a PEFT folder, to write another adapter like it; errors are those of `load_adapter`."""
     weights, config = _locate(Path(path))
     try:
         with safe_open(weights, framework="pt") as file:
@@ -107,7 +107,7 @@ def read_layout(path: str | Path) -> Layout:
 
 
 def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The weights file and the config, checked to be plain LoRA."""
+    """Returns the path of the weights and the config, which is checked to be plain LoRA."""
     folder = path.parent if path.suffix == ".safetensors" else path
     if not folder.is_dir():
         raise FileNotFoundError(f"no adapter folder {folder}; give a folder with {CONFIG} and {WEIGHTS}")
@@ -143,8 +143,8 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _what_it_is(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(8)
-    # A safetensors file begins with its header's length, which can begin like a pickle: 0x80 and a version. Then a pickle has
-    # a frame, or what is no upper half of a length.
+    # A pickle begins with 0x80 and its version. So may a safetensors file, which begins with the length of its header. What
+    # follows tells them apart: a pickle goes on with a frame (0x95), and a real length has zeros in its upper half.
     framed_or_long = head[2:3] == b"\x95" or head[4:] != bytes(4)
     pickled = head[:1] == b"\x80" and head[1:2] in PICKLE_VERSIONS and framed_or_long
     if pickled or head[:2] == b"PK":
@@ -201,12 +201,13 @@ def _layer(name: str, pair: Mapping[str, Tensor], peer: Peer, exact: float | Non
         )
     scale = peer.scale_of(name, rank)
     if exact is not None and math.isclose(exact, scale, rel_tol=1e-12):
-        scale = exact  # an edited lora_alpha wins, round-off does not
+        # They differ by rounding alone, so the exact one counts. Where they differ by more, somebody has edited lora_alpha.
+        scale = exact
     return LoRA(pair["B"], pair["A"], scale)
 
 
 def _as_peer(config: Mapping[str, Any], layers: list[str], path: Path) -> Peer:
-    """The ranks and scales of a PEFT config, under PEFT's own rules, with its patterns resolved into the layers' names."""
+    """Returns the ranks and scales of a PEFT config, by PEFT's own rules; its patterns are resolved into layer names."""
     return Peer(
         id=0,
         rank=config["r"],
@@ -246,7 +247,7 @@ def copy_adapter(source: str | Path, folder: str | Path) -> None:
 
 
 def _read_plain(path: Path) -> bytes:
-    """The bytes of a file that is no link; opened in one step, so that it cannot become one in between."""
+    """Returns the bytes of a file that is no link; it is opened in one step, so that it cannot become one in between."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise MalformedError(f"{path} is a link or no plain file, which is not followed; put the file itself there")
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
@@ -309,7 +310,7 @@ def _layout_of(client: LocalClient) -> Layout:
 
 
 def _config(adapter: Adapter, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of adapter_config.json: the settings, with this adapter's own layers, ranks and scales."""
+    """Returns the content of adapter_config.json: the settings, with this adapter's own layers, ranks and scales."""
     rslora = bool(settings.get("use_rslora"))
     ranks = {n: x.rank for n, x in adapter.layers.items()}
     alphas = {n: _lora_alpha(x.scale, x.rank, rslora) for n, x in adapter.layers.items()}
@@ -332,14 +333,14 @@ def _config(adapter: Adapter, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lora_alpha(scale: float, rank: int, rslora: bool) -> float:
-    """The lora_alpha that gives the scale, as a whole number where one does."""
+    """Returns the lora_alpha that gives a scale, as a whole number if one does."""
     divisor = math.sqrt(rank) if rslora else rank
     whole = round(scale * divisor)
     return whole if whole / divisor == scale else scale * divisor
 
 
 def _common(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The commonest value, and the exceptions by a pattern that matches one layer's whole name."""
+    """Returns the commonest value, and the others by a pattern that matches one layer's whole name."""
     if not values:
         return 8, {}
     common = Counter(values.values()).most_common(1)[0][0]
@@ -347,7 +348,7 @@ def _common(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def _targets(adapter: Adapter, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings' target modules where they match every layer, else the layers' full names."""
+    """Returns the settings' target modules if they match every layer, else the layers' full names."""
     wanted = settings.get("target_modules")
     if wanted and not isinstance(wanted, str) and all(_is_target(n, wanted) for n in adapter.layers):
         return {"target_modules": sorted(wanted)}
@@ -355,7 +356,7 @@ def _targets(adapter: Adapter, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"target_modules": sorted(adapter.layers), **unused}
 
 
-def _is_target(name: str, wanted: Any) -> bool:
+def _is_target(name: str, wanted: Collection[str]) -> bool:
     return any(name == w or name.endswith(f".{w}") for w in wanted)
 
 
@@ -365,12 +366,12 @@ def _weights(adapter: Adapter, embeddings: frozenset[str]) -> bytes:
         a, b = ("lora_embedding_A", "lora_embedding_B") if name in embeddings else ("lora_A.weight", "lora_B.weight")
         tensors[f"{PREFIX}{name}.{a}"], tensors[f"{PREFIX}{name}.{b}"] = x.A, x.B
     metadata = {"format": "pt", **({BASE_KEY: adapter.base} if adapter.base else {})}
-    # clones, since tensors that share memory (slices of one template) are refused by safetensors
+    # Copies, since safetensors refuses tensors that share memory, as slices of one template do.
     return _ordered(save({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, metadata=metadata))
 
 
 def _ordered(data: bytes) -> bytes:
-    """The same file with its metadata sorted: the library writes them in an order that changes from call to call."""
+    """Returns the same file with its metadata sorted: the library writes them in another order at every call."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -378,18 +379,20 @@ def _ordered(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, default=sorted) + "\n").encode()
 
 
 def _write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    folder = folder.resolve()  # a link may lead to another disk, and the draft must be on that of the folder
+    # A link may lead to another disk, and only within one disk does a folder change its name in one step.
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         draft.chmod(0o755)  # mkdtemp's folders are private, an adapter's is not
         for name, data in contents.items():
             files.write(draft / name, data)
+        # Files that are not ours must stay, so the folder cannot be exchanged as a whole.
         if folder.is_dir() and {p.name for p in folder.iterdir()} - contents.keys():
             for name in contents:
                 os.replace(draft / name, folder / name)

@@ -1,4 +1,4 @@
-"""Short names for models: an alias is a local folder where a package carries the weights, else a Hub id."""
+"""Resolves short names for models: an alias is a local folder where a package carries the weights, else a Hub id."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PackagedModel:
     hub_id: str
 
     def installed_folder(self) -> Path | None:
-        """The model's folder on this machine, or None where the package, or its model, is missing.
+        """Returns the model's folder on this machine; None if the package, or its model, is missing.
 
         The package is located and never imported: its own code may want dependencies that nobody here needs.
         """
@@ -45,12 +45,12 @@ ALIASES: Mapping[str, PackagedModel] = MappingProxyType(
 
 
 def hub_id(name: str) -> str:
-    """The Hub id that an alias stands for; any other name as it is."""
+    """Returns the Hub id that an alias stands for; any other name as it is."""
     return ALIASES[name].hub_id if name in ALIASES else name
 
 
 def is_packaged(name: str) -> bool:
-    """Tells if a name is an alias, or the Hub id of one."""
+    """Returns whether a name is an alias, or the Hub id of one."""
     return any(name in (alias, model.hub_id) for alias, model in ALIASES.items())
 
 
@@ -61,7 +61,7 @@ def missing_package(name: str) -> str | None:
 
 
 def resolve_model(name: str) -> str:
-    """The string to give to `from_pretrained`: an alias, or the Hub id of one, resolved; any other name as it is.
+    """Returns the string to give to `from_pretrained`: an alias, or the Hub id of one, resolved; any other name as it is.
 
     A packaged copy wins over the Hub, so that a run with an alias needs no network. A local folder that is
     called like an alias is reached by writing it as a path, `./minilm`.
@@ -74,6 +74,6 @@ def resolve_model(name: str) -> str:
 
 
 def portable_name(name: str) -> str:
-    """The name that others can load the same weights by: the Hub id for an alias or its folder here, else the name as it is."""
+    """Returns a name by which others can load the same weights: for an alias or its folder the Hub id, else the name itself."""
     known = (m.hub_id for alias, m in ALIASES.items() if name in (alias, str(m.installed_folder())))
     return next(known, name)

@@ -33,7 +33,7 @@ class BaseFiles:
     revision: str | None
 
     def digest(self) -> str:
-        """64 hexadecimal digits: equal for equal files of `CODE`, wherever they lie."""
+        """Returns 64 hexadecimal digits, which are equal for equal files of `CODE`, wherever they lie."""
         found = hashlib.sha256()
         for path in sorted([*self.folder.rglob("*.py"), *self.folder.glob("*config.json")]):
             content = path.read_bytes()
@@ -43,7 +43,7 @@ class BaseFiles:
 
 
 def find_base(name: str, revision: str | None = None) -> BaseFiles:
-    """The files of a model; of one on the Hub only those of `CODE` are fetched.
+    """Finds the files of a model; of a model on the Hub it fetches only those of `CODE`.
 
     Args:
         name: an alias, a local folder or a Hub id.
@@ -77,7 +77,8 @@ def check_code(files: BaseFiles, name: str, *, digest: str | None, trust_remote_
             f"({files.digest()[:12]}, the run's {digest[:12]}). Nothing of it was loaded. Get the run's model back, or look at "
             "those files and take them as they are with model.digest=null"
         )
-    if (files.folder / adapter_files.CONFIG).exists():  # transformers would load the model that this file names
+    # With this file in a folder, transformers would load the model that the file names.
+    if (files.folder / adapter_files.CONFIG).exists():
         raise ValueError(
             f"model {name!r} holds {adapter_files.CONFIG}, which may name another model, whose code and weights no digest here "
             "covers: give the base model, and the adapter by lora.start; or take that file out of a folder with a whole model"
@@ -105,7 +106,7 @@ def _configs(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _leaves(value: object) -> Iterator[object]:
-    """The plain values in lists and mappings within each other."""
+    """Yields the plain values in lists and mappings within each other."""
     if isinstance(value, dict):
         value = list(cast("dict[str, object]", value).values())
     if isinstance(value, list):

@@ -43,7 +43,7 @@ class BaseStore:
         self._shown: set[str] = set()
 
     def apply(self, base: BaseDelta | None) -> None:
-        """Makes the layers show the base delta; nothing is done for the version that they show already.
+        """Makes the layers show the base delta; does nothing if they show that very one already.
 
         Raises:
             ValueError: for a layer that the model does not adapt, a shape that is not the layer's, or steps that begin after
@@ -57,7 +57,7 @@ class BaseStore:
             self._last = base
 
     def _follow(self, base: BaseDelta) -> bool:
-        """Brings `total` to the delta's version; False if it was there."""
+        """Brings `total` to the delta's version; returns False if it was there already."""
         for name, terms in base.terms.items():
             self._check(name, terms)
         if base.since == 0:
@@ -84,7 +84,7 @@ class BaseStore:
                 self.total[name] = tree.add(self.total[name], step) if name in self.total else step
 
     def _repeats(self, base: BaseDelta) -> bool:
-        """Returns True if a whole sum is, value for value, the one held: a new run may reuse an old run's version number."""
+        """Returns whether a whole sum is the one held, by its values: another run may have reached the same version."""
         if base.version != self.version or base.terms.keys() != self.total.keys():
             return False
         return all(_equal(term, self.total[n]) for n, term in tree.total(base).items())
@@ -109,7 +109,7 @@ class BaseStore:
 
 
 def delta_shape(layer: nn.Module) -> tuple[int, int]:
-    """(o, i) of a layer's dW in PEFT's orientation; an Embedding maps i = num_embeddings to o = embedding_dim."""
+    """Returns (o, i) of a layer's dW in PEFT's orientation; an Embedding maps i = num_embeddings to o = embedding_dim."""
     any_layer: Any = layer
     if isinstance(layer, nn.Embedding):
         return layer.embedding_dim, layer.num_embeddings
@@ -120,13 +120,14 @@ def delta_shape(layer: nn.Module) -> tuple[int, int]:
 
 
 def oriented(layer: nn.Module, delta: Tensor) -> Tensor:
-    """dW (o, i) as the layer stores its weight: Conv1D and Embedding keep the transpose."""
+    """Returns dW (o, i) as the layer stores its weight: Conv1D and Embedding keep the transpose."""
     return delta.mT if isinstance(layer, Conv1D | nn.Embedding) else delta
 
 
 def added(layer: nn.Module, pristine: Tensor, term: Term) -> Tensor:
-    """pristine + dW in the layer's orientation and dtype, summed in float32 or wider."""
+    """Returns pristine + dW in the layer's orientation and dtype."""
     delta = oriented(layer, tree.dense(term)).to(pristine.device)
+    # Summed in float32 or wider: in half precision a small delta would vanish before it is added.
     dtype = torch.promote_types(wide(pristine.dtype), delta.dtype)
     return (pristine.to(dtype) + delta.to(dtype)).to(pristine.dtype)
 
@@ -163,6 +164,7 @@ class _WeightWriter:
 
     def __call__(self, term: Term | None) -> None:
         weight: Any = self.layer.weight
+        # Always from the pristine weight: subtracting a delta from a rewritten one would not give back its bits.
         if self.pristine is None:
             self.pristine = weight.detach().clone()
         value = self.pristine if term is None else added(self.layer, self.pristine, term)

@@ -1,8 +1,8 @@
-"""Gradient checkpointing: layers that keep nothing for the way back, and run again there.
+"""Makes gradient checkpointing, where layers keep nothing for the backward pass and run again in it, draw alike both times.
 
 Whether a model does so is its own setting (`model.gradient_checkpointing_enable()`). But transformers obeys it in training mode
-only, where the base's dropout would draw, and its second run would draw other adapter dropout than its first: the generators
-are not torch's global one. Layers run by `Recomputed` stay in the mode that the base is in, and draw alike both times.
+only, in which the base's own dropout would draw. And the second run would draw other adapter dropout than the first, since our
+generators are not torch's global one. Layers run by `Recomputed` stay in the base's mode, and draw the same both times.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ class Recomputed:
         self.before: Any = current.before if isinstance(current, Recomputed) else current
 
     def __call__(self, forward: Callable[..., Any], *args: Any) -> Any:
-        args = tuple(None if isinstance(x, Cache) else x for x in args)  # a second run would add its keys a second time
-        # the reentrant kind, which a model may ask for, cannot serve torch.autograd.grad
+        # Without a key-value cache, to which the second run would add its keys once more.
+        args = tuple(None if isinstance(x, Cache) else x for x in args)
+        # Not the reentrant kind, even if the model asks for it: that one does not work with torch.autograd.grad.
         return checkpoint(
             self._run, forward, *args, use_reentrant=False, preserve_rng_state=self.training, context_fn=self._contexts
         )
@@ -73,7 +74,7 @@ class Recomputed:
         try:
             return forward(*args)
         finally:
-            self.layer.training = True  # only so does transformers call this
+            self.layer.training = True  # transformers checkpoints only layers in training mode
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         generators = self.sources()

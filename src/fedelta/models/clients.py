@@ -1,4 +1,4 @@
-"""Real clients in a few lines: one Hugging Face model, one data set for each client, any ranks."""
+"""Makes real clients in a few lines, from one Hugging Face model, a data set for each client and any ranks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def hf_clients(
     cache_activations: int = 0,
     **training: Any,
 ) -> list[LocalClient]:
-    """Clients that share one model in memory and one common initial adapter.
+    """Makes clients that share one model in memory and one common initial adapter.
 
     Args:
         model: a name (alias, folder or Hub id) or a loaded transformers model, which then gets PEFT's layers.
@@ -78,7 +78,8 @@ def hf_clients(
     rows = [_rows(part, k) for k, part in enumerate(datasets)]
     settings = _training(training)
     ranks = _one_for_each(ranks, len(rows))
-    task = (get_task(task) if isinstance(task, str) else task).settled([row for part in rows for row in part])
+    everything = list(chain.from_iterable(rows))
+    task = (get_task(task) if isinstance(task, str) else task).settled(everything)
     if isinstance(model, str | Path):
         model, loaded = load_model(str(model), task, device=device, revision=revision, seed=seed)
         tokenizer = tokenizer or loaded
@@ -105,7 +106,6 @@ def hf_clients(
     )
     check_ranks(adapted, lora_config, ranks)
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
-    everything = list(chain.from_iterable(rows))
     warn_of_empty_texts(task, everything, "data sets")
     warn_of_cut_texts(task, everything, list(chain.from_iterable(examples)), tokenizer, "data sets")
     return clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed)
@@ -122,7 +122,7 @@ def clients_on(
     seed: int = 0,
     start: Adapter | None = None,
 ) -> list[LocalClient]:
-    """Clients 0, 1, ... with these encoded examples and ranks, on a model that is in memory.
+    """Makes clients 0, 1, ... with these encoded examples and ranks, on a model that is in memory.
 
     Args:
         start: what all start from in place of a fresh adapter. Where the ranks differ from its own, each client gets the
@@ -157,25 +157,26 @@ def client_on(
 def common_adapter(adapted: PeftAdaptedModel, peers: Sequence[Peer], *, seed: int, start: Adapter | None = None) -> Adapter:
     """Returns what all peers begin from, at the largest of their ranks; arguments and errors are those of `clients_on`."""
     if start is None:
-        return adapted.initial(max(peers, key=lambda p: p.rank), seed)  # patterns are the same for all
+        # Drawn once at the largest rank and then sliced, so that all begin from rows of the same A. Patterns are common to all.
+        return adapted.initial(max(peers, key=lambda p: p.rank), seed)
     adapted.load(start)  # refuses what does not fit before any work is done
     return _for_all(start, peers)
 
 
 def _for_all(start: Adapter, peers: Sequence[Peer]) -> Adapter:
-    """A trained start at the peers' largest ranks, with its leading components the best for smaller ones."""
+    """Brings a trained start to the peers' largest ranks, so that its leading components are the best for smaller ranks."""
     if all(p.rank_of(n) == x.rank for p in peers for n, x in start.layers.items()):
         return start
     return truncate_for(start, largest(start, peers))
 
 
 def pad_token_of(adapted: PeftAdaptedModel) -> int:
-    """The token that fills short sequences; 0 for a model that names none."""
+    """Returns the token that fills short sequences; 0 for a model that names none."""
     return getattr(adapted.module.config, "pad_token_id", None) or 0
 
 
 def peers_for(ranks: Sequence[int], lora_config: LoraConfig, sizes: Sequence[int], layers: Collection[str]) -> list[Peer]:
-    """Peers 0, 1, ... with a LoRA configuration's scales and patterns; a rank pattern goes before a rank, as in PEFT.
+    """Makes peers 0, 1, ... with a LoRA configuration's scales and patterns; a rank pattern beats a rank, as in PEFT.
 
     Args:
         ranks: one for each peer.
@@ -199,7 +200,7 @@ def peers_for(ranks: Sequence[int], lora_config: LoraConfig, sizes: Sequence[int
 
 
 def config_for(task: Task, lora_config: LoraConfig, model: nn.Module) -> LoraConfig:
-    """The configuration with the task's type where it leaves it open, and those of the task's heads that the model has."""
+    """Returns a copy of a LoRA configuration with the task's type, if it has none, and the task's heads that the model has."""
     config = copy.deepcopy(lora_config)
     config.task_type = config.task_type or task.peft_task_type
     heads = {*(config.modules_to_save or ()), *(head for head in task.modules_to_save if modules_ending(model, head))}
@@ -210,7 +211,7 @@ def config_for(task: Task, lora_config: LoraConfig, model: nn.Module) -> LoraCon
 def check_head(model: Any, task: Task) -> None:
     """Raises ValueError for a model of transformers whose class lacks the head that the task trains.
 
-    A class of one's own is taken at its word.
+    A user's own class is not checked: nothing is known of its name.
     """
     found = type(model)
     if not found.__module__.startswith("transformers."):
@@ -232,7 +233,7 @@ def check_outputs(model: Any, task: Task) -> None:
 
 
 def check_dtype(model: nn.Module) -> None:
-    """Raises ValueError for a float16 base: gradients below its smallest number vanish, which is much of those of B."""
+    """Raises ValueError for a float16 base, in which gradients below its smallest number vanish: many of those of B do."""
     if any(p.dtype == torch.float16 for p in model.parameters()):
         raise ValueError(
             "the base model is in float16, in which small gradients become exactly zero (there is no loss scaling): train on "

@@ -1,11 +1,11 @@
-"""Devices by name: which names there are, and which devices are here."""
+"""Finds devices by name."""
 
 from __future__ import annotations
 
 import torch
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
-"""The kinds of device that hold a model; torch knows more, which hold none or are not tried."""
+"""The kinds of device that may hold a model; torch knows others, which hold none or have not been tried."""
 
 ON_THE_COMMAND_LINE = "(on the command line: --set device=auto)"
 

@@ -1,4 +1,4 @@
-"""An adapter merged into a plain Hugging Face model, which then needs neither PEFT nor fedelta."""
+"""Merges an adapter into a plain Hugging Face model, which then needs neither PEFT nor fedelta."""
 
 from __future__ import annotations
 

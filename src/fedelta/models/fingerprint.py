@@ -1,4 +1,4 @@
-"""A short name for a frozen base: equal for equal architecture, weights, tokenizer and target modules, wherever loaded from."""
+"""Names a frozen base by a digest, equal for equal architecture, weights, tokenizer and targets, wherever it came from."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ VOLATILE = frozenset(
 """Entries of a config that say where a model came from, how it is run, or what its (trained) head predicts."""
 
 WHOLE = 1 << 29
-"""Weights up to which all are hashed; in a larger model, blocks spread evenly over each tensor."""
+"""The number of weights up to which all are hashed; of a larger model only blocks, spread evenly over each tensor."""
 
 BLOCKS, BLOCK = 64, 2048
 """Blocks taken from each tensor of a large model, and weights in a block."""
 
 
 def fingerprint(model: nn.Module, tokenizer: Any, targets: Collection[str], heads: Collection[str] = ()) -> str:
-    """16 hexadecimal digits that name a base.
+    """Returns 16 hexadecimal digits that name a base.
 
-    Floating-point weights count as bfloat16, so that a base is the same in the precisions that it may be loaded in; one that
-    is quantised to integers is another base.
+    Floating-point weights are rounded to bfloat16, so that a base has one name in every precision that it may be loaded in. A
+    base that is quantised to integers is another one.
 
     Args:
         model: a transformers model, plain or with its adapter injected: both give the same digits.
@@ -64,7 +64,7 @@ def fingerprint(model: nn.Module, tokenizer: Any, targets: Collection[str], head
 
 
 def base_tensors(model: nn.Module, heads: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """The frozen tensors under the names that they have without PEFT's wrappers."""
+    """Yields the frozen tensors under the names that they have without PEFT's wrappers."""
     for name, x in [*model.named_parameters(), *model.named_buffers()]:
         plain = name.replace(".base_layer.", ".").replace(".original_module.", ".")
         if ".lora_" not in name and ".modules_to_save." not in name and plain not in heads:
@@ -82,11 +82,11 @@ def _vocabulary(tokenizer: Any) -> list[Any]:
     return [] if tokenizer is None else sorted(tokenizer.get_vocab().items())
 
 
-def _content(x: Tensor, sampled: bool) -> Any:
-    """The tensor's bytes in a common precision, or evenly spread blocks of them."""
+def _content(x: Tensor, sampled: bool) -> memoryview:
+    """Returns a tensor's bytes in a common precision, or evenly spread blocks of them."""
     flat = x.reshape(-1)
     if sampled and flat.numel() > BLOCKS * BLOCK:
         starts = torch.linspace(0, flat.numel() - BLOCK, BLOCKS, dtype=torch.float64).long()
         flat = torch.cat([flat[k : k + BLOCK] for k in starts.tolist()])
     common = flat.to(torch.bfloat16) if flat.is_floating_point() else flat
-    return common.contiguous().cpu().view(torch.uint8).numpy()
+    return common.contiguous().cpu().view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""Pretrained models by name: the right class for the task, on the right device, reproducible to the last parameter."""
+"""Loads pretrained models by name: of the right class for the task, on the right device, equal to the last parameter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REMEDIES = {
     "opened: convert them or, where you trust them, allow them by model.use_safetensors=false (in "
     "Python: use_safetensors=False).",
 }
-"""By a word of the library's error: the remedy as a person at the command line, too, can apply it."""
+"""By a word of the library's error, the remedy, as it can be applied on the command line, too."""
 
 OTHER_INPUTS = {
     "pixel_values": "images",
@@ -61,11 +61,11 @@ def load_model(
     seed: int = 0,
     files: BaseFiles | None = None,
 ) -> tuple[Any, Any]:
-    """A pretrained model for a task, and its tokenizer.
+    """Loads a pretrained model for a task, and its tokenizer.
 
     Parameters that the checkpoint lacks, such as a new head, are drawn from the seed: transformers draws them from the
-    global generator, which would give every process another model. So is a head that the checkpoint has for another number
-    of labels than the task's, with a warning.
+    global generator, which would give every process another model. A head for another number of labels than the task's is
+    drawn anew in the same way, with a warning.
 
     Args:
         name: an alias, a local folder or a Hub id.
@@ -87,7 +87,7 @@ def load_model(
     """
     place = pick_device(device)
     settings: dict[str, Any] = {"dtype": _dtype(dtype, place), "output_loading_info": True, **task.model_kwargs()}
-    settings["ignore_mismatched_sizes"] = True  # they are looked at below
+    settings["ignore_mismatched_sizes"] = True  # `_other_outputs` judges them below, and names both shapes
     if quantization is not None:
         settings |= {"quantization_config": _quantized(quantization), "device_map": {"": place}}
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -111,7 +111,7 @@ def load_model(
 
 
 def _other_outputs(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], task: Task, name: str) -> list[str]:
-    """The parameters of a head that the checkpoint has for another number of labels than the task's; warns of them.
+    """Returns the parameters of a head that the checkpoint has for another number of labels; warns of them.
 
     Args:
         mismatched: names, shapes in the checkpoint and shapes in the model.
@@ -174,7 +174,7 @@ def check_fits(config: Any, main_input: str, task: Task, name: str) -> None:
 
 
 def _main_input(config: Any) -> str:
-    """The name of what a model of this config reads; "input_ids" where transformers does not know, or cannot load, the kind."""
+    """Returns the name of what a model of this config reads; "input_ids" if transformers does not know the kind."""
     try:
         known: Any = MODEL_MAPPING[type(config)]
     except (KeyError, ImportError, ValueError):
@@ -183,14 +183,14 @@ def _main_input(config: Any) -> str:
 
 
 def main_input_of(model: Any) -> str:
-    """The name of what a model, or its class, reads; the first one where it reads several things."""
+    """Returns the name of what a model, or its class, reads; the first of several."""
     named = getattr(model, "main_input_name", "input_ids")
     return named if isinstance(named, str) else named[0]
 
 
 @contextmanager
 def _explained(name: str) -> Generator[None]:
-    """Says of a failure to find or load a model what can be given as one."""
+    """Adds to the error of a model that cannot be found or loaded what can be given instead."""
     try:
         yield
     except (OSError, ValueError, RecursionError) as error:

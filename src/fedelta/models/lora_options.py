@@ -1,4 +1,4 @@
-"""Tells which options of a LoRA configuration mean  W + scale * B @ A  on a base that stays as it was, and which do not."""
+"""Refuses the options of a LoRA configuration that mean anything but  W + scale * B @ A  on an unchanged base."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_options(config: Mapping[str, Any], where: str) -> None:
 
 
 def check_training_options(config: Mapping[str, Any]) -> None:
-    """As `check_options`, and refuses what a new adapter would silently not follow."""
+    """Checks as `check_options` does, and refuses initialisations, which a new adapter would silently not follow."""
     check_options(config, "the LoRA configuration")
     init = config.get("init_lora_weights", True)
     if init is not True:

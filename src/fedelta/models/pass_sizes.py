@@ -1,4 +1,4 @@
-"""The tokens that a batch costs a model, and how many of them a pass has room for."""
+"""Counts the tokens that a batch costs a model, and those that a pass has room for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IMAGE_TOKENS = 197
 """The tokens that an image counts as: the patches of a ViT at 224 pixels."""
 
 LIVE = 40
-"""Activations of hidden size that a layer keeps of a token for the way back, about."""
+"""About how many activations of hidden size a layer keeps of a token for the backward pass."""
 
 
 def pass_tokens(config: Any, device: torch.device, dtype: torch.dtype) -> int:

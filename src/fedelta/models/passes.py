@@ -116,7 +116,7 @@ def installed(model: Trained, settings: PassSettings) -> Iterator[FastPass]:
 
 
 def _modules() -> list[_Module]:
-    """The modules of the folder, in their order."""
+    """Returns the modules of the folder, in their order."""
     try:
         import_module(FOLDER)
     except ModuleNotFoundError as error:

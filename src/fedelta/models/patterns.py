@@ -1,7 +1,8 @@
-"""Patterns of layer names, which anybody may have written: resolved once into exact names, in time linear in a name's length.
+"""Resolves patterns of layer names once into exact names, in time linear in a name's length, whoever wrote the pattern.
 
-Python's own matcher can take years for a pattern of six characters, `(a+)+`; RE2 has no such patterns, and in return takes no
-back-references and no look-around. What both accept means here what it means to PEFT, with \\w, \\d and \\s of ASCII alone.
+Python's own matcher can take years for a pattern of six characters, `(a+)+`. RE2 never does, and in return takes no
+back-references and no look-around. A pattern that both accept means here what it means to PEFT, except that \\w, \\d and \\s
+match ASCII alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ AMBIGUOUS = {
     "[:": "a set that holds '[:'",
     "{,": "a repetition without a lower bound; write {0,n}",
 }
-"""What RE2 and Python's matcher both accept and read in two ways."""
+"""By a text in a pattern, what it is: RE2 and Python's matcher both accept it, and read it in two ways."""
 
 PLAIN = re.compile(r"[\w.-]*", re.ASCII)
 """Patterns without repetition or choice, which no matcher is slow at."""
@@ -43,7 +44,7 @@ def check_pattern(pattern: str, where: str = "") -> None:
 
 
 def matching(pattern: str, names: Collection[str], where: str) -> list[str]:
-    """The names that a pattern matches as a whole, as PEFT reads a `target_modules` that is one text.
+    """Returns the names that a pattern matches as a whole, as PEFT reads a `target_modules` that is one text.
 
     Raises:
         ValueError: as `check_pattern`.
@@ -53,16 +54,17 @@ def matching(pattern: str, names: Collection[str], where: str) -> list[str]:
 
 
 def by_layer(patterns: Mapping[str, V], names: Collection[str], where: str) -> dict[str, V]:
-    """The values by exact name of a `rank_pattern` or an `alpha_pattern`; names without one are left out.
+    """Returns the values of a `rank_pattern` or an `alpha_pattern` by exact name, without names that have no value.
 
-    As in PEFT the first key counts that matches a name, or all of it after a dot, and a name that no key matches is looked
-    up as it is.
+    As in PEFT, the first key counts that matches a name or all of it after a dot. A name that no key matches is looked up
+    as it is.
 
     Raises:
         ValueError: as `check_pattern`, or for more than `MOST` patterns that are not names.
     """
     _check_number(patterns, where)
-    whole: dict[str, int] = {}  # keys that stand for one name, as adapters are saved: found without trying each
+    # Keys that stand for one whole name, as our own adapters have them, are looked up and not tried: there may be thousands.
+    whole: dict[str, int] = {}
     tried = [(k, _suffix_matcher(key, where)) for k, key in enumerate(patterns) if _whole_name(key) is None]
     for k, key in enumerate(patterns):
         if (name := _whole_name(key)) is not None:
@@ -95,7 +97,7 @@ def demand_used(keys: Iterable[str], names: Collection[str], where: str) -> None
 
 
 def harmless(patterns: Mapping[str, V], names: Collection[str], where: str) -> dict[str, V]:
-    """The same mapping for PEFT to evaluate: each key that is more than a name becomes a list of the exact names it matches."""
+    """Returns the same mapping in a form that PEFT matches fast: a key that is more than a name lists the exact names."""
     _check_number(patterns, where)
     found: dict[str, V] = {}
     for key, value in patterns.items():
@@ -109,7 +111,7 @@ def harmless(patterns: Mapping[str, V], names: Collection[str], where: str) -> d
 
 
 def exactly(names: Collection[str]) -> str:
-    """A regular expression that matches these whole names and nothing else, fast in any matcher."""
+    """Returns a regular expression that matches these whole names and nothing else, fast in any matcher."""
     return f"^(?:{'|'.join(map(re.escape, names))})$"
 
 
@@ -133,7 +135,7 @@ def _suffix_matcher(key: str, where: str) -> Matcher:
 
 
 def _ends_in(key: str, name: str) -> bool:
-    """Says if a name, or all of it after a dot, is the key; a dot of the key stands for any character but a new line."""
+    """Returns whether a name, or all of it after a dot, is the key, in which a dot matches all but a new line."""
     at = len(name) - len(key)
     if at < 0 or (at > 0 and name[at - 1] != ".") or "\n" in name:
         return False
@@ -141,7 +143,7 @@ def _ends_in(key: str, name: str) -> bool:
 
 
 def _whole_name(key: str) -> str | None:
-    """The name that a key written as `^` and the escaped name stands for; None for any other key."""
+    """Returns the name that a key stands for that is `^` and the escaped name; None for any other key."""
     if not key.startswith("^"):
         return None
     name = re.sub(r"\\(.)", r"\1", key.removeprefix("^"))
@@ -178,5 +180,5 @@ def _reason(error: Exception) -> str:
 
 
 def shortened(pattern: str) -> str:
-    """The pattern as an error message shows it."""
+    """Returns a pattern as an error message shows it."""
     return repr(pattern if len(pattern) <= 80 else f"{pattern[:77]}...")

@@ -1,4 +1,4 @@
-"""A Hugging Face model with a LoRA adapter that can be exchanged: one frozen base in memory, whatever the number of clients.
+"""Adapts a Hugging Face model by a LoRA adapter that can be exchanged: one frozen base serves any number of clients.
 
 PEFT builds the layers and runs them; an adapter of any rank and scale is put into them by giving them other tensors.
 Nothing of the base is copied, but for the weights that a method adds to (see `base_store`).
@@ -51,7 +51,7 @@ from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta
 
 CLASSIFIER_HEADS = (*SEQ_CLS_HEAD_NAMES, "classification_head")
-"""The names of heads for classification: PEFT's, and that of T5 and BART, which PEFT would leave as it was drawn."""
+"""The names of heads for classification: PEFT's, and that of T5 and BART, which PEFT would not train."""
 
 
 class PeftAdaptedModel:
@@ -106,7 +106,7 @@ class PeftAdaptedModel:
             peft = _inject(model, lora_config)
             self.patches.append(Undo(peft.unload))
             self.module: nn.Module = peft.get_base_model()
-            self._anchor = next(self.module.parameters())  # to look it up costs more than a small layer
+            self._anchor = next(self.module.parameters())  # tells the device; a look-up costs more than a small layer
             self._layers: dict[str, Any] = {n: m for n, m in self.module.named_modules() if isinstance(m, LoraLayer)}
             self._heads = dict(heads_of(self.module))
             check_layers(self._layers)
@@ -214,7 +214,7 @@ class PeftAdaptedModel:
         return pass_sizes.pass_tokens(self.module.config, self.device, self.dtype)
 
     def joint_refusal(self) -> str | None:
-        """Says why several clients cannot train in one pass of this model; returns None if they can."""
+        """Returns the reason why several clients cannot train in one pass of this model; None if they can."""
         return sharing.refusal(self)
 
     def joint(
@@ -258,12 +258,13 @@ class PeftAdaptedModel:
         draw, factor, shift = (
             (torch.randn, 1.0, 0.0) if name in self.layout.embeddings else (torch.rand, 2 * i**-0.5, -(i**-0.5))
         )
-        # In float32 whatever the base, since another dtype would take other numbers out of the same stream.
+        # In float32 whatever the base: another dtype would take other numbers out of the same stream. Row by row, so that a
+        # smaller rank is the leading rows of a larger one.
         rows = [draw(i, generator=generator, dtype=torch.float32) * factor + shift for _ in range(rank)]
         return LoRA(torch.zeros(o, rank, dtype=self.dtype), torch.stack(rows).to(self.dtype), peer.scale_of(name, rank))
 
     def _parameter(self, value: Tensor) -> nn.Parameter:
-        # contiguous, since the bits of a product depend on the memory layout of its factors
+        # A copy, since training writes into it. Contiguous, since the bits of a product depend on its factors' memory layout.
         moved = value.detach().to(self.device, self.dtype)
         return nn.Parameter(moved.clone(memory_format=torch.contiguous_format))
 
@@ -306,7 +307,7 @@ def _do_not_fit(wanted: Collection[str] | str | None, why: str, model: nn.Module
 
 
 def _without_patterns(asked: LoraConfig, model: nn.Module) -> LoraConfig:
-    """A copy of the configuration that PEFT evaluates in no time: its patterns are resolved into the model's exact names.
+    """Returns a copy of the configuration whose patterns are resolved into the model's exact names, which PEFT matches fast.
 
     Raises:
         ValueError: for a pattern that is not accepted.
@@ -330,20 +331,23 @@ def _without_patterns(asked: LoraConfig, model: nn.Module) -> LoraConfig:
 
 
 def _heads_by_name(model: nn.Module, config: LoraConfig) -> list[str] | None:
-    """`modules_to_save`, and a classifier's heads, by the names that the model has.
+    """Returns `modules_to_save`, and a classifier's heads, by the names that the model has.
 
-    PEFT trains a module in full if its name *ends* so ("classifier" means DistilBERT's "pre_classifier" too), but keeps its
-    LoRA layers off exact names only, so that "all-linear" would put one into the other.
+    PEFT trains a module in full if its name *ends* in the given one: "classifier" means DistilBERT's "pre_classifier", too. But
+    it keeps LoRA layers only off modules of exactly that name, so that "all-linear" would put one inside a trained module.
     """
     asked, usual = config.modules_to_save or [], CLASSIFIER_HEADS if config.task_type == "SEQ_CLS" else ()
     if missing := [m for m in asked if m not in usual and not modules_ending(model, m)]:
         parts = ", ".join(name for name, _ in model.named_children())
         raise ValueError(f"modules_to_save names {missing}, which the model does not have; it has {parts}")
-    return sorted({n for head in (*asked, *usual) for n in modules_ending(model, head)}) or None
+    found: set[str] = set()
+    for head in (*asked, *usual):
+        found |= set(modules_ending(model, head))
+    return sorted(found) or None
 
 
 def modules_ending(model: nn.Module, name: str) -> list[str]:
-    """The modules that PEFT means by a name in `modules_to_save`."""
+    """Returns the modules that PEFT means by a name in `modules_to_save`."""
     return [n for n, _ in model.named_modules() if n.endswith(name)]
 
 
@@ -355,7 +359,7 @@ def _written(config: PeftConfig, asked: LoraConfig, saved: list[str]) -> dict[st
 
 
 def targetable(model: nn.Module) -> list[str]:
-    """The last parts of the names of the modules that can carry an adapter."""
+    """Returns the last parts of the names of the modules that can carry an adapter."""
     kinds = nn.Linear | Conv1D | nn.Embedding
     return sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, kinds)})
 

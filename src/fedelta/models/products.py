@@ -1,4 +1,4 @@
-"""Products with frozen weights: which layers are nothing else, and how a product is formed unless a fast pass knows better."""
+"""Products with frozen weights: which layers are nothing else, and how a product is formed without a fast pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def as_rows(layer: nn.Module) -> Tensor:
 
 
 def is_frozen(layer: nn.Module) -> bool:
-    """Says if it is a plain Linear or Conv1D layer that nothing trains and no other library has taken over."""
+    """Returns whether a layer is a plain Linear or Conv1D that nothing trains and no other library has taken over."""
     forward = vars(layer).get("forward")
     untouched = forward is None or isinstance(forward, ProductForward)
     return type(layer) in (nn.Linear, Conv1D) and untouched and not any(p.requires_grad for p in layer.parameters())

@@ -1,4 +1,4 @@
-"""The places in which PEFT keeps an adapter: its layers, and the modules that train in full."""
+"""Reads and fills the places in which PEFT keeps an adapter: its layers, and the modules that train in full."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def heads_of(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
 
 def trained_heads(module: nn.Module) -> list[nn.Module]:
     """Returns the modules_to_save that hold tensors."""
-    trained = (wrapper.modules_to_save[SLOT] for wrapper in saved_modules(module).values())
-    return [m for m in trained if any(True for _ in m.parameters())]
+    trained = [wrapper.modules_to_save[SLOT] for wrapper in saved_modules(module).values()]
+    return [m for m in trained if list(m.parameters())]
 
 
 def seeded_dropout(layer: Any) -> SeededDropout | None:

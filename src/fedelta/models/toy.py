@@ -86,7 +86,7 @@ class ToyModel:
 
 
 def toy_template(rank: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Adapter:
-    """The common initial adapter at `rank` and scale 1: A random, B and the bias zero."""
+    """Draws the common initial adapter at `rank` and scale 1: A is random, B and the bias are zero."""
     layers = {}
     for name, (o, i) in SIZES.items():
         generator = seeding.generator(seed, 0, seeding.SERVER, "template", name)
@@ -107,7 +107,7 @@ def toy_federation(
     training: Training | None = None,
     **peer_fields: Any,
 ) -> list[LocalClient]:
-    """Clients that fit a common target, each with a deviation of its own, on one shared toy model.
+    """Makes clients that fit a common target, each with a deviation of its own, on one shared toy model.
 
     Args:
         ranks: one for each client.
@@ -168,14 +168,14 @@ def _maker(
 
 
 def toy_loss(module: nn.Module, batch: Batch) -> Tensor:
-    """Mean squared error."""
+    """Returns the mean squared error of a batch."""
     return (module(batch["x"]) - batch["y"]).square().mean()
 
 
 def random_adapter(
     ranks: int | Mapping[str, int], *, seed: int, scale: float = 1.0, dtype: torch.dtype = torch.float64
 ) -> Adapter:
-    """A trained-looking toy adapter: both factors and the bias random."""
+    """Draws a toy adapter that looks trained: both factors and the bias are random."""
     generator = seeding.generator(seed, 0, seeding.SERVER, "toy adapter")
     layers = {}
     for name, (o, i) in SIZES.items():
@@ -186,7 +186,7 @@ def random_adapter(
 
 
 def with_peer(client: LocalClient, **changes: Any) -> LocalClient:
-    """The same client under a changed peer, such as another id."""
+    """Returns the same client under a changed peer, such as one with another id."""
     peer = replace(client.peer, **changes)
     return LocalClient(
         peer, client.template, client.model, client.examples, client.collate, client.loss, client.training, client.seed

@@ -1,4 +1,4 @@
-"""A small batch on which a model is tried when it is prepared: does a change of its passes leave its answers as they are?"""
+"""Tries a prepared model on a small batch, to find out if a change of its passes leaves its answers as they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedelta.models.patches import Patch
 
@@ -29,7 +29,7 @@ def trial(module: Any) -> dict[str, Tensor]:
     return {"input_ids": ids.where(mask, padding).to(table.device), "attention_mask": mask.long().to(table.device)}
 
 
-def answers(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def answers(module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Returns the logits of a batch in evaluation mode, in float64; by token, those of real tokens."""
     was_training = module.training
     module.eval()
@@ -42,7 +42,7 @@ def answers(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
     return (logits[batch["attention_mask"].bool()] if by_token else logits).double()
 
 
-def agrees(module: Any, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
+def agrees(module: nn.Module, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
     """Says if the logits of a batch are the expected ones but for rounding."""
     try:
         found = answers(module, batch)
@@ -52,13 +52,13 @@ def agrees(module: Any, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
     return near(found, expected, module)
 
 
-def near(found: Tensor, expected: Tensor, module: Any) -> bool:
-    """Says if answers are alike but for the rounding of a model."""
+def near(found: Tensor, expected: Tensor, module: nn.Module) -> bool:
+    """Returns whether answers are alike but for the rounding of a model."""
     tolerance = max(TOLERANCE, 10 * torch.finfo(next(module.parameters()).dtype).eps)
     return found.shape == expected.shape and bool((found - expected).norm() <= tolerance * expected.norm())
 
 
-def kept_if_harmless(module: Any, make: Callable[[], P]) -> P | None:
+def kept_if_harmless(module: nn.Module, make: Callable[[], P]) -> P | None:
     """Makes a patch and keeps it if the model answers the trial as before; else takes it back, and returns None."""
     try:
         batch = trial(module)

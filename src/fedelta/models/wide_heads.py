@@ -1,4 +1,4 @@
-"""Modules that train in float32 inside a model of half precision: steps are small, and half precision would lose them."""
+"""Lets modules train in float32 inside a model of half precision, which would lose their small steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Widened:
-    """A head brought to the dtype in which it trains, until `remove`: then each tensor has its own dtype, and keeps its values.
+    """Brings a head to the dtype in which it trains, until `remove`: then each tensor gets its own dtype back, with its values.
 
     Args:
         head: changed in place; other parameters may take the place of its own meanwhile, under the same names.

@@ -1,4 +1,4 @@
-"""The list and the pages of the methods, written from the classes: what each says of itself, and what it keeps and sends."""
+"""Writes the list and the pages of the methods, from what their classes say and from what they keep and send."""
 
 from __future__ import annotations
 
@@ -49,10 +49,17 @@ CLAIMS = {
 
 def entries() -> list[dict[str, Any]]:
     """Returns what `fedelta methods` says of each method; it stands in `methods/catalogue.json`, to be read without torch."""
-    return [
-        {"name": name, "paper": cls.paper, "hetero_rank": cls.hetero_rank, "travels": cls.travels, "aliases": list(cls.aliases)}
-        for name, cls in ((name, method_class(name)) for name in list_methods())
-    ]
+    return [_entry(name, method_class(name)) for name in list_methods()]
+
+
+def _entry(name: str, cls: type[Method]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "paper": cls.paper,
+        "hetero_rank": cls.hetero_rank,
+        "travels": cls.travels,
+        "aliases": list(cls.aliases),
+    }
 
 
 def pages() -> dict[str, str]:
@@ -80,7 +87,7 @@ def _page(name: str, cls: type[Method]) -> str:
 
 
 def _paragraph_of(text: str) -> str:
-    """A paragraph of a docstring in one line; the algorithm's box and tables as they stand."""
+    """Puts a paragraph of a docstring into one line; leaves the algorithm's box and tables as they are."""
     if text.startswith("|"):
         return text
     head, _, rest = text.partition("\n")
@@ -88,7 +95,7 @@ def _paragraph_of(text: str) -> str:
 
 
 def _hyper_parameters(cls: type[Method]) -> Iterator[list[str]]:
-    """A row for each argument that the docstring explains, with the default of its field."""
+    """Yields a row for each argument that the docstring explains, with the default of its field."""
     defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(cls)}
     explained = dedent(_paragraph(cls, "Args:").partition("\n")[2])
     for entry in re.split(r"\n(?=\S)", explained):
@@ -135,4 +142,8 @@ def _paragraph(cls: type[Method], start: str) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(x.replace('|', chr(92) + '|') for x in line)} |" for line in lines) + "\n"
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

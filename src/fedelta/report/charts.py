@@ -1,4 +1,4 @@
-"""Pictures: the curves of a run, several runs side by side, the spectra of adapters. Drawn with matplotlib, an extra."""
+"""Draws the curves of a run, several runs side by side, and the spectra of adapters; with matplotlib, an extra."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedelta.report.words import Record, main_metric, total_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +21,7 @@ PLOTS_EXTRA = "pip install 'fedelta[plots]'"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 COLOUR_OF = {"test": COLOURS[0], "validation": COLOURS[1], "training": COLOURS[2], "down": COLOURS[0], "up": COLOURS[1]}
 
-# The diagnostics of the panel of ranks: the mean of the clients' deltas is not yet what a server that truncates sends.
+# Both kinds of delta, since a server that truncates does not send the mean of the clients' deltas.
 RANKS = {
     "effective_rank": ("effective rank, mean of the deltas", COLOURS[0], "-"),
     "server_effective_rank": ("effective rank, server's delta", COLOURS[0], "--"),
@@ -28,9 +31,9 @@ RANKS = {
 
 
 def curves(records: Sequence[Record], path: str | Path, *, title: str = "", majority: float | None = None) -> Path | None:
-    """Draws a run: score with the clients' spread, loss, bytes, and where they were measured the ranks of deltas.
+    """Draws a run: score with the clients' spread, loss, bytes, and the ranks of deltas if they were measured.
 
-    Without matplotlib a warning says what to install, and None is returned.
+    Returns None without matplotlib, with a warning that says what to install.
 
     Args:
         records: of the rounds so far, at least one.
@@ -41,7 +44,7 @@ def curves(records: Sequence[Record], path: str | Path, *, title: str = "", majo
     panels: list[Callable[..., None]] = [partial(_draw_score, constant=majority), _draw_loss, _draw_bytes]
     panels += [_draw_rank] if _has_rank(records) else []
 
-    def draw(axes: Sequence[Any]) -> None:
+    def draw(axes: Sequence[Axes]) -> None:
         for panel, axis in zip(panels, axes, strict=True):
             panel(axis, records)
 
@@ -51,7 +54,7 @@ def curves(records: Sequence[Record], path: str | Path, *, title: str = "", majo
 def comparison(runs: Mapping[str, Sequence[Record]], path: str | Path, *, title: str = "") -> Path | None:
     """Draws the test score of several runs, by name, against rounds and against bytes sent."""
 
-    def draw(axes: Sequence[Any]) -> None:
+    def draw(axes: Sequence[Axes]) -> None:
         for colour, (name, records) in zip(COLOURS * len(runs), runs.items(), strict=False):
             metric = main_metric(records)
             ts, values = _points(records, "test", metric)
@@ -67,7 +70,7 @@ def comparison(runs: Mapping[str, Sequence[Record]], path: str | Path, *, title:
 def spectra(adapters: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> Path | None:
     """Draws the singular values and the effective rank of every layer, by adapter; from `adapters.inspection.describe`."""
 
-    def draw(axes: Sequence[Any]) -> None:
+    def draw(axes: Sequence[Axes]) -> None:
         for colour, (name, layers) in zip(COLOURS * len(adapters), adapters.items(), strict=False):
             for layer in layers:
                 axes[0].plot(range(1, len(layer["spectrum"]) + 1), layer["spectrum"], color=colour, alpha=0.35, linewidth=1)
@@ -80,7 +83,7 @@ def spectra(adapters: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Pat
     return _picture(path, "", 2, draw)
 
 
-def _picture(path: str | Path, title: str, panels: int, draw: Callable[[Sequence[Any]], None]) -> Path | None:
+def _picture(path: str | Path, title: str, panels: int, draw: Callable[[Sequence[Axes]], None]) -> Path | None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -98,17 +101,17 @@ def _picture(path: str | Path, title: str, panels: int, draw: Callable[[Sequence
     return Path(path)
 
 
-def _points(records: Sequence[Record], part: str, metric: str | None) -> tuple[list[int], list[Any]]:
+def _points(records: Sequence[Record], part: str, metric: str | None) -> tuple[list[int], list[float]]:
     found = [(r["t"], r[part][metric]) for r in records if (r.get(part) or {}).get(metric) is not None]
     return [t for t, _ in found], [value for _, value in found]
 
 
-def _line(axis: Any, ts: Sequence[int], values: Sequence[float], name: str) -> None:
+def _line(axis: Axes, ts: Sequence[int], values: Sequence[float], name: str) -> None:
     if ts:
         axis.plot(ts, values, color=COLOUR_OF[name], label=name, marker="o" if len(ts) < 30 else None, markersize=3)
 
 
-def _draw_score(axis: Any, records: Sequence[Record], constant: float | None = None) -> None:
+def _draw_score(axis: Axes, records: Sequence[Record], constant: float | None = None) -> None:
     metric = main_metric(records)
     if constant is not None and metric == "accuracy":
         axis.axhline(constant, color="grey", linestyle=":", label="majority class")
@@ -117,13 +120,14 @@ def _draw_score(axis: Any, records: Sequence[Record], constant: float | None = N
     spreads = [(r["t"], r["clients"][metric]) for r in records if metric in (r.get("clients") or {})]
     if spreads:
         ts = [t for t, _ in spreads]
-        low, high = ([s["mean"] + sign * s["spread"] for _, s in spreads] for sign in (-1, 1))
+        low = [s["mean"] - s["spread"] for _, s in spreads]
+        high = [s["mean"] + s["spread"] for _, s in spreads]
         axis.fill_between(ts, low, high, color="grey", alpha=0.2, linewidth=0, label="clients: mean ± spread")
         axis.plot(ts, [s["worst"] for _, s in spreads], color="grey", linestyle="--", linewidth=1, label="worst client")
     _name(axis, "round", metric or "nothing was evaluated")
 
 
-def _draw_loss(axis: Any, records: Sequence[Record]) -> None:
+def _draw_loss(axis: Axes, records: Sequence[Record]) -> None:
     trained = [(r["t"], r["train_loss"]) for r in records if r["train_loss"] is not None]
     _line(axis, [t for t, _ in trained], [loss for _, loss in trained], "training")
     for part in ("test", "validation"):
@@ -131,15 +135,16 @@ def _draw_loss(axis: Any, records: Sequence[Record]) -> None:
     _name(axis, "round", "loss, nats")
 
 
-def _draw_bytes(axis: Any, records: Sequence[Record]) -> None:
-    for way, style in (("down", "-"), ("up", "--")):  # often equal: the dashes let the other line through
+def _draw_bytes(axis: Axes, records: Sequence[Record]) -> None:
+    # Both are often equal: through the dashes of one the other line is seen.
+    for way, style in (("down", "-"), ("up", "--")):
         sent = list(accumulate(r["bytes"][way] / 2**20 for r in records))
         axis.plot([r["t"] for r in records], sent, color=COLOUR_OF[way], linestyle=style, label=way)
     _name(axis, "round", "sent so far, MiB")
     axis.set_ylim(bottom=0)
 
 
-def _draw_rank(axis: Any, records: Sequence[Record]) -> None:
+def _draw_rank(axis: Axes, records: Sequence[Record]) -> None:
     for name, (label, colour, style) in RANKS.items():
         ts, ranks = _points(records, "diagnostics", name)
         if ts:
@@ -149,12 +154,12 @@ def _draw_rank(axis: Any, records: Sequence[Record]) -> None:
 
 
 def _has_rank(records: Sequence[Record]) -> bool:
-    return any((r.get("diagnostics") or {}).get(name) is not None for r in records for name in RANKS)
+    return any(_points(records, "diagnostics", name)[0] for name in RANKS)
 
 
-def _name(axis: Any, x: str, y: str) -> None:
+def _name(axis: Axes, x: str, y: str) -> None:
     axis.set_xlabel(x)
     axis.set_ylabel(y)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     if axis.get_legend_handles_labels()[1]:
         axis.legend(frameon=False, fontsize=8)

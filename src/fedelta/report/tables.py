@@ -1,4 +1,4 @@
-"""Tables for the terminal, from records and from plain rows; what they hold is computed elsewhere."""
+"""Makes tables for the terminal from records and plain rows; computes nothing that they hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedelta.report.words import Record, duration, main_metric, number, size, to
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
-    """A table whose first `left` columns are text and whose others are figures."""
+    """Returns a table whose first `left` columns are text and whose others are figures."""
     table = Table(title=title, title_justify="left", caption_justify="left", header_style="bold", box=None, pad_edge=False)
     for k, column in enumerate(columns):
         table.add_column(column, justify="left" if k < left else "right", overflow="fold")
@@ -24,7 +24,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], le
 
 
 def split_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Who gets what: one line for each client, from `fedelta.split.view.partition_table`, with the client's "rank"."""
+    """Lists each client's share, from the rows of `fedelta.split.view.partition_table` with the client's "rank"."""
     lines = [
         [str(row["client"]), str(row["rank"]), str(row["examples"]), number(row["distance"], 2), _commonest(row)]
         for row in rows
@@ -54,7 +54,7 @@ def laws_table(report: Mapping[str, Any]) -> Table:
 
 
 def reports_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Returns the verdicts of many methods or tasks in numbers; what is broken in words."""
+    """Counts the verdicts on many methods or tasks, and says in words what is broken."""
     rows: list[tuple[str, ...]] = []
     for name, report in reports.items():
         found = [v["outcome"] for v in report["verdicts"]]
@@ -96,20 +96,21 @@ def _scores(last: Record, metric: str) -> list[tuple[str, str]]:
 
 
 def scores_table(name: str, scores: Mapping[str, float]) -> Table:
-    """Metrics of one adapter, and the number of examples."""
+    """Lists the metrics of one adapter, and the number of examples."""
     rows = [(metric, str(value) if metric == "examples" else number(value)) for metric, value in scores.items()]
     return _table(name, ["metric", "value"], rows)
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:
-    """Lists what a run would cost; `fedelta.runs.plan.Plan.as_dict` says what the entries mean."""
+    """Lists what a run would cost; `fedelta.runs.plan.Plan` says what the entries mean."""
     bytes_, memory = plan["bytes"], plan["memory"]
     rows = [
         ("clients (a cohort)", f"{plan['clients']} ({plan['cohort']})"),
         ("rounds", str(plan["rounds"])),
         ("optimiser steps, all clients and rounds", str(plan["steps"])),
         ("trained numbers of the largest client", f"{plan['trained']:,}"),
-        *((f"{which}, {way}", size(bytes_[which][way])) for which in ("first round", "later round") for way in ("down", "up")),
+        *((f"first round, {way}", size(bytes_["first round"][way])) for way in ("down", "up")),
+        *((f"later round, {way}", size(bytes_["later round"][way])) for way in ("down", "up")),
         ("sent in all", size(bytes_["total"])),
         *((f"memory: {name}", size(value)) for name, value in memory.items()),
     ]
@@ -120,32 +121,27 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
 
 
 def spectra_table(name: str, layers: Sequence[Mapping[str, Any]]) -> Table:
-    """One adapter, layer by layer; from `fedelta.adapters.inspection.describe`."""
-    rows = [
-        (
-            str(x["layer"]),
-            str(x["rank"]),
-            f"{x['scale']:g}",
-            f"{x['norm']:.3g}",
-            number(x["effective_rank"], 2),
-            number(x["stable_rank"], 2),
-            " ".join(f"{s:.3g}" for s in x["spectrum"][:4]) + (" …" if len(x["spectrum"]) > 4 else ""),
-        )
-        for x in layers
-    ]
+    """Shows one adapter layer by layer, from the facts of `fedelta.adapters.inspection.describe`."""
+
+    def row(x: Mapping[str, Any]) -> list[str]:
+        ranks = [number(x["effective_rank"], 2), number(x["stable_rank"], 2)]
+        return [str(x["layer"]), str(x["rank"]), f"{x['scale']:g}", f"{x['norm']:.3g}", *ranks, _leading(x["spectrum"])]
+
+    rows = [row(x) for x in layers]
     return _table(name, ["layer", "rank", "scale", "‖dW‖", "effective rank", "stable rank", "largest singular values"], rows)
 
 
+def _leading(spectrum: Sequence[float], count: int = 4) -> str:
+    return " ".join(f"{s:.3g}" for s in spectrum[:count]) + (" …" if len(spectrum) > count else "")
+
+
 def overlap_table(pair: str, layers: Sequence[Mapping[str, Any]]) -> Table:
-    """Two adapters, layer by layer; from `fedelta.adapters.inspection.compare`."""
-    rows = [
-        (
-            str(x["layer"]),
-            number(x["cosine"], 3),
-            *(number(x[f][what], digits) for f in "AB" for what, digits in (("overlap", 3), ("smallest", 1), ("largest", 1))),
-        )
-        for x in layers
-    ]
+    """Compares two adapters layer by layer, from the facts of `fedelta.adapters.inspection.compare`."""
+
+    def angles(x: Mapping[str, Any]) -> list[str]:
+        return [number(x["overlap"], 3), number(x["smallest"], 1), number(x["largest"], 1)]
+
+    rows = [[str(x["layer"]), number(x["cosine"], 3), *angles(x["A"]), *angles(x["B"])] for x in layers]
     columns = ["layer", "cosine", "A overlap", "min°", "max°", "B overlap", "min°", "max°"]
     table = _table(pair, columns, rows)
     table.caption = "overlap: mean squared cosine of the principal angles, 1 for one subspace inside the other"

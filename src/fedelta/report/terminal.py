@@ -1,4 +1,4 @@
-"""Lets commands talk: results on stdout, everything else on stderr; the view of a run; Ctrl-C."""
+"""Prints what commands say, results on stdout and all else on stderr; shows a run as it goes; catches Ctrl-C."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ err = Console(stderr=True, highlight=False)
 
 
 def note(message: str) -> None:
-    """A remark that is no result."""
+    """Prints a remark that is no part of the result."""
     err.print(Text(message, style="dim"), soft_wrap=True)
 
 
 def print_json(value: object) -> None:
-    """One line of JSON on stdout."""
+    """Prints one line of JSON on stdout."""
     out.print(Text(json.dumps(value, allow_nan=False, ensure_ascii=False)), soft_wrap=True)
 
 
 def show_warnings(mode: Mode) -> None:
-    """Sends fedelta's log to stderr: warnings, or where quiet only errors and what is special about a resumed run.
+    """Sends fedelta's log to stderr: warnings, or in the quiet mode errors and the warnings about a resumed run.
 
-    That a resumed run may end with other bytes, or that a part of it was damaged, must not be missed.
+    Nobody must miss that a resumed run may end with other bytes, or that a part of it was damaged.
     """
     handler = RichHandler(console=err, show_time=False, show_path=False, markup=False, rich_tracebacks=False)
     log = logging.getLogger("fedelta")
@@ -63,7 +63,7 @@ def show_lines(name: str, *also: logging.Handler) -> None:
 
 
 def quieten_libraries() -> None:
-    """Keeps the model libraries' own progress bars and remarks to their users out of ours."""
+    """Silences the progress bars and remarks of the model libraries, which are not meant for our users."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -73,9 +73,9 @@ def quieten_libraries() -> None:
 
 
 class CtrlC:
-    """Turns the first Ctrl-C within it into a wish, `asked`; the second one acts at once.
+    """Turns the first Ctrl-C in its block into a wish, `asked`, and lets the second one act at once.
 
-    A run so ends after the round that is running, with all of it on disk.
+    So a run ends after the round that is going on, with all of it on disk.
     """
 
     asked = False
@@ -116,18 +116,18 @@ class RunView:
             TimeRemainingColumn(),
             console=err,
             transient=True,
-            disable=mode != "screen" or not err.is_terminal,  # else a blank line is all that is left of it
+            disable=mode != "screen" or not err.is_terminal,  # in a file or a pipe it would only leave a blank line
         )
 
     @contextmanager
     def shown(self) -> Generator[RunView]:
-        """The bar, from the loading of data and model to the end."""
+        """Shows the progress bar, from the loading of data and model to the end."""
         with self._progress:
             self._bar = self._progress.add_task("preparing", total=self.rounds, completed=len(self.done))
             yield self
 
     def show(self, record: Record) -> None:
-        """One more round."""
+        """Shows one more round."""
         self._sent += total_bytes([record])
         if self.mode == "json":
             print_json(record)

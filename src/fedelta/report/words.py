@@ -1,4 +1,4 @@
-"""Numbers and rounds in words, and what a record holds that is shown first. Nothing here needs more than plain Python.
+"""Puts numbers and rounds into words, and picks what of a record is shown first; needs nothing but plain Python.
 
 A record is one line of a run's `rounds.jsonl`; `fedelta.runs.runner` says what is in it. Bytes are counted on the wire.
 """
@@ -13,7 +13,7 @@ Record: TypeAlias = Mapping[str, Any]
 
 
 def size(count: float) -> str:
-    """A number of bytes for a reader: `512 B`, `3.4 MiB`."""
+    """Writes a number of bytes for a reader: `512 B`, `3.4 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -22,12 +22,12 @@ def size(count: float) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number, or a dash where there is none."""
+    """Writes a number, or a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def main_metric(records: Sequence[Record]) -> str | None:
-    """The metric to show first: accuracy where it is measured, else the first one; None where nothing was evaluated."""
+    """Returns the metric to show first: accuracy if it is measured, else the first one; None if nothing was evaluated."""
     for record in records:
         for part in ("test", "validation"):
             if scores := record.get(part):
@@ -41,7 +41,7 @@ def total_bytes(records: Sequence[Record]) -> int:
 
 
 def round_line(record: Record, sent: int) -> str:
-    """One round in one line; `sent` is the bytes of all rounds so far."""
+    """Writes one round in one line; `sent` is the bytes of all rounds so far."""
     parts = [f"round {record['t']:>3}", f"loss {number(record['train_loss'])}"]
     metric = main_metric([record])
     parts += [f"{part} {metric} {number(record[part][metric])}" for part in ("validation", "test") if record.get(part)]
@@ -52,12 +52,12 @@ def round_line(record: Record, sent: int) -> str:
 
 
 def majority(labels: Sequence[Hashable]) -> float | None:
-    """The share of the commonest label: what a constant answer scores. None where rows have no labels."""
+    """Returns the share of the commonest label, which a constant answer scores; None if rows have no labels."""
     known = [label for label in labels if label is not None]
     return Counter(known).most_common(1)[0][1] / len(known) if known else None
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`."""
+    """Writes a time for a reader: `42 s`, `3 min 20 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,4 +1,4 @@
-"""The model of a run: which commit of it, its place for adapters, and how it is scored."""
+"""Loads the model of a run, at the commit that the run keeps, and makes its evaluator."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from fedelta.tasks.task import Task
 
 
 def pinned_model(model: Model, device: str) -> tuple[Model, BaseFiles | None]:
-    """Returns the section with the commit of a model on the Hub and the digest of its code, where it has none yet.
+    """Returns a model's section and its files; a commit on the Hub and a digest of the code are filled in where they lack.
 
-    Its files come with it; None where they cannot be found, which is said when the model is loaded, with the remedies.
-
-    An alias has no digest: its package and the Hub hold the same weights, but may write the configs differently.
+    The files are None if they cannot be found: then loading the model raises the error, with the remedies.
 
     Raises:
         ValueError: for a device that is not here, or a dtype in which a run cannot train (though a model can answer).
@@ -36,6 +34,7 @@ def pinned_model(model: Model, device: str) -> tuple[Model, BaseFiles | None]:
         files = find_base(model.name, model.revision)
     except (OSError, ValueError):
         return model, None
+    # An alias gets no digest: its package and the Hub hold the same weights, but may write the configs differently.
     digest = model.digest or (None if is_packaged(model.name) else files.digest())
     return model.model_copy(update={"revision": files.revision, "digest": digest}), files
 
@@ -43,7 +42,7 @@ def pinned_model(model: Model, device: str) -> tuple[Model, BaseFiles | None]:
 def load_adapted(
     model: Model, task: Task, adapter: LoraConfig, *, device: str, seed: int, files: BaseFiles | None = None
 ) -> tuple[PeftAdaptedModel, Any]:
-    """The base model of a config with places for adapters, and its tokenizer.
+    """Loads the base model of a config; returns it with places for adapters, and its tokenizer.
 
     Args:
         model: the config's section.
@@ -79,12 +78,12 @@ def load_adapted(
 
 
 def evaluator(task: Task, model: PeftAdaptedModel, batch_size: int) -> Evaluator:
-    """The evaluator of a task on a model."""
+    """Returns the evaluator of a task on a model."""
     return Evaluator(task, model, pad_token_of(model), batch_size)
 
 
 def peft_config(lora: Lora) -> LoraConfig:
-    """The adapter in PEFT's terms; ranks are the clients' own."""
+    """Returns the adapter's configuration in PEFT's terms, without a rank: each client has its own."""
     return LoraConfig(
         lora_alpha=lora.lora_alpha,  # pyright: ignore[reportArgumentType] - PEFT divides it, so a fraction is fine
         use_rslora=lora.rslora,

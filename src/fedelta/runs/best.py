@@ -1,12 +1,12 @@
-"""The best round when a run is taken up with another `evaluation.best_by`: which it is, and where its adapter comes from.
+"""Chooses the best round anew when a run is taken up with another `evaluation.best_by`, and moves its adapter.
 
-The notes of a checkpoint hold the choice, and what is to be done about the folders of adapters/, before one is touched:
+Before a folder of adapters/ is touched, the notes of the checkpoint hold the choice and what is to be done:
 
     best         {t, metric, value}
-    best_moves   {to, from}: adapters/best is to be called `to`, and `from` to be adapters/best; "" where there is nothing to do
-    best_kept    by the names that adapters/best was given before, the round that each holds
+    best_moves   {to, from}: adapters/best is to be called `to`, and `from` is to be called adapters/best; "" for no move
+    best_kept    by the name that an earlier adapters/best was given, the round of that adapter
 
-Each step sees whether it was done, so that a death between them is made good when the run is taken up again.
+Each step looks whether it was done already, so that a run that was killed between two steps finishes them when it is taken up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BEST, LAST, MOVES, KEPT = "best", "last", "best_moves", "best_kept"
 
 
 def choose_anew(notes: Mapping[str, Any], records: Sequence[Record], metric: str, adapters: Path) -> dict[str, Any]:
-    """Returns the notes with the best round by a metric; as they are if it was chosen by this one, or nothing was measured.
+    """Returns the notes with the best round by a metric; unchanged if this metric chose it before, or was never measured.
 
     Args:
         notes: of the checkpoint.
@@ -50,6 +50,7 @@ def choose_anew(notes: Mapping[str, Any], records: Sequence[Record], metric: str
     there = (adapters / BEST).is_dir()
     if there and t == before["t"]:
         return chosen
+    # The new best round's adapter is there if it was the best once, under the name it was given then, or if it is the last.
     kept: dict[str, int] = dict(notes.get(KEPT, {}))
     last = LAST if t == evaluated[-1]["t"] else ""
     source = next((name for name, of in kept.items() if of == t and (adapters / name).is_dir()), last)
@@ -59,8 +60,9 @@ def choose_anew(notes: Mapping[str, Any], records: Sequence[Record], metric: str
 
 
 def move(notes: Mapping[str, Any], adapters: Path) -> dict[str, Any]:
-    """Does what the notes say is to be done about adapters/best, and returns them without it."""
+    """Carries out the moves that the notes hold, and returns the notes without them."""
     best, to, source = adapters / BEST, notes[MOVES]["to"], notes[MOVES]["from"]
+    # First out of the way, then into place. A move that is done is seen by its folders, and is not done twice.
     if to and best.is_dir() and not (adapters / to).exists():
         os.replace(best, adapters / to)
     if source == LAST and not best.is_dir():
@@ -104,6 +106,6 @@ def say_missing(adapters: Path, notes: Mapping[str, Any]) -> None:
 
 
 def _free_name(adapters: Path, before: Mapping[str, Any]) -> str:
-    """A name for adapters/best by the metric that chose it; with its round where an earlier one has that name."""
+    """Returns a name for adapters/best by the metric that chose it, with its round if an earlier one has that name."""
     name = f"best-{before['metric']}"
     return f"{name}-{before['t']}" if (adapters / name).exists() else name

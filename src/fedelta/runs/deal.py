@@ -1,4 +1,4 @@
-"""The data of a run, and which client gets which of them; no model is touched."""
+"""Loads the data of a run and deals them to the clients; touches no model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Deal:
     revision: str | None = None
 
     def labels(self, rows: Sequence[Row]) -> list[Hashable]:
-        """The label of each row; None where the task has none."""
+        """Returns the label of each row; None where the task has none."""
         return [self.task.label_of(row) for row in rows]
 
 
@@ -91,7 +91,7 @@ def _read_source(config: RunConfig, task: Task) -> Read:
         revision=revision,
     )
     task = task.settled(splits.train)
-    # the task's label is what skews the parts unless a field is named
+    # The task's label is what skews the parts, unless the config names a field of the rows.
     labels = splits.train if split.by else [task.label_of(row) for row in splits.train]
     parts = partition(labels, scheme_of(split), split.clients, by=split.by, seed=seed, min_examples=split.min_examples)
     return splits, parts, task, revision
@@ -139,7 +139,7 @@ def read_own(config: RunConfig, task: Task, file: str, part: str, client: str | 
 
 
 def row_digests(splits: Splits) -> dict[str, str]:
-    """A digest of the rows of each split that has any, by which a resumed run knows its data again."""
+    """Returns a digest of the rows of each split that has any, by which a resumed run recognises its data."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     return {name: _digest(rows) for name, rows in parts.items() if rows}
 
@@ -176,8 +176,9 @@ def warn_of_missing_rows(data: Data, dealt: Deal) -> None:
 
 
 def hold_out(part: np.ndarray, fraction: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
-    """A client's rows as (to train on, to test by), each in the order of the data; one row at least stays to train on."""
+    """Splits a client's rows into (to train on, to test by), each in the order of the data; one row at least is to train on."""
     count = min(round(fraction * len(part)), max(len(part) - 1, 0))
+    # Drawn by the client's id, so that one client's rows do not depend on those of others.
     order = seeding.numpy_generator(seed, 0, client, "held out").permutation(part)
     return np.sort(order[count:]), np.sort(order[:count])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class Evaluator:
     batch_size: int = 64
 
     def score(self, deployed: Message, examples: Sequence[Example]) -> dict[str, float]:
-        """The task's metrics of one deployed model."""
+        """Returns the task's metrics of one deployed model."""
         self.model.load(deployed["adapter"], deployed.get("base"))
         self.model.mode(None)
         return evaluate(
@@ -46,33 +46,43 @@ class Evaluator:
         )
 
     def common(self, done: Round, examples: Sequence[Example]) -> dict[str, float]:
-        """Metrics on rows that nobody owns, after a round.
+        """Returns metrics on rows that nobody owns, after a round.
 
-        Of the server's model at the largest ranks; where there is none that all run, the mean over the participants' models.
+        The model is the server's, at the largest ranks. Where participants run different models it is the mean over theirs.
         """
         if not done.personal:
             return self.score(done.global_model(), examples)
         return mean(self.by_peer(done, examples))
 
     def by_peer(self, done: Round, examples: Sequence[Example]) -> dict[int, dict[str, float]]:
-        """Metrics of each participant's own model on the same rows, by its id."""
+        """Returns metrics of each participant's own model on the same rows, by its id."""
         return {peer.id: self.score(done.participant_model(peer), examples) for peer in done.peers}
 
     def by_client(self, done: Round, tests: Mapping[int, Sequence[Example]]) -> dict[int, dict[str, float]]:
-        """Metrics of each participant's own model on its own rows, by client id; clients without test rows are left out."""
+        """Returns metrics of each participant's own model on its own rows, by id; leaves out clients without test rows."""
         return {p.id: self.score(done.participant_model(p), tests[p.id]) for p in done.peers if tests.get(p.id)}
 
 
 def mean(scores: Mapping[int, Scores]) -> dict[str, float]:
-    """The mean over clients of each metric."""
-    names: Iterable[str] = next(iter(scores.values()), {})
-    return {name: math.fsum(s[name] for s in scores.values()) / len(scores) for name in names}
+    """Returns the mean over clients of each metric."""
+    return {name: math.fsum(values.values()) / len(values) for name, values in by_metric(scores).items()}
 
 
 def fairness(scores: Mapping[int, Scores]) -> dict[str, dict[str, float]]:
-    """Over clients, for each metric: the mean, the worst client's value and its id, and the spread (standard deviation)."""
-    names: Iterable[str] = next(iter(scores.values()), {})
-    return {name: _spread({k: s[name] for k, s in scores.items()}, name in LOWER_IS_BETTER) for name in names}
+    """Returns for each metric the mean over clients, the worst client's value and id, and the spread.
+
+    The spread is the standard deviation over all clients: they are no sample of more.
+    """
+    return {name: _spread(values, name in LOWER_IS_BETTER) for name, values in by_metric(scores).items()}
+
+
+def by_metric(scores: Mapping[int, Scores]) -> dict[str, dict[int, float]]:
+    """Returns for each metric its value at each client, by id."""
+    found: dict[str, dict[int, float]] = {}
+    for k, own in scores.items():
+        for name, value in own.items():
+            found.setdefault(name, {})[k] = value
+    return found
 
 
 def _spread(values: Mapping[int, float], lower_is_better: bool) -> dict[str, float]:
@@ -84,7 +94,7 @@ def _spread(values: Mapping[int, float], lower_is_better: bool) -> dict[str, flo
 
 
 def best_round(records: Sequence[Mapping[str, Any]], metric: str) -> int | None:
-    """The first round with the best value of a metric on validation data; None where it was not measured."""
+    """Returns the first round with the best value of a metric on validation data; None if it was never measured."""
     found = [(r["t"], r["validation"][metric]) for r in records if (r.get("validation") or {}).get(metric) is not None]
     best: tuple[int, float] | None = None
     for t, value in found:

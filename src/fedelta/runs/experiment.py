@@ -1,77 +1,117 @@
-"""From a config to all that a run needs, each thing built once: data, method, model, clients, engine, settings."""
+"""Builds from a config all that a run needs, each thing once: data, method, model, clients, engine, settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, overload
 
 import numpy as np
+import torch
 
 from fedelta import topology
 from fedelta.client import LocalClient, Training
-from fedelta.engines.choice import choose
+from fedelta.engines.choice import choose, runner_of
 from fedelta.engines.federation import largest_template
 from fedelta.engines.gossip import gossip
 from fedelta.engines.rounds import Round
 from fedelta.engines.server import federate
 from fedelta.engines.settings import Choice, RunSettings
+from fedelta.engines.visits import VisitAll
 from fedelta.method import Client, Method
-from fedelta.models.adapter_files import load_adapter
+from fedelta.models.adapter_files import Layout, load_adapter
 from fedelta.models.clients import check_ranks, clients_on
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.report.words import majority
 from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
 from fedelta.runs.config import RunConfig
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.deal import Deal, deal, warn_of_missing_rows
 from fedelta.runs.encoded import encoded
-from fedelta.runs.evaluation import Evaluator
+from fedelta.runs.evaluation import Evaluator, Scores
 from fedelta.tasks.task import Example
 from fedelta.topology import Mixing
 from fedelta.tree import Adapter
 
 
-@dataclass(frozen=True)
+def _none(done: Round) -> Mapping[int, Scores]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that a run needs.
+    """All that a run needs, wherever its clients train.
 
     Attributes:
-        config: as resolved, with what was left to the graph and the machine as it was chosen.
+        config: as resolved: it holds the choices that it left to the graph and the machines.
         method: with the hyper-parameters that it took from the graph.
-        deal: data and split.
-        training: what a client does in a round.
-        model: the one model in memory.
-        clients: one for each part.
+        clients: the doors to them.
         template: the common initial adapter, at the largest ranks.
-        validation, test: encoded rows that nobody owns; empty where there are none.
-        client_tests: encoded rows to test each client by, by client id; empty where none are held out.
-        evaluator: scores models.
-        choice: the engine.
         settings: of the whole run, from its first round; the engine and the score of uploads are added where it is run.
+        engine: makes the engine that visits a cohort.
+        layout: of the folders that adapters are written to.
+        deal: data and split; None where they are not here.
+        evaluator: scores models; None without a model in this process.
+        validation, test: encoded rows that nobody owns; empty where there are none.
+        own_scores: scores each participant's own model on its own rows after a round, by client id.
+        memories_here: whether what clients remember is in this process, so that their own models can be written.
+        device: where this process computes.
+        processes: over which the clients are shared, where their number may change bits.
+        notes: what a checkpoint keeps of the run beside all that, to know it again.
         mixing: the graph; None with a server.
         contraction: how fast the graph mixes (`fedelta.topology.numbers`); empty with a server.
     """
 
     config: RunConfig
     method: Method
+    clients: Sequence[Client]
+    template: Adapter
+    settings: RunSettings
+    engine: Callable[[], VisitAll]
+    layout: Layout
+    deal: Deal | None
+    evaluator: Evaluator | None
+    validation: Sequence[Example] = ()
+    test: Sequence[Example] = ()
+    own_scores: Callable[[Round], Mapping[int, Scores]] = _none
+    memories_here: bool = True
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - a value, and frozen
+    processes: int = 1
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    mixing: Mixing | None = None
+    contraction: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def majority(self) -> float | None:
+        """Returns the share of the commonest label among the rows to report on; None where there are none here."""
+        return None if self.deal is None else majority(self.deal.labels(self.deal.splits.test))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalExperiment(Experiment):
+    """An experiment whose clients train in this process.
+
+    Attributes:
+        deal: data and split.
+        training: what a client does in a round.
+        model: the one model in memory.
+        clients: one for each part.
+        client_tests: encoded rows to test each client by, by client id; empty where none are held out.
+        evaluator: scores models.
+        choice: the engine.
+    """
+
     deal: Deal
     training: Training
     model: PeftAdaptedModel
     clients: Sequence[LocalClient]
-    template: Adapter
-    validation: Sequence[Example]
-    test: Sequence[Example]
     client_tests: Mapping[int, Sequence[Example]]
     evaluator: Evaluator
     choice: Choice
-    settings: RunSettings
-    mixing: Mixing | None = None
-    contraction: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> Experiment:
-    """Everything up to the first round.
+def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalExperiment:
+    """Builds all that comes before the first round.
 
     Args:
         config: of the run.
@@ -82,7 +122,8 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> Experim
     Raises:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
-    model_section, files = pinned_model(config.model, config.device)  # before data are read
+    # The model's files first, which are quickly found wrong; then the data; the weights last, since they take longest.
+    model_section, files = pinned_model(config.model, config.device)
     dealt = deal(config, chosen.task)
     mixing = None if chosen.topology is None else chosen.topology.mixing(len(dealt.parts), seed=config.seed)
     contraction = {} if mixing is None else topology.numbers(mixing)
@@ -95,7 +136,7 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> Experim
     clients = clients_on(
         model,
         dealt.task,
-        [[train[i] for i in part] if scored else _Later(dealt, part, tokenizer) for part in dealt.parts],
+        [_rows_at(part, train) if scored else _Later(dealt, part, tokenizer) for part in dealt.parts],
         adapter,
         dealt.ranks,
         chosen.training,
@@ -104,17 +145,17 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> Experim
     )
     template = largest_template(clients)
     choice = choose(config.federation.engine, clients, config.federation.token_budget)
-    return Experiment(
-        config=config.model_copy(
-            update={
-                "model": model_section.model_copy(update={"gemm": model.gemm}),
-                "data": config.data.model_copy(update={"revision": dealt.revision}),
-                "federation": config.federation.model_copy(
-                    update={"engine": choice.engine, "token_budget": choice.token_budget}
-                ),
-                "method": {**config.method, **_taken(method, chosen.method)},
-            }
-        ),
+    scores = evaluator(dealt.task, model, config.evaluation.batch_size)
+    client_tests = {k: _rows_at(part, train) for k, part in enumerate(dealt.held_out) if scored and len(part)}
+    # Written into the config by name, so that a run that is taken up elsewhere goes on with the same choices.
+    resolved = {
+        "model": model_section.model_copy(update={"gemm": model.gemm}),
+        "data": config.data.model_copy(update={"revision": dealt.revision}),
+        "federation": config.federation.model_copy(update=vars(choice)),
+        "method": {**config.method, **taken(method, chosen.method)},
+    }
+    return LocalExperiment(
+        config=config.model_copy(update=resolved),
         method=method,
         deal=dealt,
         training=chosen.training,
@@ -123,23 +164,31 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> Experim
         template=template,
         validation=validation,
         test=test,
-        client_tests={k: [train[i] for i in part] for k, part in enumerate(dealt.held_out) if scored and len(part)},
-        evaluator=evaluator(dealt.task, model, config.evaluation.batch_size),
+        client_tests=client_tests,
+        evaluator=scores,
+        own_scores=partial(scores.by_client, tests=client_tests),
         choice=choice,
+        engine=partial(runner_of, choice),
+        layout=model.layout,
+        device=model.device,
         settings=chosen.settings,
         mixing=mixing,
         contraction=contraction,
     )
 
 
-def _taken(method: Method, given: Method) -> dict[str, Any]:
-    """The hyper-parameters that a method took from the graph and the number of rounds."""
+def _rows_at(positions: Sequence[int] | np.ndarray, rows: Sequence[Example]) -> list[Example]:
+    return [rows[i] for i in positions]
+
+
+def taken(method: Method, given: Method) -> dict[str, Any]:
+    """Returns the hyper-parameters that a method took from the graph and the number of rounds."""
     values = {entry.name: getattr(method, entry.name) for entry in fields(method)}
     return {name: value for name, value in values.items() if value != getattr(given, name)}
 
 
 def play(experiment: Experiment, clients: Sequence[Client], settings: RunSettings) -> Iterator[Round]:
-    """The rounds of a run with these clients and settings, with a server or on the experiment's graph."""
+    """Yields the rounds of a run with these clients and settings, with a server or on the experiment's graph."""
     given = (experiment.method, clients, experiment.template)
     if experiment.mixing is None:
         return federate(*given, **_keywords(settings, "link_drop"))
@@ -147,7 +196,7 @@ def play(experiment: Experiment, clients: Sequence[Client], settings: RunSetting
 
 
 def _keywords(settings: RunSettings, *without: str) -> dict[str, Any]:
-    """The settings by name, but for those that an engine does not have."""
+    """Returns the settings by name, without those that an engine does not have."""
     return {entry.name: getattr(settings, entry.name) for entry in fields(settings) if entry.name not in without}
 
 
@@ -179,7 +228,7 @@ class _Later(Sequence[Example]):
 
 
 def _encoded(dealt: Deal, tokenizer: Any) -> list[Sequence[Example]]:
-    """The rows to train on, to choose by and to report on, ready for the model."""
+    """Encodes the rows to train on, to choose by and to report on."""
     splits = dealt.splits
     return [
         encoded(dealt.task, rows, tokenizer, part)

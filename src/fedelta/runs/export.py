@@ -1,4 +1,4 @@
-"""Takes what a run left into use: finds an adapter, scores it on other data, and exports it."""
+"""Puts to use what a run left: finds an adapter, scores it on other data, and exports it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedelta.tasks.task import Task
 Which: TypeAlias = Literal["best", "last"]
 
 TASK_OF = {"SEQ_CLS": "classification", "CAUSAL_LM": "instruction"}
-"""The task that is meant where a PEFT folder says no more than its own task type."""
+"""The task to take if a PEFT folder names only its own task type."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Source:
 
     @property
     def of_run(self) -> bool:
-        """A run's config was found, so that the task's labels can be read from its data."""
+        """Returns whether a run's config was found: then the task's labels can be read from its data."""
         return self.stored is not None
 
     def demand_leave(self) -> None:
-        """Raises ConfigError if the model is not to be loaded as the folder alone would have it."""
+        """Raises ConfigError if loading the model needs what only a person may allow, and nobody has."""
         if self.stored is not None:
-            demand_leave(self.stored, self.config)
+            demand_leave(self.stored.model, self.config.model)
 
 
 def find(
@@ -62,7 +62,7 @@ def find(
     client: int | None = None,
     trust_remote_code: bool = False,
 ) -> Source:
-    """The adapter that is meant by a run's folder, one of its adapters, or any PEFT folder.
+    """Finds the adapter that is meant by a run's folder, by the folder of one of its adapters, or by any PEFT folder.
 
     Args:
         path: the folder.
@@ -94,7 +94,7 @@ def _of_run(adapter: Path, run: Path, changes: Sequence[str]) -> Source:
 
 
 def score(source: Source, data: str, *, split: str | None = None, limit: int | None = None) -> dict[str, float]:
-    """The task's metrics of an adapter on other rows, and their number under "examples".
+    """Returns the task's metrics of an adapter on other rows, and the number of rows under "examples".
 
     Args:
         source: from `find`.
@@ -147,7 +147,8 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
         digest=settings.digest,
         seed=source.config.seed,  # what the checkpoint lacks and nobody trained is part of the base
     )
-    # A quantised base has a fingerprint of its own, so the whole one that the delta goes into cannot be compared with it.
+    # A quantised base has a fingerprint of its own, which the adapter keeps. The delta goes into the whole model, whose
+    # fingerprint is another, so that the two cannot be compared.
     checked_by = None if settings.quantization else tokenizer
     merged_model = merge_into(model, load_adapter(source.adapter), tokenizer=checked_by)
     with files.whole_folder(folder) as draft:
@@ -183,7 +184,7 @@ def _existing(run: RunFolder, name: str) -> Path:
 
 
 def _inside(adapter: Path) -> Path:
-    """The same folder; raises ValueError if it, or `adapters` around it, leads out of the run's folder."""
+    """Returns the same folder; raises ValueError if it, or `adapters` around it, is a link out of the run's folder."""
     for folder in (adapter, adapter.parent):
         if folder.is_symlink():
             raise ValueError(f"{folder} is a link, which is not followed in the folder of a run: name the folder it leads to")
@@ -191,7 +192,7 @@ def _inside(adapter: Path) -> Path:
 
 
 def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
-    """A config for a PEFT folder that belongs to no run."""
+    """Returns a config for a PEFT folder that belongs to no run."""
     if not path.is_dir():
         raise FileNotFoundError(f"no folder {path}; give the folder of a run or a PEFT folder")
     layout = read_layout(path).config

@@ -1,7 +1,7 @@
-"""The files of a run, and the order in which they are written, so that it can be stopped at any moment and taken up again.
+"""Keeps the files of a run, in an order of writing that lets it be stopped at any moment and taken up again.
 
     config.yaml      the resolved config
-    rounds.jsonl     one record for each round; why a diagnostic is null stands in the first that says so
+    rounds.jsonl     one record for each round; the first in which a diagnostic is null says why
     adapters/        PEFT folders: last, best, and at the end one for each rank (or client)
     checkpoint/      what the next round needs, and what the last round needed
     curves.png       the records as a picture
@@ -48,13 +48,13 @@ COMMITTED = (CONFIG, RECORDS, DAMAGED)
 TEMPORARY = tuple(f".{name}.tmp" for name in COMMITTED)
 
 DRAFT = re.compile(r"\.(last|best|rank-[0-9]+|client-[0-9]+)\.(draft|swap|[a-z0-9_]{8})")
-"""The name of an adapter's folder that a kill may leave half-written; the last kind is what `tempfile` makes."""
+"""The names under which a kill may leave an adapter's folder half-written; the last kind is one that `tempfile` makes."""
 
 OWN = frozenset({*COMMITTED, *TEMPORARY, ADAPTERS, CHECKPOINT, CURVES, files.LOCK})
 """All that a run may leave in its folder."""
 
 FOLDERS = frozenset({ADAPTERS, CHECKPOINT})
-"""What of it is a folder."""
+"""Those of them that are folders."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class RunFolder:
         return files.locked(self.path)
 
     def holds_results(self) -> bool:
-        """Returns True if a run has left a round here, or anything of one that could be wanted."""
+        """Returns True if a run has left anything here that somebody could want: an adapter, a checkpoint or a record."""
         complete = [p for p in self.adapters.glob("*") if not p.name.startswith(".")]
         return bool(complete) or checkpoint.exists(self.checkpoint) or b"\n" in _bytes(self.records_file)
 
@@ -124,12 +124,13 @@ class RunFolder:
                 f"place of this one, which then becomes {self.old.path.name}{goes}"
             )
         _demand_own(self.old.path)
+        # Taken and let go: to find out now, and not after the first round, that the run to be removed is still going on.
         if self.old.path.is_dir():
             with self.old.locked():
                 pass
 
     def say_what_goes(self) -> None:
-        """Says on the log that a run which takes the place of this one removes another, `<name>.old`."""
+        """Warns that a run which takes the place of this one removes an earlier one, `<name>.old`."""
         if self.old.path.exists():
             logger.warning("%s: rename it now if you want to keep it", self._loss())
 
@@ -154,10 +155,10 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def take_place_of(self, target: RunFolder) -> None:
-        """Gives this folder the name of `target`, and what was there the name `target.old`, in place of an earlier one.
+        """Gives this folder the name of `target`; what had that name is called `target.old`, in place of an earlier one.
 
-        A death at any point leaves the old run whole: under one of the two names, or, where the system cannot exchange names in
-        one step, under a third from which `bring_back` takes it.
+        A death at any point leaves the old run whole, under one of the two names. Where the system cannot exchange names in one
+        step it may have a third, from which `bring_back` takes it.
 
         Raises:
             BlockingIOError: if the run that would be removed, `target.old`, is going on.
@@ -166,12 +167,13 @@ class RunFolder:
         if old.path.exists():
             with old.locked():
                 shutil.rmtree(old.path)
+        # This folder gets the name `.old` first, so that one exchange of names gives both runs their right one.
         os.replace(self.path, old.path)
         files.swap(old.path, target.path)
         files.sync_folder(target.path.parent)
 
     def bring_back(self) -> None:
-        """Gives a run its name again, or the name `<name>.old`, where a death in `take_place_of` left it without one.
+        """Gives a run that a death in `take_place_of` left under a third name its own again, or the name `<name>.old`.
 
         Raises:
             BlockingIOError: if the change of names is still going on.
@@ -190,7 +192,7 @@ class RunFolder:
         files.commit(self.config_file, dump_config(config).encode())
 
     def config(self) -> RunConfig:
-        """The resolved config of the run.
+        """Returns the resolved config of the run.
 
         Raises:
             FileNotFoundError: if this is not the folder of a run, or its config is gone.
@@ -209,14 +211,16 @@ class RunFolder:
         return load_config(self.config_file)
 
     def append(self, record: Record) -> None:
-        """Adds one record, on disk before it returns."""
+        """Adds one record, which is on the disk when this returns."""
+        # Appended and not committed whole, so that a round costs the same however many there were. A line that a kill cut off
+        # has no end, and does not count.
         with self.records_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def records(self) -> list[Record]:
-        """The records so far; a last line that a kill cut off does not count.
+        """Returns the records so far; a last line that a kill cut off does not count.
 
         Raises:
             ValueError: for a line that is no record, by file and number.
@@ -227,7 +231,7 @@ class RunFolder:
         return records
 
     def survey(self) -> tuple[list[Record], list[str]]:
-        """The records that can be read, by round, and where a line cannot be, by file and number."""
+        """Returns the records that can be read, in the order of rounds, and the place of each line that cannot."""
         records: dict[int, Record] = {}
         damages: list[str] = []
         for number, line in enumerate(_bytes(self.records_file).split(b"\n")[:-1], start=1):
@@ -235,10 +239,10 @@ class RunFolder:
             if record is None:
                 damages.append(f"{self.records_file}, line {number}: damaged, not the record of a round")
             else:
-                records[record["t"]] = record
+                records[record["t"]] = record  # of two records of a round the later one counts
         return [records[t] for t in sorted(records)], damages
 
-    def rewind(self, count: int, last: Record | None = None) -> None:
+    def rewind(self, count: int, last: Record | None = None, *, skipping: bool = False) -> None:
         """Goes back to a checkpoint: drops the records of rounds from `count` on, and files that a kill left half-written.
 
         Records that are damaged or gone are named on the log; the damaged file is kept as rounds.damaged.jsonl.
@@ -246,10 +250,11 @@ class RunFolder:
         Args:
             count: the rounds that are done.
             last: the record of the last of them, as the checkpoint has it, for a log that lost it.
+            skipping: the run may have gone on without some rounds, as a node does that was away.
         """
         records, damages = self.survey()
         kept = {record["t"]: record for record in records if record["t"] < count}
-        lost = sorted(set(range(count)) - kept.keys())
+        lost = [] if skipping else sorted(set(range(count)) - kept.keys())
         if lost and last is not None and lost[-1] == last["t"]:
             kept[lost.pop()] = last
             damages.append(f"{self.records_file}: the record of round {last['t']} was gone and comes from the checkpoint")
@@ -286,7 +291,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _spans(numbers: Sequence[int]) -> str:
-    """Ascending numbers for a reader: `0 to 3, 7`."""
+    """Writes ascending numbers for a reader: `0 to 3, 7`."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][-1] + 1:
@@ -309,7 +314,7 @@ def _demand_own(path: Path) -> None:
 
 
 def finite(tree: Any) -> Any:
-    """A record's values with NaN and Inf as null, which is what JSON has for a number that is not defined."""
+    """Returns a record's values with null for NaN and Inf, which JSON does not have."""
     if isinstance(tree, Mapping):
         return {str(k): finite(v) for k, v in tree.items()}
     if isinstance(tree, float) and not abs(tree) < float("inf"):

@@ -17,7 +17,7 @@ from fedelta.method import Method
 
 
 def code_digests(method: Method) -> dict[str, str]:
-    """Returns, by module, the sha256 of each file that defines the method, or a part of it, and did not come with the library.
+    """Returns, by module, the sha256 of each user's own file that defines the method or a part of it.
 
     Only the file of a class itself counts, not what it imports. The library's own methods are left out: another version of the
     library is only warned about when a run is taken up.
@@ -27,7 +27,7 @@ def code_digests(method: Method) -> dict[str, str]:
 
 
 def parts_of(value: object) -> Iterator[Method]:
-    """Yields a method and those that it combines, in its hyper-parameters or lists of them."""
+    """Yields a method and those that it combines, which stand in its hyper-parameters or in lists there."""
     if isinstance(value, Method):
         yield value
         for field in fields(value):
@@ -45,6 +45,6 @@ def is_catalogued(cls: type[Method]) -> bool:
 
 @cache
 def _catalogued() -> frozenset[str]:
-    """The names of the methods that came with the library."""
+    """Returns the names of the methods that came with the library."""
     text = files("fedelta").joinpath("methods/catalogue.json").read_text(encoding="utf-8")
     return frozenset(entry["name"] for entry in json.loads(text))

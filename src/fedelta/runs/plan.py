@@ -7,11 +7,12 @@ bytes go up only, once for each neighbour; later rounds are a mean over the grap
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedelta import topology, tree
 from fedelta.client import LocalClient, trainable_names
@@ -19,7 +20,7 @@ from fedelta.engines.rounds import Round
 from fedelta.exchange.spool import held
 from fedelta.method import TrainResult
 from fedelta.optim import OptimizerState
-from fedelta.runs.experiment import Experiment, play
+from fedelta.runs.experiment import LocalExperiment, play
 from fedelta.tree import Adapter, BaseDelta
 
 
@@ -63,11 +64,11 @@ class _IdleClient:
         return _IdleClient(self._client.pool([other._client for other in others]))
 
     def restore(self, base: BaseDelta) -> None:
-        """It holds no model."""
+        """Does nothing, since an idle client holds no model."""
 
 
-def plan(experiment: Experiment) -> Plan:
-    """The cost of the run that `experiment` was built for.
+def plan(experiment: LocalExperiment) -> Plan:
+    """Reckons the cost of the run that `experiment` was built for.
 
     Raises:
         ValueError: for a federation that the method cannot serve.
@@ -88,9 +89,10 @@ def plan(experiment: Experiment) -> Plan:
     )
 
 
-def _play(experiment: Experiment) -> list[Round]:
+def _play(experiment: LocalExperiment) -> list[Round]:
     idle = [_IdleClient(c) for c in experiment.clients]
-    if experiment.mixing is not None:  # a graph of the first rounds may be without a link: what a link carries is what counts
+    # Played on the complete graph, to learn what a link carries: the graphs of the first rounds may happen to have no link.
+    if experiment.mixing is not None:
         experiment = replace(experiment, mixing=topology.complete(len(idle)))
     settings = replace(
         experiment.settings,
@@ -103,8 +105,8 @@ def _play(experiment: Experiment) -> list[Round]:
     return list(play(experiment, idle, settings))
 
 
-def _links(experiment: Experiment) -> list[float]:
-    """By round, how many of the messages of the played rounds would be sent: all with a server, those on links without."""
+def _links(experiment: LocalExperiment) -> list[float]:
+    """Returns for each round the share of the played messages that is sent: all, or on a graph those on its links."""
     rounds, mixing = experiment.settings.rounds, experiment.mixing
     if mixing is None:
         return [1.0] * rounds
@@ -127,14 +129,14 @@ def _bytes(played: Sequence[Round], shares: Sequence[float]) -> dict[str, Any]:
 
 
 def _fresh_state(start: Adapter, request: Mapping[str, Any]) -> OptimizerState:
-    """The state of a method's own optimiser: some of it may travel."""
+    """Returns the state of a method's own optimiser, since some methods send a part of it."""
     if request.get("optimizer") is None:
         return {}
     params = tree.parameters(start)
     return request["optimizer"].init({n: params[n] for n in trainable_names(start, request.get("trainable"))})
 
 
-def _memory(experiment: Experiment, last: Round) -> dict[str, int]:
+def _memory(experiment: LocalExperiment, last: Round) -> dict[str, int]:
     model = experiment.model
     module = model.module
     trained = dict(tree.parameters(model.live()))
@@ -153,5 +155,5 @@ def _memory(experiment: Experiment, last: Round) -> dict[str, int]:
     }
 
 
-def _size(tensors: Any) -> int:
+def _size(tensors: Iterable[Tensor]) -> int:
     return sum(x.nbytes for x in tensors)

@@ -1,4 +1,4 @@
-"""Platforms: what the bits of a result depend on beside the config, and a warning where a resumed run has another one."""
+"""Names the platform, on which the bits of a result depend beside the config; warns if a resumed run has another one."""
 
 from __future__ import annotations
 

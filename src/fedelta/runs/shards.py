@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedelta.engines.runners.sharded.ranks import Crew
     from fedelta.engines.runners.sharded.worker import Shard
     from fedelta.engines.visits import VisitAll
-    from fedelta.runs.experiment import Experiment
+    from fedelta.runs.experiment import LocalExperiment
 
 WORLD_SIZE, RANK, LOCAL_RANK = "WORLD_SIZE", "RANK", "LOCAL_RANK"
 
@@ -34,7 +34,7 @@ class Processes(Protocol):
     @property
     def count(self) -> int: ...
 
-    def engine(self, experiment: Experiment) -> VisitAll:
+    def engine(self, experiment: LocalExperiment) -> VisitAll:
         """Returns the engine of a run that is built here. Raises ValueError for another process that cannot take part in it."""
         ...
 
@@ -44,11 +44,9 @@ class Alone:
 
     count = 1
 
-    def engine(self, experiment: Experiment) -> VisitAll:
+    def engine(self, experiment: LocalExperiment) -> VisitAll:
         """Returns the runner that was chosen."""
-        from fedelta.engines.choice import runner_of
-
-        return runner_of(experiment.choice)
+        return experiment.engine()
 
 
 class Together:
@@ -58,9 +56,8 @@ class Together:
         self._crew = crew
         self.count = 1 + len(crew.ranks)
 
-    def engine(self, experiment: Experiment) -> VisitAll:
+    def engine(self, experiment: LocalExperiment) -> VisitAll:
         """Returns the chosen runner over all processes, once each of them holds the same base and data."""
-        from fedelta.engines.choice import runner_of
         from fedelta.engines.runners.sharded.leader import sharded
 
         settled = json.dumps(
@@ -69,7 +66,7 @@ class Together:
         here = _facts(experiment)
         for rank, facts in self._crew.settle(settled).items():
             compare(rank, here, facts)
-        return sharded(self._crew, runner_of(experiment.choice))
+        return sharded(self._crew, experiment.engine())
 
 
 def rank() -> int:
@@ -140,7 +137,7 @@ def own_device(asked: str, chosen: str) -> str:
     return asked if asked != "auto" else chosen
 
 
-def _facts(experiment: Experiment) -> dict[str, Any]:
+def _facts(experiment: LocalExperiment) -> dict[str, Any]:
     """Returns what all ranks must have alike for the run to be one run, and what they should have alike for its bits."""
     from fedelta.runs import platforms
     from fedelta.runs.deal import row_digests

@@ -44,6 +44,7 @@ class BuiltSite:
     Attributes:
         name: of the site.
         client: the door to its rows and model.
+        model: in memory.
         method: with the hyper-parameters of the terms.
         channel: the run's stages.
         fingerprint: of its base model.
@@ -58,6 +59,7 @@ class BuiltSite:
 
     name: str
     client: LocalClient
+    model: PeftAdaptedModel
     method: Method
     channel: Channel
     fingerprint: str | None
@@ -117,7 +119,7 @@ def build_site(config: RunConfig, node: Node, terms: object = None) -> BuiltSite
     else:
         config, chosen = under_terms(config, terms, node)
     config = config if node.device is None else config.model_copy(update={"device": node.device})
-    _demand_labels(config, chosen.task)
+    demand_labels(config, chosen.task)
     rows = rows_of(config, node, chosen.task)
     demand_steps(chosen.training.steps_for(len(rows.train)), node.allow)
     return _built(config, chosen, node, rows)
@@ -143,6 +145,7 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
     return BuiltSite(
         name=node.name,
         client=client,
+        model=model,
         method=chosen.method.for_topology(config.federation.rounds, lambda: 0.0),
         channel=chosen.settings.channel,
         fingerprint=model.fingerprint,
@@ -233,7 +236,7 @@ def _in_words(parcel: Parcel) -> str:
     return f"{parcel.kind} of run {run}" + (f", round {t}" if "t" in parcel.header else "") + f", {len(parcel.body)} bytes"
 
 
-def _demand_labels(config: RunConfig, task: Task) -> None:
+def demand_labels(config: RunConfig, task: Task) -> None:
     """Raises ConfigError for a task that leaves open what is read from all rows, which no site has."""
     try:
         task.settled([])

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fedelta.data.rows import Row, labels_from
-from fedelta.registry import check_settings, class_in, find_name, names_in
+from fedelta.registry import check_settings, class_in, class_named, classes_in, find_name, names_in
 from fedelta.tasks.metrics import METRICS, Predictions
 from fedelta.tasks.task import (
     IGNORED,
@@ -84,15 +84,8 @@ def get_task(name: str, **settings: Any) -> Task:
 
 def __getattr__(name: str) -> Any:
     # Classes by their own names (fedelta.tasks.Classification), so that a new file needs no line here.
-    for cls in _classes():
-        if cls.__name__ == name:
-            return cls
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return class_named(__name__, name, Task)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *(cls.__name__ for cls in _classes())])
-
-
-def _classes() -> list[type[Task]]:
-    return [task_class(name) for name in list_tasks()]
+    return sorted([*globals(), *(cls.__name__ for cls in classes_in(__name__, Task))])

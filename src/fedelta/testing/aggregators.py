@@ -54,7 +54,10 @@ class Battery:
         def factor(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-        layers = [{n: LoRA(factor(o, r), factor(r, i)) for n, (o, i) in SHAPES.items()} for r in ranks]
+        def client(r: int) -> dict[str, LoRA]:
+            return {n: LoRA(factor(o, r), factor(r, i)) for n, (o, i) in SHAPES.items()}
+
+        layers = [client(r) for r in ranks]
         weights = torch.arange(1, len(ranks) + 1, dtype=torch.float64)
         return Inputs([_write(x) for x in layers], list(alphas), list(ranks), (weights / weights.sum()).tolist())
 
@@ -252,13 +255,17 @@ def _expected(battery: Battery, x: Inputs, ranks: Mapping[str, int]) -> Deltas:
 def _mean_of_deltas(battery: Battery, x: Inputs, *, scaled: bool = True) -> Deltas:
     all_deltas = [battery.deltas(s, a) for s, a in zip(x.states, x.alphas, strict=True)]
     gains = [w if scaled else w / battery.scale(a, r) for w, a, r in zip(x.weights, x.alphas, x.ranks, strict=True)]
-    return {n: sum((g * d[n] for g, d in zip(gains, all_deltas, strict=True)), torch.zeros(())) for n in SHAPES}
+    return {n: _weighted_sum(gains, [d[n] for d in all_deltas]) for n in SHAPES}
 
 
 def _mean_of_factors(battery: Battery, x: Inputs) -> Deltas:
     keys = x.states[0].keys()
-    factors = {k: sum((w * s[k] for w, s in zip(x.weights, x.states, strict=True)), torch.zeros(())) for k in keys}
+    factors = {k: _weighted_sum(x.weights, [s[k] for s in x.states]) for k in keys}
     return battery.deltas(factors, x.alphas[0])
+
+
+def _weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
+    return sum((w * x for w, x in zip(weights, tensors, strict=True)), torch.zeros(()))
 
 
 def _diagnosis(battery: Battery, x: Inputs, found: Deltas) -> str:

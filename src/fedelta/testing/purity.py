@@ -12,12 +12,11 @@ import torch
 
 from fedelta.engines import checkpoint
 from fedelta.engines.federation import largest_template
-from fedelta.engines.guards import find
 from fedelta.engines.server import federate
 from fedelta.exchange import wire
 from fedelta.testing.reports import Violation, law
 from fedelta.testing.scene import Scene, clone, demand_same_bits, deployed, score
-from fedelta.tree import Adapter, parameters
+from fedelta.tree import Adapter, find, parameters
 
 DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 

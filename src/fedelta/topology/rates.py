@@ -55,7 +55,7 @@ def expected_rho_sq(mixing: Mixing, *, rounds: int = 2000) -> float:
     """
     if isinstance(mixing, Tensor):
         return rho_sq(mixing)
-    total = sum(W.mT @ W for W in (mixing(t) for t in range(rounds)))
+    total = sum(W.mT @ W for W in map(mixing, range(rounds)))
     mean = torch.as_tensor(total) / rounds
     return min(1.0, max(0.0, float(torch.linalg.eigvalsh(mean - 1 / mean.shape[0])[-1])))
 

@@ -6,7 +6,7 @@ these, of tensors, and of plain values. Everything is a value: nothing here writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from fedelta import lowrank as lr
 from fedelta.lowrank import LoRA
 from fedelta.tree.flat import flatten, unflatten
 from fedelta.tree.value import Adapter, BaseDelta, Checked, Factor, Message, Tensors
+from fedelta.tree.walk import count, find, named_tensors
 
 __all__ = [
     "Adapter",
@@ -36,6 +37,7 @@ __all__ = [
     "dense",
     "effective",
     "factors",
+    "find",
     "flatten",
     "map",
     "map_named",
@@ -268,27 +270,3 @@ def _unchecked(tree: Any) -> Any:
     if isinstance(tree, Checked):
         return {}
     return replace(tree, layers=_unchecked(tree.layers), dense=_unchecked(tree.dense)) if isinstance(tree, Adapter) else tree
-
-
-def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a message with a path that a person can read, such as `adapter/encoder.query/B`."""
-    if isinstance(tree, Tensor):
-        yield prefix, tree
-    elif isinstance(tree, LoRA):
-        yield from named_tensors({"B": tree.B, "A": tree.A}, prefix)
-    elif isinstance(tree, Adapter):
-        yield from named_tensors(tree.layers, prefix)
-        yield from named_tensors(tree.dense, prefix)
-    elif isinstance(tree, BaseDelta):
-        yield from named_tensors(tree.terms, prefix)
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from named_tensors(value, f"{prefix}/{key}" if prefix else str(key))
-    elif isinstance(tree, list | tuple):
-        for k, value in enumerate(tree):
-            yield from named_tensors(value, f"{prefix}[{k}]")
-
-
-def count(tree: Any) -> int:
-    """The entries of all tensors of a message: the numbers that travel, headers aside."""
-    return sum(x.numel() for _, x in named_tensors(tree))

@@ -21,8 +21,10 @@ from fedelta.exchange.channel import Channel
 from fedelta.method import Client
 from fedelta.models.toy import toy_federation
 
-METHODS = ("scaffold", "flora", "fedavg")  # memory at clients, a base that moves, neither
-ROUNDS, STOP = 5, 2
+METHODS = ("scaffold", "flora", "fedgalore", "fedavg")  # memory at clients, a base that moves, both, neither
+RANKS, PARTICIPATION = (1,) * 6, 0.5  # so little that a client which is nearly up to date is sent the steps that it missed
+EXAMPLES = (3, 8, 5, 7, 4, 6)  # unequal work, so that cohorts are dealt in many ways
+ROUNDS, STOP = 12, 2
 SEQUENTIAL = Choice("sequential")
 
 
@@ -36,7 +38,7 @@ class Stumbling(LocalClient):
 
 
 def clients() -> list[Client]:
-    made = toy_federation((2,) * 5)
+    made = toy_federation(RANKS, num_examples=EXAMPLES)
     c = made[3]
     stumbling = Stumbling(c.peer, c.template, c.model, c.examples, c.collate, c.loss, c.training, c.seed)
     return [*made[:3], stumbling, *made[4:]]
@@ -65,7 +67,7 @@ def played(name: str, engine: Callable[[str], Any]) -> list[Any]:
     """A run to its end, and once more from a snapshot of round `STOP`, with clients that are new."""
 
     def run(start: Snapshot | None) -> list[Round]:
-        rule = sampling.uniform(0.6)
+        rule = sampling.uniform(PARTICIPATION)
         return list(federate(get_method(name), clients(), rounds=ROUNDS, cohort=rule, engine=engine(name), start=start))
 
     whole = run(None)

@@ -1,4 +1,4 @@
-"""Visits that stop where they ask for training, so that the requests of many can be answered together.
+"""Runs visits that stop where they ask for training, so that the requests of many can be answered together.
 
 A method calls `client.train` and waits for the result; it does not know who else waits. So each visit has a thread of its own,
 but only one thread runs at a time: `advance` hands over to the visit, and the visit hands back when it asks or has ended. What
@@ -81,10 +81,11 @@ class Visitor(Generic[Result]):
         return answer
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)  # a thread does not inherit it, and factorisations depend on it
+        # A new thread begins with torch's default, and the bits of a factorisation depend on the number.
+        torch.set_num_threads(self._threads)
         try:
             self._from_visit.put(_Ended(self._visit(cast("Client", _Asking(self)))))
-        except BaseException as error:  # all of them: whoever waits in `advance` is to see it
+        except BaseException as error:  # of any kind, or whoever waits in `advance` would wait for ever
             self._from_visit.put(error)
 
 
@@ -96,7 +97,7 @@ class _Ended(Generic[Result]):
 
 
 class _Abandoned(BaseException):
-    """Unwinds a visit; no method catches it by accident."""
+    """Unwinds a visit that is given up. It is no `Exception`, so that no method catches it by accident."""
 
 
 class _Asking:

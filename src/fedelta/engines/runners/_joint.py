@@ -11,6 +11,7 @@ from torch import Tensor
 from fedelta.adapted import Batch, JointPass
 from fedelta.client import LocalClient, Request, Session, trainable_names
 from fedelta.engines.runners._handover import Answer
+from fedelta.optim import OptimizerState
 from fedelta.tree import Tensors
 
 
@@ -22,7 +23,7 @@ def train_together(clients: Sequence[LocalClient], requests: Sequence[Request]) 
         requests: one of each, with base deltas of one version.
 
     Returns:
-        What each comes to, in that order; FloatingPointError for a client whose loss became NaN or Inf, which hurts no other.
+        The result of each, in that order. A client whose loss became NaN or Inf has a FloatingPointError, and hurts no other.
     """
     starts, bases = [r.start for r in requests], [r.base for r in requests]
     dropout = [client.dropout(request.t) for client, request in zip(clients, requests, strict=True)]
@@ -37,6 +38,7 @@ def _session(cohort: JointPass, k: int, client: LocalClient, request: Request) -
 
 
 def _run(cohort: JointPass, sessions: Sequence[Session]) -> list[Answer]:
+    # One pass computes the gradients of all tensors that anybody trains; each session takes those that it asked for.
     cohort.train_only({name for session in sessions for name in session.params})
     steps: _Steps = _Stacked(cohort, sessions) if _alike(sessions) else _Separate(cohort, sessions)
     answers: dict[Session, Answer] = {}
@@ -47,6 +49,7 @@ def _run(cohort: JointPass, sessions: Sequence[Session]) -> list[Answer]:
             for k, session in enumerate(steps.sessions):
                 if drawn[k] is None:
                     answers[session] = _answer(steps, k)
+            # Who has finished leaves before the pass, whose cost is that of the clients that are still in it.
             left = [k for k, batch in enumerate(drawn) if batch is not None]
             cohort.keep(left)
             steps.keep(left)
@@ -58,7 +61,8 @@ def _run(cohort: JointPass, sessions: Sequence[Session]) -> list[Answer]:
 def _gradients(cohort: JointPass, sessions: Sequence[Session], batches: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
     """Computes each client's loss (K,), and the stacked gradients."""
     losses = torch.stack(cohort.losses([s.client.loss for s in sessions], batches))
-    objective = losses.sum()  # one backward pass for all: no tensor belongs to two clients
+    # One backward pass for all: no tensor belongs to two clients, so the gradient of the sum is each one's own.
+    objective = losses.sum()
     if any(session.request.penalty is not None for session in sessions):
         for session, live in zip(sessions, cohort.live(), strict=True):
             if session.request.penalty is not None:
@@ -84,7 +88,7 @@ class _Steps(Protocol):
 
     def step(self, losses: Tensor, grads: dict[str, Tensor]) -> None: ...
     def keep(self, which: Sequence[int]) -> None: ...
-    def state(self, k: int) -> dict[str, dict[str, Tensor]]: ...
+    def state(self, k: int) -> OptimizerState: ...
 
 
 class _Separate:
@@ -102,16 +106,17 @@ class _Separate:
 
     def keep(self, which: Sequence[int]) -> None:
         self.sessions = [self.sessions[k] for k in which]
+        # The cohort has new stacked tensors, and a view of the old ones would write into nothing.
         for k, session in enumerate(self.sessions):
             own = self.cohort.parameters(k)
             session.params = {n: own[n] for n in session.params}
 
-    def state(self, k: int) -> dict[str, dict[str, Tensor]]:
+    def state(self, k: int) -> OptimizerState:
         return self.sessions[k].state
 
 
 class _Stacked:
-    """Takes one step for all clients on their stacked tensors, where it means the same for each: see `_alike`."""
+    """Takes one step for all clients on their stacked tensors; only where `_alike` says that it is each one's own step."""
 
     def __init__(self, cohort: JointPass, sessions: Sequence[Session]) -> None:
         self.cohort, self.sessions = cohort, list(sessions)
@@ -139,18 +144,25 @@ class _Stacked:
         for slot, tensors in self._state.items():
             self._state[slot] = {n: rows(x) for n, x in tensors.items()}
 
-    def state(self, k: int) -> dict[str, dict[str, Tensor]]:
+    def state(self, k: int) -> OptimizerState:
         def part(name: str, x: Tensor) -> Tensor:
+            # A copy, since the next steps of the clients that stay write into the stacked state.
             return (self.cohort.own(k, name, x[k]) if x.ndim else x).clone()
 
-        return {slot: {n: part(n, x) for n, x in tensors.items()} for slot, tensors in self._state.items()}
+        own: OptimizerState = {}
+        for slot, tensors in self._state.items():
+            own[slot] = {n: part(n, x) for n, x in tensors.items()}
+        return own
 
     def _params(self) -> dict[str, Tensor]:
         return {n: self.cohort.stacked[n].detach() for n in self.names}
 
 
 def _alike(sessions: Sequence[Session]) -> bool:
-    """Returns whether one step on stacked tensors is every client's own: entry by entry, at one rate, without hooks."""
+    """Returns whether one step on stacked tensors equals each client's own step.
+
+    It does for one optimiser that works entry by entry, at one rate and one norm, without gradient hooks.
+    """
     first = sessions[0]
 
     def like_first(s: Session) -> bool:
@@ -162,7 +174,7 @@ def _alike(sessions: Sequence[Session]) -> bool:
 
 
 def each_clipped(grads: Tensors, max_norm: float) -> dict[str, Tensor]:
-    """Scales stacked gradients (K, ...), each client's alone, down together if their common norm is above `max_norm`."""
+    """Scales each client's part of stacked gradients (K, ...) down if the norm over all of that part is above `max_norm`."""
     norm = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0).sqrt()
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     return {n: g * factor.view(-1, *[1] * (g.ndim - 1)) for n, g in grads.items()}

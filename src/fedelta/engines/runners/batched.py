@@ -10,7 +10,7 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from fedelta.adapted import CPU_TOKENS
 from fedelta.client import Batch, LocalClient, Request
@@ -25,7 +25,7 @@ from fedelta.method import Client, ClientState
 logger = logging.getLogger("fedelta.engines")
 
 WINDOW = 64
-"""Visits that wait at a time: each holds the message that it got, and a thread."""
+"""The number of visits that wait at a time: each holds a thread, and the message that it got."""
 
 Wanted: TypeAlias = tuple[Client, Request]
 """A client, and the training that its method asks it for."""
@@ -44,10 +44,13 @@ def plan_for(clients: Collection[Client], token_budget: int | None, *, forced: b
         token_budget: chosen for the device if None.
         forced: the engine was asked for by name.
     """
-    first: Any = next(iter(clients))
+    first = next(iter(clients))
     able = (forced or len(clients) > 1) and not any(_refusals(clients))
-    budget = token_budget or (first.model.pass_tokens() if able else CPU_TOKENS)
-    wins = forced or (able and 2 * first.model.tokens(next(first.batches(0))) <= budget)
+    if not able or not isinstance(first, LocalClient):
+        return Choice("batched" if forced else "sequential", token_budget or CPU_TOKENS)
+    budget = token_budget or first.model.pass_tokens()
+    # a pass with room for one client's batch alone would only cost the bookkeeping of joint passes
+    wins = forced or 2 * first.model.tokens(next(first.batches(0))) <= budget
     return Choice("batched" if wins else "sequential", budget)
 
 
@@ -74,12 +77,13 @@ class Batched(InProcess):
         try:
             self._finish(visitors)
         finally:
+            # After an error the other visits still wait for answers; their threads would outlive the round.
             for visitor in visitors:
                 visitor.close()
         return [visitor.result for visitor in visitors if visitor.result is not None]
 
     def _finish(self, waiting: Sequence[Visitor[Answered]]) -> None:
-        """Lets visits go on until all have ended; what those that wait ask for is answered together."""
+        """Lets visits go on until all have ended; answers together what the waiting ones ask for."""
         answers: Sequence[Answer | None] = [None] * len(waiting)
         while waiting:
             for visitor, given in zip(waiting, answers, strict=True):
@@ -95,8 +99,8 @@ class Batched(InProcess):
         return [answers[k] for k in range(len(asked))]
 
     def _groups(self, asked: Sequence[Wanted]) -> list[list[int]]:
-        """Returns the positions of requests that train together: of one model and base, of like length, within the budget."""
-        alone, shared = list[list[int]](), dict[Any, list[tuple[int, int, int]]]()
+        """Returns groups of positions: a group's requests have one model and base and like lengths, and fit into one pass."""
+        alone, shared = list[list[int]](), dict[tuple[int, int], list[tuple[int, int, int]]]()
         refusals = _refusals(client for client, _ in asked)
         for k, ((client, request), refusal) in enumerate(zip(asked, refusals, strict=True)):
             reason = refusal or _refusal_of(request)
@@ -106,16 +110,20 @@ class Batched(InProcess):
             if first is None or not isinstance(client, LocalClient):
                 alone.append([k])
                 continue
+            # The pass shows one version of the base to all. Neighbours in length share a pass, which pads to the longest.
             key = (id(client.model), 0 if request.base is None else request.base.version)
             shared.setdefault(key, []).append((client.model.longest(first), k, client.model.tokens(first)))
-        return alone + [group for sizes in shared.values() for group in packed(sorted(sizes), self.token_budget)]
+        groups = alone
+        for sizes in shared.values():
+            groups += packed(sorted(sizes), self.token_budget)
+        return groups
 
     def _train(self, asked: Sequence[Wanted]) -> list[Answer]:
         clients = [client for client, _ in asked if isinstance(client, LocalClient)]
         if len(asked) > 1:
             try:
                 return train_together(clients, [request for _, request in asked])
-            except Exception as error:  # one client's fault or the pass's: alone, each shows its own
+            except Exception as error:  # whether of one client or of the pass: training alone shows whose fault it is
                 logger.debug("a joint pass failed", exc_info=error)
                 self._say(reason_of(error))
         return [_alone(client, request) for client, request in asked]
@@ -151,17 +159,17 @@ def packed(sizes: Iterable[tuple[int, int, int]], budget: int) -> list[list[int]
 
 
 def _first_batch(client: Client, request: Request) -> Batch | None:
-    """Returns the first batch of a request; None for rows that cannot be made into one, which is said where they train."""
+    """Returns the first batch of a request; None if its rows cannot be made into one. The error comes where they train."""
     assert isinstance(client, LocalClient)  # as `_refusals` says
     try:
         return client.first_batch(request.t)
-    except Exception as error:  # its own fault, which must not end the round of the others
+    except Exception as error:  # the client's own fault, which must not end the round of the others
         logger.debug("client %s: no first batch", client.peer.id, exc_info=error)
         return None
 
 
 def _refusals(clients: Iterable[Client]) -> Iterator[str | None]:
-    """Yields of each client why it cannot share a pass with others, None if it can; a model that several have is asked once."""
+    """Yields for each client the reason why it cannot share a pass, None if it can; asks each model once."""
     known = dict[int, str | None]()
     for client in clients:
         if not isinstance(client, LocalClient):

@@ -1,4 +1,4 @@
-"""Clients one after another in this process: the engine that all others are compared with."""
+"""Visits clients one after another in this process: the engine that all others are compared with."""
 
 from __future__ import annotations
 

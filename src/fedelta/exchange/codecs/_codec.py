@@ -54,6 +54,8 @@ class Codec(Stage):
     def error(self, x: Tensor) -> Tensor:
         """Returns for each number of a tensor how far from it the number may be that is read back.
 
+        To this comes the rounding of the tensor's own dtype, where a difference is added to what was sent down.
+
         Args:
             x: what is coded: a value, or a difference together with what was left out before.
         """

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fedelta import tree
 from fedelta.adapted import Batch, Loss
+from fedelta.client import gradients_of
 from fedelta.models.base_store import BaseStore
 from fedelta.models.checkpointing import recompute
 from fedelta.models.cohort.grouped import Rows
@@ -95,7 +96,7 @@ class Cohort:
         self.generators: Sequence[torch.Generator] = [model.source(g) for g in generators]
         flat = [tree.parameters(start) for start in starts]
         self.stacked: Mapping[str, Tensor] = {n: self._stack(n, [values[n] for values in flat]) for n in flat[0]}
-        self.rows = Rows((), (), 0)
+        self.rows = Rows((), (), 0)  # nobody's, until `losses` joins batches
         self._scales = self._read_scales()
 
     def __enter__(self) -> Cohort:
@@ -114,7 +115,7 @@ class Cohort:
             del holder.forward
 
     def train_only(self, names: set[str]) -> None:
-        """Says of which of the stacked tensors gradients are taken."""
+        """Chooses the stacked tensors of which gradients are taken."""
         for name, tensor in self.stacked.items():
             tensor.requires_grad_(name in names)
 
@@ -133,10 +134,11 @@ class Cohort:
     def live(self) -> list[Adapter]:
         """Returns each client's adapter, joined to the leaves, for penalties."""
         parts = {n: tensor.unbind() for n, tensor in self.stacked.items()}
-        return [
-            tree.with_parameters(start, {n: self.own(k, n, part[k]) for n, part in parts.items()})
-            for k, start in enumerate(self.starts)
-        ]
+        adapters: list[Adapter] = []
+        for k, start in enumerate(self.starts):
+            own = {n: self.own(k, n, part[k]) for n, part in parts.items()}
+            adapters.append(tree.with_parameters(start, own))
+        return adapters
 
     def losses(self, losses: Sequence[Loss], batches: Sequence[Batch]) -> list[Tensor]:
         """Computes each client's loss on its own batch, from one pass of the model.
@@ -156,13 +158,10 @@ class Cohort:
 
     def gradients(self, objective: Tensor) -> dict[str, Tensor]:
         """Returns the gradients of the leaves that train and that the objective reaches, stacked as they are."""
-        leaves = {n: t for n, t in self.stacked.items() if t.requires_grad}
-        found = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True)
-        grads = cast("tuple[Tensor | None, ...]", found)
-        return {n: g for n, g in zip(leaves, grads, strict=True) if g is not None}
+        return gradients_of(objective, {n: t for n, t in self.stacked.items() if t.requires_grad})
 
     def keep(self, which: Sequence[int]) -> None:
-        """Goes on with these of the clients; views taken before no longer write into `stacked`."""
+        """Goes on with these clients alone; views taken before no longer write into `stacked`."""
         self.starts = [self.starts[k] for k in which]
         self.generators = [self.generators[k] for k in which]
         self.stacked = {n: t.detach()[list(which)].requires_grad_(t.requires_grad) for n, t in self.stacked.items()}
@@ -173,11 +172,15 @@ class Cohort:
         return self.stacked[f"{name}.lora_A"], self.stacked[f"{name}.lora_B"], self._scales[name]
 
     def _read_scales(self) -> dict[str, Tensor]:
-        like: dict[str, Any] = {"device": self.model.device, "dtype": self.model.dtype}
-        return {n: torch.tensor([s.layers[n].scale for s in self.starts], **like) for n in self.model.adapted_layers}
+        scales: dict[str, Tensor] = {}
+        for name in self.model.adapted_layers:
+            each = [start.layers[name].scale for start in self.starts]
+            scales[name] = torch.tensor(each, device=self.model.device, dtype=self.model.dtype)
+        return scales
 
     def _stack(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
-        shape = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
+        shapes = [t.shape for t in tensors]
+        shape = [max(sizes) for sizes in zip(*shapes, strict=True)]
         stacked = torch.zeros(len(tensors), *shape, device=self.model.device, dtype=self.model.dtype)
         for k, tensor in enumerate(tensors):
             self.own(k, name, stacked[k]).copy_(tensor.detach())

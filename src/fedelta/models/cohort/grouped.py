@@ -1,4 +1,4 @@
-"""Products of rows that belong to several clients, each with a matrix of its own.
+"""Multiplies rows that belong to several clients, each client's with a matrix of its own.
 
 The rows of a joint batch lie client by client. Shapes: N rows of all K clients together, i in, o out, r rank.
 """

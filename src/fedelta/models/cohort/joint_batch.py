@@ -1,4 +1,4 @@
-"""Joins the batches of several clients: asks the model together what each loss asks of it, and takes the answer apart."""
+"""Joins the batches of several clients: puts what each loss asks of the model into one call, and takes the answer apart."""
 
 from __future__ import annotations
 
@@ -97,7 +97,9 @@ def join(parts: Sequence[Inputs], pad_token_id: int = 0) -> tuple[dict[str, Any]
     counts, lengths = tuple(count for count, _ in sizes), tuple(length for _, length in sizes)
     if len(set(lengths)) > 1 and "attention_mask" not in names:
         raise ValueError("inputs of unequal length have no attention_mask that could hide their padding")
-    joint = {n: _joined(n, [part[n] for part in parts], pad_token_id if n == "input_ids" else 0) for n in parts[0]}
+    joint: dict[str, Any] = {}
+    for name in parts[0]:
+        joint[name] = _joined(name, [part[name] for part in parts], pad_token_id if name == "input_ids" else 0)
     return joint, Rows(counts, lengths, max(lengths))
 
 
@@ -161,8 +163,11 @@ def parts_of(outputs: Any, counts: Sequence[int], rows: Rows) -> list[SimpleName
         raise ValueError(f"the model returns a {type(outputs).__name__}, not tensors by name")
     total = sum(counts)
     split = {n: v.split(list(counts)) for n, v in outputs.items() if isinstance(v, Tensor) and v.ndim and len(v) == total}
-    lengths = enumerate(rows.lengths)
-    return [SimpleNamespace(**{n: _trimmed(v[k], length, rows.length) for n, v in split.items()}) for k, length in lengths]
+    parts: list[SimpleNamespace] = []
+    for k, length in enumerate(rows.lengths):
+        own = {n: _trimmed(v[k], length, rows.length) for n, v in split.items()}
+        parts.append(SimpleNamespace(**own))
+    return parts
 
 
 def _trimmed(value: Tensor, length: int, padded: int) -> Tensor:

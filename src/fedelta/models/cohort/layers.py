@@ -27,7 +27,7 @@ class Clients(Protocol):
     product: Product
 
     def adapted(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """A (K, r, i), B (K, o, r) and the scales (K,) of a layer."""
+        """Returns A (K, r, i), B (K, o, r) and the scales (K,) of a layer."""
         ...
 
 
@@ -71,6 +71,7 @@ def is_product(base: nn.Module) -> bool:
 
 def keep_mask(x: Tensor, p: float, rows: Rows, generators: Sequence[torch.Generator]) -> Tensor:
     """Returns what each client's own dropout multiplies its rows of x (N, i) by; for padding nothing is drawn."""
+    # A client draws for its own length, without the padding to the longest of the others: just what it would draw alone.
     keep = torch.ones_like(x, requires_grad=False)
     by_row = keep.view(rows.total, -1, x.shape[-1])
     padded = by_row.shape[1] == rows.length

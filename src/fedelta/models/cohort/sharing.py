@@ -1,14 +1,14 @@
-"""Finds out if the clients of a model can train in one pass of it: by what is known of it, and by a rehearsal."""
+"""Finds out if the clients of a model can train in one pass of it, from what is known of the model and by a trial."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedelta import tree
 from fedelta.models.adapter_files import Layout
@@ -40,7 +40,7 @@ def refusal(model: Shareable) -> str | None:
     if model.layout.embeddings:
         return f"the adapted layer {min(model.layout.embeddings)!r} is an Embedding"
     heads = [holder for holder, _ in model.head_tensors()]
-    if any(inner in heads for outer in heads for inner in outer.modules() if inner is not outer):
+    if any(_holds_another(head, heads) for head in heads):
         return "a trained module with tensors of its own holds another"
     taken = (*model.adapted_layers.values(), *heads)
     if any("forward" in vars(layer) for layer in taken):
@@ -50,12 +50,16 @@ def refusal(model: Shareable) -> str | None:
     return None if _rehearsed[model] else "the model answers a client otherwise when others are in the pass"
 
 
-def rehearsed(model: Shareable) -> bool:
-    """Tries if two clients of different adapters and lengths get in one pass the answers that each gets alone.
+def _holds_another(head: nn.Module, heads: Sequence[nn.Module]) -> bool:
+    return any(inner in heads for inner in head.modules() if inner is not head)
 
-    They do not where a layer looks along the sequence, padding and all, where a head reads its last place (ConvBERT, FNet,
-    XLNet), or where an adapted layer sees rows that are nobody's, as the relative positions of DeBERTa's keys. True for a model
-    that takes no tokens, or needs more inputs than the trial has: its sequences are not padded, or its layers count their rows.
+
+def rehearsed(model: Shareable) -> bool:
+    """Returns whether two clients of different adapters and lengths get in one pass the answers that each gets alone.
+
+    They do not if a layer mixes padding into a sequence or a head reads the last place (ConvBERT, FNet, XLNet), or if an
+    adapted layer sees rows that belong to no client (the relative positions of DeBERTa). A model that takes no tokens, or more
+    inputs than the trial has, cannot be tried and counts as fit: its sequences are not padded, or its layers check their rows.
     The model keeps its adapter; it shows the pristine base until the next `load`.
     """
     before = model.live()
@@ -88,7 +92,11 @@ def _moved(adapter: Adapter, seed: int) -> Adapter:
 def _apart(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """Returns the first and the last sequence of a padded batch, each without its padding."""
     lengths: list[int] = batch["attention_mask"].sum(1).tolist()
-    return [{name: x[[k], : lengths[k]] for name, x in batch.items()} for k in (0, -1)]
+
+    def alone(k: int) -> dict[str, Tensor]:
+        return {name: x[[k], : lengths[k]] for name, x in batch.items()}
+
+    return [alone(0), alone(-1)]
 
 
 def _alone(model: Shareable, adapter: Adapter, batch: Mapping[str, Tensor], k: int) -> Tensor:
@@ -101,5 +109,5 @@ def _draws(k: int) -> torch.Generator:
     return torch.Generator().manual_seed(k)
 
 
-def _logits(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def _logits(module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return module(**batch).logits

@@ -1,9 +1,9 @@
-"""Keeps what enters the lowest layer that trains, once for an example, for later epochs, rounds and evaluations.
+"""Keeps each example's hidden states below the lowest layer that trains, for later epochs, rounds and evaluations.
 
-Below that layer nothing changes and nothing is drawn, so an example's hidden states there are the same whenever it comes. They
-are kept by its tokens, their positions and their types. A batch of which all examples are known skips the layers below; any
-other batch runs them for all its examples, and is then known. Answers are the same but for rounding: the sums inside a matrix
-product may depend on how many rows it has. So a resumed run, which begins with nothing kept, may differ in the last bits.
+Down there nothing changes and nothing is drawn, so an example's hidden states are the same whenever it comes. They are kept by
+its tokens, their positions and their types. A batch whose examples are all known skips the layers below; any other batch runs
+them for all its examples, and is known from then on. Answers are the same but for rounding: the sums inside a matrix product
+may depend on its number of rows. So a resumed run, which begins with nothing kept, may differ in the last bits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedelta.models.packing import packing_of, scattered
 from fedelta.models.passes import FastPass, PassSettings, Trained
 from fedelta.models.trial import agrees, answers, trial
 
-SETTING, ORDER = "cache_activations", 4  # last: what is kept must be what all other passes leave
+SETTING, ORDER = "cache_activations", 4  # the last, so that it keeps what all other passes compute
 
 logger = logging.getLogger("fedelta.models")
 
@@ -129,7 +129,7 @@ class Rows:
         return hidden[self.mask].split(list(self.counts)) if hidden.shape[:2] == self.mask.shape else None
 
     def put(self, parts: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Puts them again into the form of other hidden states; zero at padding, which nobody reads."""
+        """Puts each example's hidden states back into the form of others; zero at padding, which nobody reads."""
         flat = torch.cat(list(parts))
         if packing_of(like) is not None:
             return flat[None]
@@ -155,7 +155,7 @@ class _Recalled:
 class ActivationCache(FastPass):
     """Lets a model's passes skip the layers below those that train, for examples that it has seen, until `remove`.
 
-    A pass runs as ever in training mode, under gradient checkpointing, and where hidden states, attention weights or a
+    A pass is left as it is in training mode, under gradient checkpointing, and where hidden states, attention weights or a
     key-value cache are asked for. Everything is forgotten when a tensor below is replaced or written to; a write through
     `.data` goes unseen. What a pass returns for a key-value cache without being asked lacks the layers that it skipped.
 
@@ -170,14 +170,15 @@ class ActivationCache(FastPass):
         recalled: how many passes have skipped the layers below.
     """
 
-    def __init__(self, module: Any, depth: int, inputs: Sequence[nn.Module], budget: int) -> None:
+    def __init__(self, module: nn.Module, depth: int, inputs: Sequence[nn.Module], budget: int) -> None:
         self.store, self.recalled = Store(budget * MIB), 0
         self._layers = transformer_layers(module)
         self._inputs = [m for m in inputs if [*m.parameters(recurse=False), *m.buffers(recurse=False)]]
         self._skipped = self._layers[:depth]
         self._held = self._tensors_below()
         self._state = _state_of(self._held)
-        self._pass: Rows | _Recalled | None = None  # to be kept, being skipped, or none of its business
+        # Of the pass that runs: rows to be kept, or recalled ones; None if the cache has nothing to do with it.
+        self._pass: Rows | _Recalled | None = None
         self._handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
             module.register_forward_hook(self._after, always_call=True),
@@ -222,13 +223,18 @@ class ActivationCache(FastPass):
         tensors = self._tensors_below()
         state = _state_of(tensors)
         if state != self._state:
-            # the tensors are held, since the next to be made could have the identity of one that is gone
+            # The tensors are held: if one were freed, a new one could get its identity and address, and pass for it.
             self._held, self._state = tensors, state
             self.store.clear()
 
     def _tensors_below(self) -> list[Tensor]:
-        below = (*((m, False) for m in self._inputs), *((layer, True) for layer in self._skipped))
-        return [x for m, deep in below for own in (m.parameters, m.buffers) for x in own(recurse=deep)]
+        found: list[Tensor] = []
+        # A module that is entered early counts for its own tensors alone: the whole model is one of them.
+        for module in self._inputs:
+            found += [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        for layer in self._skipped:
+            found += [*layer.parameters(), *layer.buffers()]
+        return found
 
 
 def _state_of(tensors: Sequence[Tensor]) -> list[Any]:
@@ -241,7 +247,7 @@ def _unchanged(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
 
 
-def caching(module: Any, trained: Sequence[nn.Module], budget: int) -> ActivationCache | None:
+def caching(module: nn.Module, trained: Sequence[nn.Module], budget: int) -> ActivationCache | None:
     """Gives a model an activation cache if that spares a layer and leaves its answers as they are, which is tried.
 
     Args:
@@ -264,7 +270,9 @@ def caching(module: Any, trained: Sequence[nn.Module], budget: int) -> Activatio
     return cache
 
 
-def _prepared(module: Any, trained: Sequence[nn.Module], budget: int, by_choice: bool) -> tuple[str, ActivationCache | None]:
+def _prepared(
+    module: nn.Module, trained: Sequence[nn.Module], budget: int, by_choice: bool
+) -> tuple[str, ActivationCache | None]:
     """Returns a cache, or why there is none; tried with sequences (3, L), or (3, 1, L) for a model that chooses among some."""
     layers = transformer_layers(module)
     if not layers or any("forward" in vars(layer) for layer in layers):
@@ -296,7 +304,7 @@ def _entered(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[list[nn.Mo
     return list(order), expected
 
 
-def _leaves_answers(cache: ActivationCache, module: Any, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
+def _leaves_answers(cache: ActivationCache, module: nn.Module, batch: Mapping[str, Tensor], expected: Tensor) -> bool:
     """Says if a batch is answered as before from what each of its sequences left behind alone."""
     for k, length in enumerate(batch["attention_mask"].sum(-1).flatten().tolist()):
         answers(module, {n: x[k : k + 1, ..., :length] for n, x in batch.items()})

@@ -1,8 +1,8 @@
-"""The last layer of an encoder whose head reads the first token of each sequence, and nothing else.
+"""Cuts the last layer of an encoder whose head reads the first token of each sequence and nothing else.
 
-Keys and values are needed of all tokens; the query, the output of the attention and the feed-forward network only of those that
-are read. Of a layer's products that leaves two in twelve, and no gradient is lost: those of the other rows are zero. A model
-whose head reads other tokens is left alone: it would answer otherwise, which is tried when it is prepared.
+Keys and values are needed of all tokens; the query, the output of the attention and the feed-forward network only of the tokens
+that are read. That leaves two in twelve of a layer's products. No gradient is lost: those of the other rows are zero. A model
+whose head reads other tokens would answer otherwise; a trial when the model is prepared finds that out, and leaves it alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedelta.models.packing import packing_of
 from fedelta.models.passes import FastPass, PassSettings, Trained
 from fedelta.models.trial import kept_if_harmless
 
-SETTING, ORDER = "compact", 3  # tried on layers that have no padding any more, as they will run
+SETTING, ORDER = "compact", 3  # after `no_padding`, so that it is tried on packed layers, as they will run
 
 Attended: TypeAlias = Callable[[nn.Module, nn.Module, nn.Module], Tensor]
 """(query, key and value layers) -> what the first tokens gather (B, 1, d)."""
@@ -29,7 +29,7 @@ def install(model: Trained, settings: PassSettings) -> FastPass | None:
     return cut_to_first_tokens(model.module) if settings.compact and not settings.base_dropout else None
 
 
-def cut_to_first_tokens(module: Any) -> LastLayerCut | None:
+def cut_to_first_tokens(module: nn.Module) -> LastLayerCut | None:
     """Cuts a model's last layer; returns None for a model that this does not suit or that answers otherwise."""
     if not attends_by_sdpa(module) or not fits(transformer_layers(module)[-1]):
         return None
@@ -43,7 +43,7 @@ class LastLayerCut(FastPass):
         module: a transformers model whose layers attend by "sdpa", and whose last one `fits`.
     """
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.layers = transformer_layers(module)
         self._handles = [
             module.register_forward_pre_hook(self._before, with_kwargs=True),
@@ -59,7 +59,7 @@ class LastLayerCut(FastPass):
             self.layers[-1].forward = FirstToken(self.layers[-1])
 
     def _after(self, *_: Any) -> None:
-        # after every pass: who looks at the layer in between finds it as it was
+        # After every pass, so that whoever looks at the layer between two passes finds it as it was.
         if isinstance(vars(self.layers[-1]).get("forward"), FirstToken):
             del self.layers[-1].forward
 

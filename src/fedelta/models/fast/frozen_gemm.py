@@ -1,8 +1,9 @@
-"""Products with frozen weights, on a CPU where torch's default is not the fastest.
+"""Forms products with frozen weights faster, on CPUs where torch's default is not the fastest.
 
-A frozen layer needs  y = x W^T + b  and, going back,  dx = g W; its weight has no gradient. torch's default float32 product
-leaves a part of many CPUs unused, oneDNN's less of it at the same accuracy. It is called for these products alone: the global
-switch that prefers it (`torch.set_float32_matmul_precision`) makes attention several times slower.
+A frozen layer needs  y = x W^T + b  and, in the backward pass,  dx = g W; its weight has no gradient. On many CPUs torch's
+default float32 product leaves a part of the processor unused, and oneDNN's a smaller part, at the same accuracy. It is called
+for these products alone: the global switch that prefers it (`torch.set_float32_matmul_precision`) makes attention several times
+slower.
 
 Weights are used as they lie, never packed or copied, so that a base delta may rewrite them at any time. Measured on a Zen 4
 core at 384 x 384 to 384 x 1536, oneDNN is 1.05-1.25 times as fast as the default, most at 1000 rows and more; on a Zen 5 core
@@ -32,7 +33,7 @@ from fedelta.user_cache import cache_folder, write_first
 
 logger = logging.getLogger("fedelta.models")
 
-SETTING, ORDER = "gemm", 1  # before passes that are tried, so that they are tried on the products that will run
+SETTING, ORDER = "gemm", 1  # the first, so that passes which are tried are tried on the products that will run
 
 Machine: TypeAlias = dict[str, str | int | list[int]]
 """What a decision of "auto" depends on."""
@@ -44,10 +45,10 @@ TOLERANCE, GAIN = 1e-6, 1.05
 """What "auto" asks of oneDNN: the largest relative error, and how much faster it must be."""
 
 TRIALS, ROWS = 3, 1024
-"""How often it must win, one after another, and of how many rows: those of a joint pass. So chance hardly ever decides."""
+"""The trials that it must win in a row, so that chance hardly ever decides; and the rows of each, as in a joint pass."""
 
 INNER, OUTER = 384, 1536
-"""The sides of the weight that is tried."""
+"""The sizes i and o of the weight that is tried."""
 
 KEPT: Mapping[str, Backend] = {"onednn": "onednn", "default": "default"}
 """What a decision may be."""
@@ -93,10 +94,10 @@ def has_onednn() -> bool:
 
 @cache
 def decided(threads: int) -> Backend:
-    """The backend of "auto" on this machine for a number of threads.
+    """Returns the backend that "auto" means on this machine with so many threads.
 
-    A machine near the threshold could decide otherwise at every start, and one config and one seed would give two results
-    that differ in the last bits. So the first decision is kept in the user's cache folder, and holds for all later runs.
+    Where both backends are about as fast, the test could decide otherwise at every start, and one config with one seed would
+    give results that differ in the last bits. So the first decision is kept in the user's cache folder, and holds for all runs.
     """
     if not has_onednn():
         return "default"
@@ -119,12 +120,12 @@ def machine_of(threads: int) -> Machine:
 
 
 def decision_file(machine: Machine) -> Path:
-    """The file with the decision for a machine; one for each, so that writers of different ones never meet."""
+    """Returns the file with the decision for a machine; each machine has its own, so that they share a folder in peace."""
     return cache_folder() / f"gemm-{hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
 def _processor() -> str:
-    """The processor's model, as Linux or else Python names it."""
+    """Returns the processor's model, as Linux or else Python names it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -134,7 +135,7 @@ def _processor() -> str:
 
 
 def _kept(file: Path) -> Backend | None:
-    """The decision in a file; None if there is none that can be read. A damaged file is removed, since `keep` replaces none."""
+    """Returns the decision in a file; None if none can be read. Removes a damaged file, which `keep` would not replace."""
     try:
         return KEPT[json.loads(file.read_text(encoding="utf-8"))["backend"]]
     except FileNotFoundError:
@@ -147,9 +148,9 @@ def _kept(file: Path) -> Backend | None:
 
 
 def keep(file: Path, machine: Machine, backend: Backend) -> Backend:
-    """Writes a decision down where there is none, and returns the one that stands; a warning where that cannot be done.
+    """Writes a decision down if there is none yet, and returns the one that stands; warns if it cannot be written.
 
-    Of processes that decide at once all go on with the first one's, so that what they do can be done again.
+    Processes that decide at the same time all go on with the decision that is written first, so that runs can be repeated.
     """
     try:
         write_first(file, json.dumps({"backend": backend, **machine}, indent=1).encode())
@@ -172,8 +173,11 @@ def fastest() -> Backend:
     found = product(x, weight, bias, "onednn")
     if not bool((found - exact).norm() <= TOLERANCE * exact.norm()):
         return "default"
-    trials = (_times(*(partial(_there_and_back, x, weight, bias, b) for b in get_args(Backend)[:2])) for _ in range(TRIALS))
-    return "onednn" if all(GAIN * onednn < default for default, onednn in trials) else "default"
+    for _ in range(TRIALS):
+        default, onednn = _times(*(partial(_there_and_back, x, weight, bias, backend) for backend in ("default", "onednn")))
+        if not GAIN * onednn < default:
+            return "default"
+    return "onednn"
 
 
 def _there_and_back(x: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -> Tensor:
@@ -181,7 +185,7 @@ def _there_and_back(x: Tensor, weight: Tensor, bias: Tensor, backend: Backend) -
 
 
 def _times(*calls: Callable[[], Tensor], repeats: int = 4) -> list[float]:
-    """The least time of each call on the processor, in turns, so that a busy machine slows all alike."""
+    """Returns the shortest processor time of each call; they are called in turns, so that a busy machine slows all alike."""
     best = [float("inf")] * len(calls)
     for _ in range(repeats):
         for k, call in enumerate(calls):
@@ -192,7 +196,7 @@ def _times(*calls: Callable[[], Tensor], repeats: int = 4) -> list[float]:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, backend: Backend) -> Tensor:
-    """x W^T + b without a graph.
+    """Returns x W^T + b; records no graph.
 
     Args:
         x: (n, i).

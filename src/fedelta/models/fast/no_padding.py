@@ -1,8 +1,8 @@
-"""Passes that leave padding out of a transformer's layers.
+"""Leaves padding out of a transformer's layers.
 
-Inside the layers everything but attention works token by token. So they get the real tokens alone, packed one behind another,
-and attention alone puts them back into the grid for its products. Answers are the same but for rounding; an architecture for
-which they are not (one that mixes tokens outside its attention) is left alone.
+Inside the layers everything but attention works token by token. So the layers get only the real tokens, packed one behind
+another, and attention puts them back into the grid for its own products. Answers are the same but for rounding. An architecture
+for which they are not, since it mixes tokens outside its attention, is left alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextvars import Token
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -31,7 +31,7 @@ def install(model: Trained, settings: PassSettings) -> FastPass | None:
     return without_padding(model.module) if settings.compact and not settings.base_dropout else None
 
 
-def without_padding(module: Any) -> NoPadding | None:
+def without_padding(module: nn.Module) -> NoPadding | None:
     """Leaves padding out of a model's layers; returns None for a model that this does not suit or that answers otherwise."""
     return kept_if_harmless(module, lambda: NoPadding(module)) if attends_by_sdpa(module) else None
 
@@ -48,7 +48,7 @@ class NoPadding(FastPass):
 
     skips_padding = True
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.layers = transformer_layers(module)
         self._entered: Token[Packing | None] | None = None
         self._handles = [
@@ -87,7 +87,7 @@ def _pack(layer: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[An
 def _unpack(layer: Any, args: Any, output: Any) -> Any:
     first: Tensor = output[0] if isinstance(output, tuple) else output
     packing = packing_of(first)
-    if packing is None:  # also where the last layer gave the first tokens alone
+    if packing is None:  # so it is, too, if the last layer returned the first tokens alone
         return None
     grid = packing.unpack(first)
     return (grid, *output[1:]) if isinstance(output, tuple) else grid

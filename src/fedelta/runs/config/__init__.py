@@ -1,4 +1,4 @@
-"""One YAML file describes a run. It is validated before data or a model is loaded, and written back as resolved.
+"""Describes a run by one YAML file, which is validated before data or a model is loaded, and written back as resolved.
 
 `schema` has the keys and `read` reads and writes files, neither with torch. `choices` builds what is chosen by name, `checks`
 says what goes together, `resume` what may change when a run is taken up.

@@ -1,4 +1,7 @@
-"""Checks what goes together in a config, before data are read or a model is loaded; each error names the key and the remedy."""
+"""Checks that the values of a config go together, before data are read or a model is loaded.
+
+Each error names the key and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,7 @@ def _checked(config: RunConfig) -> Choices:
         _check_own_files(config)
     _check_cohort(config.federation, config.num_clients())
     _check_graph(config, chosen)
+    _check_sites(config.federation)
     _check_metric(config.evaluation.best_by, chosen)
     return chosen
 
@@ -112,6 +116,41 @@ def _check_graph(config: RunConfig, chosen: Choices) -> None:
     if clients is not None:
         with naming("federation.topology", config.federation.topology or {}):
             graph.check(clients, seed=config.seed)
+
+
+def _check_sites(federation: Federation) -> None:
+    """Checks the keys that have a meaning for real sites alone."""
+    extra, quorum = federation.over_selection, federation.quorum
+    if federation.where != "flower" and (extra or federation.server_model):
+        key = "over_selection" if extra else "server_model"
+        raise ValueError(
+            f"federation.{key} has no meaning where federation.where = {federation.where}: it belongs to flower, where a "
+            "server asks real sites"
+        )
+    if federation.where == "flower" and federation.topology is not None:
+        raise ValueError("federation.topology has no meaning where federation.where = flower, which has a server: set zenoh")
+    if extra and isinstance(quorum, float) and quorum * (1 + extra) > 1:
+        raise ValueError(
+            f"federation.quorum = {quorum} can never be met with federation.over_selection = {extra}, where a round ends with "
+            f"{1 / (1 + extra):.2g} of its cohort: set a quorum below that"
+        )
+
+
+REMEDIES = {
+    "flower": "`fedelta flower init CONFIG DIR` makes an app of it, and `flwr run DIR` carries it out",
+    "zenoh": "`fedelta gossip CONFIG` carries it out",
+}
+"""By `federation.where`, the command for a run elsewhere."""
+
+
+def demand_here(config: RunConfig) -> None:
+    """Raises ConfigError, naming the command that carries it out, for a run whose clients are elsewhere."""
+    where = config.federation.where
+    if where != "here":
+        raise ConfigError(
+            f"federation.where = {where}, so that this run is not for one process: {REMEDIES[where]}. To try it here: "
+            "--set federation.where=here"
+        )
 
 
 def _check_metric(best_by: str, chosen: Choices) -> None:

@@ -74,6 +74,14 @@ class Node(Section):
         default=None, description="the folder for its memories, log and socket; in the user's data folder by default"
     )
     device: str | None = Field(default=None, description="`cpu`, `cuda`, ...; that of the config by default")
+    certificates: str | None = Field(
+        default=None,
+        description="without a server: a folder with ca.crt, <name>.crt and <name>.key; beside the roster by default",
+    )
+    listen: str | None = Field(
+        default=None,
+        description="without a server: where to listen, such as `tls/0.0.0.0:7447`; its endpoint by default",
+    )
     allow: Allow = Allow()
 
     def folder(self) -> Path:
@@ -96,7 +104,7 @@ def read_node(path: str | Path) -> Node:
     return node.model_copy(update=placed)
 
 
-PATHS = ("data", "test", "state")
+PATHS = ("data", "test", "state", "certificates")
 """The keys that hold a path."""
 
 

@@ -1,4 +1,4 @@
-"""Configs from YAML and back, with changes by dotted key; the message about a wrong key names the nearest valid one."""
+"""Reads configs from YAML and writes them, with changes by dotted key; an unknown key is answered by the nearest one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 
 
 def load_config(source: Source, overrides: Overrides = ()) -> RunConfig:
-    """A validated config.
+    """Returns a validated config.
 
     Args:
         source: path of a YAML file, one of `BUILT_IN`, a mapping, or a config.
@@ -49,7 +49,7 @@ def load_config(source: Source, overrides: Overrides = ()) -> RunConfig:
 
 
 def read_config(source: Source, overrides: Overrides = ()) -> RunConfig:
-    """A config whose keys and types are right; `checks.check` says whether they go together.
+    """Returns a config whose keys and types are right; `checks.check` says if its values go together.
 
     Raises:
         ConfigError: as `load_config` does.
@@ -76,7 +76,7 @@ def explained(error: ValidationError, root: type[BaseModel]) -> list[str]:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved config as YAML, every key written out; `load_config` reads it back as the same config."""
+    """Returns a config as YAML with every key written out; `load_config` reads it back as the same config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -134,7 +134,7 @@ def pairs(overrides: Overrides) -> list[tuple[str, Any]]:
     return found
 
 
-def _value(override: str, text: str) -> Any:
+def _value(override: str, text: str) -> object:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -143,12 +143,13 @@ def _value(override: str, text: str) -> Any:
         raise ConfigError(f"override {override[:40]!r}... is nested too deeply for a value") from None
 
 
-def changed(raw: Mapping[str, Any], path: Sequence[str], value: Any, whole: str) -> dict[str, Any]:
-    """A copy of nested mappings with one value replaced; `whole` is the dotted key, for the message of an error."""
+def changed(raw: Mapping[str, Any], path: Sequence[str], value: object, whole: str) -> dict[str, Any]:
+    """Returns a copy of nested mappings with one value replaced; `whole` is the dotted key, for the message of an error."""
     head, *rest = path
     if not rest:
         return {**raw, head: value}
     inner = raw.get(head, {})
+    # A choice without settings is written as its name alone: `method: fedavg` and `method.name`.
     inner = {"name": inner} if isinstance(inner, str) else inner
     if not isinstance(inner, Mapping):
         raise ConfigError(f"override {whole!r}: {head!r} is {inner!r}, not a section with keys of its own")
@@ -156,7 +157,7 @@ def changed(raw: Mapping[str, Any], path: Sequence[str], value: Any, whole: str)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested mappings by dotted key."""
+    """Returns the values of nested mappings by dotted key."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         inner = isinstance(value, Mapping)
@@ -183,7 +184,7 @@ def _is_kind(part: str) -> bool:
 
 
 def _whole_near(value: Any) -> int:
-    """The whole number that a value writes in another way, such as 1e3; else any."""
+    """Returns the whole number that a value writes in another way, such as 1e3; else 10, as an example."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -192,6 +193,7 @@ def _whole_near(value: Any) -> int:
 
 
 def _known_keys(path: Sequence[str], root: type[BaseModel]) -> list[str]:
+    # A path may lead into a union, where only `RankChoice` has keys of its own.
     section: Any = root
     for part in path:
         field = getattr(section, "model_fields", {}).get(part)

@@ -1,7 +1,7 @@
-"""The whole policy of what may change when a run is taken up, and what may not.
+"""Decides what may change when a run is taken up, and what may not; no other module has a say in it.
 
-A run keeps in its checkpoint what makes it this run and no other: the values of all keys but those of `MAY_CHANGE`, and a
-digest of the rows of its data. They are compared when it is taken up, so that an edit of config.yaml counts like `--set`.
+A checkpoint keeps what makes a run this one and no other: the values of all keys but those of `MAY_CHANGE`, and a digest of the
+rows of its data. They are compared when the run is taken up, so that an edit of config.yaml counts like `--set`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedelta.runs.config.read import Overrides, changed, flat, pairs, read_config
-from fedelta.runs.config.schema import ConfigError, Data, RunConfig
+from fedelta.runs.config.schema import ConfigError, Data, Model, RunConfig
 
-MAY_CHANGE = ("federation.rounds", "federation.quorum", "federation.spool", "evaluation", "output", "name")
-"""What a resumed run may change without becoming another run: keys, and sections with all their keys."""
+MAY_CHANGE = (
+    "federation.rounds",
+    "federation.quorum",
+    "federation.spool",
+    "federation.deadline",
+    "evaluation",
+    "output",
+    "name",
+)
+"""The keys, and sections with all their keys, that a resumed run may change without becoming another run."""
 
 DIGEST = "model.digest"
-"""Of the model's code and configs; null takes them as they are (`fedelta.models.base_files.check_code` says so)."""
+"""The key for the digest of the model's code and configs; null takes them as they are (`models.base_files.check_code`)."""
 
 CHOSEN = (
     "model.gemm",
@@ -27,21 +35,21 @@ CHOSEN = (
     "federation.token_budget",
     "method.interval",
 )
-"""What may be left to the machine or the graph. A run writes down what was chosen, and keeps it when it is taken up."""
+"""The keys that may be left to the machine or the graph. A run writes down what was chosen, and keeps it when taken up."""
 
 
 def fixed_values(config: RunConfig) -> dict[str, Any]:
-    """By dotted key, the values that a resumed run may not change."""
-    return {k: v for k, v in _values(config).items() if not any(k == may or k.startswith(f"{may}.") for may in MAY_CHANGE)}
+    """Returns, by dotted key, the values that a resumed run may not change."""
+    return {k: v for k, v in _values(config).items() if not _may_change(k)}
 
 
 def keep_choices(fixed: Mapping[str, Any], config: RunConfig, changes: Overrides = ()) -> RunConfig:
-    """The config with what it leaves open as the run's fixed values have it.
+    """Returns the config with each choice that it leaves open made as the run made it before.
 
     Args:
         fixed: from `fixed_values`, as the run keeps them.
         config: as it is to be now, with the changes.
-        changes: a person's own among them, by dotted key; where they set `model.digest` to null it stays open.
+        changes: the part of them that a person gave, by dotted key; a `model.digest` that they set to null stays open.
     """
     raw = config.model_dump(mode="json")
     same_method = config.method["name"] == fixed.get("method.name")
@@ -58,10 +66,10 @@ def keep_choices(fixed: Mapping[str, Any], config: RunConfig, changes: Overrides
 def demand_same_run(fixed: Mapping[str, Any], config: RunConfig) -> None:
     """Raises ConfigError if the config gives one of a run's fixed values another value.
 
-    A digest that `keep_choices` left open is none: a person has looked at the model's files, and takes them as they are.
+    A digest that `keep_choices` left open may differ: a person has looked at the model's files, and takes them as they are.
     """
     now, defaults = fixed_values(config), _values(RunConfig())
-    # A key that the library did not have when the run began has its default.
+    # A key that the library did not have yet when the run began is no change while it has its default.
     new = {k for k in now.keys() - fixed.keys() if k in defaults and now[k] == defaults[k]}
     left_open = {DIGEST} if now[DIGEST] is None else set[str]()
     keys = sorted(k for k in (fixed.keys() | now.keys()) - new - left_open if fixed.get(k) != now.get(k))
@@ -75,43 +83,43 @@ def demand_same_run(fixed: Mapping[str, Any], config: RunConfig) -> None:
 
 
 def without_leave(config: RunConfig) -> RunConfig:
-    """The config of a folder without what only a person may allow, since anybody may have written the folder."""
+    """Returns a folder's config without what only a person may allow, since anybody may have written the folder."""
     safe = {"trust_remote_code": False, "use_safetensors": True}
     return config.model_copy(update={"model": config.model.model_copy(update=safe)})
 
 
-def demand_leave(stored: RunConfig, settled: RunConfig) -> None:
+def demand_leave(stored: Model, settled: Model) -> None:
     """Raises ConfigError, saying how to allow it, if a folder's model needs what was not allowed anew.
 
     Args:
-        stored: the config as the folder has it.
-        settled: what is about to be done, from `without_leave` and a person's own changes.
+        stored: the model's section as the folder has it.
+        settled: the section that is about to be used, from `without_leave` and a person's own changes.
     """
-    if stored.model.name != settled.model.name:
+    if stored.name != settled.name:
         return
-    if stored.model.trust_remote_code and not settled.model.trust_remote_code:
+    if stored.trust_remote_code and not settled.trust_remote_code:
         raise ConfigError(
-            f"the run ran code that came with its model {stored.model.name!r}, and a folder cannot ask for that: read the "
+            f"the run ran code that came with its model {stored.name!r}, and a folder cannot ask for that: read the "
             "model's *.py files, then give --trust-remote-code (in Python: trust_remote_code=True)"
         )
-    if not stored.model.use_safetensors and settled.model.use_safetensors:
+    if not stored.use_safetensors and settled.use_safetensors:
         raise ConfigError(
-            f"the run read weights of {stored.model.name!r} that are not safetensors, and a folder cannot ask for that: "
+            f"the run read weights of {stored.name!r} that are not safetensors, and a folder cannot ask for that: "
             "convert them, or allow it again with --set model.use_safetensors=false"
         )
 
 
-def demand_rounds(config: RunConfig, done: int) -> None:
+def demand_rounds(rounds: int, done: int) -> None:
     """Raises ConfigError if a run is to end before the rounds that it has done."""
-    if config.federation.rounds < done:
+    if rounds < done:
         raise ConfigError(
-            f"federation.rounds = {config.federation.rounds} is below the {done} rounds that are done: no round can be taken "
+            f"federation.rounds = {rounds} is below the {done} rounds that are done: no round can be taken "
             f"back; set it to {done} or more"
         )
 
 
 def demand_same_rows(before: Mapping[str, str], now: Mapping[str, str], data: Data) -> None:
-    """Raises ConfigError if a digest of the run's rows, by split, is another than when it began; names where they come from."""
+    """Raises ConfigError, naming the source, if the digest of a split's rows is not the one that the run began with."""
     if other := [split for split, digest in before.items() if now.get(split) != digest]:
         named = [part for part in (data.train, data.validation, data.test) if part is not None]
         source = data.source if data.clients is None else "a file of data.clients"
@@ -122,13 +130,26 @@ def demand_same_rows(before: Mapping[str, str], now: Mapping[str, str], data: Da
         )
 
 
+def demand_same_sites(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a site of a run, by client id, is gone, new, or says other things of itself than when it began."""
+    if other := sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k)):
+        told = "; ".join(f"client {k} was {before.get(k, 'not there')}, is {now.get(k, 'not there')}" for k in other[:5])
+        raise ConfigError(
+            f"the sites are not those that the run began with ({told}): bring them back as they were, or start a new run"
+        )
+
+
 def demand_same_code(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raises ConfigError if the file of a method, by module, is another than when the run began; the library's do not count."""
+    """Raises ConfigError if the file of a user's own method is not the one that the run began with; digests are by module."""
     if other := [module for module, digest in before.items() if now.get(module, digest) != digest]:
         raise ConfigError(
             f"the file of the method in {' and '.join(other)} has been edited since the run began, and its rounds would not "
             "belong together: take the edit back, or start a new run"
         )
+
+
+def _may_change(key: str) -> bool:
+    return any(key == may or key.startswith(f"{may}.") for may in MAY_CHANGE)
 
 
 def _values(config: RunConfig) -> dict[str, Any]:

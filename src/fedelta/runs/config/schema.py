@@ -266,6 +266,9 @@ class LocalTraining(Section):
 class Federation(Section):
     """Who takes part, and for how long; with a server, or on a graph of nodes without one."""
 
+    where: Literal["here", "flower", "zenoh"] = Field(
+        default="here", description="clients train in this process, at sites of Flower, or as peers that meet over zenoh"
+    )
     rounds: int = Field(default=10, ge=1, description="of the whole run")
     participation: float = Field(default=1.0, gt=0, le=1, description="share of the clients in each round's cohort")
     weights: Literal["examples", "uniform"] = Field(
@@ -283,6 +286,18 @@ class Federation(Section):
     token_budget: int | None = Field(default=None, ge=1, description="tokens in a pass of the batched engine")
     spool: bool | Literal["auto"] = Field(
         default="auto", description="updates wait for their aggregation on disk: all, none, or beyond the first GiB of a round"
+    )
+    deadline: float = Field(default=600.0, gt=0, description="seconds that a round waits for the answers of real sites")
+    over_selection: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="of real sites: share of extra clients in a cohort, whose round ends with the first answers; who is first "
+        "is not drawn from the seed",
+    )
+    server_model: bool = Field(
+        default=False,
+        description="of real sites: the server holds the base model, too, to score on the validation and test rows that it has",
     )
     topology: Named | None = Field(default=None, description="who hears whom, in place of a server; see Topologies below")
     link_drop: float = Field(default=0.0, ge=0, le=1, description="probability that a message between two nodes gets lost")

@@ -1,4 +1,4 @@
-"""The site's end of Flower: a ClientApp that hands each parcel on. It imports no torch, since a new process may run it a message.
+"""The site's end of Flower: a ClientApp that hands each parcel on. It imports no torch: each message may start it anew.
 
 What answers, a worker behind a socket or something built in this process, is the caller's to say.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -57,8 +57,8 @@ class Mailbox:
         """Returns the ids of the nodes that are connected now, ascending."""
         return sorted(self.grid.get_node_ids())
 
-    def wait_for_nodes(self, count: int, seconds: float) -> list[int]:
-        """Returns the nodes once there are so many.
+    def gather(self, count: int, seconds: float) -> list[int]:
+        """Returns the nodes that are connected, once there are so many.
 
         Raises:
             TimeoutError: if there are fewer when the time is over.
@@ -73,7 +73,7 @@ class Mailbox:
             time.sleep(self.poll)
         return found
 
-    def exchange(self, parcels: Iterable[tuple[int, Parcel]], seconds: float) -> Iterator[tuple[int, Answer]]:
+    def exchange(self, parcels: Iterable[tuple[int, Parcel]], seconds: float) -> Generator[tuple[int, Answer]]:
         """Sends parcels and yields each answer as it arrives, by node; at the deadline a TimeoutError for each that is missing.
 
         An answer that comes later is counted and dropped, as are all that come after the caller has left the loop.
@@ -124,7 +124,7 @@ class Mailbox:
         return found
 
     def _push(self, batch: Sequence[tuple[int, Parcel]], seconds: float, waiting: dict[str, int]) -> list[int]:
-        """Sends some parcels, notes under which ids answers are awaited, and returns the nodes that nothing could be sent to."""
+        """Sends some parcels and notes the ids under which answers are awaited; returns the nodes that nothing was sent to."""
         messages = [
             Message(pack(parcel), node, TYPES[parcel.kind], ttl=seconds + GRACE, group_id=str(parcel.header.get("t", "")))
             for node, parcel in batch

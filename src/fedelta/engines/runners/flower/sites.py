@@ -11,18 +11,26 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import cast
 
-from fedelta.engines.census import Ask, RemoteClient
+from fedelta.engines.census import RemoteClient
 from fedelta.engines.federation import Federation
 from fedelta.engines.letters import Letter, Visit
 from fedelta.engines.remote import Terms, take_in, train_parcel
 from fedelta.engines.runners.flower.mailbox import Mailbox
-from fedelta.engines.visits import refuse, send
+from fedelta.engines.visits import VisitAll, refuse, send
 from fedelta.exchange import wire
 from fedelta.exchange.parcels import Parcel
 from fedelta.method import State
 from fedelta.tree import Message
 
 logger = logging.getLogger("fedelta.sites")
+
+
+class FlowerCarrier(Mailbox):
+    """The way to the sites of a run over a grid; see `fedelta.runs.remote`."""
+
+    def visits(self, run: str, terms: Terms, deadline: float, over_selection: float) -> VisitAll:
+        """Returns the engine that visits a cohort."""
+        return FlowerSites(self, run, terms, deadline, over_selection)
 
 
 @dataclass(eq=False)
@@ -65,10 +73,6 @@ class FlowerSites:
                 late = TimeoutError(f"{needed} others answered first, which is all that the round needs")
                 visits[k] = refuse(federation, t, post.letters[k], "over-selection", late)
         return [visits[k] for k in states]
-
-    def asking(self, seconds: float | None = None) -> Ask:
-        """Returns the way to ask sites something small, all at once, as the census does."""
-        return lambda parcels: self.mailbox.ask(parcels, self.deadline if seconds is None else seconds)
 
 
 def enough(asked: int, over_selection: float) -> int:

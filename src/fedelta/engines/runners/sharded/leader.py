@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from fedelta.engines.federation import Federation
-from fedelta.engines.guards import ElsewhereError, find
+from fedelta.engines.guards import ElsewhereError
 from fedelta.engines.letters import Letter, Reply, Visit
 from fedelta.engines.memories import InMemory
 from fedelta.engines.runners._in_process import Answered, InProcess
@@ -14,7 +14,7 @@ from fedelta.engines.runners.sharded.ranks import Crew
 from fedelta.engines.runners.sharded.shares import shared_out, work_of
 from fedelta.engines.visits import VisitAll
 from fedelta.method import ClientState, State
-from fedelta.tree import BaseDelta, Message
+from fedelta.tree import BaseDelta, Message, find
 
 
 def sharded(crew: Crew, here: VisitAll) -> Sharded:

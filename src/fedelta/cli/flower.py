@@ -1,0 +1,36 @@
+"""`fedelta flower`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedelta.cli.options import Config, Overrides
+from fedelta.cli.output import note
+
+app = typer.Typer(no_args_is_help=True, help="Run over real sites by Flower.")
+
+
+@app.command()
+def init(
+    config: Config,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The app's folder; it must be empty, or not be there.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write a Flower app of a config: `flwr run DIR` simulates it, or runs it on a deployment."""
+    from fedelta.runs.config import read_config
+    from fedelta.runs.config.checks import check
+    from fedelta.runs.flower_app import QUIET, placed, write_app
+    from fedelta.runs.sites import demand_labels
+
+    settled = placed(read_config(config, overrides or []))
+    demand_labels(settled, check(settled).task)
+    write_app(settled, folder)
+    count = settled.num_clients()
+    environment = " ".join(f"{name}={value}" for name, value in QUIET.items())
+    several = f" --federation-config 'num-supernodes={count}'" if count else ""
+    note(f"a simulation on this machine:    {environment} flwr run {folder}{several}")
+    note(f"on a deployment of yours:        {environment} flwr run {folder} NAME")
+    note(f"each site starts its own worker: fedelta site {folder}/federation/config.yaml --node FILE")

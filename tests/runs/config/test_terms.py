@@ -1,0 +1,102 @@
+"""Terms: what a server sends of a run, and what a site takes of it; each bound is tried in tests/runs/test_sites.py."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from fedelta.methods import get_method, list_methods
+from fedelta.runs.config import RunConfig, read_config
+from fedelta.runs.config.node import Refusal, node_from
+from fedelta.runs.config.terms import SECTIONS, terms_of, under_terms
+
+NODE = node_from({"name": "north"})
+TASK = {"name": "classification", "labels": ["a", "b"]}
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    return {"local": ["fedprox", "scaffold"], "optimizer": "fedavgm"} if name == "compose" else {}
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_a_settled_method_arrives_as_it_was_sent(name: str) -> None:
+    config = read_config({"task": TASK, "method": {"name": name, **settings_of(name)}})
+    settled = get_method(**config.method).for_topology(7, lambda: 0.25)
+    terms = json.loads(json.dumps(terms_of(config, settled), allow_nan=False))
+    _, chosen = under_terms(read_config({"task": TASK}), terms, NODE)
+    assert chosen.method == settled
+
+
+def test_a_hyper_parameter_that_came_from_the_graph_travels() -> None:
+    config = read_config({"task": TASK, "method": "tad_lora"})
+    settled = get_method("tad_lora").for_topology(40, lambda: 0.5)
+    assert settled != get_method("tad_lora")
+    _, chosen = under_terms(config, terms_of(config, settled), NODE)
+    assert chosen.method == settled
+
+
+CHANGED: dict[str, Any] = {
+    "seed": 5,
+    "lora.lora_alpha": 3.0,
+    "lora.rank": 4,
+    "training.learning_rate": 0.5,
+    "training.local_steps": 3,
+    "training.optimizer": {"name": "sgd"},
+    "model.gemm": "default",
+    "model.compact": False,
+    "federation.rounds": 3,
+    "partition.clients": 4,
+    "data.client_test_fraction": 0.5,
+    "task.max_length": 12,
+}
+
+
+def test_what_changes_numbers_comes_from_the_server_and_all_else_is_the_sites_own() -> None:
+    base = {"task": TASK, "data": {"source": "here.jsonl"}, "output": "mine", "model": {"revision": "abc"}}
+    own = read_config(base, {"device": "cpu"})
+    server = read_config({**base, "data": {"source": "there.jsonl"}, "output": "theirs", "name": "server"}, CHANGED)
+    found, _ = under_terms(own, terms_of(server, get_method("fedavg")), NODE)
+    taken = read_config(own, {**CHANGED, "method": found.method})
+    assert found == taken
+    assert found.method["name"] == "fedavg"
+
+
+def test_every_key_is_a_term_or_known_to_be_none() -> None:
+    """A new key of a section that changes numbers belongs into the terms."""
+    own = {
+        "lora": {"start"},
+        "training": set[str](),
+        "model": {"revision", "digest", "trust_remote_code", "use_safetensors"},
+    }
+    for section, without in own.items():
+        keys = set(type(getattr(RunConfig(), section)).model_fields)
+        assert keys - set(SECTIONS[section]) == without, section
+
+
+def test_the_last_part_of_a_local_folder_is_compared() -> None:
+    own, server = (read_config({"task": TASK, "model": {"name": name}}) for name in ("/mine/minilm", "/theirs/minilm"))
+    found, _ = under_terms(own, terms_of(server, get_method("fedavg")), NODE)
+    assert found.model.name == "/mine/minilm"
+    with pytest.raises(Refusal, match=r"model\.name"):
+        under_terms(own, terms_of(read_config(server, {"model.name": "/theirs/other"}), get_method("fedavg")), NODE)
+
+
+def test_a_method_of_ones_own_runs_only_if_it_is_named() -> None:
+    config = read_config({"task": TASK, "method": {"name": "compose", "local": ["fedprox"]}})
+    terms = terms_of(config, get_method(**config.method))
+    parts = ["compose", "fedprox", "fedavg"]
+    under_terms(config, terms, node_from({"name": "a", "allow": {"methods": parts}}))
+    for missing in parts:
+        some = [name for name in parts if name != missing]
+        with pytest.raises(Refusal, match=f"method '{missing}' is not among"):
+            under_terms(config, terms, node_from({"name": "a", "allow": {"methods": some}}))
+
+
+def test_no_setting_of_a_method_is_a_path() -> None:
+    config = read_config({"task": TASK})
+    terms = terms_of(config, get_method("fedavg"))
+    for value in ("/etc/passwd", ["..\\up"], {"deep": "a/b"}):
+        with pytest.raises(Refusal, match="no path comes from a server"):
+            under_terms(config, {**terms, "method": {"name": "fedprox", "mu": value}}, NODE)
