@@ -22,9 +22,22 @@ OPTIONS = {
     "check": ["--all", "--json"],
     "evaluate": ["--client", "--json", "--limit", "--rank", "--round", "--set", "--split", "--trust-remote-code"],
     "export": ["--client", "--merged", "--output", "--rank", "--round", "--set", "--trust-remote-code", "-o"],
+    "gossip": [
+        "--certs",
+        "--endpoint",
+        "--json",
+        "--local",
+        "--node",
+        "--output",
+        "--relayed",
+        "--roster",
+        "--set",
+        "--trust-remote-code",
+    ],
     "inspect": ["--json", "--plot"],
     "methods": ["--json"],
     "partition": ["--json", "--plot", "--set"],
+    "relay": ["--certs", "--roster"],
     "run": ["--dry-run", "--force", "--json", "--output", "--quiet", "--resume", "--set", "--trust-remote-code", "-q"],
     "site": ["--node", "--set", "--trust-remote-code"],
 }
@@ -49,7 +62,7 @@ LIGHT = {
     "methods --json": "flexlora",
     "run nope.yaml": "no config file at nope.yaml",
     "site quickstart --node nope.yaml": "no node file at nope.yaml",
-    "run quickstart --set lora.rnk=3": "did you mean 'rank'?",
+    "run quickstart --set lora.rnk=3": "did you mean 'lora.rank'?",
     "partition quickstart --set partition.clients=0": "partition.clients: Input should be greater than or equal to 1",
 }
 """Commands that need no model, with a part of what they say."""
@@ -75,7 +88,7 @@ def test_version(succeed: Call):
     [
         (["run"], "give a config to run, or --resume"),
         (["run", "missing.yaml"], "no config file at missing.yaml"),
-        (["run", "quickstart", "--set", "lora.rnk=3"], "unknown key 'lora.rnk'; did you mean 'rank'?"),
+        (["run", "quickstart", "--set", "lora.rnk=3"], "unknown key 'lora.rnk'; did you mean 'lora.rank'?"),
         (["run", "--resume", "nowhere"], "nowhere is not the folder of a run"),
         (["run", "--resume", "nowhere", "--force"], "leave --output and --force out"),
         (["partition", "quickstart", "--set", "data.source=missing.csv"], "no file missing.csv"),

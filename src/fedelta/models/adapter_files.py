@@ -239,6 +239,9 @@ def copy_adapter(source: str | Path, folder: str | Path) -> None:
     if not source.is_dir():
         raise FileNotFoundError(f"no adapter folder {source}; give a folder with {CONFIG} and {WEIGHTS}")
     needed = (CONFIG, WEIGHTS)
+    for name in needed:
+        if not os.path.lexists(source / name):
+            raise FileNotFoundError(f"{source} has no {name}; give a folder with {CONFIG} and {WEIGHTS}")
     there = [name for name in (*needed, EXTRA) if name in needed or os.path.lexists(source / name)]
     _write_folder(Path(folder), {name: _read_plain(source / name) for name in there})
 

@@ -450,5 +450,5 @@ def test_auto_is_sequential_for_models_that_hold_one_adapter():
 def test_an_unknown_engine_is_refused():
     with pytest.raises(ValueError, match="no engine is called 'quick'; there are auto, batched, sequential"):
         choose("quick", toy_federation())
-    with pytest.raises(ValueError, match="token_budget must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="token_budget must be 1 or more, got 0"):
         federate(FedAvg(), toy_federation(), rounds=1, token_budget=0)

@@ -76,7 +76,7 @@ class Node(Section):
     device: str | None = Field(default=None, description="`cpu`, `cuda`, ...; that of the config by default")
     certificates: str | None = Field(
         default=None,
-        description="without a server: a folder with ca.crt, <name>.crt and <name>.key; beside the roster by default",
+        description="without a server: a folder with `ca.crt` and its own `.crt` and `.key`; beside the roster by default",
     )
     listen: str | None = Field(
         default=None,
