@@ -49,7 +49,7 @@ LIGHT = {
     "methods --json": "flexlora",
     "run nope.yaml": "no config file at nope.yaml",
     "site quickstart --node nope.yaml": "no node file at nope.yaml",
-    "run quickstart --set lora.rnk=3": "did you mean 'rank'?",
+    "run quickstart --set lora.rnk=3": "did you mean 'lora.rank'?",
     "partition quickstart --set partition.clients=0": "partition.clients: Input should be greater than or equal to 1",
 }
 """Commands that need no model, with a part of what they say."""
