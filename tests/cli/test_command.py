@@ -22,6 +22,7 @@ OPTIONS = {
     "check": ["--all", "--json"],
     "evaluate": ["--client", "--json", "--limit", "--rank", "--round", "--set", "--split", "--trust-remote-code"],
     "export": ["--client", "--merged", "--output", "--rank", "--round", "--set", "--trust-remote-code", "-o"],
+    "flower": [],
     "gossip": [
         "--certs",
         "--endpoint",

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedelta.exchange import files
 from fedelta.runs.config.read import explained, read_yaml
-from fedelta.runs.config.schema import ConfigError, Section
+from fedelta.runs.config.section import ConfigError, Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 ENDPOINT = r"^(tls|quic)/[^\s/#?]+:[0-9]{1,5}$"

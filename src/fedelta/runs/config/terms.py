@@ -18,7 +18,8 @@ from fedelta.runs.config.checks import check
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.node import Allow, Node, Refusal
 from fedelta.runs.config.read import flat, read_config
-from fedelta.runs.config.schema import ConfigError, RunConfig
+from fedelta.runs.config.schema import RunConfig
+from fedelta.runs.config.section import ConfigError
 from fedelta.runs.own_methods import is_catalogued, parts_of
 from fedelta.tasks import get_task
 from fedelta.tasks.task import Task
