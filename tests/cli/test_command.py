@@ -75,7 +75,7 @@ def test_version(succeed: Call):
     [
         (["run"], "give a config to run, or --resume"),
         (["run", "missing.yaml"], "no config file at missing.yaml"),
-        (["run", "quickstart", "--set", "lora.rnk=3"], "unknown key 'lora.rnk'; did you mean 'rank'?"),
+        (["run", "quickstart", "--set", "lora.rnk=3"], "unknown key 'lora.rnk'; did you mean 'lora.rank'?"),
         (["run", "--resume", "nowhere"], "nowhere is not the folder of a run"),
         (["run", "--resume", "nowhere", "--force"], "leave --output and --force out"),
         (["partition", "quickstart", "--set", "data.source=missing.csv"], "no file missing.csv"),
