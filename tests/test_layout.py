@@ -12,6 +12,7 @@ ELSEWHERE = {
     "diagnostics/*": "diagnostics/test_diagnostics.py",
     "topology/*": "topology/test_topology.py",
     "split/*": "split/test_partition.py",
+    "runs/config/roster.py": "runs/test_roster.py",
     "runs/config/*": "runs/test_config.py",
     "data/gaps.py": "tasks/test_gaps.py",
     "data/*": "data/test_sources.py",
@@ -90,7 +91,6 @@ ELSEWHERE = {
     # What a user sees is tested as a user sees it.
     "cli/*": "cli/test_command.py",
     "report/*": "report/test_tables.py",
-    "runs/config/roster.py": "runs/test_roster.py",
     "runs/peer.py": "sites/test_gossip_runs.py",
     "runs/peer_post.py": "sites/test_gossip_runs.py",
     "runs/peers_here.py": "sites/test_gossip_runs.py",

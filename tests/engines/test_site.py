@@ -107,7 +107,7 @@ def test_a_new_site_for_each_message_gives_the_numbers_of_one_process(name: str,
 class RefusesOnce(Stage):
     """The server cannot read what client 0 sends in round 1."""
 
-    def decode(self, t: int, peer: Peer, content: Message) -> Message:
+    def decode(self, t: int, peer: Peer, down: Message, content: Message) -> Message:
         if (t, peer.id) == (1, 0):
             raise ValueError("cut short")
         return content

@@ -26,7 +26,8 @@ from fedelta.runs.config.checks import check
 from fedelta.runs.config.node import Node, Refusal, node_from
 from fedelta.runs.config.terms import terms_of
 from fedelta.runs.evaluation import mean
-from fedelta.runs.experiment import Experiment, build, play
+from fedelta.runs.experiment import build
+from fedelta.runs.rounds import Experiment, play
 from fedelta.runs.sites import answerer, build_site
 
 WORDS = ["purr", "mew", "bark", "growl", "tail", "fur", "paw", "the", "a"]

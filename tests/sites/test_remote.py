@@ -1,6 +1,8 @@
 """A run over real sites leaves the folder of a run in one process, and goes on from it."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -145,6 +147,15 @@ def test_a_method_that_pools_data_is_refused_before_a_site_is_asked(
     with pytest.raises(ConfigError, match="'centralised' trains on the data of all clients together"):
         carry_out(raw, in_process.FlowerCarrier(grid))
     assert not (tmp_path / "run").exists()
+
+
+def test_eng_2_a_server_of_real_sites_loads_no_model_library() -> None:
+    code = (
+        "import sys, json, fedelta.runs.remote, fedelta.runs.flower_app, fedelta.engines.census\n"
+        "print(json.dumps([m for m in ('transformers', 'peft', 'flwr') if m in sys.modules]))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout) == []
 
 
 def test_a_run_elsewhere_is_not_carried_out_here(config: dict[str, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a node and its neighbours say to each other in a round, and what of it counts."""
+"""Exchanges the words of a round between a node and its neighbours, and decides which links count."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("fedelta.engines")
 
 
 class Correspondence:
-    """The words between one node and its neighbours.
+    """Sends, reads and answers what one node and its neighbours say.
 
     Args:
         federation: with all peers.

@@ -1,4 +1,4 @@
-"""A node's ear: what it has heard of its neighbours, for whom it still waits, and whom it has given up for now."""
+"""Remembers for a node what it has heard of its neighbours, for whom it still waits, and whom it has given up for now."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENOUGH = 2
 
 @dataclass(frozen=True)
 class Patience:
-    """The time that a node gives to its neighbours, in seconds that it spends listening.
+    """Bounds the time that a node gives to its neighbours, in seconds that it spends listening.
 
     Attributes:
         silence: a neighbour of whom nothing is heard for so long is not waited for until it is heard again.
@@ -37,7 +37,7 @@ class Patience:
 
 @dataclass
 class _Known:
-    """What is known of one neighbour; rounds are -1 where there was none.
+    """Holds what is known of one neighbour; rounds are -1 where there was none.
 
     Attributes:
         t: the round that it was in when it was last heard.
@@ -61,7 +61,7 @@ class _Known:
 
 
 class Neighbours:
-    """What a node has heard of its neighbours.
+    """Reads what a node's neighbours say, and remembers it.
 
     Args:
         mailbox: their post.

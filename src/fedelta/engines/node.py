@@ -1,4 +1,4 @@
-"""One node of a graph without a server, in a process of its own: the rounds of `gossip` as they look from there.
+"""Runs one node of a graph without a server, in a process of its own: the rounds of `gossip` as they look from there.
 
 A round: train, send the update to the neighbours, wait for theirs, check them, say which ones are held, wait for the same word
 from the neighbours, aggregate with the own row of W. A link counts where both ends hold the other's update and know that the
@@ -40,7 +40,7 @@ from fedelta.tree import Adapter
 
 @dataclass(frozen=True, eq=False)
 class NodeRound:
-    """One round at one node.
+    """Describes one round at one node.
 
     Attributes:
         done: the round as any other; its states hold this node alone.
@@ -106,7 +106,7 @@ def neighbours_of(mixing: Mixing, me: int, ids: Sequence[int], rounds: int) -> l
 
 @dataclass
 class _Participant:
-    """Another node, of which no more is here than who it is."""
+    """Stands for another node, of which no more is here than who it is."""
 
     peer: Peer
     template: Adapter
@@ -144,7 +144,7 @@ def _check(settings: RunSettings, mixing: Mixing, count: int) -> None:
 
 @dataclass
 class _Node:
-    """The rounds of one node.
+    """Goes through the rounds of one node.
 
     Attributes:
         federation: with all peers; only this node's client can train.

@@ -17,9 +17,9 @@ from fedelta.peers import Peer, kinds_of
 from fedelta.report.charts import curves
 from fedelta.runs import best
 from fedelta.runs.evaluation import Evaluator, by_metric, fairness, mean
-from fedelta.runs.experiment import Experiment, play
 from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.records import Record
+from fedelta.runs.rounds import Experiment, play
 from fedelta.tasks.metrics import is_better
 from fedelta.tasks.task import Example
 from fedelta.tree import Message, effective

@@ -1,4 +1,4 @@
-"""One node of a run without a server, at its own place: from config, node file and roster to a folder of results.
+"""Runs one node of a run without a server, at its own place: from config, node file and roster to a folder of results.
 
 The folder is that of any run (`fedelta.runs.folder`), with the records and the adapter of this node. A node that was stopped,
 or killed, goes on from its checkpoint by the same command.
@@ -44,7 +44,7 @@ from fedelta.tree import Adapter, effective
 
 
 class ClosingMailbox(Mailbox, Protocol):
-    """The post of a node that has an end."""
+    """Carries the post of a node until it is closed."""
 
     def close(self) -> None:
         """Ends it once what is still to be sent has left."""
@@ -57,7 +57,7 @@ Connect = Callable[[Mapping[int, str]], ClosingMailbox]
 
 @dataclass
 class Peering:
-    """One node that is built and has its folder.
+    """Plays the rounds of one node that is built and has its folder.
 
     Attributes:
         config: of the run.

@@ -1,4 +1,4 @@
-"""The post of a node over zenoh, as roster and node file say."""
+"""Opens the post of a node over zenoh, as roster and node file say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All nodes of a run without a server on this machine, to try it: certificates, a roster, and a process for each node.
+"""Runs all nodes of a run without a server on this machine, to try it: certificates, a roster, a process for each node.
 
 FOLDER/config.yaml    the config that all nodes read
 FOLDER/roster.yaml    who they are, and their ports
@@ -33,7 +33,7 @@ from fedelta.runs.records import Record
 from fedelta.tree import Adapter
 
 FEDELTA = (sys.executable, "-c", "from fedelta.cli import main; main()")
-"""The command in this very environment."""
+"""Starts the command in this very environment."""
 
 LAST_WORDS = 10.0
 """Seconds in which a process that was asked to end must have ended."""
@@ -90,7 +90,7 @@ def prepare(config: RunConfig, folder: Path, count: int, *, relayed: bool) -> Ro
 
 @dataclass
 class Nodes:
-    """The processes of all nodes on this machine.
+    """Starts a process for each node on this machine, and ends them all.
 
     Args:
         folder: as `prepare` left it.

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fedelta.engines import census
 from fedelta.engines.census import RemoteClient, Site, Sites
@@ -30,13 +30,15 @@ from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.read import Overrides, Source
 from fedelta.runs.config.terms import terms_of
 from fedelta.runs.evaluation import Scores
-from fedelta.runs.experiment import Experiment, taken
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.open_run import OpenRun
+from fedelta.runs.rounds import Experiment, taken
 from fedelta.runs.runner import opened
-from fedelta.runs.server_model import server_model
 from fedelta.sampling import uniform
 from fedelta.tasks.metrics import get_metric
+
+if TYPE_CHECKING:
+    from fedelta.runs.server_model import ServerModel
 
 logger = logging.getLogger("fedelta.sites")
 
@@ -45,7 +47,13 @@ LAYOUT_KEYS = ("base_model_name_or_path", "target_modules", "task_type", "module
 
 
 class Carrier(Protocol):
-    """A way to reach real sites."""
+    """A way to reach real sites.
+
+    Attributes:
+        late: answers that came after their deadline, or after enough others had come; they were dropped.
+    """
+
+    late: int
 
     def gather(self, count: int, seconds: float) -> Sequence[Any]:
         """Returns the addresses of the sites once there are so many; raises TimeoutError if there are fewer."""
@@ -96,6 +104,7 @@ def carry_out(config: Source, carrier: Carrier, overrides: Overrides = (), *, si
     with opened_at_sites(config, carrier, overrides, sites=sites) as going:
         for record in going.records():
             logger.info("round %s: %s", record["t"], {k: record[k] for k in ("train_loss", "bytes", "dropped", "seconds")})
+    logger.info("the run has ended in %s; %d late answers were dropped", going.folder.path, carrier.late)
     return going.folder.path
 
 
@@ -119,7 +128,7 @@ def build_at_sites(
     method = chosen.method.for_topology(federation.rounds, lambda: 0.0)
     config = config.model_copy(update={"method": {**config.method, **taken(method, chosen.method)}})
     run = str(notes.get("run") or uuid.uuid4().hex)
-    held = server_model(config, chosen) if federation.server_model else None
+    held = _server_model(config, chosen)
     addresses = carrier.gather(_count(config, sites), federation.deadline)
     ask = partial(carrier.ask, seconds=federation.deadline)
     config, known = _census(config, method, ask, addresses, run)
@@ -157,6 +166,15 @@ def _demand_for_sites(config: RunConfig, chosen: Choices) -> None:
         )
     if pools(chosen.method):
         raise ConfigError(f"method {name!r} trains on the data of all clients together, which no site gives away")
+
+
+def _server_model(config: RunConfig, chosen: Choices) -> ServerModel | None:
+    """The model at the server, where one is asked for; else no model library is imported."""
+    if not config.federation.server_model:
+        return None
+    from fedelta.runs.server_model import server_model
+
+    return server_model(config, chosen)
 
 
 def _count(config: RunConfig, sites: int | None) -> int:

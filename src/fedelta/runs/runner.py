@@ -28,11 +28,11 @@ from fedelta.runs.config.resume import (
     without_leave,
 )
 from fedelta.runs.deal import row_digests
-from fedelta.runs.experiment import Experiment, build
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.open_run import OpenRun
 from fedelta.runs.own_methods import code_digests
 from fedelta.runs.records import Record
+from fedelta.runs.rounds import Experiment
 from fedelta.runs.shards import Alone, Processes
 from fedelta.tree import Adapter
 
@@ -111,6 +111,8 @@ def rounds(
 def _here(config: RunConfig, chosen: Choices, notes: Mapping[str, Any], processes: Processes) -> Experiment:
     """Builds a run whose clients train in this process, or in all processes of one machine or cluster."""
     demand_here(config)
+    from fedelta.runs.experiment import build  # with transformers and PEFT, which a server of real sites does without
+
     e = build(config, chosen)
     shares = processes.count if e.choice.engine == "batched" else 1  # one after another has the same bits anywhere
     return replace(e, engine=partial(processes.engine, e), processes=shares)

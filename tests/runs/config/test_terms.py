@@ -47,6 +47,7 @@ CHANGED: dict[str, Any] = {
     "model.gemm": "default",
     "model.compact": False,
     "federation.rounds": 3,
+    "federation.channel": [{"name": "int8"}],
     "partition.clients": 4,
     "data.client_test_fraction": 0.5,
     "task.max_length": 12,

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from fedelta.runs.config.read import explained, read_yaml
-from fedelta.runs.config.schema import ConfigError, Section
+from fedelta.runs.config.section import ConfigError, Section
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 """The units of an amount of memory."""
@@ -76,7 +76,7 @@ class Node(Section):
     device: str | None = Field(default=None, description="`cpu`, `cuda`, ...; that of the config by default")
     certificates: str | None = Field(
         default=None,
-        description="without a server: a folder with ca.crt, <name>.crt and <name>.key; beside the roster by default",
+        description="without a server: a folder with `ca.crt` and its own `.crt` and `.key`; beside the roster by default",
     )
     listen: str | None = Field(
         default=None,

@@ -5,53 +5,22 @@ Every section is a frozen model that refuses unknown keys. `choices` builds what
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from fedelta.data.gaps import Empty
 from fedelta.models.patterns import check_pattern
 from fedelta.registry import one_spelling
+from fedelta.runs.config.section import Named, Section, named
 
 T = TypeVar("T")
 
 
 LONGEST_NAME = 100
 """Characters in the name of a run: its folder's name, with what is put before and after it, must fit any file system."""
-
-
-class ConfigError(ValueError):
-    """A config that cannot be run; the message names the key and the remedy."""
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, and without room for unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses true and false where neither is a choice; pydantic would take them as 1 and 0."""
-        kinds = set(_plain_types(cls.model_fields[str(info.field_name)].annotation))
-        section = isinstance(value, Mapping) and any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds)
-        if not section and not kinds & {bool, Any} and any(isinstance(leaf, bool) for leaf in _leaves(value)):
-            raise ValueError(f"must not be true or false, but is {value!r}")
-        return value
 
 
 class Model(Section):
@@ -209,43 +178,6 @@ class Partition(Section):
     min_examples: int = Field(default=1, ge=0, description="the fewest examples that a client may get; 0 allows empty clients")
 
 
-def _plain_types(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation is made of, such as int, None and the parts of a union or a list."""
-    parts = get_args(annotation)
-    if get_origin(annotation) is Literal:
-        yield from map(type, parts)
-    elif parts:
-        for part in parts:
-            yield from _plain_types(part)
-    else:
-        yield annotation
-
-
-def _demand_finite(settings: dict[str, Any]) -> dict[str, Any]:
-    for key, value in settings.items():
-        for number in _leaves(value):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ValueError(f"{key} should be a finite number, got {number}")
-    return settings
-
-
-def _leaves(tree: Any) -> Iterator[Any]:
-    """All values within lists and mappings."""
-    if isinstance(tree, Mapping | list):
-        for inner in cast("Iterable[Any]", tree.values() if isinstance(tree, Mapping) else tree):
-            yield from _leaves(inner)
-    else:
-        yield tree
-
-
-Named: TypeAlias = Annotated[
-    dict[str, Any],
-    AfterValidator(_demand_finite),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "properties": {"name": {"type": "string"}}}]}),
-]
-"""A choice by name with settings of its own, validated by the registry that knows the name."""
-
-
 class LocalTraining(Section):
     """Training at a client in one round."""
 
@@ -384,18 +316,6 @@ class RunConfig(Section):
     def folder(self) -> Path:
         """Returns the folder that the run writes to."""
         return Path(self.output or f"runs/{self.name}")
-
-
-def named(value: Any) -> Any:
-    """A name alone as a choice without settings.
-
-    Raises:
-        ValueError: for a choice without a name.
-    """
-    choice = {"name": value} if isinstance(value, str) else value
-    if not isinstance(choice, Mapping) or not isinstance(choice.get("name"), str):
-        raise ValueError("needs a name: write `name: ...`, or the name alone")
-    return choice
 
 
 def rank_values(rank: int | list[int] | RankChoice) -> list[int]:

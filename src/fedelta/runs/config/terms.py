@@ -18,7 +18,8 @@ from fedelta.runs.config.checks import check
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.node import Allow, Node, Refusal
 from fedelta.runs.config.read import flat, read_config
-from fedelta.runs.config.schema import ConfigError, Federation, RunConfig
+from fedelta.runs.config.schema import RunConfig
+from fedelta.runs.config.section import ConfigError
 from fedelta.runs.own_methods import is_catalogued, parts_of
 from fedelta.tasks import get_task
 from fedelta.tasks.task import Task
@@ -35,7 +36,7 @@ SECTIONS: Mapping[str, Collection[str]] = {
         "optimizer",
     ),
     "model": ("name", "dtype", "quantization", "base_dropout", "gemm", "compact", "cache_activations"),
-    "federation": tuple(key for key in ("rounds", "channel") if key in Federation.model_fields),
+    "federation": ("rounds", "channel"),
     "data": ("client_test_fraction", "limit", "empty"),
 }
 """The keys of each section that are terms.

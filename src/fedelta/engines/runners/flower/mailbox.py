@@ -88,6 +88,7 @@ class Mailbox:
         for batch in _batches(parcels):
             largest = max(largest, *(len(parcel.body) for _, parcel in batch))
             refused += self._push(batch, seconds, waiting)
+            batch.clear()  # or the bodies would stay until the last answer
         end = time.monotonic() + seconds
         try:
             for node in refused:
@@ -185,7 +186,7 @@ def _batches(parcels: Iterable[tuple[int, Parcel]]) -> Iterator[list[tuple[int, 
         size = 0 if id(parcel.body) in bodies else len(parcel.body)  # equal bodies are one object, and Flower stores them once
         if batch and size and sum(bodies.values()) + size > IN_HAND:
             yield batch
-            batch, bodies = [], {}
+            batch, bodies = [], {}  # the caller may have emptied the list
         batch.append((node, parcel))
         bodies[id(parcel.body)] = len(parcel.body)
     if batch:

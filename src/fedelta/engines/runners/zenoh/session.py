@@ -1,4 +1,4 @@
-"""A session of zenoh: the post of a node, and a relay. The only module that imports zenoh (extra `gossip`)."""
+"""Opens sessions of zenoh, for the post of a node and for a relay; the only module that imports it (extra `gossip`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAST_WORDS = 5.0
 """Seconds in which what is still to be sent must have left when a post is closed."""
 
 LOG = "error,zenoh_link_tls=warn,zenoh::net::routing::interceptor::access_control=trace"
-"""What zenoh is to log: connections that TLS refuses, and messages that access rules deny, which only this level has."""
+"""Chooses what zenoh logs: connections that TLS refuses, and messages that access rules deny, which only this level has."""
 
 _DENIED = re.compile(
     r"CertCommonName\((?P<who>[^)]*)\).* is unauthorized to Put \(ingress\) on gossip/(?P<to>[^/*\s]+)/(?P<name>[^/*\s]+)"
@@ -38,7 +38,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Post:
-    """The post of one node (`engines.mailbox.Mailbox`) over zenoh.
+    """Carries the post of one node (`engines.mailbox.Mailbox`) over zenoh.
 
     Each neighbour has a thread that sends to it: one that is frozen holds up nobody else. What is sent reliably, and in order,
     waits in a `Queue` until zenoh takes it.
