@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,9 @@ class Deployment:
     def __exit__(self, *error: object) -> None:
         for name in reversed(list(self._processes)):
             self.kill(name)
+        for process, _ in list(self._family()):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     def start_superlink(self) -> None:
         database = ["--database", str(self.folder / "state.db")]
@@ -144,19 +147,24 @@ class Deployment:
             os.killpg(process.pid, how)
         process.wait(timeout=30)
 
-    def children(self, program: str) -> list[int]:
-        """Returns the ids of processes of this deployment's superlink and nodes that run a program, such as flwr-serverapp."""
-        groups = {p.pid for p in self._processes.values()}
-        found = []
+    def children(self, program: str, node: int | None = None) -> list[int]:
+        """Returns the ids of this deployment's processes that run a program, such as flwr-serverapp; or of one node's alone.
+
+        A SuperLink starts its own in a session of theirs, so that groups do not tell whose they are; the environment does.
+        """
+        found = [i for i, words in self._family() if any(program in word for word in words[:3])]
+        if node is None:
+            return found
+        return [i for i in found if os.getpgid(i) == self._processes[f"node-{node}"].pid]
+
+    def _family(self) -> Iterator[tuple[int, list[str]]]:
+        """Yields id and words of each process that has this deployment's environment, as far as they can be read."""
+        mark = f"FLWR_HOME={self.environment['FLWR_HOME']}".encode()
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
-                try:
-                    words = (entry / "cmdline").read_bytes().split(b"\0")
-                    if any(program.encode() in w for w in words[:3]) and os.getpgid(int(entry.name)) in groups:
-                        found.append(int(entry.name))
-                except (OSError, ProcessLookupError):
-                    continue
-        return found
+                with suppress(OSError):
+                    if mark in (entry / "environ").read_bytes().split(b"\0"):
+                        yield int(entry.name), (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
 
     def socket(self, k: int) -> Path:
         return self.folder / f"state-{k}" / SOCKET

@@ -89,7 +89,9 @@ def test_eng_7_a_server_that_is_killed_goes_on_with_the_same_bits(
     with deploy(tmp_path / "sites", config, 2) as going:
         going.run()
         going.wait(tmp_path / "run", 1)
-        for server in going.children("flwr-serverapp"):
+        servers = going.children("flwr-serverapp")
+        assert servers
+        for server in servers:
             os.kill(server, signal.SIGKILL)
         done = len(records(tmp_path / "run"))
         said = going.wait_end(going.run(), 300)

@@ -44,7 +44,7 @@ def sites_of(tmp_path: Path, in_process: ModuleType) -> Callable[..., Any]:
         own = load_config(over_sites(raw))
         built: dict[int, Handle] = {}
 
-        def site(node: Mapping[str, Any]) -> Handle:
+        def site(node: Mapping[str, Any], seconds: float) -> Handle:
             k = int(node["partition-id"])
             if k not in built:
                 built[k] = answerer(own, Node(name=f"site-{k}", client=k, state=str(tmp_path / "sites" / str(k))))
