@@ -51,14 +51,14 @@ def deployment() -> ModuleType:
     return beside("deployment")
 
 
-@pytest.fixture
-def two_sites(tiny_config: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
-    """(changes by section) -> the file of a run of two sites, whose folder is `run` beside it."""
+@pytest.fixture(scope="session")
+def two_sites(tiny_config: dict[str, Any]) -> Callable[..., Path]:
+    """(folder, changes by section) -> the file of a run of two sites in a folder, beside which the run is to lie."""
 
-    def write(**changes: Any) -> Path:
+    def write(folder: Path, **changes: Any) -> Path:
         raw = {
             **tiny_config,
-            "output": str(tmp_path / "run"),
+            "output": str(folder / "run"),
             "lora": {"rank": [1, 4], "target_modules": ["query", "value"]},
             "task": {"name": "classification", "labels": ["cats", "dogs"]},
             "data": {**tiny_config["data"], "client_test_fraction": 0.0},
@@ -66,7 +66,7 @@ def two_sites(tiny_config: dict[str, Any], tmp_path: Path) -> Callable[..., Path
             "method": "flora",
             "federation": {"rounds": 3, "deadline": 120, "engine": "sequential"},
         }
-        path = tmp_path / "config.yaml"
+        path = folder / "config.yaml"
         path.write_text(yaml.safe_dump({**raw, **changes}), encoding="utf-8")
         return path
 

@@ -72,7 +72,7 @@ class Processes:
     def __exit__(self, *error: object) -> None:
         for name in reversed(list(self._processes)):
             self.kill(name)
-        for process, _ in list(self._family()):
+        for process, _ in list(self.family()):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
@@ -112,12 +112,12 @@ class Processes:
 
         A SuperLink starts its own in a session of theirs, so that groups do not tell whose they are; the environment does.
         """
-        found = [i for i, words in self._family() if any(program in word for word in words[:3])]
+        found = [i for i, words in self.family() if any(program in word for word in words[:3])]
         if node is None:
             return found
         return [i for i in found if os.getpgid(i) == self._processes[f"node-{node}"].pid]
 
-    def _family(self) -> Iterator[tuple[int, list[str]]]:
+    def family(self) -> Iterator[tuple[int, list[str]]]:
         """Yields id and words of each process that has this deployment's environment, as far as they can be read."""
         mark = f"FLWR_HOME={self.environment['FLWR_HOME']}".encode()
         for entry in Path("/proc").iterdir():
@@ -168,16 +168,23 @@ class Deployment(Processes):
         self.start("superlink", ["flower-superlink", *safety, *database, *listen])
         self.ready("superlink", lambda: listens(self.port), "a SuperLink that listens")
 
-    def start_worker(self, k: int) -> None:
-        self.start(f"worker-{k}", ["fedelta", "site", str(self.config), "--node", str(self._node_file(k))])
+    def start_worker(self, k: int, *, config: Path | None = None, program: Sequence[str] = ("fedelta", "site")) -> None:
+        """Starts the worker of a site; from a config of its own, or as another program with the same arguments."""
+        self.socket(k).unlink(missing_ok=True)  # of a worker that was killed
+        self.start(f"worker-{k}", [*program, str(config or self.config), "--node", str(self._node_file(k))])
         self.ready(f"worker-{k}", lambda: self.socket(k).exists(), f"a worker of site {k}")
 
-    def start_node(self, k: int) -> None:
+    def start_node(self, k: int, *options: str, authority: Path | None = None, key: Path | None = None) -> None:
+        """Starts the SuperNode of a site; one that trusts another authority, or has another key."""
         certs = self.folder / "certs"
-        to = ["--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(certs / "ca.crt")]
-        own = ["--auth-supernode-private-key", str(certs / f"site-{k}.node"), "--port", str(free_port())]
+        to = ["--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(authority or certs / "ca.crt")]
+        own = ["--auth-supernode-private-key", str(key or certs / f"site-{k}.node"), "--port", str(free_port())]
         which = ["--node-config", f'node="{self._node_file(k)}"']
-        self.start(f"node-{k}", ["flower-supernode", *to, *own, *self._tls(), *which])
+        self.start(f"node-{k}", ["flower-supernode", *to, *own, *self._tls(), *which, *options])
+
+    def pause(self, name: str, how: int = signal.SIGSTOP) -> None:
+        """Stops a process where it is; SIGCONT lets it go on."""
+        os.killpg(self._processes[name].pid, how)
 
     def _tls(self) -> list[str]:
         return [f"--ssl-{role}={self.folder / 'certs' / file}" for role, file in TLS.items()]
@@ -197,11 +204,16 @@ class Deployment(Processes):
         status: list[str] = []
 
         def ended() -> bool:
+            time.sleep(1.0)  # each look is a process
             status.append(self.call("flwr", "ls", "--run-id", run, "deployment"))
             return "finished" in status[-1]
 
         until(ended, f"the end of run {run}", seconds)
         return status[-1]
+
+    def said(self, run: str) -> str:
+        """Returns the log of a run's server."""
+        return self.call("flwr", "log", run, "deployment", "--show")
 
     def call(self, *command: str) -> str:
         done = subprocess.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE)

@@ -73,9 +73,9 @@ class Reader:
         self.staying.append(name)
         if name.startswith("flower-superlink"):
             port = int(self.ports["9092"])
-            self.deployment.until(lambda: self.deployment.listens(port), "a SuperLink that listens")
+            self.processes.ready(name, lambda: self.deployment.listens(port), "a SuperLink that listens")
         elif name.startswith("fedelta"):
-            self.deployment.until((self.folder / place / "state/site.sock").exists, f"a worker at {place}")
+            self.processes.ready(name, (self.folder / place / "state/site.sock").exists, f"a worker at {place}")
 
     def _loses_the_server(self, commands: str) -> None:
         """Kills the app of a server that has played a round."""

@@ -35,7 +35,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def test_eng_6_minilm_ends_with_the_bits_of_a_run_in_one_process(
     deployment: ModuleType, two_sites: Callable[..., Path], minilm: Path, tmp_path: Path
 ) -> None:
-    config = two_sites(model={"name": str(minilm)})
+    config = two_sites(tmp_path, model={"name": str(minilm)})
     with deployment.Deployment(tmp_path / "sites", config, 2) as going:
         said = going.wait_end(going.run())
         assert "completed" in said, going.log("superlink")
@@ -45,7 +45,7 @@ def test_eng_6_minilm_ends_with_the_bits_of_a_run_in_one_process(
 def test_eng_7_a_server_that_is_killed_goes_on_with_the_same_bits(
     deployment: ModuleType, two_sites: Callable[..., Path], tmp_path: Path
 ) -> None:
-    config = two_sites()
+    config = two_sites(tmp_path)
     with deployment.Deployment(tmp_path / "sites", config, 2) as going:
         going.run()
         going.wait(tmp_path / "run", 1)
@@ -64,7 +64,7 @@ def test_eng_7_a_node_that_is_killed_costs_its_visits_and_comes_back(
     deployment: ModuleType, two_sites: Callable[..., Path], tmp_path: Path
 ) -> None:
     federation = {"rounds": 6, "deadline": 45, "quorum": 1, "engine": "sequential"}
-    config = two_sites(federation=federation, method="flexlora")
+    config = two_sites(tmp_path, federation=federation, method="flexlora")
     with deployment.Deployment(tmp_path / "sites", config, 2) as going:
         run_id = going.run()
         going.wait(tmp_path / "run", 1)
