@@ -44,7 +44,7 @@ def sites_of(tmp_path: Path, in_process: ModuleType) -> Callable[..., Any]:
         own = load_config(over_sites(raw))
         built: dict[int, Handle] = {}
 
-        def site(node: Mapping[str, Any]) -> Handle:
+        def site(node: Mapping[str, Any], seconds: float) -> Handle:
             k = int(node["partition-id"])
             if k not in built:
                 built[k] = answerer(own, Node(name=f"site-{k}", client=k, state=str(tmp_path / "sites" / str(k))))
@@ -137,7 +137,7 @@ def test_personal_models_are_scored_at_their_sites(
 def test_a_method_that_pools_data_is_refused_before_a_site_is_asked(
     config: dict[str, Any], in_process: ModuleType, tmp_path: Path
 ) -> None:
-    grid = in_process.InProcessGrid(in_process.client_app(lambda node: pytest.fail("a site was asked")), 3)
+    grid = in_process.InProcessGrid(in_process.client_app(lambda node, seconds: pytest.fail("a site was asked")), 3)
     raw = {
         **over_sites(config),
         "method": "centralised",

@@ -157,21 +157,22 @@ def _log_to_stdout() -> None:
 # --- a site ----------------------------------------------------------------------------------------------------------
 
 
-def site_of(config_file: Path, node_config: Mapping[str, Any]) -> Handle:
+def site_of(config_file: Path, node_config: Mapping[str, Any], seconds: float | None = None) -> Handle:
     """Returns what answers at a node.
 
     Args:
         config_file: of the app.
         node_config: of the SuperNode: `socket`, of a worker; or `node`, a node file, and perhaps `config`, the site's own;
             or, in a simulation, `partition-id`.
+        seconds: that a worker may take for an answer; None waits as long as it takes.
 
     Raises:
         ValueError: for a node config that says none of them.
     """
     if "socket" in node_config:
-        return _through(Path(str(node_config["socket"])))
+        return _through(Path(str(node_config["socket"])), seconds)
     if "node" in node_config:
-        return _of_node_file(Path(str(node_config.get("config", config_file))), Path(str(node_config["node"])))
+        return _of_node_file(Path(str(node_config.get("config", config_file))), Path(str(node_config["node"])), seconds)
     if "partition-id" in node_config:
         return _simulated(config_file, int(node_config["partition-id"]))
     raise ValueError(
@@ -180,20 +181,20 @@ def site_of(config_file: Path, node_config: Mapping[str, Any]) -> Handle:
     )
 
 
-def _through(socket: Path) -> Handle:
+def _through(socket: Path, seconds: float | None) -> Handle:
     from fedelta.engines.runners.sites.worker import ask
 
-    return partial(ask, socket)
+    return partial(ask, socket, timeout=seconds)
 
 
-def _of_node_file(config_file: Path, node_file: Path) -> Handle:
+def _of_node_file(config_file: Path, node_file: Path, seconds: float | None) -> Handle:
     """The worker of a node file, where one runs; else the site in this process."""
     from fedelta.engines.runners.sites.worker import SOCKET
     from fedelta.runs.config.node import read_node
 
     node = read_node(node_file)
     socket = node.folder() / SOCKET
-    return _through(socket) if socket.exists() else _built(config_file, node)
+    return _through(socket, seconds) if socket.exists() else _built(config_file, node)
 
 
 def _simulated(config_file: Path, k: int) -> Handle:

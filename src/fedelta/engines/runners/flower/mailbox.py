@@ -16,7 +16,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedelta.engines.runners.flower.faults import FlowerError, fault
-from fedelta.engines.runners.flower.packing import pack, unpack
+from fedelta.engines.runners.flower.packing import GRACE, pack, unpack
 from fedelta.exchange.parcels import Parcel
 
 logger = logging.getLogger("fedelta.sites")
@@ -26,9 +26,6 @@ TYPES = {"census": "query", "train": "train", "evaluate": "evaluate"}
 
 IN_HAND = 64 << 20
 """Bytes of bodies that are pushed or fetched in one call, or one body if it is larger: what a server holds beside its spool."""
-
-GRACE = 60.0
-"""Seconds after its deadline in which a late answer still reaches the SuperLink, to be counted."""
 
 Answer = Parcel | Exception
 
