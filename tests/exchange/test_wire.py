@@ -158,7 +158,7 @@ def test_what_is_no_message_is_refused(data: bytes, what: str) -> None:
         wire.decode(data)
 
 
-@pytest.mark.parametrize("entries", [[["x", {"t": "t0"}]] * 2, [["x", {"t": "t0"}], ["y", {"t": "t0"}]], []])
+@pytest.mark.parametrize("entries", [[["x", {"t": "t0"}], ["y", {"t": "t0"}]], []])
 def test_a_tensor_that_is_named_twice_or_not_at_all_is_refused(entries: list) -> None:
     """A few bytes could otherwise stand for gigabytes wherever the message is written again."""
     content = json.dumps({"format": wire.FORMAT, "message": {"m": entries}})

@@ -22,6 +22,7 @@ from fedelta.method import Client, Method, TrainResult
 from fedelta.models.adapter_files import load_adapter
 from fedelta.models.clients import check_ranks, client_on, common_adapter, peers_for
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.runs import layouts
 from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
 from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.checks import check
@@ -151,7 +152,7 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
         fingerprint=model.fingerprint,
         labels=_labels(task),
         gemm=model.gemm,
-        layout=_layout(model),
+        layout=layouts.told(model.layout),
         folder=node.folder(),
         allow=node.allow,
         score=partial(evaluator(task, model, config.evaluation.batch_size).score, examples=tests) if tests else None,
@@ -267,9 +268,3 @@ def _ranks(config: RunConfig, k: int, most: int | None) -> list[int]:
 def _labels(task: Task) -> Sequence[Any] | None:
     found = getattr(task, "labels", None)
     return None if found is None else list(found)
-
-
-def _layout(model: PeftAdaptedModel) -> Mapping[str, Any]:
-    """Returns the model's layout as plain JSON."""
-    config = json.loads(json.dumps(dict(model.layout.config), default=sorted))
-    return {"config": config, "embeddings": sorted(model.layout.embeddings)}
