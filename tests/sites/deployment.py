@@ -103,9 +103,10 @@ class Deployment:
     def start_node(self, k: int) -> None:
         certs = self.folder / "certs"
         to = ["--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(certs / "ca.crt")]
-        own = ["--auth-supernode-private-key", str(certs / f"site-{k}.node"), "--port", str(free_port())]
-        which = ["--node-config", f'node="{self._node_file(k)}"']
-        self._start(f"node-{k}", ["flower-supernode", *to, *own, *self._tls(), *which])
+        key = ["--auth-supernode-private-key", str(certs / f"site-{k}.node"), "--port", str(free_port())]
+        own = f' config="{self.config}"' if not self.workers else ""
+        which = ["--node-config", f'node="{self._node_file(k)}"{own}']
+        self._start(f"node-{k}", ["flower-supernode", *to, *key, *self._tls(), *which])
 
     def _tls(self) -> list[str]:
         return [f"--ssl-{role}={self.folder / 'certs' / file}" for role, file in TLS.items()]
