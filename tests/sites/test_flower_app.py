@@ -118,6 +118,17 @@ def test_a_node_gives_its_site_the_time_that_the_server_waits(in_process: Module
     assert answer[in_process.FIRST].header == {"reason": "TimeoutError: no answer"}
 
 
+def test_the_app_s_own_config_is_no_site_s_consent(config: Path, tmp_path: Path) -> None:
+    """The server sends it, with whatever it says of rows, of the model and of trust in code."""
+    node, census = tmp_path / "node.yaml", Parcel("census", {"terms": {}})
+    node.write_text("name: north\nclient: 0\nstate: state\n")
+    with pytest.raises(ConnectionError, match="name the site's own config"):
+        answer(config, {"node": str(node)}, census)
+    own = tmp_path / "own.yaml"
+    own.write_text(config.read_text())
+    assert answer(tmp_path / "not-read.yaml", {"node": str(node), "config": str(own)}, census).header["name"] == "north"
+
+
 def test_a_socket_without_a_worker_is_an_error_that_may_pass(config: Path, tmp_path: Path) -> None:
     with pytest.raises(ConnectionError, match="start it by `fedelta site`"):
         answer(config, {"socket": str(tmp_path / "none.sock")}, Parcel("census", {}))

@@ -101,7 +101,11 @@ def reason_of(error: BaseException) -> str:
 
     The text may quote a client, who must not forge lines of the log.
     """
-    text = text_of(error)
+    return on_one_line(text_of(error))
+
+
+def on_one_line(text: str) -> str:
+    """Returns a text that may come from anybody on one line of limited length, with control characters escaped."""
     rest = len(text) - LONGEST
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST])
     return f"{shown} ... ({rest} more characters)" if rest > 0 else shown
