@@ -91,9 +91,9 @@ def first_of_permutation(size: int, count: int, generator: Generator) -> list[in
 
     Below `LARGE` they are those of `torch.randperm(size, generator=generator)`, number for number: it shuffles from the front,
     place i changes with place i + (a random number modulo what is left). After `count` changes the first `count` numbers stay,
-    and of all others only those that were moved need a note. Larger permutations are shuffled likewise here; torch shuffles them
-    in another order, in which the first numbers are settled last. Should it come to shuffle small ones otherwise, too, this
-    does not change with it, and a test says so.
+    and of all others only those that were moved need a note. Larger permutations are shuffled likewise here, while torch takes
+    another order for them, in which the first numbers are settled last. Should it come to shuffle small ones otherwise, too,
+    this does not change with it, and a test says so.
 
     Args:
         size: of the permutation.
