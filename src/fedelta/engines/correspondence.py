@@ -77,6 +77,10 @@ class Correspondence:
                 logger.warning("round %s: no link with peer %s: %s", t, self._names[k], self._missing(t, k, reasons.get(k)))
         return linked, [k for k in held if k not in linked and self.heard.refusal(k, t) is None]
 
+    def reached(self, t: int, links: Sequence[int]) -> list[int]:
+        """Returns the neighbours that have answered to the own update, whether they hold it or refuse the link."""
+        return [k for k in links if self.heard.holds(k, t) or self.heard.refusal(k, t) is not None]
+
     def announce(self, t: int) -> None:
         """Tells all neighbours, now and again from here on, that this node is there and in which round."""
         self._mailbox.announce(Parcel("hello", {**self._signed(t), "terms": dict(self._terms)}))
