@@ -81,6 +81,10 @@ class Correspondence:
         """Waits until the update of each neighbour of a round is there, or none of them can still come."""
         self.heard.listen(lambda: not any(self.heard.update(k, t) is None and self.heard.awaits(k, t) for k in links))
 
+    def reached(self, t: int, links: Sequence[int]) -> list[int]:
+        """Returns the neighbours that have answered to the own update, whether they hold it or refuse the link."""
+        return [k for k in links if self.heard.holds(k, t) or self.heard.refusal(k, t) is not None]
+
     def announce(self, t: int) -> None:
         """Tells all neighbours, now and again from here on, that this node is there and in which round."""
         self._mailbox.announce(Parcel("hello", {**self._signed(t), "terms": dict(self._terms)}))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedelta.engines.guards import on_one_line, reason_of
+from fedelta.engines.guards import one_line, reason_of
 from fedelta.engines.runners.flower.faults import FlowerError, fault
 from fedelta.engines.runners.flower.packing import GRACE, pack, unpack
 from fedelta.exchange.parcels import Parcel
@@ -200,7 +200,7 @@ def _may_pass(answer: Answer) -> bool:
 
 def _reason(answer: Answer) -> str:
     """Returns why a node is asked again, on one line of limited length."""
-    return reason_of(answer) if isinstance(answer, Exception) else on_one_line(str(answer.header.get("reason")))
+    return reason_of(answer) if isinstance(answer, Exception) else one_line(str(answer.header.get("reason")))
 
 
 def _listed(nodes: Sequence[int]) -> str:
