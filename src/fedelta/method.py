@@ -21,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints, runtime_checkable
 
 from torch import Tensor
 
@@ -52,7 +52,21 @@ text was not at hand: they follow "the authors' code"; or notes and re-implement
 "the abstract". A baseline, and a method of ours, has "no paper of its own"."""
 
 GradientHook: TypeAlias = Callable[[Tensors, Tensors, int], Tensors]
-"""(gradients, parameters, step) -> gradients, before clipping; names as in `tree.parameters`."""
+"""(gradients, parameters, step) -> gradients, before clipping; names as in `tree.parameters`.
+One that is `Displacing` may have the gradients taken at another point."""
+
+
+@runtime_checkable
+class Displacing(Protocol):
+    """A gradient hook that is first asked where the gradients of a step are to be taken."""
+
+    def offset(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors | None:
+        """Returns what to add to the parameters, by name, for a second evaluation on the same batch; None for none.
+
+        The hook is then called with the gradients there, and with the parameters put back to the bit. Adapter dropout is drawn
+        anew; the loss that is reported is the first one.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
