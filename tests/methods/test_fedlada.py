@@ -201,7 +201,6 @@ def test_a_request_with_an_optimiser_of_its_own_is_refused() -> None:
         (lambda up: {**up, "pace": 0.0}, "learning rate times steps of 0.0"),
         (lambda up: {**up, "pace": True}, "learning rate times steps of True"),
         (lambda up: {"v": up["v"]}, "learning rate times steps of None"),
-        (lambda up: {**up, "v": {n: -x for n, x in up["v"].items()}}, "second moment below 0"),
         (lambda up: {**up, "v": {"bias": up["v"]["bias"][:1]}}, "second moment for 'bias' of shape"),
         (lambda up: {"pace": 1.0}, "sent no second moment"),
     ],

@@ -90,6 +90,18 @@ def test_every_method_trains_as_it_does_alone(method, bert, setting, passes, cap
     assert "one after another" not in caplog.text
 
 
+@pytest.mark.parametrize("method", ["scaffold", "fedsmoo", "fedglomo", "fedlada"])
+def test_a_pass_that_fails_late_leaves_nothing_in_hooks_and_optimisers(method, bert, setting, monkeypatch):
+    def fail(clients, requests):
+        train_together(clients, requests)
+        raise RuntimeError("after the last step")
+
+    clients = setting(bert, ranks=(2, 2, 2, 2))
+    expected = run(clients, "sequential", method)
+    monkeypatch.setattr(batched, "train_together", fail)
+    assert_same(run(clients, "batched", method), expected, 0)
+
+
 def test_nodes_of_a_graph_train_as_they_do_alone(bert, setting, passes):
     clients, options = setting(bert, ranks=(2, 2, 2, 2)), {"rounds": 3, "mixing": topology.ring(4), "debug": True}
     one, other = (
