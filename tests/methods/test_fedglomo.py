@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from fedelta import seeding, tree
+from fedelta.client import Training
 from fedelta.engines.rounds import QuorumError, Snapshot
 from fedelta.engines.server import federate
 from fedelta.methods import Compose, FedAvgM, FedGLOMO, FedSAM, get_method
 from fedelta.models.toy import toy_federation
+from fedelta.optim import SGD
 from fedelta.peers import Peer
 
 
@@ -174,6 +176,29 @@ def test_it_combines_with_rules_at_the_clients() -> None:
     assert done.state["parts"].keys() == {"FedGLOMO", "Scaffold"}
 
 
+def test_the_first_gradient_may_be_over_all_examples() -> None:
+    """Where a round has one step, that step is along v_0, from either start."""
+    (client,) = toy_federation((3,), training=Training(local_steps=1, batch_size=4, learning_rate=0.05, optimizer=SGD()))
+    *_, done = federate(FedGLOMO(first_batches=3), [client], rounds=2, debug=True)
+    for start, moved in [
+        (done.before["adapter"], tree.parameters(done.updates[0].content["adapter"])),
+        (
+            done.method.other_start(done.method.broadcast(1, done.before, client.peer)["parts"]["FedGLOMO"], client.template),
+            None,
+        ),
+    ]:
+        full = [client.collate(client.examples)]
+        client.model.load(start)
+        leaves = tree.parameters(client.model.live())
+        for p in leaves.values():
+            p.requires_grad_()
+        expected = torch.autograd.grad(client.loss(client.model.module, full[0]), list(leaves.values()))
+        other = done.updates[0].content["parts"]["FedGLOMO"]["other"]
+        for n, g in zip(leaves, expected, strict=True):
+            found = moved[n] - leaves[n].detach() if moved is not None else other.get(n, torch.zeros_like(g))
+            torch.testing.assert_close(found, -0.05 * g, rtol=1e-10, atol=1e-14)
+
+
 def test_what_it_cannot_serve_is_refused() -> None:
     for server in ("flexlora", "flora", "fedsvd", "fedgalore"):
         with pytest.raises(ValueError, match="FedGLOMO needs factors that keep their meaning"):
@@ -184,7 +209,7 @@ def test_what_it_cannot_serve_is_refused() -> None:
         Compose(local=[FedGLOMO(), FedSAM()])
     with pytest.raises(ValueError, match="needs equal ranks"):
         federate(get_method("fedglomo"), toy_federation((2, 4)), rounds=1)
-    with pytest.raises(ValueError, match="FedGLOMO needs 0 < beta <= 1, got 0"):
+    with pytest.raises(ValueError, match="FedGLOMO needs 0 < beta <= 1 and first_batches >= 0, got 0"):
         FedGLOMO(beta=0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypedDict
 
@@ -35,7 +35,7 @@ class FedGLOMO(LocalRule):
 
     Algorithm:
         init            nothing at the server
-        client k        v_0 = the gradient at x_0 on its first batch;   in every further local step
+        client k        v_0 = the gradient at x_0, see `first_batches`;   in every further local step
                         v_j = grad(x_j; b_j) - grad(x_{j-1}; b_j) + v_{j-1};   x_{j+1} = x_j - eta v_j.
                         From x_0 = w_t this gives D_k = w_k - w_t;  from x_0 = w_{t-1}, on the same batches, D'_k
         server          D = sum_k p_k D_k,  D' likewise;   U <- beta D + (1 - beta) (U + D - D'),  in the first round U <- D;
@@ -50,13 +50,16 @@ class FedGLOMO(LocalRule):
 
     Args:
         beta: in (0, 1]; 1 is `fedavg` with clients whose variance is reduced.
+        first_batches: of which v_0 is the mean gradient, drawn for that alone; as many as hold all examples make it exact, at
+            the cost of a pass over them. 0 takes the gradient on the first batch of the round.
 
     Source: Das et al., "Faster Non-Convex Federated Learning via Global and Local Momentum", arXiv 2012.04061 (UAI 2022). The
-    full text was not available: this follows its abstract and two re-implementations by others. The default of beta is ours,
-    and so is v_0 from one batch, where the gradient over all examples may be meant; messages are not quantised.
+    full text was not available: this follows its abstract and two re-implementations by others. The defaults of
+    beta and of v_0, where the gradient over all examples may be meant, are ours; messages are not quantised.
     """
 
     beta: float = 0.3
+    first_batches: int = 0
 
     paper = "Das et al. 2022, FedGLOMO, arXiv 2012.04061"
     follows = "others' readings"
@@ -78,8 +81,8 @@ class FedGLOMO(LocalRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.beta <= 1:
-            raise ValueError(f"FedGLOMO needs 0 < beta <= 1, got {self.beta}")
+        if not 0 < self.beta <= 1 or self.first_batches < 0:
+            raise ValueError(f"FedGLOMO needs 0 < beta <= 1 and first_batches >= 0, got {self.beta} and {self.first_batches}")
 
     def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
         super().check_peers(template, peers)
@@ -95,8 +98,10 @@ class FedGLOMO(LocalRule):
         more = up if t else 0  # of what is trained; exact for a method in which this is the same in every round
         return more, more
 
-    def hook(self, sent: Message, own: ClientState, start: Adapter) -> GradientHook | None:
-        return _Recursion()
+    def hook_after(
+        self, sent: Message, own: ClientState, start: Adapter, gradient: Callable[[int], Adapter]
+    ) -> GradientHook | None:
+        return _Recursion(tree.parameters(gradient(self.first_batches)) if self.first_batches else {})
 
     def other_start(self, sent: Message, start: Adapter) -> Adapter | None:
         if "previous" not in sent:
@@ -134,7 +139,8 @@ def _change(update: ClientUpdate) -> dict[str, Tensor]:
 class _Recursion(Elsewhere):
     """A hook that makes v_j = grad(x_j) - grad(x_{j-1}) + v_{j-1} of gradients, both on the batch of step j."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: Tensors) -> None:
+        self.first = first  # v_0 by name; of what it lacks, the gradient on the first batch
         self.here: Tensors = {}
         self.before: Tensors = {}
         self.v: Tensors = {}
@@ -149,5 +155,7 @@ class _Recursion(Elsewhere):
     def changed(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors:
         if step:
             gradients = {n: self.here[n] - g + self.v[n] for n, g in gradients.items()}
+        else:
+            gradients = {n: self.first[n].to(g) if n in self.first else g for n, g in gradients.items()}
         self.v = gradients
         return gradients

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypedDict
 
@@ -88,6 +88,12 @@ class Part:
     def hook(self, sent: Message, own: ClientState, start: Adapter) -> GradientHook | None:
         """Returns a hook on the gradients of one request to train from `start`; called anew for each request."""
         return None
+
+    def hook_after(
+        self, sent: Message, own: ClientState, start: Adapter, gradient: Callable[[int], Adapter]
+    ) -> GradientHook | None:
+        """Returns the hook of a rule that needs a gradient first: `gradient(n)` is the mean one at `start` over n batches."""
+        return self.hook(sent, own, start)
 
     def optimizer(self, sent: Message) -> Optimizer | None:
         """Returns the optimiser of a request to train, in place of the run's own."""

@@ -56,7 +56,14 @@ class RuledClient:
         self, t: int, start: Adapter, gradient: GradientHook | None, request: Mapping[str, Any]
     ) -> tuple[dict[str, GradientHook | None], TrainResult]:
         """Returns the hook of each rule, made for this start, and what came of training."""
-        own = {rule.name: rule.hook(self._sent[rule.name], self._own[rule.name], start) for rule in self._rules}
+
+        def mean_gradient(num_batches: int) -> Adapter:
+            return self._client.gradient(start, num_batches, base=request.get("base"), t=t)
+
+        own: dict[str, GradientHook | None] = {}
+        for rule in self._rules:
+            n = rule.name
+            own[n] = rule.hook_after(self._sent[n], self._own[n], start, mean_gradient)
         hooks = [hook for hook in (*own.values(), gradient) if hook is not None]
         return own, self._client.train(t, start, gradient=_one_after_the_other(hooks), **request)
 
