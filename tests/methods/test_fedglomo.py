@@ -159,6 +159,7 @@ def test_a_factor_that_takes_turns_is_compared_with_the_round_that_trained_it_la
     down = last.method.broadcast(4, last.before, last.peers[0])
     previous = down["parts"]["FedGLOMO"]["previous"]
     two_before = tree.parameters(rounds[2].before["adapter"])
+    assert previous.keys() == two_before.keys()
     for n, x in previous.items():
         assert n == "bias" or torch.equal(x, two_before[n])
 

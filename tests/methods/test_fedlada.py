@@ -99,6 +99,11 @@ def test_the_second_moment_never_falls_within_a_round_drift_LADA_2() -> None:
     assert params["w"].isfinite().all()
 
 
+def test_the_largest_second_moment_goes_up_not_the_last() -> None:
+    (done,) = federate(FedLADA(**HYPER), [Given(0, [2.0, 0.0, 0.0])], rounds=1)
+    assert float(of_server(done, "v")["w"]) == pytest.approx(0.99 * 0.01 + 0.01 * 4.0, rel=1e-12)
+
+
 def test_three_of_what_trains_go_down_and_two_up_drift_LADA_4() -> None:
     for done in federate(get_method("fedlada"), toy_federation((3, 3)), rounds=3):
         for u in done.updates:
