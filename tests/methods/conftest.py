@@ -186,6 +186,24 @@ def quadratic() -> type[QuadraticClient]:
     return QuadraticClient
 
 
+def bare_rounds(method: Method, clients: Sequence[Any], rounds: int) -> tuple[Mapping[str, Any], list[ClientUpdate]]:
+    """The state before the last of many rounds, and that round's updates: the verbs without an engine, at equal weights."""
+    peers = [client.peer for client in clients]
+    state, memories, updates = method.init(clients[0].template, peers), [{} for _ in clients], []
+    for t in range(rounds):
+        state, updates = method.aggregate(t - 1, state, updates) if updates else state, []
+        for k, client in enumerate(clients):
+            up, memories[k] = method.local_update(t, method.broadcast(t, state, client.peer), memories[k], client)
+            updates.append(ClientUpdate(client.peer, 1 / len(clients), up))
+    return state, updates
+
+
+@pytest.fixture(scope="session")
+def played() -> Callable[..., Any]:
+    """`bare_rounds`."""
+    return bare_rounds
+
+
 @pytest.fixture(scope="session")
 def optimum() -> Callable[..., torch.Tensor]:
     """`quadratic_optimum`."""
