@@ -142,10 +142,7 @@ def build_at_sites(
         settings=_asking_more(chosen.settings, federation.participation, federation.over_selection),
         engine=partial(carrier.visits, run, terms, federation.deadline, federation.over_selection),
         layout=layouts.taken(found.layout, config.model.name) if held is None else held.layout,
-        deal=None if held is None else held.deal,
-        evaluator=None if held is None else held.evaluator,
-        validation=() if held is None else held.validation,
-        test=() if held is None else held.test,
+        **_scored_here(held),
         own_scores=OwnScores(config, chosen, carrier, run, terms, found.clients),
         memories_here=False,
         notes={"run": run, "sites": {str(site.peer.id): _told(site) for site in known}},
@@ -167,12 +164,19 @@ def _demand_for_sites(config: RunConfig, chosen: Choices) -> None:
 
 
 def _server_model(config: RunConfig, chosen: Choices) -> ServerModel | None:
-    """The model at the server, where one is asked for; else no model library is imported."""
+    """Returns the model at the server, where one is asked for; else no model library is imported."""
     if not config.federation.server_model:
         return None
     from fedelta.runs.server_model import server_model
 
     return server_model(config, chosen)
+
+
+def _scored_here(held: ServerModel | None) -> dict[str, Any]:
+    """Returns the entries of an experiment that say what is scored in this process, and by what."""
+    if held is None:
+        return {"deal": None, "evaluator": None}
+    return {name: getattr(held, name) for name in ("deal", "evaluator", "validation", "test")}
 
 
 def _count(config: RunConfig, sites: int | None) -> int:
@@ -208,12 +212,12 @@ def _census(
 
 
 def _told(site: Site) -> dict[str, Any]:
-    """What of a site must be the same when its run is taken up again."""
+    """Returns what must be the same of a site when its run is taken up again."""
     return {"name": site.name, "rank": site.peer.rank, "num_examples": site.peer.num_examples}
 
 
 def _asking_more(settings: RunSettings, participation: float, over_selection: float) -> RunSettings:
-    """The run's settings, with cohorts that are larger by the share of over-selection."""
+    """Returns the run's settings, with cohorts that are larger by the share of over-selection."""
     if not over_selection:
         return settings
     return replace(settings, cohort=uniform(min(1.0, participation * (1 + over_selection))))
@@ -251,7 +255,7 @@ class OwnScores:
             yield client.address, evaluation_parcel(done, client.peer, self.run, self.terms)
 
     def _scores(self, done: Round, answer: Parcel | Exception) -> Scores:
-        """The scores in an answer; raises for one without, or with others than the task has."""
+        """Returns the scores in an answer; raises for one without, or with others than the task has."""
         if isinstance(answer, Exception):
             raise answer
         scores = scores_of(done, self.run, answer)
