@@ -44,7 +44,7 @@ def sites_of(tmp_path: Path, in_process: ModuleType) -> Callable[..., Any]:
         own = load_config(over_sites(raw))
         built: dict[int, Handle] = {}
 
-        def site(node: Mapping[str, Any]) -> Handle:
+        def site(node: Mapping[str, Any], seconds: float) -> Handle:
             k = int(node["partition-id"])
             if k not in built:
                 built[k] = answerer(own, Node(name=f"site-{k}", client=k, state=str(tmp_path / "sites" / str(k))))
@@ -61,10 +61,17 @@ def numbers(record: Record) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k not in ("seconds", "validation", "test")}
 
 
+def written(folder: Path) -> dict[str, Any]:
+    """The entries of adapter_config.json that say anything."""
+    entries = json.loads((folder / "adapter_config.json").read_text())
+    return {key: entries.get(key) for key in ("base_model_name_or_path", "target_modules", "task_type", "modules_to_save", "r")}
+
+
 def same_folder(here: Path, there: Path) -> None:
     for name in ("last", "rank-1", "rank-2", "rank-4"):
         x, y = (folder / "adapters" / name / "adapter_model.safetensors" for folder in (here, there))
         assert x.read_bytes() == y.read_bytes(), name
+        assert written(x.parent) == written(y.parent), name
     lines = [[json.loads(line) for line in (f / "rounds.jsonl").read_text().splitlines()] for f in (here, there)]
     assert [numbers(r) for r in lines[0]] == [numbers(r) for r in lines[1]]
 
@@ -137,7 +144,7 @@ def test_personal_models_are_scored_at_their_sites(
 def test_a_method_that_pools_data_is_refused_before_a_site_is_asked(
     config: dict[str, Any], in_process: ModuleType, tmp_path: Path
 ) -> None:
-    grid = in_process.InProcessGrid(in_process.client_app(lambda node: pytest.fail("a site was asked")), 3)
+    grid = in_process.InProcessGrid(in_process.client_app(lambda node, seconds: pytest.fail("a site was asked")), 3)
     raw = {
         **over_sites(config),
         "method": "centralised",

@@ -205,6 +205,8 @@ class _Node:
             self.words.post(t, links, reply)
             visits, arrived = self.words.received(t, state, links, own)
         linked, one_sided = self.words.confirmed(t, links, visits)
+        if own.update is None:  # it has nothing to wait for, but running ahead it would make its neighbours skip rounds
+            self.words.keep_pace(t, links)
         own = next(visit for visit in visits if visit.peer.id == self.me)
         counting = [visit for visit in visits if visit.peer.id in {self.me, *linked}]
         at_node = aggregated_at(self.federation, t, state, counting, self._row(t, own, linked), sizes_of(counting))

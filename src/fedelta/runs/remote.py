@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedelta.engines import census
-from fedelta.engines.census import RemoteClient, Site, Sites
+from fedelta.engines.census import RemoteClient
+from fedelta.engines.census_answers import Site
 from fedelta.engines.guards import reason_of
 from fedelta.engines.remote import Terms, evaluation_parcel, scores_of
 from fedelta.engines.rounds import Round
@@ -24,7 +25,7 @@ from fedelta.engines.settings import RunSettings
 from fedelta.engines.visits import VisitAll
 from fedelta.exchange.parcels import Parcel
 from fedelta.method import Method
-from fedelta.models.adapter_files import Layout
+from fedelta.runs import layouts
 from fedelta.runs.config import ConfigError, RunConfig, read_config
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.read import Overrides, Source
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
     from fedelta.runs.server_model import ServerModel
 
 logger = logging.getLogger("fedelta.sites")
-
-LAYOUT_KEYS = ("base_model_name_or_path", "target_modules", "task_type", "modules_to_save", "lora_dropout", "revision")
-"""Entries of adapter_config.json that are taken from a site; none of them names code."""
 
 
 class Carrier(Protocol):
@@ -143,7 +141,7 @@ def build_at_sites(
         template=found.template,
         settings=_asking_more(chosen.settings, federation.participation, federation.over_selection),
         engine=partial(carrier.visits, run, terms, federation.deadline, federation.over_selection),
-        layout=_layout(found) if held is None else held.layout,
+        layout=layouts.taken(found.layout, config.model.name) if held is None else held.layout,
         deal=None if held is None else held.deal,
         evaluator=None if held is None else held.evaluator,
         validation=() if held is None else held.validation,
@@ -204,7 +202,7 @@ def _census(
     known = census.survey(ask, addresses, run, terms_of(config, method))
     if config.model.gemm == "auto":
         gemm = census.agreed(known, "gemm", "default")
-        config = config.model_copy(update={"model": config.model.model_copy(update={"gemm": gemm})})
+        config = read_config(config, {"model.gemm": gemm})  # read anew: the word is that of sites
         known = census.survey(ask, addresses, run, terms_of(config, method))
     return config, known
 
@@ -219,15 +217,6 @@ def _asking_more(settings: RunSettings, participation: float, over_selection: fl
     if not over_selection:
         return settings
     return replace(settings, cohort=uniform(min(1.0, participation * (1 + over_selection))))
-
-
-def _layout(population: Sites) -> Layout:
-    """The layout that a site told, as far as it is taken from one."""
-    told = population.layout or {}
-    config, embeddings = told.get("config"), told.get("embeddings")
-    known = cast("Mapping[str, Any]", config) if isinstance(config, Mapping) else {}
-    names = cast("Sequence[Any]", embeddings) if isinstance(embeddings, list) else ()
-    return Layout({key: known[key] for key in LAYOUT_KEYS if key in known}, frozenset(map(str, names)))
 
 
 @dataclass(frozen=True)
