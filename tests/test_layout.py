@@ -91,9 +91,7 @@ ELSEWHERE = {
     # What a user sees is tested as a user sees it.
     "cli/*": "cli/test_command.py",
     "report/*": "report/test_tables.py",
-    "runs/peer.py": "sites/test_gossip_runs.py",
     "runs/peer_post.py": "sites/test_gossip_runs.py",
-    "runs/peers_here.py": "sites/test_gossip_runs.py",
     "runs/best.py": "e2e/test_folders.py",
     "runs/own_methods.py": "e2e/test_folders.py",
     "runs/flower_app.py": "sites/test_flower_app.py",
