@@ -1,7 +1,7 @@
 """Writes down once what a run is made of: `run.json` of the whole, and `split.json` of each client, which can be withheld.
 
     run.json     {"rows": {"train", "validation", "test"}, "majority": share of the commonest label of the test rows or null,
-                  "platform": versions, device and threads}
+                  "personal": whether participants run models of their own, "platform": versions, device and threads}
     split.json   {"labels": [...], "clients": {"0": {"rows", "test_rows", "rank", "labels": {label: rows}}, ...}}
 
 A resumed run keeps them as they are. Where the rows are elsewhere there is no split.json, and `rows` is empty.
@@ -29,7 +29,7 @@ def write_once(run_file: Path, split_file: Path, experiment: Experiment, platfor
     dealt = experiment.deal
     if not run_file.exists():
         splits = {} if dealt is None else _rows(dealt)
-        facts = {"rows": splits, "majority": experiment.majority(), "platform": dict(platform)}
+        facts = {"rows": splits, "majority": experiment.majority(), **_kind(experiment), "platform": dict(platform)}
         files.commit(run_file, _json(facts))
     if dealt is not None and len(dealt.parts) <= EACH and not split_file.exists():
         files.commit(split_file, _json(split_of(dealt)))
@@ -46,6 +46,10 @@ def split_of(dealt: Deal) -> dict[str, Any]:
         own = {"labels": {name: found[name] for name in names if found[name]}} if counted else {}
         clients[str(k)] = {"rows": len(part), "test_rows": len(dealt.held_out[k]), "rank": int(dealt.ranks[k]), **own}
     return {"labels": names if counted else [], "clients": clients}
+
+
+def _kind(experiment: Experiment) -> dict[str, bool]:
+    return {"personal": experiment.method.personal or experiment.mixing is not None}
 
 
 def _rows(dealt: Deal) -> dict[str, int]:

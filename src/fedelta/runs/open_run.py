@@ -12,14 +12,17 @@ from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.engines.settings import Score
 from fedelta.engines.visits import VisitAll
+from fedelta.exchange import files
 from fedelta.models.adapter_files import save_adapter
 from fedelta.peers import Peer, kinds_of
 from fedelta.report.charts import curves
+from fedelta.report.page import page
 from fedelta.runs import best, client_lines, facts
 from fedelta.runs.evaluation import Evaluator, Scores, by_metric, fairness, mean
 from fedelta.runs.experiment import Experiment, play
 from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.records import Record
+from fedelta.runs.reports import read_run
 from fedelta.tasks.metrics import is_better
 from fedelta.tasks.task import Example
 from fedelta.tree import Message, effective
@@ -91,11 +94,12 @@ class OpenRun:
         return record
 
     def draw(self) -> None:
-        """Draws the curves of the rounds so far, if there are any."""
+        """Draws the curves of the rounds so far and writes their page, if there are any."""
         records = self.folder.records()
         if records:
             e = self.experiment
             curves(records, self.folder.curves, title=e.config.name, majority=e.majority())
+            files.commit(self.folder.report, page([read_run(self.folder, e.config.name)]).encode())
 
     def choose_best_anew(self) -> None:
         """Chooses the best round anew from the records if `evaluation.best_by` is no longer the metric that chose it.
