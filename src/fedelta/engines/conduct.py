@@ -18,7 +18,6 @@ from fedelta.exchange.wire import Ledger
 from fedelta.merging import ClientUpdate
 from fedelta.method import State
 
-
 MEMORIES = ("get", "offer", "restore", "rounds", "settle", "states")
 """The methods of `Memories`."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedelta.tasks.metrics import LOWER_IS_BETTER
 
-DASH, MINUS = "–", "\u2212"
+DASH, MINUS, NO_BREAK = "–", "\u2212", "\u00a0"
 
 SHARES = frozenset({"accuracy", "macro_f1", "mcc"})
 """Metrics that are written in per cent."""
@@ -68,7 +68,7 @@ class Measure:
 
     def with_unit(self, value: float | None) -> str:
         """Writes a value and its unit: `60.5 %`."""
-        return self.text(value) if value is None or not self.unit else f"{self.text(value)} {self.unit}"
+        return self.text(value) if value is None or not self.unit else f"{self.text(value)}{NO_BREAK}{self.unit}"
 
     def difference(self, value: float | None) -> str:
         """Writes a signed difference without its unit: `+5.3`."""
@@ -87,7 +87,7 @@ def share(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return DASH
     digits = 0 if value == 0 else max(0, 1 - math.floor(math.log10(abs(value) * 100)))
-    return minus(f"{value * 100:.{min(digits, 6)}f} %")
+    return minus(f"{value * 100:.{min(digits, 6)}f}{NO_BREAK}%")
 
 
 def seconds(value: float) -> str:

@@ -8,8 +8,9 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
+from fedelta.report.numerals import DASH
 from fedelta.report.statistics import t_interval
-from fedelta.report.study import Group, Run, Study
+from fedelta.report.study import LARGEST, Group, Run, Study
 from fedelta.report.words import Record
 
 FEWEST_FOR_T = 5
@@ -36,13 +37,14 @@ class Point:
 
 def series(runs: Sequence[Run], number: Number) -> list[Point]:
     """Returns a number by round, over the rounds in which every run has it: nothing is interpolated."""
-    columns = [{r["t"]: float(x) for r in run.records if _is_number(x := number(r))} for run in runs if run.records]
+    columns = [{r["t"]: float(x) for r in run.records if is_number(x := number(r))} for run in runs if run.records]
     common = sorted(set.intersection(*(set(column) for column in columns))) if columns else []
     return [_point(t, [column[t] for column in columns]) for t in common]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+def is_number(value: object) -> bool:
+    """Returns whether a value of a record can be drawn; null, a text or an absurd size cannot."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _point(t: int, values: Sequence[float]) -> Point:
@@ -94,17 +96,17 @@ def clients_of(run: Run, metric: str) -> dict[str, float] | None:
     """
     for line in reversed(run.clients or ()):
         entries: Mapping[str, Any] = line.get("clients", {})
-        scores = {k: (entry.get("scores") or {}).get(metric) for k, entry in entries.items()}
-        found = {k: float(value) for k, value in scores.items() if _is_number(value)}
+        scores = {k: entry.get("scores", {}).get(metric) for k, entry in entries.items()}
+        found = {k: float(value) for k, value in scores.items() if is_number(value)}
         if found:
             return found
     return None
 
 
-def worst_client(run: Run, metric: str) -> tuple[float, float, int] | None:
+def worst_client(run: Run, metric: str) -> tuple[float, float, object] | None:
     """Returns the worst client's value, the spread and the worst one's id at the last evaluated round, from rounds.jsonl."""
     for record in reversed(run.records):
         found = (record.get("clients") or {}).get(metric)
         if found:
-            return float(found["worst"]), float(found["spread"]), int(found.get("worst_client", -1))
+            return float(found["worst"]), float(found["spread"]), found.get("worst_client", DASH)
     return None

@@ -103,9 +103,7 @@ def against_baseline(table: Mapping[str, Scores], baseline: str) -> dict[str, Di
     """Returns the difference of every other method to the baseline, paired by seed, with Holm's correction over them."""
     found = {name: _difference(scores, table[baseline]) for name, scores in table.items() if name != baseline}
     adjusted = holm({name: difference.p for name, difference in found.items() if difference.p is not None})
-    return {
-        name: Difference(d.by_seed, d.mean, d.interval, d.bootstrap, d.p, adjusted.get(name)) for name, d in found.items()
-    }
+    return {name: Difference(d.by_seed, d.mean, d.interval, d.bootstrap, d.p, adjusted.get(name)) for name, d in found.items()}
 
 
 def _difference(scores: Scores, base: Scores) -> Difference:

@@ -21,7 +21,15 @@ OF_THE_RUN = frozenset({"seed", "name", "output"})
 """Keys that say which run it is, and not what it does."""
 
 OF_THE_MACHINE = frozenset(
-    {"device", "model.gemm", "model.digest", "model.compact", "federation.engine", "federation.token_budget", "federation.spool"}
+    {
+        "device",
+        "model.gemm",
+        "model.digest",
+        "model.compact",
+        "federation.engine",
+        "federation.token_budget",
+        "federation.spool",
+    }
 )
 """Keys that say how it is computed; seeds of one method may differ in them."""
 
@@ -32,6 +40,9 @@ REFERENCES = frozenset({"local_only", "centralised"})
 """Methods that are lines to compare with, not competitors."""
 
 LONGEST_LABEL = 60
+
+LARGEST = 1e15
+"""From here on a number counts as none: a loss that went there has diverged, and no axis could show it."""
 
 COLOURS = 5
 """Methods that have a colour, a dash and a mark of their own."""
@@ -79,11 +90,11 @@ class Run:
 
     @property
     def diverged(self) -> bool:
-        """Returns whether the last loss or score is no number where there was one before."""
+        """Returns whether the last loss is no number where there was one before, or a last score is none."""
         losses = [r["train_loss"] for r in self.records]
-        lost = bool(losses) and losses[-1] is None and any(x is not None for x in losses)
+        lost = bool(losses) and _is_lost(losses[-1]) and not all(map(_is_lost, losses))
         scores = [r[part] for r in self.records for part in ("test", "validation") if r.get(part)]
-        return lost or bool(scores) and any(value is None for value in scores[-1].values())
+        return lost or (bool(scores) and any(map(_is_lost, scores[-1].values())))
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -93,7 +104,7 @@ class Run:
     def scores(self, part: str, metric: str) -> dict[int, float]:
         """Returns a metric by round, for the rounds that have it."""
         found = {r["t"]: (r.get(part) or {}).get(metric) for r in self.records}
-        return {t: float(value) for t, value in found.items() if value is not None}
+        return {t: float(value) for t, value in found.items() if value is not None and abs(value) < LARGEST}
 
     def best_round(self, metric: str) -> int | None:
         """Returns the first round that is best on validation; None without validation."""
@@ -186,7 +197,9 @@ class Study:
 
         A run that diverged counts as a constant answer would, if that is known: leaving it out would favour its method.
         """
-        return {group.key: {s: x for s, run in group.runs.items() if (x := self.score(run)) is not None} for group in self.groups}
+        return {
+            group.key: {s: x for s, run in group.runs.items() if (x := self.score(run)) is not None} for group in self.groups
+        }
 
     def score(self, run: Run) -> float | None:
         """Returns the score by which a run is compared."""
@@ -200,6 +213,10 @@ class Study:
     def missing(self, group: Group) -> list[int]:
         """Returns the seeds of a method that have no score: not run, not finished, or diverged without a score."""
         return [seed for seed in self.seeds if seed not in self.table[group.key]]
+
+
+def _is_lost(value: float | None) -> bool:
+    return value is None or abs(value) >= LARGEST
 
 
 def study_of(runs: Sequence[Run], *, metric: str | None = None, baseline: str | None = None) -> Study:

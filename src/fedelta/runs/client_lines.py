@@ -145,5 +145,9 @@ def _parsed(raw: bytes) -> ClientLine | None:
     known = cast("dict[str, Any]", line)
     t, parts = known.get("t"), [known.get(key, {}) for key in ("clients", "quantiles", "worst")]
     is_line = isinstance(t, int) and not isinstance(t, bool) and t >= 0
-    is_line = is_line and all(isinstance(part, dict) and all(isinstance(x, dict) for x in part.values()) for part in parts)
+    is_line = is_line and all(isinstance(part, dict) and all(map(_is_entry, part.values())) for part in parts)
     return known if is_line else None
+
+
+def _is_entry(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(cast("dict[str, Any]", value).get("scores", {}), dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from fedelta.runs.reports import read_run
 from fedelta.tasks.metrics import is_better
 from fedelta.tasks.task import Example
 from fedelta.tree import Message, effective
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -99,7 +102,16 @@ class OpenRun:
         if records:
             e = self.experiment
             curves(records, self.folder.curves, title=e.config.name, majority=e.majority())
-            files.commit(self.folder.report, page([read_run(self.folder, e.config.name)]).encode())
+            self._report()
+
+    def _report(self) -> None:
+        # A page is made of records that are safe on the disk: a fault in it must not end a run, or hide what ended it.
+        try:
+            text = page([read_run(self.folder, self.experiment.config.name)])
+        except Exception as error:
+            logger.warning("%s is not written: %s; try `fedelta report %s`", self.folder.report, error, self.folder.path)
+        else:
+            files.commit(self.folder.report, text.encode())
 
     def choose_best_anew(self) -> None:
         """Chooses the best round anew from the records if `evaluation.best_by` is no longer the metric that chose it.

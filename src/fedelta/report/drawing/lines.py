@@ -27,6 +27,7 @@ MOST_HITS = 60
 
 MOST_TIP_LINES = 12
 LABEL_STEP, LABEL_WIDTH = 14.5, 7.2
+TICK_WIDTH = 6.4
 TIP_STEP, TIP_WIDTH = 16.0, 6.4
 
 
@@ -91,8 +92,9 @@ def line_chart(lines: Sequence[Line], frame: Frame, size: Size, label: str) -> M
     """Draws lines with at least one point among them."""
     lines = [line for line in lines if line.points]
     room = _label_room(lines, size)
-    x = _x_axis(lines, frame, 42.0, size.width - room - 10.0)
     y = _y_axis(lines, frame, size.height - 38.0, 26.0)
+    margin = 10 + TICK_WIDTH * max(len(frame.y_tick(value, y.ticks)) for value in y.ticks)
+    x = _x_axis(lines, frame, max(margin, 30.0), size.width - room - 10.0)
     parts = [
         tag("text", frame.y_label, class_="yl", x=0, y=10),
         _grid(x, y, frame),
@@ -146,7 +148,7 @@ def _grid(x: Axis, y: Axis, frame: Frame) -> Markup:
 def _reference(reference: tuple[float, str], x: Axis, y: Axis) -> Markup:
     value, name = reference
     rule = tag("path", class_="ref", d=path([(x.start, y.at(value)), (x.end, y.at(value))]))
-    return joined([rule, tag("text", name, class_="e", x=x.end, y=y.at(value) - 4)])
+    return joined([rule, tag("text", name, class_="e halo", x=x.end, y=y.at(value) - 4)])
 
 
 def _band(line: Line, x: Axis, y: Axis) -> Markup:

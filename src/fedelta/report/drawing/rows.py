@@ -57,7 +57,9 @@ def forest_row(row: Interval, axis: Axis, label: str) -> Markup:
         left, right = (axis.at(x) for x in row.bounds)
         parts.append(tag("path", class_="ci", d=path([(left, middle), (right, middle)])))
         if row.bounds[0] < axis.low:
-            parts.append(tag("path", class_="arw", d=path([(left + 4, middle - 4), (left - 2, middle), (left + 4, middle + 4)])))
+            parts.append(
+                tag("path", class_="arw", d=path([(left + 4, middle - 4), (left - 2, middle), (left + 4, middle + 4)]))
+            )
         if row.bounds[1] > axis.high:
             parts.append(
                 tag("path", class_="arw", d=path([(right - 4, middle - 4), (right + 2, middle), (right - 4, middle + 4)]))

@@ -27,9 +27,7 @@ __all__ = ["Run", "page"]
 FOLDER = Path(__file__).parent
 
 
-def page(
-    runs: Sequence[Run], *, title: str | None = None, metric: str | None = None, baseline: str | None = None
-) -> str:
+def page(runs: Sequence[Run], *, title: str | None = None, metric: str | None = None, baseline: str | None = None) -> str:
     """Returns the page of some runs.
 
     Args:
@@ -99,12 +97,19 @@ def _facts(c: Compared) -> list[str]:
     federation: Mapping[str, Any] = first.config.get("federation", {})
     clients = len(first.split["clients"]) if first.split else (first.config.get("partition") or {}).get("clients")
     cohort = max((len(r["cohort"]) for r in first.records), default=0)
-    found = [f"{len(study.runs)} runs: {len(study.groups)} methods, {c.seeds} seeds" if not study.one_run else f"method {first.method}"]
+    found = [
+        f"{len(study.runs)} runs: {len(study.groups)} methods, {c.seeds} seeds"
+        if not study.one_run
+        else f"method {first.method}"
+    ]
     found.append(f"{clients or cohort} clients, {cohort} a round, {federation.get('rounds', len(first.records))} rounds")
     found.append(f"ranks {_ranks(first)}")
     found.append(f"split: {_split_words(first)}")
     majority = first.facts.get("majority")
-    found.append(f"data {place((first.config.get('data') or {}).get('source'))}" + (f"; the commonest label has {share(majority)} of the test rows" if majority else ""))
+    found.append(
+        f"data {place((first.config.get('data') or {}).get('source'))}"
+        + (f"; the commonest label has {share(majority)} of the test rows" if majority else "")
+    )
     return found
 
 
@@ -128,8 +133,14 @@ def _sections(c: Compared) -> Iterator[Section]:
     how = [figure for figure in (curves.scores(c), curves.losses(c)) if figure]
     if how:
         yield Section("how", "How?", "How did it get there?" if c.study.one_run else "How did they get there?", "", how)
-    yield Section("cost", "At what cost?", "At what cost?", "", [figure for figure in (curves.against_bytes(c), _takes(c)) if figure])
-    large = [others.energy_bands(c), curves.higher_rank_energy(c), *curves.diagnostics(c, [curves.AGGREGATION_ERROR], small=False)]
+    yield Section(
+        "cost", "At what cost?", "At what cost?", "", [figure for figure in (curves.against_bytes(c), _takes(c)) if figure]
+    )
+    large = [
+        others.energy_bands(c),
+        curves.higher_rank_energy(c),
+        *curves.diagnostics(c, [curves.AGGREGATION_ERROR], small=False),
+    ]
     maps = [others.layer_map(c, key, title, caption) for key, title, caption in _MAPS]
     small = list(curves.diagnostics(c, curves.OF_THE_UPDATE))
     why = [figure for figure in (*large, *maps) if figure]
@@ -140,14 +151,20 @@ def _sections(c: Compared) -> Iterator[Section]:
         yield Section("whom", "For whom?", "For whom does it work?", "", whom)
     nodes = list(curves.diagnostics(c, curves.OF_NODES, small=False))
     if nodes:
-        yield Section("nodes", "Consensus", "Do the nodes agree?", "Without a server each node keeps a model of its own.", nodes)
+        yield Section(
+            "nodes", "Consensus", "Do the nodes agree?", "Without a server each node keeps a model of its own.", nodes
+        )
 
 
 _WHY = "What aggregation does to the update: how many ranks stay in use, and whether clients pull together. These describe the update, not its use."
 
 _MAPS = (
     ("effective_rank", "Effective rank by layer", "After the last round, mean of the seeds. Stronger is more."),
-    ("increment_overlap_B_squared", "Overlap of clients’ increments by layer", "After the last round, mean cos² of B, mean of the seeds."),
+    (
+        "increment_overlap_B_squared",
+        "Overlap of clients’ increments by layer",
+        "After the last round, mean cos² of B, mean of the seeds.",
+    ),
 )
 
 
@@ -187,7 +204,9 @@ def _absent(c: Compared) -> list[str]:
         found.append("Scores: no round was evaluated yet, or nothing to score is here.")
     clients = [run for run in study.runs if readings.clients_of(run, c.measure.metric)]
     if not clients and any(r.get("clients") for r in records):
-        found.append("Clients one by one: clients.jsonl is not with these runs; it was withheld, or sums up more than 1,000 clients.")
+        found.append(
+            "Clients one by one: clients.jsonl is not with these runs; it was withheld, or sums up more than 1,000 clients."
+        )
     elif not clients:
         found.append("Scores of clients: not measured; set data.client_test_fraction.")
     if not any(run.split for run in study.runs):
@@ -210,5 +229,9 @@ def _reasons(study: Study) -> dict[str, str]:
         for name in _EXPLAINED:
             if f"{name}_reason" in values:
                 found.setdefault(name, str(values[f"{name}_reason"]))
-    measured = {n for run in study.runs for r in run.records for n in _EXPLAINED if (r.get("diagnostics") or {}).get(n) is not None}
+    if not any("topology" in record for run in study.runs for record in run.records):
+        found.pop("consensus_product_relative", None)  # with a server nobody looks for it
+    measured = {
+        n for run in study.runs for r in run.records for n in _EXPLAINED if (r.get("diagnostics") or {}).get(n) is not None
+    }
     return {name.replace("_", " "): reason for name, reason in found.items() if name not in measured}

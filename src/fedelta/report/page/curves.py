@@ -11,7 +11,7 @@ from fedelta.report import readings
 from fedelta.report.drawing.lines import NARROW, THIRD, WIDE, Frame, Line, data_rows, line_chart
 from fedelta.report.drawing.svg import tick_text
 from fedelta.report.numerals import DASH, Measure, share, significant
-from fedelta.report.page.parts import Compared, Figure, Grid
+from fedelta.report.page.parts import Compared, Figure, Grid, mean_total, unit_for
 from fedelta.report.readings import Number, Point
 from fedelta.report.study import Group, Study
 
@@ -35,7 +35,10 @@ class Diagnostic:
 
 OF_THE_UPDATE = (
     Diagnostic(
-        "effective_rank", "Effective rank", "of the mean update: exp of the entropy of its singular values; mean over layers", "effective rank"
+        "effective_rank",
+        "Effective rank",
+        "of the mean update: exp of the entropy of its singular values; mean over layers",
+        "effective rank",
     ),
     Diagnostic(
         "increment_overlap_B_squared",
@@ -50,14 +53,28 @@ OF_THE_UPDATE = (
         "angle, degrees",
         degrees,
     ),
-    Diagnostic("increment_client_cosine", "Agreement of increments", "mean cosine between two clients’ increments; 0 = unrelated", "cosine"),
-    Diagnostic("increment_cancellation_ratio", "What survives the averaging", "‖mean‖ / mean ‖·‖ of increments; 1 = all agree", "ratio"),
+    Diagnostic(
+        "increment_client_cosine",
+        "Agreement of increments",
+        "mean cosine between two clients’ increments; 0 = unrelated",
+        "cosine",
+    ),
+    Diagnostic(
+        "increment_cancellation_ratio", "What survives the averaging", "‖mean‖ / mean ‖·‖ of increments; 1 = all agree", "ratio"
+    ),
     Diagnostic("update_norm", "Size of the update", "mean ‖ΔW‖ of the clients", "‖ΔW‖"),
 )
 
 OF_NODES = (
-    Diagnostic("consensus_product_relative", "How far apart the nodes’ models are", "√(Σ‖ΔWᵢ − mean‖² / Σ‖ΔWᵢ‖²); 0 = consensus", "distance"),
-    Diagnostic("cross_term_norm", "What averaging the factors gets wrong", "‖mean(BA) − mean(B) mean(A)‖ over the nodes", "norm"),
+    Diagnostic(
+        "consensus_product_relative",
+        "How far apart the nodes’ models are",
+        "√(Σ‖ΔWᵢ − mean‖² / Σ‖ΔWᵢ‖²); 0 = consensus",
+        "distance",
+    ),
+    Diagnostic(
+        "cross_term_norm", "What averaging the factors gets wrong", "‖mean(BA) − mean(B) mean(A)‖ over the nodes", "norm"
+    ),
 )
 
 AGGREGATION_ERROR = Diagnostic(
@@ -84,7 +101,9 @@ def seeds_text(study: Study, *, banded: bool = True) -> str:
     counts = {len(group.runs) for group in study.groups}
     if counts == {1}:
         return ""
-    line = f"Line: mean of {max(counts)} seeds" if len(counts) == 1 else f"Line: mean of the seeds, {min(counts)} to {max(counts)}"
+    line = (
+        f"Line: mean of {max(counts)} seeds" if len(counts) == 1 else f"Line: mean of the seeds, {min(counts)} to {max(counts)}"
+    )
     if not banded:
         return f"{line}."
     return f"{line}; band: {'their range' if max(counts) < readings.FEWEST_FOR_T else '95 % t-interval'}."
@@ -94,7 +113,14 @@ def figure_of(title: str, caption: str, lines: Sequence[Line], frame: Frame, *, 
     """Draws lines in the sizes that they are shown in, with their table."""
     label = f"{title}. The numbers are in the table under the chart."
     wide = line_chart(lines, frame, THIRD if small else WIDE, label)
-    return Figure(title, caption, wide, line_chart(lines, frame, NARROW, label), data=_grid(lines, frame), columns=[line.key for line in lines])
+    return Figure(
+        title,
+        caption,
+        wide,
+        line_chart(lines, frame, NARROW, label),
+        data=_grid(lines, frame),
+        columns=[line.key for line in lines],
+    )
 
 
 def _grid(lines: Sequence[Line], frame: Frame) -> Grid:
@@ -144,7 +170,9 @@ def _of_parts(c: Compared) -> list[Line]:
     """Returns the lines of one run: test and validation."""
     run, metric = c.study.runs[0], str(c.study.metric)
     found = [(part, f"k{i}", run.scores(part, metric)) for i, part in enumerate(("test", "validation"))]
-    return [Line(f"p-{part}", style, part, [(t + 1.0, x) for t, x in values.items()]) for part, style, values in found if values]
+    return [
+        Line(f"p-{part}", style, part, [(t + 1.0, x) for t, x in values.items()]) for part, style, values in found if values
+    ]
 
 
 def _scaled(line: Line, factor: float) -> Line:
@@ -158,7 +186,10 @@ def _with_unit(name: str, unit: str) -> str:
 
 def _score_title(c: Compared) -> str:
     study, m = c.study, c.measure
-    curves = {g.key: readings.series(readings.runs_of(study, g), readings.at(str(study.part), str(study.metric))) for g in study.groups}
+    curves = {
+        g.key: readings.series(readings.runs_of(study, g), readings.at(str(study.part), str(study.metric)))
+        for g in study.groups
+    }
     curves = {key: points for key, points in curves.items() if points}
     if len(curves) < 2:
         points = next(iter(curves.values()))
@@ -168,22 +199,25 @@ def _score_title(c: Compared) -> str:
     direction = "lowest" if m.lower_is_better else "highest"
     label = c.group(leader).label
     since = _leads_since(curves, leader, sign)
-    if since is not None:
+    if since is not None and since < curves[leader][-1].t:
         return f"{label} leads from round {since + 1} on"
     return f"{label} ends {direction}{'; the seeds’ bands overlap' if c.seeds > 1 and _overlap(curves, leader) else ''}"
 
 
 def _leads_since(curves: Mapping[str, Sequence[Point]], leader: str, sign: int) -> int | None:
-    """Returns the round from which one curve's band lies beyond all others'; None if it does not at the end."""
-    first: int | None = None
-    for i, point in enumerate(curves[leader]):
-        others = [p for key, points in curves.items() if key != leader for p in points if p.t == point.t]
-        mine = point.low if sign > 0 else point.high
-        clear = all(sign * (mine - (p.high if sign > 0 else p.low)) > 0 for p in others)
-        first = (point.t if first is None else first) if clear else None
-        if i and not others:
-            return None
-    return first
+    """Returns the round from which one curve's band lies beyond all others' to the end; None if it does not there."""
+    others = {key: {p.t: p for p in points} for key, points in curves.items() if key != leader}
+    since: int | None = None
+    for mine in reversed([point for point in curves[leader] if all(point.t in points for points in others.values())]):
+        if any(_touch(mine, points[mine.t], sign) for points in others.values()):
+            break
+        since = mine.t
+    return since
+
+
+def _touch(upper: Point, lower: Point, sign: int) -> bool:
+    """Returns whether a band does not lie wholly beyond another; `sign` is -1 where small is better."""
+    return upper.low <= lower.high if sign > 0 else upper.high >= lower.low
 
 
 def _overlap(curves: Mapping[str, Sequence[Point]], leader: str) -> bool:
@@ -208,43 +242,44 @@ def against_bytes(c: Compared) -> Figure | None:
     study, m = c.study, c.measure
     if study.part is None or study.metric is None:
         return None
-    lines = [line for group in study.groups if (line := _by_bytes(study, group, m)).points]
+    factor, unit = unit_for([mean_total(study, group) for group in study.groups])
+    lines = [line for group in study.groups if (line := _by_bytes(study, group, m, factor)).points]
     if not lines or not any(line.points[-1][0] for line in lines):
         return None
     budget = min(line.points[-1][0] for line in lines)
     frame = Frame(
-        "sent so far, MiB",
+        f"sent so far, {unit}",
         _with_unit(f"{study.part} {m.name}", m.unit),
-        lambda x: f"{x:.1f} MiB",
+        lambda x: f"{x:.1f} {unit}",
         lambda y: m.text(y / m.factor),
         rounds=False,
         floor=0.0 if m.factor != 1 else None,
         ceiling=100.0 if m.factor != 1 else None,
     )
-    caption = f"{_with_unit(f'{study.part} {m.name}'.capitalize(), m.unit)}, against everything sent so far, both ways, MiB on the wire"
+    caption = f"{_with_unit(f'{study.part} {m.name}'.capitalize(), m.unit)}, against everything sent so far, both ways, {unit} on the wire"
     tail = "; mean of the seeds. The budget is the least that a method sends in all." if len(lines) > 1 else "."
-    return figure_of(_budget_title(lines, budget, m), caption + tail, lines, frame)
+    return figure_of(_budget_title(lines, budget, m, unit), caption + tail, lines, frame)
 
 
-def _by_bytes(study: Study, group: Group, m: Measure) -> Line:
+def _by_bytes(study: Study, group: Group, m: Measure, factor: int) -> Line:
     runs = readings.runs_of(study, group)
     points = readings.series(runs, readings.at(str(study.part), str(study.metric)))
     sent = [readings.sent(run) for run in runs]
-    pairs = [(fmean(s[p.t] for s in sent) / 2**20, p.mean * m.factor) for p in points]
+    pairs = [(fmean(s[p.t] for s in sent) / factor, p.mean * m.factor) for p in points]
     return Line(group.key, group.style, group.label, pairs)
 
 
-def _budget_title(lines: Sequence[Line], budget: float, m: Measure) -> str:
+def _budget_title(lines: Sequence[Line], budget: float, m: Measure, unit: str) -> str:
     if len(lines) < 2:
-        return f"{lines[0].points[-1][0]:.1f} MiB in all"
+        return f"{lines[0].points[-1][0]:.1f} {unit} in all"
     within = {line.label: [y for x, y in line.points if x <= budget + 1e-9] for line in lines}
     reached = {label: values[-1] for label, values in within.items() if values}
     if len(reached) < 2:
-        return f"Only {next(iter(reached))} is evaluated within {budget:.1f} MiB" if reached else "Score against bytes"
+        return f"Only {next(iter(reached))} is evaluated within {budget:.1f} {unit}" if reached else "Score against bytes"
     order = sorted(reached, key=lambda label: reached[label], reverse=not m.lower_is_better)
     near = abs(reached[order[0]] - reached[order[1]]) < LEVEL_WITHIN * m.factor
     words = f"{order[0]} and {order[1]} are level" if near else f"{order[0]} is ahead of {order[1]}"
-    return f"Within {budget:.1f} MiB, {words}"
+    return f"Within {budget:.1f} {unit}, {words}"
 
 
 # --- why -------------------------------------------------------------------------------------------------------------
@@ -264,7 +299,9 @@ def higher_rank_energy(c: Compared) -> Figure | None:
     title = f"{low} loses the higher ranks; {high} keeps them" if told else "Energy in the higher ranks"
     dropped = f" {zeros} zeros cannot be drawn." if zeros else ""
     caption = f"Share of the server’s energy beyond the smallest rank; logarithmic. {seeds_text(c.study)}{dropped}".strip()
-    frame = Frame("round", "share of energy, logarithmic", round_text, share, y_tick=lambda v, _: f"{v * 100:g} %", logarithmic=True)
+    frame = Frame(
+        "round", "share of energy, logarithmic", round_text, share, y_tick=lambda v, _: f"{v * 100:g} %", logarithmic=True
+    )
     return figure_of(title, caption, positive, frame)
 
 

@@ -48,22 +48,29 @@ def energy_bands(c: Compared) -> Figure | None:
         rows.append([group.label, *(share(shares[-1][1].get(name)) for name in styles)])
     if not panels or not styles:
         return None
-    legend = [tag("span", tag("i", class_=style), name) for name, style in styles.items()]
+    legend = [tag("span", tag("i", class_=style), _components(name)) for name, style in styles.items()]
     body = joined([tag("p", "components ", *legend, class_="bleg"), tag("div", *panels, class_="sm")])
-    caption = "Share of ‖ΔW‖² by component, ordered by size; mean over layers and seeds. A band that closes is a rank in no use."
-    return Figure(_bands_title(ends, next(iter(styles))), caption, body=body, data=Grid(["at the end", *styles], rows))
+    caption = (
+        "Share of ‖ΔW‖² by component, ordered by size; mean over layers and seeds. A band that closes is a rank in no use."
+    )
+    return Figure(
+        _bands_title(ends, next(iter(styles))), caption, body=body, data=Grid(["at the end", *map(_components, styles)], rows)
+    )
 
 
 def _bands(c: Compared, group: Group) -> list[tuple[int, dict[str, float]]]:
     """Returns the mean shares by round, from 1, over the rounds that every run has."""
     runs = readings.runs_of(c.study, group)
-    found = [{r["t"]: bands for r in run.records if _is_bands(bands := (r.get("diagnostics") or {}).get("energy_by_band"))} for run in runs]
+    found = [
+        {r["t"]: bands for r in run.records if _is_bands(bands := (r.get("diagnostics") or {}).get("energy_by_band"))}
+        for run in runs
+    ]
     common = sorted(set.intersection(*(set(x) for x in found))) if found else []
     return [(t + 1, {name: fmean(float(x[t].get(name, 0.0)) for x in found) for name in found[0][t]}) for t in common]
 
 
 def _is_bands(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(x, int | float) for x in value.values())
+    return isinstance(value, dict) and bool(value) and all(map(readings.is_number, value.values()))
 
 
 def _band_styles(names: Sequence[str]) -> dict[str, str]:
@@ -72,9 +79,18 @@ def _band_styles(names: Sequence[str]) -> dict[str, str]:
     return styles | dict.fromkeys(names[-1:], "b2") | dict.fromkeys(names[:1], "b0")
 
 
+def _components(band: str) -> str:
+    """Writes a band as a range: `3–4`, `17 on`."""
+    return f"{band[:-1]} on" if band.endswith("-") else band.replace("-", "–")
+
+
 def _bands_title(ends: Mapping[str, Mapping[str, float]], lowest: str) -> str:
     narrow = [label for label, bands in ends.items() if bands.get(lowest, 0.0) > 0.98]
-    return f"{listed(narrow)} {'ends' if len(narrow) == 1 else 'end'} on components {lowest}" if narrow else "Energy by component"
+    return (
+        f"{listed(narrow)} {'ends' if len(narrow) == 1 else 'end'} on components {_components(lowest)}"
+        if narrow
+        else "Energy by component"
+    )
 
 
 # --- maps by layer ---------------------------------------------------------------------------------------------------
@@ -87,12 +103,16 @@ def layer_map(c: Compared, key: str, title: str, caption: str) -> Figure | None:
     if not layers:
         return None
     grouped = len(layers) > MOST_LAYERS
-    table = {group.key: _by_module(found) if grouped else {k: [x] for k, x in found.items()} for group, found in columns.items()}
+    table = {
+        group.key: _by_module(found) if grouped else {k: [x] for k, x in found.items()} for group, found in columns.items()
+    }
     names = list(dict.fromkeys(name for found in table.values() for name in found))
     values = [fmean(x) for found in table.values() for x in found.values()]
     low, high = min(values), max(values)
     heads = [tag("th", swatch(g.style), g.label, scope="col", data_m=g.key, class_=g.style) for g in columns]
-    body = [tag("tr", tag("th", _short(name), scope="row", title=name), *_cells(table, name, low, high)) for name in names[:200]]
+    body = [
+        tag("tr", tag("th", _short(name), scope="row", title=name), *_cells(table, name, low, high)) for name in names[:200]
+    ]
     whole = tag("table", tag("thead", tag("tr", tag("td"), *heads)), tag("tbody", *body), class_="heat")
     more = " Layers are put together by module; the title of a cell has each." if grouped else ""
     return Figure(title, caption + more, body=tag("div", whole, class_="scroll"))
@@ -102,9 +122,13 @@ def _by_layer(c: Compared, group: Group, key: str) -> dict[str, float]:
     """Returns a number of each layer in the last round that has a table, mean over seeds."""
     found: dict[str, list[float]] = {}
     for run in readings.runs_of(c.study, group):
-        table = next((t for r in reversed(run.records) if (t := (r.get("diagnostics") or {}).get("layers"))), {})
-        for layer, value in zip(table.get("layer", []), table.get(key, []), strict=False):
-            if isinstance(value, int | float):
+        tables = ((r.get("diagnostics") or {}).get("layers") for r in reversed(run.records))
+        table: Mapping[str, Any] = next((t for t in tables if isinstance(t, dict) and t), {})
+        columns = [table.get(name) for name in ("layer", key)]
+        if not all(isinstance(column, list) for column in columns):
+            continue
+        for layer, value in zip(*columns, strict=False):
+            if readings.is_number(value):
                 found.setdefault(str(layer), []).append(float(value))
     return {layer: fmean(values) for layer, values in found.items()}
 
@@ -155,11 +179,17 @@ def clients(c: Compared) -> Figure | None:
     else:
         title = f"{kindest} treats its worst client best"
     several = "; one dot a client and seed" if c.seeds > 1 else ", one dot a client"
-    caption = f"{m.name.capitalize()} on each client’s own held-out rows after the last evaluated round{several}, the bar their mean."
+    caption = (
+        f"{m.name.capitalize()} on each client’s own held-out rows after the last evaluated round{several}, the bar their mean."
+    )
     text = f"{m.name} on own rows" + (f", {m.unit}" if m.unit else "")
-    data = Grid(["method", "clients", "mean", "worst"], [_summary(c, row, worsts) for row in rows], keys=[row.key for row in rows])
+    data = Grid(
+        ["method", "clients", "mean", "worst"], [_summary(c, row, worsts) for row in rows], keys=[row.key for row in rows]
+    )
     label = f"{title}. The numbers are in the table under the chart."
-    return Figure(title, caption, strip(rows, text, m.factor, WIDE, label), strip(rows, text, m.factor, NARROW, label), data=data)
+    return Figure(
+        title, caption, strip(rows, text, m.factor, WIDE, label), strip(rows, text, m.factor, NARROW, label), data=data
+    )
 
 
 def _scored(c: Compared, group: Group) -> list[Run]:
@@ -202,11 +232,20 @@ def split(c: Compared) -> Figure | None:
     word = "weakly" if skew is None or skew < 0.2 else "moderately" if skew < 0.4 else "strongly"
     title = f"Sizes differ {fold}" if max(sizes) > min(sizes) else "All clients have as many rows"
     title += "" if skew is None else f"; labels are {word} skewed"
-    distance = "" if skew is None else f" Mean distance from all clients’ labels together: {skew:.2f} (total variation; 0 = alike, 1 = disjoint)."
-    caption = f"Training rows by client{' and label' if skew is not None else ''}, seed {run.seed}; r is the client’s rank.{distance}"
+    distance = (
+        ""
+        if skew is None
+        else f" Mean distance from all clients’ labels together: {skew:.2f} (total variation; 0 = alike, 1 = disjoint)."
+    )
+    caption = (
+        f"Training rows by client{' and label' if skew is not None else ''}, seed {run.seed}; r is the client’s rank.{distance}"
+    )
     legend = [tag("span", tag("i", class_=style), name) for name, style in styles.items()]
     body = tag("p", *legend, class_="bleg") if skew is not None else Markup("")
-    rows = [[bar.name, str(bar.total), str(client.get("test_rows", DASH))] for bar, client in zip(drawn, found.values(), strict=True)]
+    rows = [
+        [bar.name, str(bar.total), str(client.get("test_rows", DASH))]
+        for bar, client in zip(drawn, found.values(), strict=True)
+    ]
     data = Grid(["client", "training rows", "held out"], rows[:200])
     label = f"{title}. The numbers are in the table under the chart."
     wide, narrow = (bars(drawn, size, "training rows", label) for size in (WIDE, NARROW))

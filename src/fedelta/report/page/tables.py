@@ -46,8 +46,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Lead:
-    """The lead table: its heads with what is under each, the axis of the forest, the rows, and a line on the test's resolution."""
+    """The lead table.
 
+    Attributes:
+        text: says how to read it.
+        heads: of the columns, with what is under each and whether it may go on a narrow screen.
+        axis: of the forest, and what differences are `against`.
+        rows: one for each method.
+        note: on the resolution of the test rows.
+    """
+
+    text: str
     heads: Sequence[tuple[str, str, bool]]
     axis: Markup
     against: str
@@ -67,7 +76,9 @@ def lead(c: Compared) -> Lead | None:
     columns = _columns(c, unit)
     rows = [_row(c, g, axis, drawn.get(g.key), factor, [head for head, _, _ in columns]) for g in groups]
     against = f"against {study.baseline.label}, {m.difference_unit}" if m.difference_unit else f"against {study.baseline.label}"
-    return Lead(columns, forest_head(axis) if drawn else Markup(""), against, rows, _resolution(c))
+    tick = "A tick is a seed, the mark their mean, the bar the 95 % interval of the paired difference."
+    text = f"Sorted by the mean. {tick}" if c.seeds > 1 else "Sorted by the score of the one seed."
+    return Lead(text, columns, forest_head(axis) if drawn else Markup(""), against, rows, _resolution(c))
 
 
 def _columns(c: Compared, unit: str) -> list[tuple[str, str, bool]]:
@@ -108,7 +119,10 @@ def _row(c: Compared, group: Group, axis: Axis, drawn: Interval | None, factor: 
         shown = f"{len(c.seeds_of(group))} of {c.seeds} seeds"
     forest = forest_row(drawn, axis, f"{group.label}: difference with its interval") if drawn else Markup("")
     values = [_score(c, group), _difference(c, group), _best(c, group), _worst(c, group), *_costs(c, group, factor)]
-    cells = [Cell(head, value, under, i in (2, 3, 5, 6, 7)) for i, (head, (value, under)) in enumerate(zip(heads, values, strict=True))]
+    cells = [
+        Cell(head, value, under, i in (2, 3, 5, 6, 7))
+        for i, (head, (value, under)) in enumerate(zip(heads, values, strict=True))
+    ]
     return Row(group.key, group.style, group.label, shown, KIND.get(mark, "") if not lacking else "", forest, cells)
 
 
@@ -129,7 +143,9 @@ def _difference(c: Compared, group: Group) -> tuple[str, str]:
 
 def _best(c: Compared, group: Group) -> tuple[str, str]:
     pairs = best_and_last(c, group)
-    rounds = [chosen + 1 for run in readings.runs_of(c.study, group) if (chosen := run.best_round(c.measure.metric)) is not None]
+    rounds = [
+        chosen + 1 for run in readings.runs_of(c.study, group) if (chosen := run.best_round(c.measure.metric)) is not None
+    ]
     if not pairs:
         return DASH, "no validation"
     shown = ", ".join(map(str, rounds)) if len(rounds) <= 5 else f"{min(rounds)} to {max(rounds)}"
@@ -193,7 +209,7 @@ def _taken(c: Compared, group: Group, target: float | None, factor: int) -> list
     runs = readings.runs_of(c.study, group)
     ways = [f"{mean_total(c.study, group, way) / factor:.1f}" for way in ("up", "down")]
     pace = fmean(readings.seconds(run) / len(run.records) for run in runs)
-    row = [group.label, *ways, f"{pace:.2g}" if pace < 10 else f"{pace:.0f}"]
+    row = [group.label, *ways, f"{pace:.2f}" if pace < 10 else f"{pace:.0f}"]
     if target is None:
         return row
     there = [(t, readings.sent(run)[t]) for run in runs if (t := _first_at(c, run, target)) is not None]

@@ -11,6 +11,9 @@ from fedelta.report.page.parts import Compared, Tile, mean_total
 from fedelta.report.study import Group, Run
 from fedelta.report.words import size
 
+ALIKE = 1.02
+"""The ratio of bytes up to which two methods send about the same."""
+
 
 def verdict(c: Compared) -> tuple[str, str]:
     """Returns the finding, and what goes with it. It never says significant: only ahead, behind, or cannot tell apart."""
@@ -86,12 +89,12 @@ def _cost(c: Compared, best: Group) -> str:
     totals = {group.key: mean_total(c.study, group) for group in c.study.groups if group.key in c.table}
     if len(totals) < 2 or not any(totals.values()):
         return ""
-    least = c.group(min(totals, key=lambda key: totals[key]))
+    least, mine = c.group(min(totals, key=lambda key: totals[key])), size(totals[best.key])
+    if max(totals.values()) < ALIKE * min(totals.values()):
+        return f"All send about the same, {mine}."
     if least.key == best.key:
-        return f"{best.label} also sends the least, {size(totals[best.key])}."
-    if totals[least.key] > 0.98 * totals[best.key]:
-        return f"All send about the same, {size(totals[best.key])}." if max(totals.values()) < 1.02 * totals[best.key] else ""
-    return f"{least.label} sends the least, {size(totals[least.key])}; {best.label} {size(totals[best.key])}."
+        return f"{best.label} also sends the least, {mine}."
+    return f"{least.label} sends the least, {size(totals[least.key])}; {best.label} {mine}."
 
 
 def tiles(c: Compared) -> list[Tile]:
@@ -140,7 +143,7 @@ def _at_what_cost(c: Compared, best: Group) -> Tile:
     totals = {group.key: mean_total(c.study, group) for group in c.study.groups}
     least = c.group(min(totals, key=lambda key: totals[key]))
     text = f"{best.label}, both ways, {best.first.rounds} rounds{_on_a_graph(c.study.runs)}"
-    if least.key != best.key and totals[least.key] < 0.98 * totals[best.key]:
+    if least.key != best.key and ALIKE * totals[least.key] < totals[best.key]:
         text += f"; the least is {size(totals[least.key])}, {least.label}"
     return Tile("At what cost", size(totals[best.key]), text)
 
