@@ -51,7 +51,7 @@ def test_the_range_of_blocks_is_that_of_scipy_where_blocks_do_not_matter():
     """Of two methods it is the paired t-test."""
     generator = np.random.default_rng(1)
     for _ in range(50):
-        scores = generator.standard_normal((2, 4)) + [[0.0], [1.0]]
+        scores = generator.standard_normal((2, 4)) + np.array([[0.0], [1.0]])
         marked = "behind" in statistics.marks_against_best(table(scores)).values()
         assert marked == (stats.ttest_rel(*scores).pvalue < 0.05)
 

@@ -88,7 +88,7 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 
 def bootstrap_interval(values: Sequence[float]) -> Interval | None:
-    """Returns the 95 % BCa bootstrap interval of a mean (10,000 resamples, fixed seed); None below ten values, or equal ones."""
+    """Returns the 95 % BCa bootstrap interval of a mean (10,000 resamples, fixed seed); None below ten."""
     if len(values) < BOOTSTRAP_FROM or len(set(values)) == 1:
         return None
     import numpy as np
@@ -125,7 +125,7 @@ def _paired_p(differences: Sequence[float]) -> float:
 
 
 def holm(raw: Mapping[str, float]) -> dict[str, float]:
-    """Returns p-values adjusted so that those below 5 % hold together (Holm 1979): the i-th smallest of m counts m - i times."""
+    """Returns p-values adjusted that hold together (Holm 1979): the i-th smallest of m, from 0, counts m - i times."""
     adjusted: dict[str, float] = {}
     so_far = 0.0
     for rank, name in enumerate(sorted(raw, key=lambda name: raw[name])):
@@ -181,7 +181,7 @@ def best_of(table: Mapping[str, Scores], *, lower_is_better: bool = False) -> st
 def complete(table: Mapping[str, Scores]) -> dict[str, Scores]:
     """Returns the methods that have every seed which any method has."""
     seeds = {seed for scores in table.values() for seed in scores}
-    return {name: scores for name, scores in table.items() if scores.keys() == seeds and seeds}
+    return {name: scores for name, scores in table.items() if set(scores) == seeds and seeds}
 
 
 def residual_variance(table: Mapping[str, Scores]) -> float:

@@ -11,8 +11,9 @@
     report.html      the records as a page
     .lock            locked by the process that writes here
 
-A round writes its adapters, then its clients' line and its record, then its checkpoint; the checkpoint is what makes it count. Whatever a killed
-run wrote after the last checkpoint is dropped when the run is taken up, and comes again from the same numbers.
+A round writes its adapters, then its clients' line and its record, then its checkpoint; the checkpoint is what makes it
+count. Whatever a killed run wrote after the last checkpoint is dropped when the run is taken up, and comes again from the same
+numbers.
 
 A new run in the place of an old one begins in `.<name>.new` beside it. Once its first round is done, it takes the folder's
 name, and the old run is called `<name>.old`. Until then the old run is as it was.

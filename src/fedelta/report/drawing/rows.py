@@ -1,4 +1,4 @@
-"""Draws one row for each method or client: intervals of differences, dots of clients, bars of labels; and shares over rounds."""
+"""Draws one row for each method or client: intervals of differences, dots of clients, bars of labels; and shares by round."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Bar:
 
 
 def bars(clients: Sequence[Bar], size: Size, axis_text: str, label: str) -> Markup:
-    """Draws a bar for each client, its length the rows, its colours the labels; above 30 clients sorted, thin, without names."""
+    """Draws a bar for each client, its length the rows, its colours the labels; above 30 sorted, thin, without names."""
     named = len(clients) <= LEGIBLE_BARS
     ordered = clients if named else sorted(clients, key=lambda bar: -bar.total)
     step, thick, left = (19.0, 14.0, 104.0) if named else (min(4.0, 560 / len(clients)), min(3.4, 480 / len(clients)), 12.0)

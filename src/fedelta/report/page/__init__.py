@@ -156,7 +156,10 @@ def _sections(c: Compared) -> Iterator[Section]:
         )
 
 
-_WHY = "What aggregation does to the update: how many ranks stay in use, and whether clients pull together. These describe the update, not its use."
+_WHY = (
+    "What aggregation does to the update: how many ranks stay in use, and whether clients pull together. "
+    "These describe the update, not its use."
+)
 
 _MAPS = (
     ("effective_rank", "Effective rank by layer", "After the last round, mean of the seeds. Stronger is more."),

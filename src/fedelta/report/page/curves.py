@@ -1,4 +1,4 @@
-"""Figures of lines: scores, losses and bytes, what happens to the update, and whether nodes agree. Titles say what was found."""
+"""Figures of lines: scores, losses, bytes, what happens to the update, whether nodes agree. Titles say what was found."""
 
 from __future__ import annotations
 
@@ -256,7 +256,8 @@ def against_bytes(c: Compared) -> Figure | None:
         floor=0.0 if m.factor != 1 else None,
         ceiling=100.0 if m.factor != 1 else None,
     )
-    caption = f"{_with_unit(f'{study.part} {m.name}'.capitalize(), m.unit)}, against everything sent so far, both ways, {unit} on the wire"
+    what = _with_unit(f"{study.part} {m.name}".capitalize(), m.unit)
+    caption = f"{what}, against everything sent so far, both ways, {unit} on the wire"
     tail = "; mean of the seeds. The budget is the least that a method sends in all." if len(lines) > 1 else "."
     return figure_of(_budget_title(lines, budget, m, unit), caption + tail, lines, frame)
 

@@ -60,13 +60,14 @@ def energy_bands(c: Compared) -> Figure | None:
 
 def _bands(c: Compared, group: Group) -> list[tuple[int, dict[str, float]]]:
     """Returns the mean shares by round, from 1, over the rounds that every run has."""
-    runs = readings.runs_of(c.study, group)
-    found = [
-        {r["t"]: bands for r in run.records if _is_bands(bands := (r.get("diagnostics") or {}).get("energy_by_band"))}
-        for run in runs
-    ]
+    found = [_bands_of(run) for run in readings.runs_of(c.study, group)]
     common = sorted(set.intersection(*(set(x) for x in found))) if found else []
-    return [(t + 1, {name: fmean(float(x[t].get(name, 0.0)) for x in found) for name in found[0][t]}) for t in common]
+    return [(t + 1, {name: fmean(x[t].get(name, 0.0) for x in found) for name in found[0][t]}) for t in common]
+
+
+def _bands_of(run: Run) -> dict[int, Mapping[str, float]]:
+    values = {r["t"]: (r.get("diagnostics") or {}).get("energy_by_band") for r in run.records}
+    return {t: bands for t, bands in values.items() if _is_bands(bands)}
 
 
 def _is_bands(value: Any) -> bool:

@@ -14,6 +14,7 @@ from fedelta.report.numerals import Measure
 from fedelta.report.statistics import Difference, Mark
 from fedelta.report.study import Group, Study
 
+NONE = Markup("")
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
 
@@ -65,9 +66,9 @@ class Figure:
 
     title: str
     caption: str
-    wide: Markup = Markup("")
-    narrow: Markup = Markup("")
-    body: Markup = Markup("")
+    wide: Markup = NONE
+    narrow: Markup = NONE
+    body: Markup = NONE
     data: Grid | None = None
     columns: Sequence[str] = ()
 
@@ -138,7 +139,7 @@ class Compared:
         return self.group(statistics.best_of(table, lower_is_better=self.measure.lower_is_better))
 
     def ranked(self) -> list[Group]:
-        """Returns the groups as a table lists them: the best mean first, then those that lack seeds, then lines to compare with."""
+        """Returns the groups as a table lists them: by mean, then those that lack seeds, then lines to compare with."""
         sign = 1 if self.measure.lower_is_better else -1
 
         def place(group: Group) -> tuple[bool, bool, float]:

@@ -174,7 +174,7 @@ def _resolution(c: Compared) -> str:
     means = [mean for group in c.study.groups if (mean := c.mean(group.key)) is not None]
     error = max(statistics.sampling_error(mean, rows) for mean in means)
     return (
-        f"{rows} test rows: one row is {100 / rows:.2g} pp, and the sampling error of one accuracy is up to {100 * error:.1f} pp. "
+        f"{rows} test rows: one row is {100 / rows:.2g} pp, the sampling error of one accuracy is up to {100 * error:.1f} pp. "
         "Within a seed all methods are tested on the same rows, so that it cancels in part in the differences."
     )
 
