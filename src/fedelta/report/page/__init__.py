@@ -162,12 +162,8 @@ _WHY = (
 )
 
 _MAPS = (
-    ("effective_rank", "Effective rank by layer", "After the last round, mean of the seeds. Stronger is more."),
-    (
-        "increment_overlap_B_squared",
-        "Overlap of clients’ increments by layer",
-        "After the last round, mean cos² of B, mean of the seeds.",
-    ),
+    ("effective_rank", "Effective rank by layer", "After the last round; stronger is more."),
+    ("increment_overlap_B_squared", "Overlap of clients’ increments by layer", "After the last round, mean cos² of B."),
 )
 
 

@@ -258,7 +258,8 @@ def against_bytes(c: Compared) -> Figure | None:
     )
     what = _with_unit(f"{study.part} {m.name}".capitalize(), m.unit)
     caption = f"{what}, against everything sent so far, both ways, {unit} on the wire"
-    tail = "; mean of the seeds. The budget is the least that a method sends in all." if len(lines) > 1 else "."
+    tail = "; mean of the seeds." if c.seeds > 1 else "."
+    tail += " The budget is the least that a method sends in all." if len(lines) > 1 else ""
     return figure_of(_budget_title(lines, budget, m, unit), caption + tail, lines, frame)
 
 

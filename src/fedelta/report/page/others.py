@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
@@ -70,7 +70,7 @@ def _bands_of(run: Run) -> dict[int, Mapping[str, float]]:
     return {t: bands for t, bands in values.items() if _is_bands(bands)}
 
 
-def _is_bands(value: Any) -> bool:
+def _is_bands(value: object) -> TypeGuard[Mapping[str, float]]:
     return isinstance(value, dict) and bool(value) and all(map(readings.is_number, value.values()))
 
 
@@ -116,7 +116,8 @@ def layer_map(c: Compared, key: str, title: str, caption: str) -> Figure | None:
     ]
     whole = tag("table", tag("thead", tag("tr", tag("td"), *heads)), tag("tbody", *body), class_="heat")
     more = " Layers are put together by module; the title of a cell has each." if grouped else ""
-    return Figure(title, caption + more, body=tag("div", whole, class_="scroll"))
+    seeds = " Mean of the seeds." if c.seeds > 1 else ""
+    return Figure(title, caption + seeds + more, body=tag("div", whole, class_="scroll"))
 
 
 def _by_layer(c: Compared, group: Group, key: str) -> dict[str, float]:
