@@ -153,7 +153,7 @@ def test_one_seed_speaks_of_no_interval(a_study: Study):
     text = words(page(a_study(seeds=1)))
     assert "One seed: a difference may be chance." in text
     body = text.split("What was run", 1)[1]
-    for word in ("±", "95 %", "not separated", "is behind", "bands overlap", "band:", "mean of the seeds"):
+    for word in ("±", "95 %", "not separated", "is behind", "bands overlap", "band:", "of the seeds", "and seeds"):
         assert word not in body, word
 
 

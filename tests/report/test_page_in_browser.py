@@ -117,6 +117,16 @@ def test_no_script_of_a_name_ever_runs(a_study: Study, show: Callable[..., Any])
 VISIBLE = "e => [...document.querySelectorAll('[data-m]')].map(x => [x.dataset.m, x.getClientRects().length > 0])"
 
 
+RAGGED = """[...document.querySelectorAll('.heat, .data')].filter(t => t.getClientRects().length).flatMap(t => {
+  const seen = row => [...row.cells].filter(c => c.getClientRects().length).length;
+  const rows = [...t.rows].filter(r => r.getClientRects().length);
+  return rows.filter(r => seen(r) !== seen(rows[0])).map(r => r.textContent);
+})"""
+LEFT_OVER = """name => [...document.querySelectorAll('main text, main th, main td, main .panel')]
+  .filter(e => e.getClientRects().length && e.textContent.trim() === name).map(e => e.outerHTML)"""
+"""Texts that are a method's name and nothing else."""
+
+
 def test_a_chip_hides_its_method_everywhere_and_nothing_else(a_study: Study, show: Callable[..., Any]):
     shown = show(a_study(("a", "b", "c")))
     before = shown.evaluate(VISIBLE)
@@ -128,6 +138,8 @@ def test_a_chip_hides_its_method_everywhere_and_nothing_else(a_study: Study, sho
     hidden = shown.evaluate(VISIBLE)
     assert not [1 for key, seen in hidden if key == "m1" and seen]
     assert [x for x in hidden if x[0] != "m1"] == [x for x in before if x[0] != "m1"]
+    assert shown.evaluate(RAGGED) == [], "columns go with their heads"
+    assert shown.evaluate(LEFT_OVER, "b") == []
     chip.focus()
     shown.keyboard.press("Space")
     assert shown.evaluate(VISIBLE) == before
@@ -215,6 +227,11 @@ OVERLAPPING = """[...document.querySelectorAll('figure svg')].filter(s => s.getC
 })"""
 
 
+CUT = """[...document.querySelectorAll('.scroll')].filter(s => s.getClientRects().length && s.scrollWidth > s.clientWidth + 1)
+  .map(s => [s.textContent.slice(0, 40), s.scrollWidth, s.clientWidth])"""
+"""Tables that are wider than their place."""
+
+
 def test_print_is_light_and_whole(a_study: Study, show: Callable[..., Any], tmp_path: Path):
     shown = show(a_study(), color_scheme="dark")
     shown.locator("#dark").check()
@@ -222,6 +239,9 @@ def test_print_is_light_and_whole(a_study: Study, show: Callable[..., Any], tmp_
     assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert shown.evaluate("getComputedStyle(document.querySelector('figure')).backgroundColor") == "rgb(255, 255, 255)"
     assert shown.evaluate("['.top', '.toc', '.tip'].map(s => getComputedStyle(document.querySelector(s)).display)") == ["none"] * 3
+    shown.set_viewport_size({"width": 703, "height": 1000})  # A4 less its margins
+    assert shown.evaluate(CUT) == []
+    assert shown.locator("section > details table").first.is_visible(), "what is folded on a screen is open on paper"
     printed = shown.pdf(path=str(tmp_path / "page.pdf"), format="A4", print_background=True, prefer_css_page_size=True)
     assert printed.startswith(b"%PDF")
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 10

@@ -50,9 +50,8 @@ def energy_bands(c: Compared) -> Figure | None:
         return None
     legend = [tag("span", tag("i", class_=style), _components(name)) for name, style in styles.items()]
     body = joined([tag("p", "components ", *legend, class_="bleg"), tag("div", *panels, class_="sm")])
-    caption = (
-        "Share of ‖ΔW‖² by component, ordered by size; mean over layers and seeds. A band that closes is a rank in no use."
-    )
+    over = "layers and seeds" if c.seeds > 1 else "layers"
+    caption = f"Share of ‖ΔW‖² by component, ordered by size; mean over {over}. A band that closes is a rank in no use."
     return Figure(
         _bands_title(ends, next(iter(styles))), caption, body=body, data=Grid(["at the end", *map(_components, styles)], rows)
     )
