@@ -107,5 +107,3 @@ def test_the_worst_client_of_the_record_is_that_of_the_lines(tiny_config: dict[s
     last = client_lines.read(RunFolder(result.folder).clients_file)[-1]["clients"]
     worst = result.final["clients"]["accuracy"]
     assert last[str(worst["worst_client"])]["scores"]["accuracy"] == worst["worst"]
-
-
