@@ -25,6 +25,7 @@ OPTIONS = {
     "inspect": ["--json", "--plot"],
     "methods": ["--json"],
     "partition": ["--json", "--plot", "--set"],
+    "report": ["--baseline", "--metric", "--output", "--title"],
     "run": ["--dry-run", "--force", "--json", "--output", "--quiet", "--resume", "--set", "--trust-remote-code", "-q"],
     "site": ["--node", "--set", "--trust-remote-code"],
 }
