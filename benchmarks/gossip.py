@@ -1,4 +1,4 @@
-"""How long nodes take to exchange updates over zenoh with mutual TLS, against a plain copy of the same bytes over loopback.
+"""Measures how long nodes take to exchange updates over zenoh with mutual TLS, against a plain copy of the same bytes.
 
 A ring of processes on this machine. In a round each sends an update to both neighbours, waits for theirs, says that it holds
 them and waits for the same word: what a round of gossip costs beside training. The copy sends as many bytes as all of them
@@ -27,7 +27,7 @@ LARGE_MIB = 100
 
 
 def exchange(me: int, ports: Sequence[int], mib: float, rounds: int, folder: str, results: Any) -> None:
-    """One node: puts the seconds of each of its rounds into `results`."""
+    """Plays one node, and puts the seconds of each of its rounds into `results`."""
     from fedelta.engines.runners.zenoh.session import Post
     from fedelta.engines.runners.zenoh.settings import Certificates, addresses, direct
 
@@ -139,7 +139,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(found: Mapping[str, Any]) -> str:
-    """The figures as text."""
+    """Returns the figures as text."""
     low, high = found["exchange_quartiles"]
     large = found[f"exchange_of_{LARGE_MIB}_mib_seconds"]
     return (

@@ -475,7 +475,12 @@ def test_ranks_and_seed_can_be_chosen(ranks: tuple[int, ...]) -> None:
 def test_methods_come_from_files(tmp_path: Path) -> None:
     template = Path(__file__).parents[2] / "src" / "fedelta" / "methods" / "_template.py"
     assert named(str(template)).__name__ == "DampedMean"
-    cases = {"": "defines none", "import nothing_of_this_name": "cannot be imported: ModuleNotFoundError"}
+    cases = {
+        "": "defines none",
+        "import nothing_of_this_name": "cannot be imported: ModuleNotFoundError",
+        "raise SystemExit(0)": r"case2.py cannot be imported: SystemExit: 0",
+        "import sys; sys.exit()": r"case3.py cannot be imported: SystemExit",
+    }
     for k, (text, message) in enumerate(cases.items()):
         path = tmp_path / f"case{k}.py"
         path.write_text(text, encoding="utf-8")

@@ -172,11 +172,19 @@ class LosesAMetric(Classification):
         return {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoSuchField(Classification):
+    """Says that its labels are in a field that no row has."""
+
+    def label_field(self) -> str:
+        return "category"
+
+
 WRONG: dict[str, list[Any]] = {
     "one example a row": [Doubles, SortsRows, PadsInEncode, NeverCuts(max_length=8)],
     "padding": [LosesTheMask, GuessesTheMask, LearnsPadding, NormalisesTheBatch],
     "asks once": [AsksTwice, PredictsTwice, NoGradients],
-    "labels": [Shouts, OneLabel, OneTarget, ReadsPositions, Unsettled],
+    "labels": [Shouts, OneLabel, OneTarget, ReadsPositions, Unsettled, NoSuchField],
     "metrics": [
         Instruction(metrics=("macro_f1",)),
         Classification(metrics=(nothing,)),

@@ -20,12 +20,13 @@ import fedelta
 from fedelta import registry
 from fedelta.engines import checkpoint
 from fedelta.exchange import files
-from fedelta.models.adapter_files import load_adapter, save_adapter
+from fedelta.models.adapter_files import copy_adapter, load_adapter, save_adapter
 from fedelta.models.base_files import find_base
 from fedelta.models.toy import random_adapter
 from fedelta.report.terminal import show_warnings
 from fedelta.runs.config import ConfigError
 from fedelta.runs.evaluation import LOWER_IS_BETTER
+from fedelta.runs.export import find
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.runner import rounds
 from fedelta.tree import Adapter
@@ -523,6 +524,30 @@ def test_adapters_that_are_gone_are_said(finished: Path, caplog: pytest.LogCaptu
     shutil.rmtree(finished / "adapters")
     fedelta.run(resume=finished)
     assert "adapters is gone or empty: `last` comes again" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "no config"])
+def test_an_adapter_that_is_gone_or_damaged_is_said(name: str, damage: str, finished: Path, caplog: pytest.LogCaptureFixture):
+    file = finished / "adapters" / name / "adapter_model.safetensors"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-8])
+    elif damage == "gone":
+        file.unlink()
+    else:
+        (file.parent / "adapter_config.json").unlink()
+    fedelta.run(resume=finished)
+    assert f"adapters/{name} is gone or damaged" in caplog.text
+    assert "it comes again with the next" in caplog.text
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_without_its_file_is_answered_with_a_remedy(file: str, finished: Path, tmp_path: Path):
+    (finished / "adapters" / "best" / file).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"adapters/best has no {file}: bring it back, .* \(best, last, rank-"):
+        find(finished)
+    with pytest.raises(FileNotFoundError, match=rf"best has no {file}; give a folder with"):
+        copy_adapter(finished / "adapters" / "best", tmp_path / "copy")
 
 
 def test_rounds_cannot_go_below_those_that_are_done(finished: Path):

@@ -463,6 +463,31 @@ def test_the_checkpoint_before_serves_where_the_last_is_damaged(
     assert contents(tmp_path) == whole, "the round done again mends the folder"
 
 
+@pytest.mark.parametrize("file", ["state-2.safetensors", "clients/6-1.memory", "2.json"])
+def test_a_link_that_leads_in_circles_is_a_damage_like_others(
+    file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    two_rounds(tmp_path)
+    whole = contents(tmp_path)
+    (tmp_path / file).unlink()
+    (tmp_path / file).symlink_to(tmp_path / file)
+    again = checkpoint.load(tmp_path)
+    assert again.t == 1
+    assert f"{file} was cut or altered" in caplog.text
+    checkpoint.save(tmp_path, Snapshot(2, 0, {"x": torch.zeros(2)}, {6: {"y": 2}, 7: {"y": 1}}, {6: 1, 7: 0}))
+    assert contents(tmp_path) == whole
+    assert not (tmp_path / file).is_symlink()
+
+
+@pytest.mark.parametrize("file", ["state-1.safetensors", "clients/6-0.memory", "1.json"])
+def test_a_link_that_leads_in_circles_in_the_only_checkpoint_is_named(file: str, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, Snapshot(1, 0, {"x": torch.ones(2)}, {6: {"y": 1}}, {6: 0}))
+    (tmp_path / file).unlink()
+    (tmp_path / file).symlink_to(tmp_path / file)
+    with pytest.raises(ValueError, match=rf"no checkpoint of .* can be read: .*{file} was cut or altered"):
+        checkpoint.load(tmp_path)
+
+
 def signed(**content: Any) -> bytes:
     """A manifest with the right digest of its content."""
     digest = manifests._digest(content)

@@ -169,7 +169,7 @@ def test_a_directed_graph_mixes_and_refuses_lost_messages() -> None:
     assert done.bytes.up[0] == 2 * len(wire.encode(done.updates[0].content))
     with pytest.raises(ValueError, match="link_drop needs a symmetric"):
         play(W, rounds=1, link_drop=1.0)
-    with pytest.raises(ValueError, match="link_drop must be 1 or less, got 1.5"):
+    with pytest.raises(ValueError, match=r"link_drop must be 1 or less, got 1\.5"):
         play(W, rounds=1, link_drop=1.5)
 
 

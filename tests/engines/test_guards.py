@@ -405,7 +405,7 @@ def test_many_examples_are_no_reason_for_a_warning(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("share", [0.0, 1.5, -1.0, math.nan])
 def test_a_cap_that_is_no_share_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match="max_share must lie in"):
+    with pytest.raises(ValueError, match="max_share must be"):
         federate(FedAvg(), toy_federation(), rounds=1, max_share=share)
 
 

@@ -379,7 +379,7 @@ def test_an_option_that_cannot_be_is_refused_at_the_call(option: str, value: Any
 
 @pytest.mark.parametrize("value", ["0.1", 1.5, -0.1, float("nan"), True, None])
 def test_a_probability_that_cannot_be_is_refused_at_the_call(value: Any) -> None:
-    with pytest.raises(ValueError, match="^link_drop must"):
+    with pytest.raises(ValueError, match=r"^link_drop must"):
         gossip(get_method("fedavg"), toy_federation((2, 2)), rounds=1, mixing=ring(2), link_drop=value)
 
 

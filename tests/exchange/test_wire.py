@@ -158,6 +158,15 @@ def test_what_is_no_message_is_refused(data: bytes, what: str) -> None:
         wire.decode(data)
 
 
+@pytest.mark.parametrize("entries", [[["x", {"t": "t0"}], ["y", {"t": "t0"}]], []])
+def test_a_tensor_that_is_named_twice_or_not_at_all_is_refused(entries: list) -> None:
+    """A few bytes could otherwise stand for gigabytes wherever the message is written again."""
+    content = json.dumps({"format": wire.FORMAT, "message": {"m": entries}})
+    data = safetensors.torch.save({"t0": torch.zeros(2)}, metadata={wire.KEY: content})
+    with pytest.raises(wire.MalformedError, match="of the 1 that it carries"):
+        wire.decode(data)
+
+
 def test_a_message_cut_anywhere_is_refused() -> None:
     data = wire.encode({"x": torch.ones(2), "note": "hello"})
     for length in range(len(data)):

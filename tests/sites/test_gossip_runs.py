@@ -12,6 +12,7 @@ import yaml
 pytest.importorskip("zenoh", reason='gossip over a network needs pip install "fedelta[gossip]"')
 pytest.importorskip("cryptography")
 
+from fedelta.runs.config import load_config
 from fedelta.runs.config.roster import read_roster, write_roster
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.peers_here import FEDELTA
@@ -77,3 +78,11 @@ def test_a_command_without_zenoh_says_what_to_install(config: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert 'pip install "fedelta[gossip]"' in done.stderr
+
+
+def test_the_example_is_a_ring_of_four_whose_labels_every_node_knows() -> None:
+    example = Path(__file__).resolve().parents[2] / "examples" / "gossip" / "config.yaml"
+    config = load_config(example)
+    assert config.federation.topology == {"name": "ring"}
+    assert config.num_clients() == 4
+    assert len(config.task["labels"]) == 6

@@ -1,6 +1,8 @@
 """A run over real sites leaves the folder of a run in one process, and goes on from it."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -42,7 +44,7 @@ def sites_of(tmp_path: Path, in_process: ModuleType) -> Callable[..., Any]:
         own = load_config(over_sites(raw))
         built: dict[int, Handle] = {}
 
-        def site(node: Mapping[str, Any]) -> Handle:
+        def site(node: Mapping[str, Any], seconds: float) -> Handle:
             k = int(node["partition-id"])
             if k not in built:
                 built[k] = answerer(own, Node(name=f"site-{k}", client=k, state=str(tmp_path / "sites" / str(k))))
@@ -59,10 +61,17 @@ def numbers(record: Record) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k not in ("seconds", "validation", "test")}
 
 
+def written(folder: Path) -> dict[str, Any]:
+    """The entries of adapter_config.json that say anything."""
+    entries = json.loads((folder / "adapter_config.json").read_text())
+    return {key: entries.get(key) for key in ("base_model_name_or_path", "target_modules", "task_type", "modules_to_save", "r")}
+
+
 def same_folder(here: Path, there: Path) -> None:
     for name in ("last", "rank-1", "rank-2", "rank-4"):
         x, y = (folder / "adapters" / name / "adapter_model.safetensors" for folder in (here, there))
         assert x.read_bytes() == y.read_bytes(), name
+        assert written(x.parent) == written(y.parent), name
     lines = [[json.loads(line) for line in (f / "rounds.jsonl").read_text().splitlines()] for f in (here, there)]
     assert [numbers(r) for r in lines[0]] == [numbers(r) for r in lines[1]]
 
@@ -138,7 +147,7 @@ def test_personal_models_are_scored_at_their_sites(
 def test_a_method_that_pools_data_is_refused_before_a_site_is_asked(
     config: dict[str, Any], in_process: ModuleType, tmp_path: Path
 ) -> None:
-    grid = in_process.InProcessGrid(in_process.client_app(lambda node: pytest.fail("a site was asked")), 3)
+    grid = in_process.InProcessGrid(in_process.client_app(lambda node, seconds: pytest.fail("a site was asked")), 3)
     raw = {
         **over_sites(config),
         "method": "centralised",
@@ -148,6 +157,15 @@ def test_a_method_that_pools_data_is_refused_before_a_site_is_asked(
     with pytest.raises(ConfigError, match="'centralised' trains on the data of all clients together"):
         carry_out(raw, in_process.FlowerCarrier(grid))
     assert not (tmp_path / "run").exists()
+
+
+def test_eng_2_a_server_of_real_sites_loads_no_model_library() -> None:
+    code = (
+        "import sys, json, fedelta.runs.remote, fedelta.runs.flower_app, fedelta.engines.census\n"
+        "print(json.dumps([m for m in ('transformers', 'peft', 'flwr') if m in sys.modules]))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout) == []
 
 
 def test_a_run_elsewhere_is_not_carried_out_here(config: dict[str, Any], tmp_path: Path) -> None:

@@ -2,10 +2,8 @@
 
     DIR/<t>.json                      the manifest of the snapshot after t rounds
     DIR/state-<t>.safetensors         the snapshot, without what it knows of each client
-    DIR/state-<t>.again.safetensors   the same, if it was saved once more after that round: then the file that the manifest
-                                      named until then stays until the new manifest is there
-    DIR/clients/<id>-<t>.memory       what the snapshot knows of one client, which took part last in round t: its memory and
-                                      its base version
+    DIR/state-<t>.again.safetensors   the same, saved once more after that round: the first stays until the new manifest is in
+    DIR/clients/<id>-<t>.memory       what it knows of one client, which took part last in round t: memory and base version
 
 Writing the manifest is the commit. All that it names is written before it. What neither of the last two snapshots needs is
 removed after it, and what a crash left over is removed by the next load. Equal snapshots give equal bytes.
@@ -241,7 +239,10 @@ def _write_clients(folder: Path, snapshot: Snapshot, touched: Mapping[int, int])
         for k, t in touched.items():
             data = _client_bytes(snapshot, k, t)
             total ^= int(data[:DIGEST], 16)
-            yield _client_file(k, t), data
+            name = _client_file(k, t)
+            if (folder / CLIENTS / name).is_symlink():  # it would be written where the link leads
+                os.unlink(folder / CLIENTS / name)
+            yield name, data
 
     if touched:
         files.write_all(folder / CLIENTS, contents())
@@ -250,7 +251,8 @@ def _write_clients(folder: Path, snapshot: Snapshot, touched: Mapping[int, int])
 
 def _lies_there(folder: Path, snapshot: Snapshot, k: int, t: int) -> bool:
     """Returns whether a client's file has the right bytes already: rewritten, it would be half-written for a moment."""
-    return (folder / CLIENTS / _client_file(k, t)).read_bytes() == _client_bytes(snapshot, k, t)
+    path = folder / CLIENTS / _client_file(k, t)
+    return not path.is_symlink() and path.read_bytes() == _client_bytes(snapshot, k, t)
 
 
 def _client_bytes(snapshot: Snapshot, k: int, t: int) -> bytes:
@@ -275,7 +277,7 @@ def _read_client(path: Path) -> tuple[Mapping[str, Any], int]:
     Raises:
         ValueError: for a file that was cut or altered.
     """
-    data = path.read_bytes()
+    data = manifests.bytes_of(path)
     digest = data[:DIGEST].decode("latin-1")
     if _digest(data[DIGEST:]) != digest:
         raise ValueError(_altered(path))
@@ -308,7 +310,8 @@ def _demand_files(folder: Path) -> None:
     """Raises IsADirectoryError where a folder lies in the place of a file."""
     places = [*manifests.paths(folder), *folder.glob("state-*.safetensors")]
     with suppress(FileNotFoundError), os.scandir(folder / CLIENTS) as found:
-        places += [Path(entry) for entry in found if manifests.CLIENT_FILE.fullmatch(entry.name) and entry.is_dir()]
+        own = (entry for entry in found if manifests.CLIENT_FILE.fullmatch(entry.name))
+        places += [Path(entry) for entry in own if entry.is_symlink() or entry.is_dir()]
     for path in places:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, where a checkpoint has a file: move it elsewhere, and try again")
@@ -353,7 +356,7 @@ def _free_state_file(folder: Path, t: int, there: Sequence[Manifest]) -> str:
 
 
 def _read(path: Path, digest: str) -> bytes:
-    data = path.read_bytes()
+    data = manifests.bytes_of(path)
     if _digest(data) != digest:
         raise ValueError(_altered(path))
     return data

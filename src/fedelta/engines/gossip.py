@@ -174,7 +174,7 @@ def refused_at(
 
 @dataclass(frozen=True, eq=False)
 class AtNode:
-    """The result of a round at one node.
+    """Holds the result of a round at one node.
 
     Attributes:
         state: its next one; the old one where it held no update.

@@ -1,4 +1,4 @@
-"""The post between nodes without a server: what carries parcels, and the box in which they wait to be read."""
+"""Defines the post between nodes without a server: what carries parcels, and the queue in which they wait to be read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedelta.exchange.parcels import Parcel
 
 
 class Mailbox(Protocol):
-    """The post of one node. Nothing in it waits for a neighbour, and what it carries may get lost."""
+    """Carries the parcels of one node. Nothing in it waits for a neighbour, and a parcel may get lost."""
 
     def send(self, to: int, parcel: Parcel) -> None:
         """Hands over a parcel for a neighbour; returns at once."""
@@ -25,7 +25,7 @@ class Mailbox(Protocol):
 
 
 class Queue:
-    """Parcels in the order in which they came, of each sender at most one of each kind: a newer one takes the older's place.
+    """Keeps parcels in the order in which they came, at most one of each sender and kind: a newer one replaces the older.
 
     A node in a later round has given up the earlier one, so that nothing is lost by it, and a slow reader holds no more than
     one update of each neighbour.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Sequence
@@ -54,6 +55,21 @@ def dump(manifest: Manifest) -> bytes:
     return (json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n").encode()
 
 
+def bytes_of(path: Path) -> bytes:
+    """Returns a file's content.
+
+    Raises:
+        ValueError: for a link that leads in circles, which is a damage like others.
+        OSError: for what else cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ValueError(f"{path} was cut or altered: it is a link that leads in circles") from error
+
+
 def read(path: Path) -> Manifest:
     """Returns a manifest whose digest is right.
 
@@ -61,7 +77,7 @@ def read(path: Path) -> Manifest:
         VersionError: for one of another release.
         ValueError: for one that was cut or altered.
     """
-    data = path.read_bytes()
+    data = bytes_of(path)
     try:
         content = json.loads(data)
         digest = content.pop("sha256")

@@ -1,4 +1,4 @@
-"""A node's ear: what it has heard of its neighbours, for whom it still waits, and whom it has given up for now."""
+"""Remembers for a node what it has heard of its neighbours, for whom it still waits, and whom it has given up for now."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedelta.engines.guards import one_line
 from fedelta.engines.mailbox import Mailbox
 from fedelta.exchange.parcels import Parcel
 
@@ -22,7 +23,7 @@ ENOUGH = 2
 
 @dataclass(frozen=True)
 class Patience:
-    """The time that a node gives to its neighbours, in seconds that it spends listening.
+    """Bounds the time that a node gives to its neighbours, in seconds that it spends listening.
 
     Attributes:
         silence: a neighbour of whom nothing is heard for so long is not waited for until it is heard again.
@@ -37,7 +38,7 @@ class Patience:
 
 @dataclass
 class _Known:
-    """What is known of one neighbour; rounds are -1 where there was none.
+    """Holds what is known of one neighbour; rounds are -1 where there was none.
 
     Attributes:
         t: the round that it was in when it was last heard.
@@ -61,7 +62,7 @@ class _Known:
 
 
 class Neighbours:
-    """What a node has heard of its neighbours.
+    """Reads what a node's neighbours say, and remembers it.
 
     Args:
         mailbox: their post.
@@ -92,6 +93,14 @@ class Neighbours:
     def newest(self) -> int:
         """Returns the newest round that any of them was heard in; -1 before the first word."""
         return max((known.t for known in self._known.values()), default=-1)
+
+    def next_round(self, t: int) -> int:
+        """Returns the round to go on with: t, or the newest one, with a warning that names who is there already."""
+        if (newest := self.newest()) <= t:
+            return t
+        ahead = [self.names[k] for k, known in self._known.items() if known.t == newest]
+        logger.warning("goes on with round %s in place of %s: peer %s says that it is there", newest, t, ", ".join(ahead))
+        return newest
 
     def update(self, k: int, t: int) -> Parcel | None:
         """Returns the update of neighbour k for round t, if it is there."""
@@ -199,7 +208,7 @@ class Neighbours:
             case "held":
                 known.held, known.misses = known.t, 0
             case "refusal":
-                known.refused, known.reason = known.t, str(parcel.header.get("reason"))[:500]
+                known.refused, known.reason = known.t, one_line(str(parcel.header.get("reason")))
             case _:
                 pass
 
@@ -210,7 +219,8 @@ class Neighbours:
         if claimed != sender:
             return f"sent a message in the name of {claimed!r:.40}, where its own id is {sender}"
         if header.get("run") != self._run:
-            return f"is in another run, with another {', '.join(_differences(self._terms, header.get('terms')))}"
+            different = ", ".join(_differences(self._terms, header.get("terms")))
+            return f"is in another run, with another {one_line(different)}"
         if type(t) is not int or not 0 <= t <= self._rounds:
             return f"says that it is in round {t!r:.40} of {self._rounds}"
         return None

@@ -83,7 +83,7 @@ class RunSettings:
 def _quorum(name: str, value: object) -> None:
     """Checks a number of updates, or a fraction of a cohort."""
     number()(name, value)
-    sampling.share(cast("float", value), cast("int", value) if isinstance(value, int) else 1, name)
+    sampling.share(cast("float", value), value if isinstance(value, int) else 1, name)
 
 
 def _link_drop(name: str, value: object) -> None:

@@ -5,6 +5,8 @@ A `Site` may be made anew for each message: what lasts is in its folder, one sub
     FOLDER/<run>/memory-<t>.safetensors     what the client remembers after round t
     FOLDER/<run>/base-<v>.safetensors       the sum of what was added to the frozen base, at version v
 
+Of so many runs as `RUNS` it is kept, those of the last answers, since the ids of runs come from elsewhere.
+
 The server says which round counts (`remembered`) and which version of the base it takes the site to hold. Of each the site
 keeps two: the one that the server named last, and the one of its last answer. So an answer that came too late, was refused, or
 was lost with its server never counts, without a second message. No byte of a memory is in a reply.
@@ -15,6 +17,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from importlib.metadata import version
@@ -39,6 +42,9 @@ logger = logging.getLogger("fedelta.site")
 
 RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 """The form of a run's id: it names a folder at the site, and comes from elsewhere."""
+
+RUNS = 20
+"""The runs of which something is kept, so that no number of ids fills a site's disk."""
 
 Score = Callable[[Message], Mapping[str, float]]
 """Metrics of a deployed model on the site's own held-out rows."""
@@ -187,6 +193,7 @@ class Kept:
         """Writes what is remembered after round t, then removes all but it and that of the round that counts."""
         files.commit_private(self._memory_file(t), wire.encode(memory))
         self._remove_others("memory", (t, remembered))
+        self._remove_old_runs()
 
     def base(self, wanted: int) -> BaseDelta:
         """Returns the whole base of a version.
@@ -216,6 +223,19 @@ class Kept:
 
     def _base_file(self, number: int) -> Path:
         return self.folder / f"base-{number}.safetensors"
+
+    def _remove_old_runs(self) -> None:
+        """Removes what is kept of all runs but the last `RUNS`, and nothing else that lies in their folders."""
+        written: dict[Path, list[Path]] = {}
+        for path in self.folder.parent.glob("*/*.safetensors"):
+            written.setdefault(path.parent, []).append(path)
+        newest = {folder: max(path.stat().st_mtime_ns for path in paths) for folder, paths in written.items()}
+        for old in sorted(newest, key=lambda folder: newest[folder], reverse=True)[RUNS:]:
+            logger.warning("run %s: what is remembered of it is removed: %d later runs are kept", old.name, RUNS)
+            for path in written[old]:
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # there may be something of somebody else's
+                old.rmdir()
 
     def _remove_others(self, kind: str, numbers: Iterable[int | None]) -> None:
         kept = {f"{kind}-{n}.safetensors" for n in numbers}

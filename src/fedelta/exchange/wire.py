@@ -88,7 +88,9 @@ def decode(data: bytes) -> Message:
             f"the message has format {content.get('format')!r:.40}, this version reads {FORMAT}: use the one that wrote it"
         )
     try:
-        message = tree.unflatten(_known_types(load(data)), content.get("message"))
+        tensors = _known_types(load(data))
+        message = tree.unflatten(tensors, content.get("message"))
+        _demand_each_once(message, len(tensors))
     except UNREADABLE as error:
         raise MalformedError(f"the message was cut or altered ({len(data)} bytes): {error}") from error
     if not isinstance(message, dict):
@@ -175,6 +177,17 @@ def _known_types(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if odd := [x.dtype for x in tensors.values() if x.dtype not in DTYPES]:
         raise ValueError(f"no message holds a tensor of {odd[0]}")
     return tensors
+
+
+def _demand_each_once(message: Any, count: int) -> None:
+    """Raises ValueError unless a message holds each of the tensors that came with it once.
+
+    A structure of a few bytes could otherwise name one tensor a thousand times, and whoever writes the message again, to a
+    spool or a disk, would write a thousand tensors.
+    """
+    named = [id(x) for _, x in tree.named_tensors(message)]
+    if len(named) != count or len(set(named)) != count:
+        raise ValueError(f"it names tensors {len(named)} times, {len(set(named))} of the {count} that it carries")
 
 
 def _no_number(text: str) -> float:

@@ -42,12 +42,7 @@ PREFIX = "base_model.model."
 BASE_KEY = "fedelta_base"
 """Metadata entry with the fingerprint of the frozen base."""
 
-SUFFIXES = {
-    ".lora_A.weight": "A",
-    ".lora_B.weight": "B",
-    ".lora_embedding_A": "A",
-    ".lora_embedding_B": "B",
-}
+SUFFIXES = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "A", ".lora_embedding_B": "B"}
 """The ends of the factors' keys in the file; Embedding layers hold bare parameters."""
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -239,6 +234,9 @@ def copy_adapter(source: str | Path, folder: str | Path) -> None:
     if not source.is_dir():
         raise FileNotFoundError(f"no adapter folder {source}; give a folder with {CONFIG} and {WEIGHTS}")
     needed = (CONFIG, WEIGHTS)
+    for name in needed:
+        if not os.path.lexists(source / name):
+            raise FileNotFoundError(f"{source} has no {name}; give a folder with {CONFIG} and {WEIGHTS}")
     there = [name for name in (*needed, EXTRA) if name in needed or os.path.lexists(source / name)]
     _write_folder(Path(folder), {name: _read_plain(source / name) for name in there})
 

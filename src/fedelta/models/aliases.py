@@ -54,6 +54,12 @@ def is_packaged(name: str) -> bool:
     return any(name in (alias, model.hub_id) for alias, model in ALIASES.items())
 
 
+def missing_package(name: str) -> str | None:
+    """Returns the name by which pip installs the package of a model's alias, or of its Hub id; None if it is there, or none."""
+    model = next((m for alias, m in ALIASES.items() if name in (alias, m.hub_id)), None)
+    return None if model is None or model.installed_folder() is not None else model.package.replace("_", "-")
+
+
 def resolve_model(name: str) -> str:
     """Returns the string to give to `from_pretrained`: an alias, or the Hub id of one, resolved; any other name as it is.
 

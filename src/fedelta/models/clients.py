@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from fedelta.client import LocalClient, Training
 from fedelta.data.rows import Row
+from fedelta.demands import number
 from fedelta.models.base_store import delta_shape
 from fedelta.models.devices import pick_device
 from fedelta.models.loading import CAUSAL, check_fits, load_model, main_input_of, set_padding
 from fedelta.models.passes import Backend
-from fedelta.models.patterns import by_layer
+from fedelta.models.patterns import by_layer, demand_used
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.peers import Peer, largest, template_for, truncate_for
 from fedelta.registry import check_name
@@ -241,7 +242,8 @@ def check_dtype(model: nn.Module) -> None:
 
 
 def check_ranks(adapted: PeftAdaptedModel, lora_config: LoraConfig, ranks: Sequence[int]) -> None:
-    """Raises ValueError for a rank above min(o, i) of a layer: no delta of that layer needs it."""
+    """Raises ValueError for names and patterns that no layer has, and for a rank above min(o, i), which no delta needs."""
+    _check_names(adapted, lora_config)
     distinct = sorted(set(ranks))
     for peer in peers_for(distinct, lora_config, [1] * len(distinct), list(adapted.adapted_layers)):
         for name, layer in adapted.adapted_layers.items():
@@ -251,6 +253,24 @@ def check_ranks(adapted: PeftAdaptedModel, lora_config: LoraConfig, ranks: Seque
                     f"layer {name!r} is {o} x {i}, so that no delta of it has a rank above {min(o, i)}, but rank "
                     f"{peer.rank_of(name)} is asked for: lower it, or give the layer a rank of its own by rank_pattern"
                 )
+
+
+def _check_names(adapted: PeftAdaptedModel, lora_config: LoraConfig) -> None:
+    """Raises ValueError for what PEFT would leave out in silence: a name in the configuration that no layer has."""
+    if not isinstance(targets := lora_config.target_modules or [], str):
+        demand_used(sorted(targets), _own_layers(adapted.module), "target_modules")
+    for where in ("rank_pattern", "alpha_pattern"):
+        demand_used(getattr(lora_config, where) or (), list(adapted.adapted_layers), where)
+    for key, value in (lora_config.alpha_pattern or {}).items():
+        number(above=0)(f"alpha_pattern: {key!r}", value)
+
+
+def _own_layers(module: nn.Module) -> list[str]:
+    """Returns the names of a model's innermost modules, without what PEFT put into them."""
+    inside = (".base_layer", ".lora_", ".original_module", ".modules_to_save")
+    own = [name for name, _ in module.named_modules() if not any(part in name for part in inside)]
+    outer = {name.rpartition(".")[0] for name in own}
+    return [name for name in own if name not in outer]
 
 
 def _rows(part: Any, client: int) -> list[Row]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import TypeAlias, TypeVar
 
 import re2
+
+from fedelta.registry import nearest
 
 V = TypeVar("V")
 
@@ -77,6 +79,21 @@ def by_layer(patterns: Mapping[str, V], names: Collection[str], where: str) -> d
         elif name in patterns:
             found[name] = patterns[name]
     return found
+
+
+def demand_used(keys: Iterable[str], names: Collection[str], where: str) -> None:
+    """Raises ValueError for the first key, a name or a pattern, that no layer is called: PEFT would leave it out in silence.
+
+    Args:
+        keys: of a `rank_pattern`, say.
+        names: of all layers that they can be for.
+        where: what the keys are of, for the message.
+    """
+    for key in keys:
+        if not by_layer({key: None}, names, where):
+            last = sorted({name.rpartition(".")[2] for name in names})
+            found = nearest(key, [*last, *names], then=f"there are {', '.join(last)}")
+            raise ValueError(f"{where}: {shortened(key)} is the name of no layer{found}")
 
 
 def harmless(patterns: Mapping[str, V], names: Collection[str], where: str) -> dict[str, V]:

@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from fedelta.exchange import files
+from fedelta.models.adapter_files import load_adapter
 from fedelta.runs.evaluation import best_round
 from fedelta.runs.records import Record
+from fedelta.tree import Adapter
 
 logger = logging.getLogger("fedelta.resume")
+
+BRING_BACK = "bring the folder back if you want that of the rounds so far"
 
 BEST, LAST, MOVES, KEPT = "best", "last", "best_moves", "best_kept"
 
@@ -71,6 +75,34 @@ def move(notes: Mapping[str, Any], adapters: Path) -> dict[str, Any]:
         logger.warning("the best round by %s is %d, whose adapter was not kept%s", notes[BEST]["metric"], notes[BEST]["t"], now)
     files.sync_folder(adapters)
     return {key: value for key, value in notes.items() if key != MOVES}
+
+
+def last_of(adapters: Path) -> Adapter | None:
+    """Returns the adapter of the last round; None for a run that keeps none, or whose file was taken away or is damaged."""
+    try:
+        return load_adapter(adapters / LAST)
+    except (OSError, ValueError):
+        return None
+
+
+def say_missing(adapters: Path, notes: Mapping[str, Any]) -> None:
+    """Warns if adapters of a run were taken away or are damaged; the run itself does not need them."""
+    chosen: Mapping[str, Any] | None = notes.get(BEST)
+    comes = {LAST: "with the next round that is evaluated"}
+    if chosen is not None:
+        comes[BEST] = f"with the next one that is better than round {chosen['t']}"
+        if not any(adapters.glob("[!.]*")):
+            again = ", ".join(f"`{name}` comes again {when}" for name, when in comes.items())
+            logger.warning("%s is gone or empty: %s; %s", adapters, again, BRING_BACK)
+            return
+    for name, when in comes.items():
+        adapter = adapters / name
+        if MOVES in notes or not (adapter.is_dir() or chosen is not None):
+            continue  # about to be given another name, or of a run that keeps none
+        try:
+            load_adapter(adapter)
+        except (OSError, ValueError) as error:
+            logger.warning("%s is gone or damaged (%s): it comes again %s; %s", adapter, error, when, BRING_BACK)
 
 
 def _free_name(adapters: Path, before: Mapping[str, Any]) -> str:

@@ -2,89 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, overload
 
 import numpy as np
-import torch
 
 from fedelta import topology
 from fedelta.client import LocalClient, Training
 from fedelta.engines.choice import choose, runner_of
 from fedelta.engines.federation import largest_template
-from fedelta.engines.gossip import gossip
-from fedelta.engines.rounds import Round
-from fedelta.engines.server import federate
-from fedelta.engines.settings import Choice, RunSettings
-from fedelta.engines.visits import VisitAll
-from fedelta.method import Client, Method
-from fedelta.models.adapter_files import Layout, load_adapter
+from fedelta.engines.settings import Choice
+from fedelta.models.adapter_files import load_adapter
 from fedelta.models.clients import check_ranks, clients_on
 from fedelta.models.peft import PeftAdaptedModel
-from fedelta.report.words import majority
 from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
 from fedelta.runs.config import RunConfig
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.deal import Deal, deal, warn_of_missing_rows
 from fedelta.runs.encoded import encoded
-from fedelta.runs.evaluation import Evaluator, Scores
+from fedelta.runs.evaluation import Evaluator
+from fedelta.runs.rounds import Experiment, taken
 from fedelta.tasks.task import Example
-from fedelta.topology import Mixing
-from fedelta.tree import Adapter
-
-
-def _none(done: Round) -> Mapping[int, Scores]:
-    return {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """All that a run needs, wherever its clients train.
-
-    Attributes:
-        config: as resolved: it holds the choices that it left to the graph and the machines.
-        method: with the hyper-parameters that it took from the graph.
-        clients: the doors to them.
-        template: the common initial adapter, at the largest ranks.
-        settings: of the whole run, from its first round; the engine and the score of uploads are added where it is run.
-        engine: makes the engine that visits a cohort.
-        layout: of the folders that adapters are written to.
-        deal: data and split; None where they are not here.
-        evaluator: scores models; None without a model in this process.
-        validation, test: encoded rows that nobody owns; empty where there are none.
-        own_scores: scores each participant's own model on its own rows after a round, by client id.
-        memories_here: whether what clients remember is in this process, so that their own models can be written.
-        device: where this process computes.
-        processes: over which the clients are shared, where their number may change bits.
-        notes: what a checkpoint keeps of the run beside all that, to know it again.
-        mixing: the graph; None with a server.
-        contraction: how fast the graph mixes (`fedelta.topology.numbers`); empty with a server.
-    """
-
-    config: RunConfig
-    method: Method
-    clients: Sequence[Client]
-    template: Adapter
-    settings: RunSettings
-    engine: Callable[[], VisitAll]
-    layout: Layout
-    deal: Deal | None
-    evaluator: Evaluator | None
-    validation: Sequence[Example] = ()
-    test: Sequence[Example] = ()
-    own_scores: Callable[[Round], Mapping[int, Scores]] = _none
-    memories_here: bool = True
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 - a value, and frozen
-    processes: int = 1
-    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    mixing: Mixing | None = None
-    contraction: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def majority(self) -> float | None:
-        """Returns the share of the commonest label among the rows to report on; None where there are none here."""
-        return None if self.deal is None else majority(self.deal.labels(self.deal.splits.test))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,25 +119,6 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
 
 def _rows_at(positions: Sequence[int] | np.ndarray, rows: Sequence[Example]) -> list[Example]:
     return [rows[i] for i in positions]
-
-
-def taken(method: Method, given: Method) -> dict[str, Any]:
-    """Returns the hyper-parameters that a method took from the graph and the number of rounds."""
-    values = {entry.name: getattr(method, entry.name) for entry in fields(method)}
-    return {name: value for name, value in values.items() if value != getattr(given, name)}
-
-
-def play(experiment: Experiment, clients: Sequence[Client], settings: RunSettings) -> Iterator[Round]:
-    """Yields the rounds of a run with these clients and settings, with a server or on the experiment's graph."""
-    given = (experiment.method, clients, experiment.template)
-    if experiment.mixing is None:
-        return federate(*given, **_keywords(settings, "link_drop"))
-    return gossip(*given, mixing=experiment.mixing, **_keywords(settings, "cohort", "max_share"))
-
-
-def _keywords(settings: RunSettings, *without: str) -> dict[str, Any]:
-    """Returns the settings by name, without those that an engine does not have."""
-    return {entry.name: getattr(settings, entry.name) for entry in fields(settings) if entry.name not in without}
 
 
 class _Later(Sequence[Example]):

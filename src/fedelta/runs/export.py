@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from fedelta.data.gaps import without_empty
 from fedelta.data.sources import load_rows, subsample
 from fedelta.exchange import files
-from fedelta.models.adapter_files import copy_adapter, load_adapter, read_layout
+from fedelta.models.adapter_files import CONFIG, WEIGHTS, copy_adapter, load_adapter, read_layout
 from fedelta.models.export import merge_into
 from fedelta.models.loading import load_model
 from fedelta.runs.base import evaluator, load_adapted, peft_config
@@ -170,9 +171,15 @@ def _adapter_of(run: RunFolder, which: Which | None, rank: int | None, client: i
 
 
 def _existing(run: RunFolder, name: str) -> Path:
-    if (run.adapters / name).is_dir():
-        return _inside(run.adapters / name)
+    adapter = run.adapters / name
     left = sorted(p.name for p in run.adapters.iterdir()) if run.adapters.is_dir() else []
+    if adapter.is_dir():
+        if lacking := [file for file in (CONFIG, WEIGHTS) if not os.path.lexists(adapter / file)]:
+            raise FileNotFoundError(
+                f"{adapter} has no {' and no '.join(lacking)}: bring it back, take another adapter of the run "
+                f"({', '.join(left)}), or let `fedelta run --resume {run.path}` write it anew with more rounds"
+            )
+        return _inside(adapter)
     raise FileNotFoundError(f"{run.path} has no adapter {name!r}; it has {', '.join(left) or 'none yet'}")
 
 

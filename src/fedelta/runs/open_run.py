@@ -20,10 +20,10 @@ from fedelta.report.charts import curves
 from fedelta.report.page import page
 from fedelta.runs import best, client_lines, facts
 from fedelta.runs.evaluation import Evaluator, Scores, by_metric, fairness, mean
-from fedelta.runs.experiment import Experiment, play
 from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.records import Record
 from fedelta.runs.reports import read_run
+from fedelta.runs.rounds import Experiment, play
 from fedelta.tasks.metrics import is_better
 from fedelta.tasks.task import Example
 from fedelta.tree import Message, effective

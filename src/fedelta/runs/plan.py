@@ -20,7 +20,8 @@ from fedelta.engines.rounds import Round
 from fedelta.exchange.spool import held
 from fedelta.method import TrainResult
 from fedelta.optim import OptimizerState
-from fedelta.runs.experiment import LocalExperiment, play
+from fedelta.runs.experiment import LocalExperiment
+from fedelta.runs.rounds import play
 from fedelta.tree import Adapter, BaseDelta
 
 

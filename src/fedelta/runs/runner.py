@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from typing import Any, TypeAlias
 
 from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Snapshot
-from fedelta.models.adapter_files import load_adapter
 from fedelta.runs import best, platforms
 from fedelta.runs.config import RunConfig, read_config
 from fedelta.runs.config.checks import check, demand_here
@@ -30,15 +28,13 @@ from fedelta.runs.config.resume import (
     without_leave,
 )
 from fedelta.runs.deal import row_digests
-from fedelta.runs.experiment import Experiment, build
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.open_run import OpenRun
 from fedelta.runs.own_methods import code_digests
 from fedelta.runs.records import Record
+from fedelta.runs.rounds import Experiment
 from fedelta.runs.shards import Alone, Processes
 from fedelta.tree import Adapter
-
-logger = logging.getLogger("fedelta.resume")
 
 Build: TypeAlias = Callable[[RunConfig, Choices, Mapping[str, Any]], Experiment]
 """Makes a run's experiment of its config, what that names, and the notes of the checkpoint that it goes on from, if any."""
@@ -52,7 +48,7 @@ class RunResult:
         folder: where everything is.
         records: one for each round, as in rounds.jsonl.
         adapter: the server's after the last round, with all that was added to the base; None for a personal method, or where
-            there is no server.
+            there is no server, or whose file was taken away or damaged since, as the log says.
     """
 
     folder: Path
@@ -78,8 +74,7 @@ def run(
         for _ in going.records():
             pass
     folder = going.folder
-    last = folder.adapters / "last"
-    return RunResult(folder.path, folder.records(), load_adapter(last) if last.is_dir() else None)
+    return RunResult(folder.path, folder.records(), best.last_of(folder.adapters))
 
 
 def rounds(
@@ -116,6 +111,8 @@ def rounds(
 def _here(config: RunConfig, chosen: Choices, notes: Mapping[str, Any], processes: Processes) -> Experiment:
     """Builds a run whose clients train in this process, or in all processes of one machine or cluster."""
     demand_here(config)
+    from fedelta.runs.experiment import build  # with transformers and PEFT, which a server of real sites does without
+
     e = build(config, chosen)
     shares = processes.count if e.choice.engine == "batched" else 1  # one after another has the same bits anywhere
     return replace(e, engine=partial(processes.engine, e), processes=shares)
@@ -213,7 +210,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, bui
         platforms.compare(notes.get("platform", {}), now["platform"])
         visit_all = experiment.engine()
         folder.rewind(start.t if start else 0, notes.get("record"))
-        _say_missing_adapters(folder, notes.get(best.BEST))
+        best.say_missing(folder.adapters, notes)
         # The new notes win: the next checkpoint names the platform that the run goes on with.
         going = OpenRun(experiment, visit_all, folder, {**notes, **now}, folder, start)
         going.choose_best_anew()
@@ -230,17 +227,6 @@ def _demand_checkpoint(folder: RunFolder, start: Snapshot | None) -> None:
         raise FileNotFoundError(
             f"{folder.path} has the records of {done} rounds, but no checkpoint to go on from: bring {folder.checkpoint} back, "
             "or start a new run"
-        )
-
-
-def _say_missing_adapters(folder: RunFolder, chosen: Mapping[str, Any] | None) -> None:
-    """Warns if the adapters of a run that had chosen a best one were taken away; the run itself does not need them."""
-    if chosen is not None and not any(folder.adapters.glob("[!.]*")):
-        logger.warning(
-            "%s is gone or empty: `last` comes again with the next round that is evaluated, `best` with the next one that is "
-            "better than round %d; bring the folder back if you want that of the rounds so far",
-            folder.adapters,
-            chosen["t"],
         )
 
 

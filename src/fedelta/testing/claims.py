@@ -112,7 +112,7 @@ def sums(scene: Scene) -> None:
         demand_refusal(lambda: method.from_mean(0, rounds[0].before, {}), "a sum")
         return
     _demand_sums(rounds, scene.clients(lora_alpha=8.0))
-    unequal = {"lora_alpha": [3.0 + k for k in range(len(scene.ranks))]}
+    unequal: dict[str, Any] = {"lora_alpha": [3.0 + k for k in range(len(scene.ranks))]}
     if scene.takes(unequal):
         _demand_sums(scene.play(**unequal), scene.clients(**unequal))
 
@@ -126,7 +126,7 @@ def _demand_sums(rounds: Sequence[Round], clients: Sequence[LocalClient]) -> Non
         mean = tree.mean([w for w, _ in terms], [term for _, term in terms])
         found = done.method.from_mean(done.t, done.before, mean)
         expected = done.method.aggregate(done.t, done.before, done.updates)
-        scales = sorted({update.sender.lora_alpha for update in done.updates})
+        scales = sorted({update.sender.lora_alpha or 1.0 for update in done.updates})
         what = f"the state after the sum of round {done.t}, of clients with lora_alpha {scales}"
         demand_near(dict(tree.named_tensors(found)), dict(tree.named_tensors(expected)), what)
 

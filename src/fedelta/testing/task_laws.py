@@ -122,6 +122,8 @@ def without_labels(scene: TaskScene) -> str | None:
 def labels(scene: TaskScene) -> None:
     """A row with its own label written into it is the same row; one label is one target; settling again changes nothing."""
     field, targets = scene.task.label_field(), scene.predictions(scene.examples).target
+    if field is not None and not any(field in row for row in scene.rows):
+        raise Violation(f"no row has the field {field!r}, which is where `label_field` says that labels are")
     if scene.task.settled(scene.rows) != scene.task:
         raise Violation("`settled` gives another task when it is asked again")
     known: dict[object, int] = {}

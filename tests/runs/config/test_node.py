@@ -60,7 +60,7 @@ WRONG = [
     ({}, "node file: name"),
     ({"name": "../up"}, "node file: name"),
     ({"name": "a", "alow": {}}, "unknown key 'alow'; did you mean 'allow'"),
-    ({"name": "a", "allow": {"max_stpes": 1}}, "unknown key 'allow.max_stpes'; did you mean 'max_steps'"),
+    ({"name": "a", "allow": {"max_stpes": 1}}, "unknown key 'allow.max_stpes'; did you mean 'allow.max_steps'"),
     ({"name": "a", "allow": {"max_rank": 0}}, "allow.max_rank"),
     ({"name": "a", "allow": {"max_memory": "much"}}, "allow.max_memory: 'much' is no amount"),
     ({"name": "a", "allow": {"max_steps": True}}, "allow.max_steps: must not be true"),

@@ -6,7 +6,6 @@ says what goes together, `resume` what may change when a run is taken up.
 
 from fedelta.runs.config.read import BUILT_IN, dump_config, load_config, pairs, read_config
 from fedelta.runs.config.schema import (
-    ConfigError,
     Data,
     Evaluation,
     Federation,
@@ -16,9 +15,9 @@ from fedelta.runs.config.schema import (
     Partition,
     RankChoice,
     RunConfig,
-    named,
     rank_values,
 )
+from fedelta.runs.config.section import ConfigError, named
 
 __all__ = [
     "BUILT_IN",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from fedelta.models.devices import named_device
 from fedelta.runs.config.choices import Choices, choices_of, naming, scheme_of
-from fedelta.runs.config.schema import ConfigError, Data, Federation, Partition, RunConfig, rank_values
+from fedelta.runs.config.schema import Data, Federation, Partition, RunConfig, rank_values
+from fedelta.runs.config.section import ConfigError
 from fedelta.sampling import share
 from fedelta.tasks.metrics import get_metric
 

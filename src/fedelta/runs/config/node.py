@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from fedelta.runs.config.read import explained, read_yaml
-from fedelta.runs.config.schema import ConfigError, Section
+from fedelta.runs.config.section import ConfigError, Section
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 """The units of an amount of memory."""
@@ -37,6 +37,7 @@ class Allow(Section):
         default=None, description="the methods that may be run, by name; all that come with the library if not given"
     )
     max_steps: int | None = Field(default=None, ge=1, description="the most optimiser steps in a round")
+    max_batch_size: int | None = Field(default=None, ge=1, description="the most examples in a step")
     max_rank: int | None = Field(
         default=None, ge=1, description="the largest rank that this site trains: it takes the smaller of this and its own"
     )
@@ -76,7 +77,7 @@ class Node(Section):
     device: str | None = Field(default=None, description="`cpu`, `cuda`, ...; that of the config by default")
     certificates: str | None = Field(
         default=None,
-        description="without a server: a folder with ca.crt, <name>.crt and <name>.key; beside the roster by default",
+        description="without a server: a folder with `ca.crt` and its own `.crt` and `.key`; beside the roster by default",
     )
     listen: str | None = Field(
         default=None,

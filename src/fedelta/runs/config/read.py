@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedelta.registry import nearest
-from fedelta.runs.config.schema import ConfigError, RankChoice, RunConfig
+from fedelta.runs.config.schema import RankChoice, RunConfig
+from fedelta.runs.config.section import ConfigError
 
 BUILT_IN = ("quickstart",)
 """Configs that come with the package, by name."""

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedelta.runs.config.read import Overrides, changed, flat, pairs, read_config
-from fedelta.runs.config.schema import ConfigError, Data, Model, RunConfig
+from fedelta.runs.config.schema import Data, Model, RunConfig
+from fedelta.runs.config.section import ConfigError
 
 MAY_CHANGE = (
     "federation.rounds",

@@ -1,4 +1,4 @@
-"""The roster: who takes part in a run without a server, under which name, with which rank and how many examples, and where.
+"""Reads rosters: who takes part in a run without a server, by name, with which rank, how many examples, and where.
 
 Every node reads the same file. What the first round begins from, and the weights, depend on all nodes' ranks and examples, so
 that these stand here, and a node whose own are others is refused.
@@ -15,14 +15,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedelta.exchange import files
 from fedelta.runs.config.read import explained, read_yaml
-from fedelta.runs.config.schema import ConfigError, Section
+from fedelta.runs.config.section import ConfigError, Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 ENDPOINT = r"^(tls|quic)/[^\s/#?]+:[0-9]{1,5}$"
 
 
 class Member(Section):
-    """One node; its id is its position in the list, from 0."""
+    """Lists one node; its id is its position, from 0."""
 
     name: str = Field(pattern=NAME, description="of the node: the common name of its certificate")
     rank: int = Field(ge=1, description="of its adapter")
@@ -33,14 +33,14 @@ class Member(Section):
 
 
 class RelayPoint(Section):
-    """The relay, if nodes do not dial each other."""
+    """Names the relay, if nodes do not dial each other."""
 
     name: str = Field(default="relay", pattern=NAME, description="the common name of its certificate")
     endpoint: str = Field(pattern=ENDPOINT, description="where nodes dial it, as `tls/host:port`")
 
 
 class Roster(Section):
-    """All nodes of a run without a server."""
+    """Lists all nodes of a run without a server."""
 
     nodes: list[Member] = Field(min_length=2, description="in the order of their ids")
     relay: RelayPoint | None = Field(default=None, description="carries everything between nodes that only dial out")

@@ -5,53 +5,21 @@ Every section is a frozen model that refuses unknown keys. `choices` builds what
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from fedelta.data.gaps import Empty
 from fedelta.models.patterns import check_pattern
 from fedelta.registry import one_spelling
+from fedelta.runs.config.section import Named, Section, named
 
 T = TypeVar("T")
 
-
 LONGEST_NAME = 100
 """Characters in the name of a run: its folder's name, with what is put before and after it, must fit any file system."""
-
-
-class ConfigError(ValueError):
-    """A config that cannot be run; the message names the key and the remedy."""
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, and without room for unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses true and false where neither is a choice; pydantic would take them as 1 and 0."""
-        kinds = set(_plain_types(cls.model_fields[str(info.field_name)].annotation))
-        section = isinstance(value, Mapping) and any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds)
-        if not section and not kinds & {bool, Any} and any(isinstance(leaf, bool) for leaf in _leaves(value)):
-            raise ValueError(f"must not be true or false, but is {value!r}")
-        return value
 
 
 class Model(Section):
@@ -61,9 +29,7 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="precision of the frozen weights; float16 can answer, but not train"
     )
-    quantization: Literal["4bit", "8bit"] | None = Field(
-        default=None, description="loads the base model quantised; needs bitsandbytes"
-    )
+    quantization: Literal["4bit", "8bit"] | None = Field(default=None, description="of the base model; needs bitsandbytes")
     revision: str | None = Field(default=None, description="a branch, tag or commit on the Hub; a run writes the commit down")
     digest: str | None = Field(
         default=None, description="of the model's code and configs; a run writes it down, and later uses compare it"
@@ -78,13 +44,10 @@ class Model(Section):
     )
     compact: bool = Field(
         default=True,
-        description="computes no padding, and in the last layer only what the head reads; the same answers but for rounding",
+        description="computes no padding, and in the last layer only what the head reads; differs in rounding",
     )
     cache_activations: int = Field(
-        default=0,
-        ge=0,
-        strict=True,
-        description="MiB of memory to keep what the layers below all adapters compute, once for an example; 0 keeps nothing",
+        default=0, ge=0, strict=True, description="MiB to keep what layers below all adapters compute for an example; 0: none"
     )
 
 
@@ -207,43 +170,6 @@ class Partition(Section):
     concentration: float | None = Field(default=None, gt=0, description="of the Dirichlet distribution; small is unequal")
     shards_per_client: int | None = Field(default=None, ge=1, description="of the scheme `shards`; 2 if not given")
     min_examples: int = Field(default=1, ge=0, description="the fewest examples that a client may get; 0 allows empty clients")
-
-
-def _plain_types(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation is made of, such as int, None and the parts of a union or a list."""
-    parts = get_args(annotation)
-    if get_origin(annotation) is Literal:
-        yield from map(type, parts)
-    elif parts:
-        for part in parts:
-            yield from _plain_types(part)
-    else:
-        yield annotation
-
-
-def _demand_finite(settings: dict[str, Any]) -> dict[str, Any]:
-    for key, value in settings.items():
-        for number in _leaves(value):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ValueError(f"{key} should be a finite number, got {number}")
-    return settings
-
-
-def _leaves(tree: Any) -> Iterator[Any]:
-    """All values within lists and mappings."""
-    if isinstance(tree, Mapping | list):
-        for inner in cast("Iterable[Any]", tree.values() if isinstance(tree, Mapping) else tree):
-            yield from _leaves(inner)
-    else:
-        yield tree
-
-
-Named: TypeAlias = Annotated[
-    dict[str, Any],
-    AfterValidator(_demand_finite),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "properties": {"name": {"type": "string"}}}]}),
-]
-"""A choice by name with settings of its own, validated by the registry that knows the name."""
 
 
 class LocalTraining(Section):
@@ -384,18 +310,6 @@ class RunConfig(Section):
     def folder(self) -> Path:
         """Returns the folder that the run writes to."""
         return Path(self.output or f"runs/{self.name}")
-
-
-def named(value: Any) -> Any:
-    """A name alone as a choice without settings.
-
-    Raises:
-        ValueError: for a choice without a name.
-    """
-    choice = {"name": value} if isinstance(value, str) else value
-    if not isinstance(choice, Mapping) or not isinstance(choice.get("name"), str):
-        raise ValueError("needs a name: write `name: ...`, or the name alone")
-    return choice
 
 
 def rank_values(rank: int | list[int] | RankChoice) -> list[int]:

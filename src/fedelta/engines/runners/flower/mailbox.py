@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedelta.engines.guards import one_line, reason_of
 from fedelta.engines.runners.flower.faults import FlowerError, fault
-from fedelta.engines.runners.flower.packing import pack, unpack
+from fedelta.engines.runners.flower.packing import GRACE, pack, unpack
 from fedelta.exchange.parcels import Parcel
 
 logger = logging.getLogger("fedelta.sites")
@@ -26,9 +27,6 @@ TYPES = {"census": "query", "train": "train", "evaluate": "evaluate"}
 
 IN_HAND = 64 << 20
 """Bytes of bodies that are pushed or fetched in one call, or one body if it is larger: what a server holds beside its spool."""
-
-GRACE = 60.0
-"""Seconds after its deadline in which a late answer still reaches the SuperLink, to be counted."""
 
 Answer = Parcel | Exception
 
@@ -88,6 +86,7 @@ class Mailbox:
         for batch in _batches(parcels):
             largest = max(largest, *(len(parcel.body) for _, parcel in batch))
             refused += self._push(batch, seconds, waiting)
+            batch.clear()  # or the bodies would stay until the last answer
         end = time.monotonic() + seconds
         try:
             for node in refused:
@@ -119,7 +118,7 @@ class Mailbox:
             left = {node: parcel for node, parcel in left.items() if _may_pass(found[node])}
             if not left or time.monotonic() + pause >= end:
                 break
-            logger.warning("asking %s again: %s", _listed(list(left)), found[next(iter(left))])
+            logger.warning("asking %s again: %s", _listed(list(left)), _reason(found[next(iter(left))]))
             time.sleep(pause)
         return found
 
@@ -185,7 +184,7 @@ def _batches(parcels: Iterable[tuple[int, Parcel]]) -> Iterator[list[tuple[int, 
         size = 0 if id(parcel.body) in bodies else len(parcel.body)  # equal bodies are one object, and Flower stores them once
         if batch and size and sum(bodies.values()) + size > IN_HAND:
             yield batch
-            batch, bodies = [], {}
+            batch, bodies = [], {}  # the caller may have emptied the list
         batch.append((node, parcel))
         bodies[id(parcel.body)] = len(parcel.body)
     if batch:
@@ -197,6 +196,11 @@ def _may_pass(answer: Answer) -> bool:
     if isinstance(answer, Parcel):
         return answer.kind == "refusal" and answer.header.get("again") is True
     return isinstance(answer, FlowerError) and answer.passing
+
+
+def _reason(answer: Answer) -> str:
+    """Returns why a node is asked again, on one line of limited length."""
+    return reason_of(answer) if isinstance(answer, Exception) else one_line(str(answer.header.get("reason")))
 
 
 def _listed(nodes: Sequence[int]) -> str:

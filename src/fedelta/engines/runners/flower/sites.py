@@ -99,3 +99,4 @@ class _Post:
             body, message = self._known.setdefault(key, (body, letter.message))
             self.letters[k] = Letter(letter.t, letter.peer, message, letter.size, letter.remembered)
             yield self.node(k), train_parcel(letter, self.run, self.terms, body)
+        self._known.clear()  # all are sent

@@ -1,4 +1,4 @@
-"""A relay: where nodes meet that can only dial out. It sees what it carries; only the nodes' names are its business."""
+"""Runs a relay, at which nodes meet that can only dial out. It sees all that it carries, and looks at names alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of zenoh for a node and for a relay: who dials whom, mutual TLS, and who may say what. Nothing here imports zenoh.
+"""Makes the settings of zenoh for a node and for a relay: who dials whom, mutual TLS, who may say what. Imports no zenoh.
 
 A node reads what is sent to `gossip/<its name>/<sender's name>`. Access rules, by the common names of certificates, hold each
 sender to its own name, and each reader to its own post: everything else is denied, before any code of this library sees it.
@@ -17,7 +17,7 @@ Settings: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Certificates:
-    """The files by which a node shows who it is, and knows others.
+    """Names the files by which a node shows who it is, and knows others.
 
     Attributes:
         authority: the certificate of the authority that signs all nodes' certificates.
@@ -45,7 +45,7 @@ class Certificates:
 
 @dataclass(frozen=True)
 class Addresses:
-    """The places where a node listens and whom it dials, as `tls/host:port`.
+    """Lists where a node listens and whom it dials, as `tls/host:port`.
 
     Attributes:
         listen: its own; none if it only dials.

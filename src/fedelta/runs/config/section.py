@@ -1,0 +1,78 @@
+"""The form that every section of a config has: frozen, strict, and without room for unknown keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeAlias, cast, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, WithJsonSchema, field_validator
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names the key and the remedy."""
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and without room for unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses true and false where neither is a choice; pydantic would take them as 1 and 0."""
+        kinds = set(_plain_types(cls.model_fields[str(info.field_name)].annotation))
+        section = isinstance(value, Mapping) and any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds)
+        if not section and not kinds & {bool, Any} and any(isinstance(leaf, bool) for leaf in _leaves(value)):
+            raise ValueError(f"must not be true or false, but is {value!r}")
+        return value
+
+
+def _demand_finite(settings: dict[str, Any]) -> dict[str, Any]:
+    for key, value in settings.items():
+        for number in _leaves(value):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{key} should be a finite number, got {number}")
+    return settings
+
+
+Named: TypeAlias = Annotated[
+    dict[str, Any],
+    AfterValidator(_demand_finite),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "properties": {"name": {"type": "string"}}}]}),
+]
+"""A choice by name with settings of its own, validated by the registry that knows the name."""
+
+
+def named(value: Any) -> Any:
+    """A name alone as a choice without settings.
+
+    Raises:
+        ValueError: for a choice without a name.
+    """
+    choice = {"name": value} if isinstance(value, str) else value
+    if not isinstance(choice, Mapping) or not isinstance(choice.get("name"), str):
+        raise ValueError("needs a name: write `name: ...`, or the name alone")
+    return choice
+
+
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of, such as int, None and the parts of a union or a list."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        yield from map(type, parts)
+    elif parts:
+        for part in parts:
+            yield from _plain_types(part)
+    else:
+        yield annotation
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """All values within lists and mappings."""
+    if isinstance(tree, Mapping | list):
+        for inner in cast("Iterable[Any]", tree.values() if isinstance(tree, Mapping) else tree):
+            yield from _leaves(inner)
+    else:
+        yield tree
