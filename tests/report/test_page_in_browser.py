@@ -238,9 +238,8 @@ def test_print_is_light_and_whole(a_study: Study, show: Callable[..., Any], tmp_
     shown.emulate_media(media="print")
     assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert shown.evaluate("getComputedStyle(document.querySelector('figure')).backgroundColor") == "rgb(255, 255, 255)"
-    assert (
-        shown.evaluate("['.top', '.toc', '.tip'].map(s => getComputedStyle(document.querySelector(s)).display)") == ["none"] * 3
-    )
+    gone = "['.top', '.toc', '.tip'].map(s => getComputedStyle(document.querySelector(s)).display)"
+    assert shown.evaluate(gone) == ["none"] * 3
     shown.set_viewport_size({"width": 703, "height": 1000})  # A4 less its margins
     assert shown.evaluate(CUT) == []
     assert shown.locator("section > details table").first.is_visible(), "what is folded on a screen is open on paper"

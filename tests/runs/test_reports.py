@@ -96,9 +96,9 @@ def test_a_run_that_was_replaced_is_not_taken_up_with_a_folder_of_runs(done: Pat
 
 @pytest.mark.parametrize("name", ["run.json", "split.json", "clients.jsonl"])
 @pytest.mark.parametrize(
-    "content", [None, b"", b"{", b"[3]\n", b"\xff\n", b'{"clients": {"0": 3}, "rows": 3, "majority": "x"}\n']
+    "content", [None, b"", b"{", b"[3]\n", b"\xff\n", b'{"clients": {"0": 3}, "rows": 3, "majority": ""}\n']
 )
-def test_files_that_are_gone_or_damaged_leave_the_rest_of_the_page(
+def test_a_file_that_is_gone_or_damaged_leaves_the_rest_of_the_page(
     name: str, content: bytes | None, copy: Path, tmp_path: Path
 ):
     if content is None:
