@@ -132,9 +132,9 @@ by `--node`. Paths in it are taken from the folder in which it lies. An unknown 
 
 The site's own config is its consent to the model, to the weights of it that train (`lora.target_modules` and
 `lora.modules_to_save`) and to the task: its labels, and all that it reads of a row. Sequences get no longer than there. All
-else that changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of `allow`. No
-code, no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and logged at the
-site. The reasons, and what this does not hold against: [ADR 10](../adr/0010-trust-between-sites-and-server.md).
+else that changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of `allow`.
+No code, no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and logged at
+the site. The reasons, and what this does not hold against: [ADR 10](../adr/0010-trust-between-sites-and-server.md).
 
 ```yaml
 name: north
