@@ -1,6 +1,7 @@
 """Writes the reference of the documentation from the code: config keys with a JSON schema, command line, methods.
 
-python tools/reference.py            writes docs/reference, the list of methods in mkdocs.yml, and what `fedelta methods` says
+python tools/reference.py            writes docs/reference, the list of methods in mkdocs.yml, what `fedelta methods` says,
+                                     and a section of docs/how-to/deploy.md
 python tools/reference.py --check    writes nothing; ends with code 1 if a file is stale
 
 Names come from registries, keys and their meaning from pydantic, options from typer, settings from docstrings.
@@ -19,6 +20,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import places
 import yaml
 from typer.main import get_command
 
@@ -50,6 +52,7 @@ def files() -> dict[Path, str]:
         reference / "cli.md": command_line(),
         ROOT / "src/fedelta/methods/catalogue.json": json.dumps(catalogue.entries(), indent=1, ensure_ascii=False) + "\n",
         **{reference / f"methods/{name}.md": text for name, text in pages.items()},
+        places.PAGE: places.page(),
         ROOT / "mkdocs.yml": with_methods((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), pages),
     }
 
@@ -132,9 +135,9 @@ by `--node`. Paths in it are taken from the folder in which it lies. An unknown 
 
 The site's own config is its consent to the model, to the weights of it that train (`lora.target_modules` and
 `lora.modules_to_save`) and to the task: its labels, and all that it reads of a row. Sequences get no longer than there. All
-else that changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of `allow`.
-No code, no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and logged at
-the site. The reasons, and what this does not hold against: [ADR 10](../adr/0010-trust-between-sites-and-server.md).
+else that changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of
+`allow`. No code, no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and
+logged at the site. The reasons, and what this does not hold against: [ADR 10](../adr/0010-trust-between-sites-and-server.md).
 
 ```yaml
 name: north

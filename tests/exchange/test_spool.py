@@ -156,7 +156,7 @@ def test_a_disk_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch)
 
 
 def test_an_unknown_choice_is_refused() -> None:
-    with pytest.raises(ValueError, match="spool must be true, false or 'auto', got 'maybe'"):
+    with pytest.raises(ValueError, match="spool must be True, False or 'auto', got 'maybe'"):
         federate(get_method("flexlora"), toy_federation((2, 2)), rounds=1, spool="maybe")  # type: ignore[arg-type]
 
 

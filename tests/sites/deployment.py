@@ -9,10 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -42,8 +42,93 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-class Deployment:
-    """All processes of a federation, in a folder; the block of a `with` ends them, and whatever they have started.
+def environment(home: Path) -> dict[str, str]:
+    """Returns an environment in which Flower keeps to a folder, and programs of this Python are found."""
+    return {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+class Processes:
+    """Processes in a folder, each with a log there; the block of a `with` ends them, and whatever they have started.
+
+    Args:
+        folder: in which they run.
+        environment: of them all; its FLWR_HOME is theirs alone, so that it tells whose a process is.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder, self.environment = folder, dict(environment)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name in reversed(list(self._processes)):
+            self.kill(name)
+        for process, _ in list(self.family()):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def start(self, name: str, command: Sequence[str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                command,
+                env=self.environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def ready(self, name: str, true: Callable[[], object], what: str) -> None:
+        """Waits until a program is ready; says what it said if it ends before."""
+
+        def ready_or_over() -> object:
+            assert self._processes[name].poll() is None, f"{name} has ended: {self.log(name)[-2000:]}"
+            return true()
+
+        until(ready_or_over, what)
+
+    def kill(self, name: str, how: int = signal.SIGKILL) -> None:
+        """Ends a process and all that it started, at once."""
+        process = self._processes.pop(name)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        process.wait(timeout=30)
+
+    def children(self, program: str, node: int | None = None) -> list[int]:
+        """Returns the ids of this deployment's processes that run a program, such as flwr-serverapp; or of one node's alone.
+
+        A SuperLink starts its own in a session of theirs, so that groups do not tell whose they are; the environment does.
+        """
+        found = [i for i, words in self.family() if any(program in word for word in words[:3])]
+        if node is None:
+            return found
+        return [i for i in found if os.getpgid(i) == self._processes[f"node-{node}"].pid]
+
+    def family(self) -> Iterator[tuple[int, list[str]]]:
+        """Yields id and words of each process that has this deployment's environment, as far as they can be read."""
+        mark = f"FLWR_HOME={self.environment['FLWR_HOME']}".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):
+                    if mark in (entry / "environ").read_bytes().split(b"\0"):
+                        yield int(entry.name), (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+
+
+class Deployment(Processes):
+    """All processes of a federation.
 
     Args:
         folder: for certificates, states and logs.
@@ -53,21 +138,12 @@ class Deployment:
     """
 
     def __init__(self, folder: Path, config: Path, sites: int, *, workers: bool = True) -> None:
-        self.folder, self.config, self.sites, self.workers = folder, config, sites, workers
+        super().__init__(folder, environment(folder / "home"))
+        self.config, self.sites, self.workers = config, sites, workers
         self.app = folder / "app"
         self.port = free_port()
-        self.environment = {
-            **os.environ,
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "FLWR_HOME": str(folder / "home"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def __enter__(self) -> Deployment:
+    def __enter__(self) -> Self:
         names = [f"site-{k}" for k in range(self.sites)]
         make_certificates(self.folder / "certs", ["server"], node_keys=names)
         self._write_home()
@@ -85,28 +161,31 @@ class Deployment:
             raise
         return self
 
-    def __exit__(self, *error: object) -> None:
-        for name in reversed(list(self._processes)):
-            self.kill(name)
-
     def start_superlink(self) -> None:
         database = ["--database", str(self.folder / "state.db")]
         listen = ["--host", "127.0.0.1", "--port", str(self.port)]
         safety = [*self._tls(), "--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-        self._start("superlink", ["flower-superlink", *safety, *database, *listen])
-        until(lambda: listens(self.port), "a SuperLink that listens")
+        self.start("superlink", ["flower-superlink", *safety, *database, *listen])
+        self.ready("superlink", lambda: listens(self.port), "a SuperLink that listens")
 
-    def start_worker(self, k: int) -> None:
-        self._start(f"worker-{k}", ["fedelta", "site", str(self.config), "--node", str(self._node_file(k))])
-        until(lambda: self.socket(k).exists(), f"a worker of site {k}")
+    def start_worker(self, k: int, *, config: Path | None = None, program: Sequence[str] = ("fedelta", "site")) -> None:
+        """Starts the worker of a site; from a config of its own, or as another program with the same arguments."""
+        self.socket(k).unlink(missing_ok=True)  # of a worker that was killed
+        self.start(f"worker-{k}", [*program, str(config or self.config), "--node", str(self._node_file(k))])
+        self.ready(f"worker-{k}", lambda: self.socket(k).exists(), f"a worker of site {k}")
 
-    def start_node(self, k: int) -> None:
+    def start_node(self, k: int, *options: str, authority: Path | None = None, key: Path | None = None) -> None:
+        """Starts the SuperNode of a site; one that trusts another authority, or has another key."""
         certs = self.folder / "certs"
-        to = ["--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(certs / "ca.crt")]
-        key = ["--auth-supernode-private-key", str(certs / f"site-{k}.node"), "--port", str(free_port())]
-        own = f' config="{self.config}"' if not self.workers else ""
-        which = ["--node-config", f'node="{self._node_file(k)}"{own}']
-        self._start(f"node-{k}", ["flower-supernode", *to, *key, *self._tls(), *which])
+        to = ["--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(authority or certs / "ca.crt")]
+        own = ["--auth-supernode-private-key", str(key or certs / f"site-{k}.node"), "--port", str(free_port())]
+        consent = f' config="{self.config}"' if not self.workers else ""
+        which = ["--node-config", f'node="{self._node_file(k)}"{consent}']
+        self.start(f"node-{k}", ["flower-supernode", *to, *own, *self._tls(), *which, *options])
+
+    def pause(self, name: str, how: int = signal.SIGSTOP) -> None:
+        """Stops a process where it is; SIGCONT lets it go on."""
+        os.killpg(self._processes[name].pid, how)
 
     def _tls(self) -> list[str]:
         return [f"--ssl-{role}={self.folder / 'certs' / file}" for role, file in TLS.items()]
@@ -126,11 +205,16 @@ class Deployment:
         status: list[str] = []
 
         def ended() -> bool:
+            time.sleep(1.0)  # each look is a process
             status.append(self.call("flwr", "ls", "--run-id", run, "deployment"))
             return "finished" in status[-1]
 
         until(ended, f"the end of run {run}", seconds)
         return status[-1]
+
+    def said(self, run: str) -> str:
+        """Returns the log of a run's server."""
+        return self.call("flwr", "log", run, "deployment", "--show")
 
     def call(self, *command: str) -> str:
         done = subprocess.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE)
@@ -138,44 +222,8 @@ class Deployment:
             raise RuntimeError(f"{' '.join(command)}: {done.stdout[-2000:]} {done.stderr[-2000:]}")
         return done.stdout
 
-    def kill(self, name: str, how: int = signal.SIGKILL) -> None:
-        """Ends a process and all that it started, at once."""
-        process = self._processes.pop(name)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        process.wait(timeout=30)
-
-    def children(self, program: str) -> list[int]:
-        """Returns the ids of processes of this deployment's superlink and nodes that run a program, such as flwr-serverapp."""
-        groups = {p.pid for p in self._processes.values()}
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    words = (entry / "cmdline").read_bytes().split(b"\0")
-                    if any(program.encode() in w for w in words[:3]) and os.getpgid(int(entry.name)) in groups:
-                        found.append(int(entry.name))
-                except (OSError, ProcessLookupError):
-                    continue
-        return found
-
     def socket(self, k: int) -> Path:
         return self.folder / f"state-{k}" / SOCKET
-
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")
-
-    def _start(self, name: str, command: Sequence[str]) -> None:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                command,
-                env=self.environment,
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
 
     def _node_file(self, k: int) -> Path:
         return self.folder / f"site-{k}.yaml"

@@ -151,7 +151,7 @@ def toy_app(
 ) -> ClientApp:
     """Returns an app whose site is made anew for every message, as a process of its own would make it."""
 
-    def handle_for(config: Mapping[str, Any]) -> Callable[[Parcel], Parcel]:
+    def handle_for(config: Mapping[str, Any], seconds: float) -> Callable[[Parcel], Parcel]:
         k = int(config["partition-id"])
         site = Site(method, clients(k), channel, folder / str(k), about={"name": f"site-{k}"})
 
@@ -242,7 +242,7 @@ def many_grid(count: int) -> InProcessGrid:
     """Returns a grid of many nodes that send back the adapter that they got: what a server costs, not what they do."""
     clients = toy_federation([2] * count, lora_alpha=8.0, dtype=torch.float32, num_examples=[8] * count)
 
-    def handle_for(config: Mapping[str, Any]) -> Callable[[Parcel], Parcel]:
+    def handle_for(config: Mapping[str, Any], seconds: float) -> Callable[[Parcel], Parcel]:
         site = Site(FedAvg(), clients[int(config["partition-id"])], Channel(), Path("unused"))
         return lambda parcel: _echo(parcel) if parcel.kind == "train" else site.handle(parcel)
 

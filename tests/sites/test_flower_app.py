@@ -1,11 +1,13 @@
 """The app that `fedelta flower init` writes, and which site answers at a node."""
 
 import json
+import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -93,6 +95,27 @@ def test_a_node_of_a_simulation_is_the_site_of_its_number(config: Path, tmp_path
 def test_a_node_that_says_nothing_of_its_site_is_told_how(config: Path) -> None:
     with pytest.raises(ValueError, match=r"node=\"/path/of/node\.yaml\""):
         site_of(config, {})
+
+
+def test_a_worker_that_hangs_does_not_hold_its_node(config: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as hangs:
+        hangs.bind(str(tmp_path / "site.sock"))
+        hangs.listen()
+        with pytest.raises(TimeoutError, match=r"no answer within 0\.2 s: it hangs"):
+            site_of(config, {"socket": str(tmp_path / "site.sock")}, 0.2)(Parcel("census", {}))
+
+
+def test_a_node_gives_its_site_the_time_that_the_server_waits(in_process: ModuleType) -> None:
+    given: list[float] = []
+
+    def site(node: Mapping[str, Any], seconds: float) -> Callable[[Parcel], Parcel]:
+        given.append(seconds)
+        raise TimeoutError("no answer")
+
+    grid = in_process.InProcessGrid(in_process.client_app(site), 1)
+    answer = dict(in_process.FlowerCarrier(grid, poll=0.001).exchange([(in_process.FIRST, Parcel("census"))], 45.0))
+    assert given == [45.0]
+    assert answer[in_process.FIRST].header == {"reason": "TimeoutError: no answer"}
 
 
 def test_the_app_s_own_config_is_no_site_s_consent(config: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def sites_of(tmp_path: Path, in_process: ModuleType) -> Callable[..., Any]:
         own = load_config(over_sites(raw))
         built: dict[int, Handle] = {}
 
-        def site(node: Mapping[str, Any]) -> Handle:
+        def site(node: Mapping[str, Any], seconds: float) -> Handle:
             k = int(node["partition-id"])
             if k not in built:
                 built[k] = answerer(own, Node(name=f"site-{k}", client=k, state=str(tmp_path / "sites" / str(k))))
@@ -85,7 +85,10 @@ def test_eng_6_the_folder_is_that_of_a_run_in_one_process(
     assert load_config(there / "config.yaml").model.gemm == "default"
     assert {p.name for p in there.iterdir()} - {"curves.png", ".lock"} == {
         "config.yaml",
+        "run.json",
         "rounds.jsonl",
+        "clients.jsonl",
+        "report.html",
         "adapters",
         "checkpoint",
     }
@@ -144,7 +147,7 @@ def test_personal_models_are_scored_at_their_sites(
 def test_a_method_that_pools_data_is_refused_before_a_site_is_asked(
     config: dict[str, Any], in_process: ModuleType, tmp_path: Path
 ) -> None:
-    grid = in_process.InProcessGrid(in_process.client_app(lambda node: pytest.fail("a site was asked")), 3)
+    grid = in_process.InProcessGrid(in_process.client_app(lambda node, seconds: pytest.fail("a site was asked")), 3)
     raw = {
         **over_sites(config),
         "method": "centralised",

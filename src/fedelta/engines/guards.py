@@ -97,15 +97,12 @@ def text_of(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns the kind and the text of an error on one line of limited length, with control characters escaped.
-
-    The text may quote a client, who must not forge lines of the log.
-    """
-    return on_one_line(text_of(error))
+    """Returns the kind and the text of an error, which may quote a client, as `one_line` does."""
+    return one_line(text_of(error))
 
 
-def on_one_line(text: str) -> str:
-    """Returns a text that may come from anybody on one line of limited length, with control characters escaped."""
+def one_line(text: str) -> str:
+    """Returns a text on one line of limited length, with control characters escaped: who wrote it must not forge a log."""
     rest = len(text) - LONGEST
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST])
     return f"{shown} ... ({rest} more characters)" if rest > 0 else shown

@@ -158,23 +158,24 @@ def _log_to_stdout() -> None:
 # --- a site ----------------------------------------------------------------------------------------------------------
 
 
-def site_of(config_file: Path, node_config: Mapping[str, Any]) -> Handle:
+def site_of(config_file: Path, node_config: Mapping[str, Any], seconds: float | None = None) -> Handle:
     """Returns what answers at a node.
 
     Args:
         config_file: of the app.
         node_config: of the SuperNode: `socket`, of a worker; or `node`, a node file, and perhaps `config`, the site's own,
             by which it is built where no worker runs; or, in a simulation, `partition-id`.
+        seconds: that a worker may take for an answer; None waits as long as it takes.
 
     Raises:
         ValueError: for a node config that says none of them.
         ConnectionError: for a node file alone where no worker runs.
     """
     if "socket" in node_config:
-        return _through(Path(str(node_config["socket"])))
+        return _through(Path(str(node_config["socket"])), seconds)
     if "node" in node_config:
         own = node_config.get("config")
-        return _of_node_file(Path(str(node_config["node"])), None if own is None else Path(str(own)))
+        return _of_node_file(Path(str(node_config["node"])), None if own is None else Path(str(own)), seconds)
     if "partition-id" in node_config:
         return _simulated(config_file, int(node_config["partition-id"]))
     raise ValueError(
@@ -183,13 +184,13 @@ def site_of(config_file: Path, node_config: Mapping[str, Any]) -> Handle:
     )
 
 
-def _through(socket: Path) -> Handle:
+def _through(socket: Path, seconds: float | None) -> Handle:
     from fedelta.engines.runners.sites.worker import ask
 
-    return partial(ask, socket)
+    return partial(ask, socket, timeout=seconds)
 
 
-def _of_node_file(node_file: Path, own: Path | None) -> Handle:
+def _of_node_file(node_file: Path, own: Path | None, seconds: float | None) -> Handle:
     """Returns the worker of a node file, where one runs; else the site in this process, built from its own config."""
     from fedelta.engines.runners.sites.worker import SOCKET
     from fedelta.runs.config.node import read_node
@@ -197,7 +198,7 @@ def _of_node_file(node_file: Path, own: Path | None) -> Handle:
     node = read_node(node_file)
     socket = node.folder() / SOCKET
     if socket.exists():
-        return _through(socket)
+        return _through(socket, seconds)
     if own is None:
         raise ConnectionError(
             f"no site is running at {socket}: start it by `fedelta site`, or name the site's own config beside the node file "

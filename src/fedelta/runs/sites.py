@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fedelta.client import LocalClient
-from fedelta.engines.guards import on_one_line, reason_of
+from fedelta.engines.guards import one_line, reason_of
 from fedelta.engines.site import Score, Site
 from fedelta.exchange import parcels
 from fedelta.exchange.channel import Channel
@@ -217,7 +217,7 @@ def _digest(terms: Any) -> str:
 
 def _in_words(parcel: Parcel) -> str:
     # both come from elsewhere, and must not forge a line of the log
-    run, t = (on_one_line(f"{parcel.header.get(name)!s:.60}") for name in ("run", "t"))
+    run, t = (one_line(f"{parcel.header.get(name)!s:.60}") for name in ("run", "t"))
     return f"{parcel.kind} of run {run}" + (f", round {t}" if "t" in parcel.header else "") + f", {len(parcel.body)} bytes"
 
 

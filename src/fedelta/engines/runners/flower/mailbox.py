@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedelta.engines.guards import on_one_line, reason_of
+from fedelta.engines.guards import one_line, reason_of
 from fedelta.engines.runners.flower.faults import FlowerError, fault
-from fedelta.engines.runners.flower.packing import pack, unpack
+from fedelta.engines.runners.flower.packing import GRACE, pack, unpack
 from fedelta.exchange.parcels import Parcel
 
 logger = logging.getLogger("fedelta.sites")
@@ -27,9 +27,6 @@ TYPES = {"census": "query", "train": "train", "evaluate": "evaluate"}
 
 IN_HAND = 64 << 20
 """Bytes of bodies that are pushed or fetched in one call, or one body if it is larger: what a server holds beside its spool."""
-
-GRACE = 60.0
-"""Seconds after its deadline in which a late answer still reaches the SuperLink, to be counted."""
 
 Answer = Parcel | Exception
 
@@ -203,7 +200,7 @@ def _may_pass(answer: Answer) -> bool:
 
 def _reason(answer: Answer) -> str:
     """Returns why a node is asked again, on one line of limited length."""
-    return reason_of(answer) if isinstance(answer, Exception) else on_one_line(str(answer.header.get("reason")))
+    return reason_of(answer) if isinstance(answer, Exception) else one_line(str(answer.header.get("reason")))
 
 
 def _listed(nodes: Sequence[int]) -> str:

@@ -8,6 +8,9 @@ from fedelta.exchange.parcels import Parcel, decode_parts, encode_header
 
 HEADER, BODY = "header", "body"
 
+GRACE = 60.0
+"""Seconds after its deadline in which a late answer still reaches the SuperLink, to be counted."""
+
 
 def pack(parcel: Parcel) -> RecordDict:
     """Returns a parcel as the content of one of Flower's messages."""

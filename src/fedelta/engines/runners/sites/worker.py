@@ -62,6 +62,16 @@ def ask(path: str | Path, parcel: Parcel, timeout: float | None = None) -> Parce
         TimeoutError: if the answer took longer.
         ValueError: for an answer that is no parcel.
     """
+    try:
+        return _asked(path, parcel, timeout)
+    except TimeoutError:
+        raise TimeoutError(
+            f"the site at {path} gave no answer within {timeout:g} s: it hangs, or is at work on something else; its log says "
+            "which"
+        ) from None
+
+
+def _asked(path: str | Path, parcel: Parcel, timeout: float | None) -> Parcel:
     until = None if timeout is None else time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
