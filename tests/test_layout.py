@@ -51,6 +51,7 @@ ELSEWHERE = {
     "merging.py": "methods/test_toy_numbers.py",
     "engines/federation.py": "engines/test_server.py",
     "engines/manifests.py": "engines/test_checkpoint.py",
+    "engines/census_answers.py": "engines/test_census.py",
     "engines/conduct.py": "engines/test_faults.py",
     "engines/rounds.py": "engines/test_server.py",
     "engines/letters.py": "engines/test_visits.py",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fedelta.engines import census
 from fedelta.engines.census import RemoteClient
-from fedelta.engines.census_answers import Site
+from fedelta.engines.census_answers import CensusEntry
 from fedelta.engines.guards import reason_of
 from fedelta.engines.remote import Terms, evaluation_parcel, scores_of
 from fedelta.engines.rounds import Round
@@ -141,11 +141,11 @@ def build_at_sites(
         template=found.template,
         settings=_asking_more(chosen.settings, federation.participation, federation.over_selection),
         engine=partial(carrier.visits, run, terms, federation.deadline, federation.over_selection),
-        layout=layouts.taken(found.layout, config.model.name) if held is None else held.layout,
+        layout=layouts.received(found.layout, config.model.name) if held is None else held.layout,
         **_scored_here(held),
         own_scores=OwnScores(config, chosen, carrier, run, terms, found.clients),
         memories_here=False,
-        notes={"run": run, "sites": {str(site.peer.id): _told(site) for site in known}},
+        notes={"run": run, "sites": {str(site.peer.id): _identity(site) for site in known}},
     )
 
 
@@ -201,7 +201,7 @@ class _Unpooled:
 
 def _census(
     config: RunConfig, method: Method, ask: census.Ask, addresses: Sequence[Any], run: str
-) -> tuple[RunConfig, list[Site]]:
+) -> tuple[RunConfig, list[CensusEntry]]:
     """Asks all sites who they are; where the form of products is open it is settled, and they are asked again under it."""
     known = census.survey(ask, addresses, run, terms_of(config, method))
     if config.model.gemm == "auto":
@@ -211,7 +211,7 @@ def _census(
     return config, known
 
 
-def _told(site: Site) -> dict[str, Any]:
+def _identity(site: CensusEntry) -> dict[str, Any]:
     """Returns what must be the same of a site when its run is taken up again."""
     return {"name": site.name, "rank": site.peer.rank, "num_examples": site.peer.num_examples}
 
