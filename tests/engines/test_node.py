@@ -95,7 +95,7 @@ def node(
     """Node k of a federation on a ring."""
     known = {key: options.pop(key) for key in ("start", "weights", "link_drop", "channel") if key in options}
     settings = RunSettings(rounds=rounds, engine="sequential", **known)
-    given = {"mixing": topology.ring(len(clients)), "patience": CALM, **options}
+    given: dict[str, Any] = {"mixing": topology.ring(len(clients)), "patience": CALM, **options}
     peers = [client.peer for client in clients]
     return take_part(
         get_method(name), clients[k], peers, largest_template(clients), Post(network, k), settings=settings, **given
