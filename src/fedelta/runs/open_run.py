@@ -107,7 +107,8 @@ class OpenRun:
     def _report(self) -> None:
         # A page is made of records that are safe on the disk: a fault in it must not end a run, or hide what ended it.
         try:
-            text = page([read_run(self.folder, self.experiment.config.name)])
+            config = self.experiment.config
+            text = page([read_run(self.folder, config.name, config)])
         except Exception as error:
             logger.warning("%s is not written: %s; try `fedelta report %s`", self.folder.report, error, self.folder.path)
         else:

@@ -10,6 +10,7 @@ from typing import Any, cast
 from fedelta.exchange import files
 from fedelta.report.page import Run, page
 from fedelta.runs import client_lines
+from fedelta.runs.config import RunConfig
 from fedelta.runs.folder import RunFolder
 
 
@@ -57,16 +58,21 @@ def runs_in(folder: Path) -> list[Path]:
     return runs
 
 
-def read_run(folder: RunFolder, name: str) -> Run:
+def read_run(folder: RunFolder, name: str, config: RunConfig | None = None) -> Run:
     """Reads what a page needs of a run; records that are damaged are left out.
+
+    Args:
+        folder: of the run.
+        name: to show it by.
+        config: of the run, where the caller has it; else that of the folder.
 
     Raises:
         FileNotFoundError, ConfigError: for a folder without a config, or with one that is none.
     """
     clients = client_lines.read(folder.clients_file) if folder.clients_file.is_file() else None
     records, _ = folder.survey()
-    config = folder.config().model_dump(mode="json")
-    return Run(name, records, config, _facts(folder.run_file), _split(folder.split_file), clients)
+    values = (config or folder.config()).model_dump(mode="json")
+    return Run(name, records, values, _facts(folder.run_file), _split(folder.split_file), clients)
 
 
 def _object(path: Path) -> dict[str, Any]:
