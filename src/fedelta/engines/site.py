@@ -16,7 +16,6 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -226,7 +225,7 @@ class Kept:
 
 def digest_of(template: Adapter) -> str:
     """Returns 32 hexadecimal digits that name an initial adapter, to the last bit."""
-    return blake2b(wire.encode({"adapter": template}), digest_size=16).hexdigest()
+    return wire.digest({"adapter": template}).hex()
 
 
 def versions() -> dict[str, Any]:
