@@ -68,7 +68,6 @@ ELSEWHERE = {
     "engines/mailbox.py": "engines/test_node.py",
     "engines/neighbours.py": "engines/test_node.py",
     "engines/runners/zenoh/*": "sites/test_zenoh.py",
-    "engines/runners/sequential.py": "engines/runners/test_batched.py",
     "exchange/codecs/*": "exchange/test_codecs.py",
     "exchange/channel.py": "engines/test_visits.py",
     "exchange/files.py": "engines/test_checkpoint.py",

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import struct
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,7 @@ def test_a_write_that_takes_a_part_goes_on(tmp_path: Path, monkeypatch: pytest.M
 def test_the_ledger_adds_up() -> None:
     ledger = wire.Ledger({0: 5, 3: 7}, {3: 11})
     assert (ledger.total_down, ledger.total_up, ledger.total) == (12, 11, 23)
+
+
+def test_a_digest_is_that_of_the_bytes() -> None:
+    assert wire.digest(rich_message()) == blake2b(wire.encode(rich_message()), digest_size=16).digest()

@@ -19,7 +19,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -246,7 +245,7 @@ class Kept:
 
 def digest_of(template: Adapter) -> str:
     """Returns 32 hexadecimal digits that name an initial adapter, to the last bit."""
-    return blake2b(wire.encode({"adapter": template}), digest_size=16).hexdigest()
+    return wire.digest({"adapter": template}).hex()
 
 
 def versions() -> dict[str, Any]:

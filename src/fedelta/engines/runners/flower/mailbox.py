@@ -142,10 +142,11 @@ class Mailbox:
             messages = list(self.grid.pull_messages(ids[start : start + count]))
             try:
                 while messages:
-                    message = messages.pop(0)
-                    node = waiting.pop(message.metadata.reply_to_message_id, None)
-                    if node is not None:
-                        yield node, self._read(message)
+                    node = waiting.pop(messages[0].metadata.reply_to_message_id, None)
+                    if node is None:
+                        del messages[0]
+                    else:  # not by a name, which would hold the answer while the next one is fetched
+                        yield node, self._read(messages.pop(0))
             finally:  # the caller has enough
                 for message in messages:
                     waiting.pop(message.metadata.reply_to_message_id, None)
