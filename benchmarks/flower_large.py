@@ -122,7 +122,8 @@ def report(found: Mapping[str, Any]) -> str:
     rounds = ", ".join(f"{x:.1f}" for x in found["rounds"])
     taken = (found["peak"] - found["before"]) * 2**20 / 1e6 / found["megabytes"]
     lines = [
-        f"two sites, {found['megabytes']} MB down and up each: census {found['census']:.1f} s, rounds {rounds} s, load {found['load']:.1f}",
+        f"two sites, {found['megabytes']} MB down and up each, load {found['load']:.1f}",
+        f"census {found['census']:.1f} s, rounds {rounds} s, with all that Flower starts {found['whole']:.0f} s",
         f"the server's app: {found['before']:.0f} MiB before, {found['peak']:.0f} MiB at most, {taken:.1f} adapters above",
         f"the SuperLink's database: {found['database_mb']:.0f} MB",
         *(f"{name}: {mib:.0f} MiB at most" for name, mib in sorted(found["peaks"].items())),

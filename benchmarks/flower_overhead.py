@@ -1,8 +1,9 @@
 """What does a round over Flower cost on top of Flower's own empty round, with a worker at each site?
 
-Two sites on this machine, a SuperLink with TLS, node keys. The empty round is an app whose messages hold nothing and whose ClientApp
-imports nothing of ours; it and ours take turns. A round of ours is MiniLM's adapter of rank 8 and one step at each site; the
-seconds that the slower site says it worked are taken off. What is left is ours: imports, packing, the socket, checks, the mean.
+Two sites on this machine, a SuperLink with TLS, node keys. The empty round is an app whose messages hold nothing and whose
+ClientApp imports nothing of ours; it and ours take turns. A round of ours is MiniLM's adapter of rank 8 and one step at each
+site; the seconds that the slower site says it worked are taken off. What is left is ours: imports, packing, the socket,
+checks, the mean.
 """
 
 from __future__ import annotations

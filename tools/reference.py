@@ -133,9 +133,11 @@ NODE_HEAD = """# Node files
 A site takes part in a run with two files: the config, which all share, and a node file, which stays on its machine and is given
 by `--node`. Paths in it are taken from the folder in which it lies. An unknown key is refused.
 
-The site's own config is its consent to the model, to the fields of its rows and to the kind of task and its labels. All that
-changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of `allow`. No code,
-no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and logged at the site.
+The site's own config is its consent to the model, to the weights of it that train (`lora.target_modules` and
+`lora.modules_to_save`) and to the task: its labels, and all that it reads of a row. Sequences get no longer than there. All
+else that changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of
+`allow`. No code, no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and
+logged at the site. The reasons, and what this does not hold against: [ADR 10](../adr/0010-trust-between-sites-and-server.md).
 
 ```yaml
 name: north
@@ -147,9 +149,9 @@ allow:
   max_memory: 64MB
 ```
 
-The state folder holds, for its owner alone: `site.sock`, `site.log`, `runs/` (what the client remembers, two rounds of each
-run) and `rows/` (its encoded rows, from which the rows can be read back). A run's folder in `runs/` may be removed once the run
-is over.
+The state folder holds, for its owner alone: `site.sock`, `site.log`, `runs/` (what the client remembers, two rounds of each of
+the last 20 runs) and `rows/` (its encoded rows, from which the rows can be read back). A run's folder in `runs/` may be removed
+once the run is over. A folder that other users may write to is refused.
 """
 
 CHOICES_HEAD = """## Choices by name

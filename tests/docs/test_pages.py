@@ -15,6 +15,8 @@ import yaml
 
 import fedelta
 from fedelta.runs.config import load_config
+from fedelta.runs.config.node import Node
+from fedelta.runs.config.roster import Roster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = REPOSITORY / "README.md"
@@ -23,6 +25,9 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://)([^)#\s]+)[^)]*\)")
 SHORTER = {'"rounds": 6': '"rounds": 1'}
 """What is run in place of a tutorial's text, to save a minute."""
+
+GROUPS = ("flower",)
+"""Commands of fedelta that have commands of their own."""
 
 TARGET = re.compile(r"^([a-z]+):", re.MULTILINE)
 ALL = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
@@ -65,8 +70,14 @@ WITH_PYTHON = [page for page in PAGES if blocks("python", page)]
 
 def commands() -> list[tuple[str, str]]:
     """Pages and command lines in their bash blocks."""
-    lines = ((page, line) for page in PAGES for block in blocks("bash", page) for line in block.text.splitlines())
+    lines = [(page, line) for page in PAGES for block in blocks("bash", page) for line in block.text.splitlines()]
+    # Blocks of `sh` are run as they stand by `tests/sites/test_deploy_page.py`; what is ours in them is looked at here, too.
+    lines += [(page, line) for page in PAGES for block in blocks("sh", page) for line in ours(block)]
     return [(name_of(page), line) for page, line in lines if shlex.split(line, comments=True)]
+
+
+def ours(block: Block) -> list[str]:
+    return [line for line in block.text.splitlines() if line.startswith("fedelta ")]
 
 
 @functools.cache
@@ -145,9 +156,19 @@ def test_python_blocks_shadow_no_builtin(page: Path, tmp_path: Path):
     assert done.returncode == 0, done.stdout
 
 
+FILES = {"config": load_config, "node file": Node.model_validate, "roster": Roster.model_validate}
+"""The kinds of YAML files that a page may show, and what reads them."""
+
+
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks("yaml", page)], ids=str)
-def test_yaml_blocks_are_valid_configs(block: Block):
-    load_config(yaml.safe_load(block.text) or {})
+def test_yaml_blocks_are_valid_files(block: Block):
+    values, errors = yaml.safe_load(block.text) or {}, dict[str, ValueError]()
+    for kind, read in FILES.items():
+        try:
+            read(values)
+        except ValueError as error:
+            errors[kind] = error
+    assert len(errors) < len(FILES), errors
 
 
 @pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: value)
@@ -156,7 +177,7 @@ def test_commands_exist(page: str, line: str):
     if words[0] in ("make", ".ci/run", ".venv/bin/pre-commit"):
         assert words[0] != "make" or words[1] in TARGET.findall((REPOSITORY / "Makefile").read_text(encoding="utf-8"))
     elif words[0] == "fedelta":
-        assert_options(words, help_of(words[1]))
+        assert_options(words, help_of(*words[1 : 3 if words[1] in GROUPS else 2]))
     elif words[0] == "torchrun":  # what it starts follows its last own option
         at = words.index("--no-python") + 1
         assert_options(words[:at], help_of_torchrun())

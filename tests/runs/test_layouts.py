@@ -24,9 +24,9 @@ WHOLE = Layout(
 
 
 def test_a_site_tells_no_path_and_a_server_names_the_base_as_it_has_it() -> None:
-    told = json.loads(json.dumps(layouts.told(WHOLE)))
-    assert "north" not in json.dumps(told)
-    assert layouts.taken(told, "theirs/model") == Layout(
+    sent = json.loads(json.dumps(layouts.to_send(WHOLE)))
+    assert "north" not in json.dumps(sent)
+    assert layouts.received(sent, "theirs/model") == Layout(
         {
             "base_model_name_or_path": "theirs/model",
             "target_modules": ["query", "value"],
@@ -36,7 +36,7 @@ def test_a_site_tells_no_path_and_a_server_names_the_base_as_it_has_it() -> None
         },
         frozenset({"embed"}),
     )
-    assert layouts.taken(told, "minilm").config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert layouts.received(sent, "minilm").config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,4 @@ def test_a_site_tells_no_path_and_a_server_names_the_base_as_it_has_it() -> None
     ],
 )
 def test_what_does_not_fit_is_left_out(given: Any) -> None:
-    assert layouts.taken(given, "mine") == Layout({"base_model_name_or_path": "mine"})
+    assert layouts.received(given, "mine") == Layout({"base_model_name_or_path": "mine"})

@@ -221,6 +221,19 @@ def test_a_late_answer_is_counted_and_dropped_and_the_site_is_asked_again(in_pro
     assert third.snapshot.client_rounds == dict.fromkeys(range(4), 2)
 
 
+def test_a_site_that_is_starting_is_asked_again_and_writes_no_line_of_the_log(
+    in_process: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    starting = iter([Parcel("refusal", {"again": True, "reason": "soon\nall is well"}, b"\0" * 5000)])
+    method = get_method("fedavg")
+    grid = in_process.toy_grid(method, tmp_path, change=lambda k, asked, up: next(starting, up) if k == 2 else up)
+    carrier = in_process.FlowerCarrier(grid, poll=0.001)
+    found = carrier.ask({node: Parcel("census", {"run": "r", "terms": {}}) for node in carrier.nodes()}, 60.0, 0.0)
+    assert [answer.kind for answer in found.values()] == ["census"] * 4
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "fedelta.sites")
+    assert line == "asking node 1003 again: soon\\nall is well"
+
+
 def test_a_round_with_over_selection_ends_with_the_first_answers(in_process: ModuleType, tmp_path: Path) -> None:
     method = get_method("fedavg")
     slow = {0: 0, 1: 50, 2: 0, 3: 50}

@@ -85,7 +85,10 @@ def test_eng_6_the_folder_is_that_of_a_run_in_one_process(
     assert load_config(there / "config.yaml").model.gemm == "default"
     assert {p.name for p in there.iterdir()} - {"curves.png", ".lock"} == {
         "config.yaml",
+        "run.json",
         "rounds.jsonl",
+        "clients.jsonl",
+        "report.html",
         "adapters",
         "checkpoint",
     }

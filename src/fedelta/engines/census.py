@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn, TypeAlias, cast
 
-from fedelta.engines.census_answers import Address, Site, answered, site_of, template_of, texts
+from fedelta.engines.census_answers import Address, CensusEntry, answered, entry_of, template_of, texts
 from fedelta.engines.guards import reason_of
 from fedelta.engines.remote import Terms
 from fedelta.engines.site import digest_of, versions
@@ -72,8 +72,8 @@ class Sites:
     layout: Mapping[str, Any] | None = None
 
 
-def survey(ask: Ask, addresses: Collection[Any], run: str, terms: Terms) -> list[Site]:
-    """Asks all sites at once who they are; returns their words in the order of ids.
+def survey(ask: Ask, addresses: Collection[Any], run: str, terms: Terms) -> list[CensusEntry]:
+    """Asks all sites at once who they are; returns their entries in the order of ids.
 
     Args:
         ask: the carrier's way to all of them.
@@ -85,14 +85,14 @@ def survey(ask: Ask, addresses: Collection[Any], run: str, terms: Terms) -> list
         CensusError: naming each site that did not answer or does not fit, and why.
     """
     answers = ask(dict.fromkeys(addresses, Parcel("census", {"run": run, "terms": terms, "want_template": False})))
-    found: list[Site] = []
+    found: list[CensusEntry] = []
     faults: dict[str, str] = {}
     for address in addresses:
         answer = answers.get(address)
         if isinstance(answer, Parcel) and answer.header.get("spare") is True:
             continue  # a node of a simulation that stands for no site
         try:
-            found.append(site_of(address, answered(answer)))
+            found.append(entry_of(address, answered(answer)))
         except Exception as error:
             faults[f"site at {address}"] = reason_of(error)
     faults |= _unlike(found)
@@ -103,14 +103,14 @@ def survey(ask: Ask, addresses: Collection[Any], run: str, terms: Terms) -> list
     return sorted(found, key=lambda site: site.peer.id)
 
 
-def agreed(sites: Sequence[Site], name: str, otherwise: str) -> str:
+def agreed(sites: Sequence[CensusEntry], name: str, otherwise: str) -> str:
     """Returns what all sites would choose where the terms leave it open; `otherwise` if they differ."""
     choices = {site.choices.get(name) for site in sites}
     common = choices.pop() if len(choices) == 1 else None
     return otherwise if common is None else common
 
 
-def enrol(ask: Ask, sites: Sequence[Site], run: str, terms: Terms) -> Sites:
+def enrol(ask: Ask, sites: Sequence[CensusEntry], run: str, terms: Terms) -> Sites:
     """Fetches the common adapter from a site of largest rank, and compares it with what each site begins from.
 
     All that is kept of it is what that site can hold by its own word, so that no site makes the server's state larger.
@@ -133,7 +133,7 @@ def enrol(ask: Ask, sites: Sequence[Site], run: str, terms: Terms) -> Sites:
         raise CensusError(f"{_called(largest)}: {reason_of(error)}") from error
     known: dict[Any, tuple[Adapter, str]] = {}
     clients: list[RemoteClient] = []
-    others: list[Site] = []
+    others: list[CensusEntry] = []
     for site in sites:
         kind = _kind(site.peer)
         if kind not in known:
@@ -151,7 +151,7 @@ def enrol(ask: Ask, sites: Sequence[Site], run: str, terms: Terms) -> Sites:
     return Sites(clients, template, largest.base, cast("Mapping[str, Any]", layout) if isinstance(layout, Mapping) else None)
 
 
-def _unlike(sites: Sequence[Site]) -> dict[str, str]:
+def _unlike(sites: Sequence[CensusEntry]) -> dict[str, str]:
     """Returns by site why it does not fit the server or the others."""
     faults: dict[str, str] = {}
     here = texts(versions())
@@ -165,7 +165,7 @@ def _unlike(sites: Sequence[Site]) -> dict[str, str]:
         for site in sites:
             if value(site) != common[0][0]:
                 faults.setdefault(_called(site), f"its {what} is {value(site)!r:.200}, that of others {common[0][0]!r:.200}")
-    owners: dict[int, Site] = {}
+    owners: dict[int, CensusEntry] = {}
     for site in sites:
         first = owners.setdefault(site.peer.id, site)
         if first is not site:
@@ -178,19 +178,19 @@ def _kept_part(name: str, version: str | None) -> str | None:
     return version.partition(".")[0] if name == "torch" and version is not None else version
 
 
-def _base(site: Site) -> str:
+def _base(site: CensusEntry) -> str:
     return site.base
 
 
-def _labels(site: Site) -> tuple[Any, ...] | None:
+def _labels(site: CensusEntry) -> tuple[Any, ...] | None:
     return site.labels
 
 
-def _called(site: Site) -> str:
+def _called(site: CensusEntry) -> str:
     return f"site {site.name!r} at {site.address}"
 
 
-def _begins_with(site: Site, template: Adapter) -> tuple[Adapter, str]:
+def _begins_with(site: CensusEntry, template: Adapter) -> tuple[Adapter, str]:
     """Returns a site's part of the common adapter, and its digest; raises CensusError for a rank that the adapter lacks."""
     try:
         own = template_for(site.peer, template)

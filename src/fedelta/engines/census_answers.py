@@ -51,8 +51,8 @@ PEER_FIELDS: Mapping[str, Check] = {
 
 
 @dataclass(frozen=True)
-class Site:
-    """The word of a site about itself.
+class CensusEntry:
+    """The entry of one site in a census: what it says of itself.
 
     Attributes:
         address: under which the carrier reaches it.
@@ -88,11 +88,11 @@ def answered(answer: Parcel | Exception | None) -> Parcel:
     return answer
 
 
-def site_of(address: Address, parcel: Parcel) -> Site:
+def entry_of(address: Address, parcel: Parcel) -> CensusEntry:
     """Returns what a site says; raises ValueError for what cannot be believed."""
     header: Mapping[str, Any] = parcel.header
     name, digest, base = (str(header.get(entry))[:LONGEST_TEXT] for entry in ("name", "digest", "base"))
-    return Site(
+    return CensusEntry(
         address=address,
         name=name,
         peer=_peer(header.get("peer")),

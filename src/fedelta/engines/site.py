@@ -124,7 +124,7 @@ class Site:
         base = self._base_of(kept, letter)
         reply, memory = answer(self.method, self.client, self.channel, letter, kept.memory(letter.remembered))
         if base is not None:
-            kept.keep_base(base, told=letter.peer.base_version)
+            kept.keep_base(base, assumed=letter.peer.base_version)
         kept.keep_memory(letter.t, memory, remembered=letter.remembered)
         header = {"run": kept.run, "t": letter.t, "metrics": dict(reply.metrics), "base_version": reply.base_version}
         return Parcel("train", header, wire.encode(reply.content))
@@ -211,12 +211,12 @@ class Kept:
             )
         return base
 
-    def keep_base(self, base: BaseDelta, *, told: int) -> None:
+    def keep_base(self, base: BaseDelta, *, assumed: int) -> None:
         """Writes the whole base, then removes all but it and the version that the server takes this site to hold."""
         path = self._base_file(base.version)
-        if told != base.version or not path.is_file():
+        if assumed != base.version or not path.is_file():
             files.commit_private(path, wire.encode({"base": base}))
-        self._remove_others("base", (base.version, told))
+        self._remove_others("base", (base.version, assumed))
 
     def _memory_file(self, t: int) -> Path:
         return self.folder / f"memory-{t}.safetensors"

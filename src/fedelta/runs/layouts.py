@@ -22,17 +22,17 @@ ENTRIES: Mapping[str, Callable[[object], bool]] = {
 """The entries of adapter_config.json that a site tells, and a test of each; none of them names code or a file."""
 
 
-def told(layout: Layout) -> dict[str, Any]:
+def to_send(layout: Layout) -> dict[str, Any]:
     """Returns what a site tells of its model's layout, as plain JSON."""
     config = json.loads(json.dumps({key: layout.config.get(key) for key in ENTRIES}, default=sorted))
     return {"config": config, "embeddings": sorted(layout.embeddings)}
 
 
-def taken(given: object, base_model: str) -> Layout:
+def received(given: object, base_model: str) -> Layout:
     """Returns the layout that a server takes from what a site told, which may be anything; what does not fit is left out.
 
     Args:
-        given: what `told` returned, as it arrived.
+        given: what `to_send` returned, as it arrived.
         base_model: its name in the server's config.
     """
     found = _mapping(given)

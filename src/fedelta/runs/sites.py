@@ -134,7 +134,7 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
         fingerprint=model.fingerprint,
         labels=_labels(task),
         gemm=model.gemm,
-        layout=layouts.told(model.layout),
+        layout=layouts.to_send(model.layout),
         folder=node.folder(),
         allow=node.allow,
         score=partial(evaluator(task, model, config.evaluation.batch_size).score, examples=tests) if tests else None,
