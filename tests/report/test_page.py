@@ -153,14 +153,16 @@ def test_one_seed_speaks_of_no_interval(a_study: Study):
     text = words(page(a_study(seeds=1)))
     assert "One seed: a difference may be chance." in text
     body = text.split("What was run", 1)[1]
-    for word in ("±", "95 %", "not separated", "is behind", "bands overlap", "band:", "of the seeds", "and seeds"):
+    for word in ("±", "95 %", "best mean", "not separated", "is behind", "bands overlap", "band:", "of the seeds", "and seeds"):
         assert word not in body, word
 
 
 def test_two_seeds_allow_no_verdict(a_study: Study):
     text = words(page(a_study(seeds=2)))
     assert "Two seeds allow no verdict." in text
-    assert "not separated" not in text
+    assert "no verdicts below 3 seeds" in text
+    for word in ("not separated", "b best mean", "a behind"):
+        assert word not in text
 
 
 def test_one_run_has_no_winner(a_study: Study):

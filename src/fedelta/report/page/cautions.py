@@ -42,6 +42,9 @@ def _seeds(c: Compared) -> Iterator[Caution]:
     if level:
         texts = [f"{c.group(key).label} {seeds or f'more than {statistics.MOST_SEEDS}'}" for key, seeds in level.items()]
         yield Caution("more seeds", f"would separate from the best mean, roughly: {listed(texts)}", False)
+    if n < statistics.FEWEST:
+        yield Caution("95 % t-intervals", f"of differences paired by seed; no verdicts below {statistics.FEWEST} seeds", False)
+        return
     against = f"{study.baseline.label} (Holm)" if study.named else "the best mean (studentised range, seeds as blocks)"
     yield Caution("95 % t-intervals", f"of differences paired by seed; marks against {against}", False)
 
