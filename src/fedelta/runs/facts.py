@@ -18,7 +18,7 @@ from typing import Any
 from fedelta.exchange import files
 from fedelta.runs.client_lines import EACH
 from fedelta.runs.deal import Deal
-from fedelta.runs.experiment import Experiment
+from fedelta.runs.rounds import Experiment
 
 MOST_LABELS = 1000
 """Different labels up to which they are counted by client."""
