@@ -94,6 +94,12 @@ def test_a_site_that_begins_from_another_adapter_is_named() -> None:
         enrol(ask, known, "run", {})
 
 
+def test_a_site_that_claims_a_rank_which_it_does_not_have_is_named() -> None:
+    ask = sites(lambda k, a: replace(a, header={**a.header, "peer": {**a.header["peer"], "rank": 10**9}}) if k == 1 else a)
+    with pytest.raises(CensusError, match=r"site 's1' at b: layer .* client 1 has rank 1000000000, the template only 4"):
+        enrol(ask, survey(ask, "abc", "run", {}), "run", {})
+
+
 def test_a_client_at_a_site_is_not_trained_here() -> None:
     ask = sites()
     client = enrol(ask, survey(ask, "abc", "run", {}), "run", {}).clients[0]

@@ -148,7 +148,7 @@ def enrol(ask: Ask, sites: Sequence[Site], run: str, terms: Terms) -> Sites:
         terms: as there.
 
     Raises:
-        CensusError: naming each site that begins from another adapter.
+        CensusError: naming each site that begins from another adapter, or says that it has a rank which none has.
     """
     largest = max(sites, key=lambda site: (site.peer.rank, -site.peer.id))
     question = Parcel("census", {"run": run, "terms": terms, "want_template": True})
@@ -160,7 +160,7 @@ def enrol(ask: Ask, sites: Sequence[Site], run: str, terms: Terms) -> Sites:
     for site in sites:
         kind = _kind(site.peer)
         if kind not in known:
-            own = template_for(site.peer, template)
+            own = _own_template(site, template)
             known[kind] = own, digest_of(own)
         own, digest = known[kind]
         clients.append(RemoteClient(site.peer, own, site.name, site.address))
@@ -275,6 +275,14 @@ def _template(site: Site, parcel: Parcel) -> Adapter:
     if not isinstance(adapter, Adapter):
         raise CensusError(f"{_called(site)}: it sent a {type(adapter).__name__} where its adapter was asked for")
     return adapter
+
+
+def _own_template(site: Site, template: Adapter) -> Adapter:
+    """The adapter that a site begins from, if it is who it says."""
+    try:
+        return template_for(site.peer, template)
+    except (ValueError, KeyError, OverflowError) as error:
+        raise CensusError(f"{_called(site)}: {error}") from error
 
 
 def _kind(peer: Peer) -> Any:
