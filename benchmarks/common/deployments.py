@@ -1,5 +1,7 @@
 """A deployment of Flower on this machine, as the tests of real sites start it, with an app of one's own."""
 
+# pyright: reportMissingImports=false - an extra, which need not be installed
+
 from __future__ import annotations
 
 import importlib.util
@@ -13,6 +15,9 @@ from types import ModuleType
 from typing import Any
 
 TESTS = Path(__file__).resolve().parents[2] / "tests/sites"
+
+PROGRAMS = ("flower-super", "flwr-", "fedelta", "flower_large")
+"""What the names of programs begin with that are watched."""
 
 PROJECT = """\
 [build-system]
@@ -79,13 +84,12 @@ def peaks(going: Any, every: float = 0.2) -> Iterator[dict[str, float]]:
 def _watch(going: Any, found: dict[str, float], over: threading.Event, every: float) -> None:
     while not over.is_set():
         for process, words in going.family():
-            name = next(
-                (Path(w).name for w in words[:3] if Path(w).name.startswith(("flwr-", "flower-", "flower_", "fedelta"))), ""
-            )
+            name = next((Path(word).name for word in words[:3] if Path(word).name.startswith(PROGRAMS)), None)
             try:
                 status = Path(f"/proc/{process}/status").read_text()
                 peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
-            except (OSError, IndexError):
+            except (OSError, IndexError):  # it has ended
                 continue
-            found[name] = max(found.get(name, 0.0), peak)
+            if name is not None:
+                found[name] = max(found.get(name, 0.0), peak)
         time.sleep(every)

@@ -122,7 +122,7 @@ def enrol(ask: Ask, sites: Sequence[CensusEntry], run: str, terms: Terms) -> Sit
         terms: as there.
 
     Raises:
-        CensusError: naming each site that begins from another adapter.
+        CensusError: naming each site that begins from another adapter, or says that it has a rank which none has.
     """
     largest = max(sites, key=lambda site: (site.peer.rank, -site.peer.id))
     question = Parcel("census", {"run": run, "terms": terms, "want_template": True})
@@ -194,7 +194,7 @@ def _begins_with(site: CensusEntry, template: Adapter) -> tuple[Adapter, str]:
     """Returns a site's part of the common adapter, and its digest; raises CensusError for a rank that the adapter lacks."""
     try:
         own = template_for(site.peer, template)
-    except ValueError as error:
+    except (ValueError, KeyError, OverflowError) as error:
         raise CensusError(f"{_called(site)}: {reason_of(error)}") from error
     return own, digest_of(own)
 

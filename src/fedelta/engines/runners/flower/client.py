@@ -3,6 +3,8 @@
 What answers, a worker behind a socket or something built in this process, is the caller's to say.
 """
 
+# pyright: reportMissingImports=false - an extra, which need not be installed
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

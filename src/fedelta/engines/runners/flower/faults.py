@@ -1,5 +1,7 @@
 """Flower's errors in words that say what happened and what to look at."""
 
+# pyright: reportMissingImports=false - an extra, which need not be installed
+
 from __future__ import annotations
 
 from flwr.app import Error

@@ -5,6 +5,8 @@ leaves nobody told. A message is known by the id that it was given when it was p
 the SuperLink, not from the node.
 """
 
+# pyright: reportMissingImports=false - an extra, which need not be installed
+
 from __future__ import annotations
 
 import logging

@@ -1,5 +1,7 @@
 """The server's end of Flower: a ServerApp that carries out one run over its grid, and ends with it."""
 
+# pyright: reportMissingImports=false - an extra, which need not be installed
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

@@ -4,6 +4,8 @@ In production an institution's own authority signs keys that never leave the mac
 one place and handed out. They are good for trying TLS and mutual TLS as they will be, for a month.
 """
 
+# pyright: reportMissingImports=false - an extra, which need not be installed
+
 from __future__ import annotations
 
 import datetime

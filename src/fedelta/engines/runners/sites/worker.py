@@ -66,8 +66,7 @@ def ask(path: str | Path, parcel: Parcel, timeout: float | None = None) -> Parce
         return _asked(path, parcel, timeout)
     except TimeoutError:
         raise TimeoutError(
-            f"the site at {path} gave no answer within {timeout:g} s: it hangs, or is at work on something else; its log says "
-            "which"
+            f"the site at {path} gave no answer within {timeout:g} s: it hangs or has other work, which its log says"
         ) from None
 
 
