@@ -180,9 +180,9 @@ def test_a_node_that_trusts_signed_apps_alone_takes_no_other(going: Any, tmp_pat
     text = public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
     trusted = tmp_path / "trusted.yaml"
     trusted.write_text(yaml.safe_dump({"fpk_00000000-0000-4000-8000-000000000000": text}))
-    going.kill("node-1")
+    going.kill("node-1", signal.SIGTERM)  # it says that it goes: one that was killed is taken back after a minute
     going.start_node(1, "--trusted-entities", str(trusted))
     said = Run(going, tmp_path / "run").refusal()
-    going.kill("node-1")
+    going.kill("node-1", signal.SIGTERM)  # it says that it goes: one that was killed is taken back after a minute
     going.start_node(1)
     assert "its SuperNode does not take the app" in said
