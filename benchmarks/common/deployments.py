@@ -1,6 +1,7 @@
 """A deployment of Flower on this machine, as the tests of real sites start it, with an app of one's own."""
 
-# pyright: reportMissingImports=false - an extra, which need not be installed
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import importlib.util
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -68,7 +69,7 @@ def write_app(folder: Path, name: str, server: str, client: str, settings: Mappi
 
 
 @contextmanager
-def peaks(going: Any, every: float = 0.2) -> Iterator[dict[str, float]]:
+def peaks(going: Any, every: float = 0.2) -> Generator[dict[str, float]]:
     """Gives a mapping that has, after the block, the largest resident MiB of each kind of process of a deployment."""
     found: dict[str, float] = {}
     over = threading.Event()

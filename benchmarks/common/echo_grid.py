@@ -3,7 +3,8 @@
 What is measured with it is what the server itself holds; a SuperLink is another process, and so are the sites.
 """
 
-# pyright: reportMissingImports=false - an extra, which need not be installed
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 What answers, a worker behind a socket or something built in this process, is the caller's to say.
 """
 
-# pyright: reportMissingImports=false - an extra, which need not be installed
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 

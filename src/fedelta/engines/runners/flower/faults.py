@@ -1,6 +1,7 @@
 """Flower's errors in words that say what happened and what to look at."""
 
-# pyright: reportMissingImports=false - an extra, which need not be installed
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ leaves nobody told. A message is known by the id that it was given when it was p
 the SuperLink, not from the node.
 """
 
-# pyright: reportMissingImports=false - an extra, which need not be installed
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 

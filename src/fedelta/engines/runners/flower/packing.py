@@ -1,6 +1,7 @@
 """Parcels as Flower's records: the body as one array of bytes, so that equal bodies are stored once, the header as JSON."""
 
-# pyright: reportMissingImports=false - an extra, which need not be installed
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The server's end of Flower: a ServerApp that carries out one run over its grid, and ends with it."""
 
-# pyright: reportMissingImports=false - an extra, which need not be installed
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false, reportUntypedFunctionDecorator=false
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Opens sessions of zenoh, for the post of a node and for a relay; the only module that imports it (extra `gossip`)."""
 
-# pyright: reportMissingImports=false - an extra, which need not be installed
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
