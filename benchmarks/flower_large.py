@@ -70,6 +70,8 @@ app = client_app(lambda node, seconds: partial(ask, read_node(node["node"]).fold
 
 def worker(megabytes: str, node_file: str) -> None:
     """Serves one site, whose adapter has so many MB."""
+    import torch
+
     from fedelta.engines.runners.sites.worker import serve
     from fedelta.engines.site import Site
     from fedelta.exchange.channel import Channel
@@ -80,6 +82,7 @@ def worker(megabytes: str, node_file: str) -> None:
     node = read_node(node_file)
     method = FedAvg()
     client = toys.wide(toys.toys(method)[node.client], int(megabytes) * 10**6 // 4)
+    client.template.dense["wide"].normal_(generator=torch.Generator().manual_seed(0))  # nothing that could be packed smaller
     site = Site(method, client, Channel(), node.folder() / "runs", about={"name": node.name})
     serve(site.handle, node.folder(), name=node.name, most_body=2**31)
 
@@ -125,7 +128,7 @@ def report(found: Mapping[str, Any]) -> str:
         f"two sites, {found['megabytes']} MB down and up each, load {found['load']:.1f}",
         f"census {found['census']:.1f} s, rounds {rounds} s, with all that Flower starts {found['whole']:.0f} s",
         f"the server's app: {found['before']:.0f} MiB before, {found['peak']:.0f} MiB at most, {taken:.1f} adapters above",
-        f"the SuperLink's database: {found['database_mb']:.0f} MB",
+        f"{found['received'] / 1e6:.0f} MB came to the server; the SuperLink's database has {found['database_mb']:.0f} MB",
         *(f"{name}: {mib:.0f} MiB at most" for name, mib in sorted(found["peaks"].items())),
     ]
     return "\n".join(lines)
