@@ -320,7 +320,7 @@ def command(found: Any, name: str) -> str:
     arguments = [p for p in found.params if p.param_type_name == "argument"]
     options = [p for p in found.params if p.param_type_name == "option" and not hides(p)]
     shown = [p.metavar if p.required else f"[{p.metavar}]" for p in arguments]
-    rows = [*([f"`{p.metavar}`", p.help] for p in arguments), *map(option, options)]
+    rows = [*([f"`{p.metavar}`", p.help or ""] for p in arguments), *map(option, options)]
     text = "\n\n".join(" ".join(x.split()) for x in found.help.split("\n\n"))
     usage = f"```text\nfedelta {' '.join([name, *shown, '[OPTIONS]'])}\n```"
     return "\n\n".join([f"## fedelta {name}", usage, text, table(["argument, option", "meaning"], rows)])
@@ -339,7 +339,7 @@ def option(parameter: Any) -> list[str]:
     start = parameter.default
     if isinstance(start, str):
         notes.append(f"Default: `{start}`.")
-    return [names, " ".join([parameter.help, *notes])]
+    return [names, " ".join([parameter.help or "", *notes])]
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fedelta.cli import app
 from fedelta.exchange.parcels import Parcel
-from fedelta.runs.config import load_config
+from fedelta.runs.config import load_config, read_config
 from fedelta.runs.flower_app import placed, site_of, write_app
 
 
@@ -65,6 +65,24 @@ def test_paths_lead_to_the_same_files_wherever_flower_runs_the_app(
     settled = placed(load_config(config, {"data.source": "rows.jsonl", "output": "runs/x"}))
     assert settled.data.source == str(tmp_path / "rows.jsonl")
     assert settled.output == str(tmp_path / "runs/x")
+
+
+def test_the_files_of_sites_are_found_from_wherever_flower_runs_the_app(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "north.jsonl").write_text('{"text": "purr", "label": "cats"}\n')
+    monkeypatch.chdir(tmp_path)
+    for clients in ({"north": "north.jsonl"}, ["north.jsonl"]):
+        settled = placed(read_config({"data": {"clients": clients}}))
+        assert list(settled.client_files().values()) == [str(tmp_path / "north.jsonl")]
+
+
+def test_a_method_that_pools_data_gets_no_app(config: Path, tmp_path: Path) -> None:
+    changes = ["--set", "method=centralised", "--set", "lora.rank=2"]
+    said = CliRunner().invoke(app, ["flower", "init", str(config), str(tmp_path / "app"), *changes])
+    assert said.exit_code == 2
+    assert "which no site gives away" in " ".join(said.output.split())
+    assert not (tmp_path / "app").exists()
 
 
 def test_the_app_s_client_imports_no_torch(config: Path, tmp_path: Path) -> None:

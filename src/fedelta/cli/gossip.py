@@ -58,9 +58,9 @@ def gossip(
     if sum(x is not None for x in (node, here, write)) != 1:
         raise ConfigError("give --node to run one node, --local to run all of them here, or --endpoint to write a roster")
     changes = [*(overrides or []), *(["model.trust_remote_code=true"] if trust else [])]
-    if here is not None:
-        changes.append(f"partition.clients={here}")
     settled = read_config(config, changes)
+    if here is not None and settled.data.clients is None:  # where each node has a file, there are as many as files
+        settled = read_config(settled, [f"partition.clients={here}"])
     quieten_libraries()
     if write is not None:
         _write(settled, write, roster)

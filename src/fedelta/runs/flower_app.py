@@ -118,12 +118,20 @@ def placed(config: RunConfig) -> RunConfig:
     """Returns a config for Flower's sites, whose paths that lead to something here are absolute."""
     raw = config.model_dump(mode="json")
     for section, key in PATHS:
-        value = raw[section][key]
-        if isinstance(value, str) and Path(value).exists():
-            raw[section][key] = str(Path(value).resolve())
+        raw[section][key] = _in_full(raw[section][key])
+    clients = raw["data"]["clients"]
+    if isinstance(clients, Mapping):
+        raw["data"]["clients"] = {name: _in_full(file) for name, file in clients.items()}
+    elif clients is not None:
+        raw["data"]["clients"] = [_in_full(file) for file in clients]
     raw["output"] = str(config.folder().resolve())
     raw["federation"]["where"] = "flower"
     return read_config(raw)
+
+
+def _in_full(value: Any) -> Any:
+    """Returns a path that leads to something here as an absolute one, and any other value as it is."""
+    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
 
 
 # --- the server ------------------------------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ def roster_of_config(config: RunConfig, endpoints: Sequence[str | None]) -> Rost
     """
     dealt = deal(config, check(config).task)
     if len(dealt.parts) != len(endpoints):
-        raise ConfigError(f"the config has {len(dealt.parts)} clients, not {len(endpoints)}: set partition.clients")
+        key = "partition.clients" if config.data.clients is None else "data.clients"
+        raise ConfigError(f"the config has {len(dealt.parts)} clients, not {len(endpoints)}: change that number, or {key}")
     sizes = [len(part) for part in dealt.parts]
     return roster_for(names_for(config, len(sizes)), dealt.ranks, sizes, endpoints)
 

@@ -121,7 +121,7 @@ def build_at_sites(
     Raises:
         ConfigError, CensusError, TimeoutError: as `opened_at_sites`.
     """
-    _demand_for_sites(config, chosen)
+    demand_for_sites(config, chosen)
     federation = config.federation
     method = chosen.method.for_topology(federation.rounds, lambda: 0.0)
     config = config.model_copy(update={"method": {**config.method, **taken(method, chosen.method)}})
@@ -149,7 +149,7 @@ def build_at_sites(
     )
 
 
-def _demand_for_sites(config: RunConfig, chosen: Choices) -> None:
+def demand_for_sites(config: RunConfig, chosen: Choices) -> None:
     """Raises ConfigError for a run that real sites cannot carry out as it stands."""
     name, federation = config.method["name"], config.federation
     if federation.where != "flower":
