@@ -134,7 +134,8 @@ A site takes part in a run with two files: the config, which all share, and a no
 by `--node`. Paths in it are taken from the folder in which it lies. An unknown key is refused.
 
 The site's own config is its consent to the model, to the weights of it that train (`lora.target_modules` and
-`lora.modules_to_save`) and to the task: its labels, and all that it reads of a row. Sequences get no longer than there. All
+`lora.modules_to_save`) and to the task: its labels, and all that it reads of a row. Sequences get no longer than there.
+`data.limit` and `data.client_test_fraction`, which say how many of its rows train, must be the same there and in the run. All
 else that changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of
 `allow`. No code, no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and
 logged at the site. The reasons, and what this does not hold against: [ADR 10](../adr/0010-trust-between-sites-and-server.md).

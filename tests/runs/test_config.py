@@ -1,5 +1,6 @@
 """A config is refused before data or a model is loaded, by a message that names the key and the remedy."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedelta.runs.config import ConfigError, RunConfig, dump_config, load_config
+from fedelta.runs.config import ConfigError, RunConfig, dump_config, load_config, read_config
 from fedelta.runs.config.choices import scheme_of
 from fedelta.runs.config.resume import demand_rounds, demand_same_rows, demand_same_run, fixed_values, keep_choices
 
@@ -385,3 +386,42 @@ def test_the_built_in_config_is_valid():
     assert config.method["name"] == "flexlora"
     assert config.lora.model_dump()["rank"]["choices"] == [2, 4, 8, 16]
     assert (config.partition.scheme, config.partition.clients, config.partition.concentration) == ("dirichlet", 10, 0.3)
+
+
+REPEATED = [
+    ("seed: 1\nlora:\n  rank: 4\nseed: 2\n", "line 4: the key 'seed' is there already, in line 1"),
+    ("data:\n  clients: {north: a.jsonl,\n    'north': b.jsonl}\n", "line 3: the key 'north' is there already, in line 2"),
+    ("training: {optimizer: {name: sgd, name: adamw}}", "line 1: the key 'name' is there already, in line 1"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), REPEATED)
+def test_a_repeated_key_is_refused_by_name_and_line(text: str, message: str, tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"{re.escape(str(path))}, {message}"):
+        load_config(path)
+
+
+def test_an_override_with_a_repeated_key_is_refused():
+    with pytest.raises(ConfigError, match="the key 'name' is there already"):
+        load_config({}, ["training.optimizer={name: sgd, name: adamw}"])
+
+
+def test_a_key_may_stand_in_two_mappings_and_change_what_another_brings_in(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text("method: {name: compose, local: [&a {name: fedprox, mu: 0.5}, {<<: *a, mu: 0.1}]}", encoding="utf-8")
+    assert read_config(path).method["local"][1] == {"name": "fedprox", "mu": 0.1}
+
+
+@pytest.mark.parametrize(
+    "clients",
+    [
+        ["a.jsonl", "a.jsonl"],
+        ["a.jsonl", "b.jsonl", "./a.jsonl"],
+        {"north": "a.jsonl", "south": "x/../a.jsonl"},
+    ],
+)
+def test_one_file_for_two_clients_is_refused(clients: object):
+    with pytest.raises(ConfigError, match=r"data\.clients: .*a\.jsonl is given to two clients, as a\.jsonl and"):
+        read_config({"data": {"clients": clients}})

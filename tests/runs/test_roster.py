@@ -41,3 +41,10 @@ def test_a_roster_that_is_not_there_says_how_to_write_one(tmp_path: Path) -> Non
     roster = roster_from(PAIR)
     with pytest.raises(ConfigError, match="the roster has no node 'c': it has a, b"):
         roster.id_of("c")
+
+
+def test_a_repeated_key_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "roster.yaml"
+    path.write_text("nodes:\n- name: a\n  rank: 2\n  rank: 4\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"roster\.yaml, line 4: the key 'rank' is there already, in line 3"):
+        read_roster(path)

@@ -100,9 +100,8 @@ def test_a_site_that_deals_its_share_from_the_seed_is_the_same_too_and_says_what
 def test_a_node_file_says_where_its_own_rows_lie(
     config: RunConfig, own_files: Mapping[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    elsewhere = config.model_copy(
-        update={"data": config.data.model_copy(update={"clients": dict.fromkeys(NAMES, "not/here.jsonl")})}
-    )
+    files = {name: f"not/here/{name}.jsonl" for name in NAMES}
+    elsewhere = config.model_copy(update={"data": config.data.model_copy(update={"clients": files})})
     site = build_site(elsewhere, node("south", tmp_path, data=own_files["south"]), terms(config))
     same_client(site, here(config), 1)
     assert "for trials" not in caplog.text

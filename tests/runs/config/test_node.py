@@ -80,3 +80,10 @@ def test_a_node_file_that_is_not_there_or_no_yaml_is_named(tmp_path: Path) -> No
     (tmp_path / "bad.yaml").write_text("- a\n- b\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"bad\.yaml must hold keys and values"):
         read_node(tmp_path / "bad.yaml")
+
+
+def test_a_repeated_key_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "north.yaml"
+    path.write_text("name: north\nallow:\n  max_steps: 10\n  max_steps: 1000\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"north\.yaml, line 4: the key 'max_steps' is there already, in line 3"):
+        read_node(path)

@@ -50,7 +50,7 @@ CHANGED: dict[str, Any] = {
     "federation.rounds": 3,
     "federation.channel": [{"name": "int8"}],
     "partition.clients": 4,
-    "data.client_test_fraction": 0.5,
+    "data.empty": "drop",
     "task.max_length": 12,
 }
 
@@ -121,6 +121,9 @@ BEYOND = [
     ("lora.modules_to_save", ["pooler", "encoder"], "lora.modules_to_save is"),
     ("lora.modules_to_save", None, "lora.modules_to_save is None"),
     ("model.cache_activations", 10**6, "model.cache_activations has 1048576000000 bytes, this site allows 1000000"),
+    ("data.limit", 1, "data.limit is 1, but this site's config consents to None alone"),
+    ("data.limit", {"train": 1}, "data.limit is {'train': 1}"),
+    ("data.client_test_fraction", 0.99, "data.client_test_fraction is 0.99, but this site's config consents to 0.0 alone"),
     ("training.batch_size", 33, "training.batch_size is 33, this site allows 32"),
     ("partition.clients", 10**9, "partition.clients is 1000000000, where rows are dealt to 1000000 at the most"),
 ]

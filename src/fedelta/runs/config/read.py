@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from fedelta.registry import nearest
 from fedelta.runs.config.schema import RankChoice, RunConfig
 from fedelta.runs.config.section import ConfigError
+from fedelta.runs.config.yaml_text import RepeatedKeyError, load_yaml
 
 BUILT_IN = ("quickstart",)
 """Configs that come with the package, by name."""
@@ -106,7 +107,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(text)
+        raw = load_yaml(text)
+    except RepeatedKeyError as error:
+        raise ConfigError(f"{where}, {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from None
     except RecursionError:
@@ -137,7 +140,9 @@ def pairs(overrides: Overrides) -> list[tuple[str, Any]]:
 
 def _value(override: str, text: str) -> object:
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
+    except RepeatedKeyError as error:
+        raise ConfigError(f"override {override!r}, {error}") from None
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; quote it if it is meant as text") from None
     except RecursionError:

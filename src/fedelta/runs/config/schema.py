@@ -14,7 +14,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 from fedelta.data.gaps import Empty
 from fedelta.models.patterns import check_pattern
 from fedelta.registry import one_spelling
-from fedelta.runs.config.section import Named, Section, named
+from fedelta.runs.config.section import Named, Section, demand_different, named
 
 T = TypeVar("T")
 
@@ -153,9 +153,10 @@ class Data(Section):
 
     @field_validator("clients")
     @classmethod
-    def _some_client(cls, clients: T) -> T:
+    def _some_client(cls, clients: list[str] | dict[str, str] | None) -> list[str] | dict[str, str] | None:
         if clients is not None and not clients:
             raise ValueError("names no file: give one for each client")
+        demand_different(clients.values() if isinstance(clients, dict) else clients or ())
         return clients
 
 

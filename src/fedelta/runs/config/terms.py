@@ -1,8 +1,8 @@
 """The terms of a run: every resolved key that changes numbers, as the server sends them to its sites in each parcel.
 
-A site's own config is its consent to the model, to the weights of it that train, and to the task with all that it reads of a
-row. The terms may change what stands in `SECTIONS` and nothing else: no code, no path, no file of a method, no leave to run a
-model's code. What lies beyond the node's bounds is refused before data are read or a model is loaded.
+A site's own config is its consent to the model, to the weights of it that train, to the rows that train, and to the task with
+all that it reads of a row. The terms may change what stands in `SECTIONS` and nothing else: no code, no path, no file of a
+method, no leave to run a model's code. What lies beyond the node's bounds is refused before data are read or a model is loaded.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ CHOICES = ("method", "task")
 
 OF_TASK = ("max_length", "pad_to_multiple", "metrics")
 """The settings of a task that may differ from the site's own: they choose nothing of a row."""
+
+OWN_ROWS = ("limit", "client_test_fraction")
+"""The keys of `data` that travel to be compared alone: whoever chose how many rows train could have one row trained on."""
 
 OWN_LAYERS = ("target_modules", "modules_to_save")
 """The keys of `lora` that travel to be compared alone: whoever chose the weights that train would be bound by no rank."""
@@ -106,6 +109,7 @@ def under_terms(own: RunConfig, terms: object, node: Node) -> tuple[RunConfig, C
     except ConfigError as error:
         raise Refusal(f"the terms cannot be carried out here: {error}") from None
     _demand_own_layers(own, settled)
+    _demand_own_rows(own, settled)
     _demand_own_task(own, chosen.task)
     _demand_bounded(own, settled, node.allow)
     return settled, chosen
@@ -167,6 +171,14 @@ def _demand_own_layers(own: RunConfig, settled: RunConfig) -> None:
 
 def _unordered(names: list[str] | str | None) -> Collection[str] | None:
     return set(names) if isinstance(names, list) else names
+
+
+def _demand_own_rows(own: RunConfig, settled: RunConfig) -> None:
+    """Raises Refusal for fewer or more rows to train on than those that the site's config leaves."""
+    for key in OWN_ROWS:
+        found, wanted = getattr(settled.data, key), getattr(own.data, key)
+        if found != wanted:
+            raise Refusal(f"data.{key} is {found!r:.200}, but this site's config consents to {wanted!r:.200} alone")
 
 
 def _demand_own_task(own: RunConfig, task: Task) -> None:

@@ -13,8 +13,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import pytest
 
@@ -267,3 +269,70 @@ def test_whoever_asks_a_site_loads_no_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
     assert json.loads(found.stdout) == []
+
+
+class Drip:
+    """A connection of which one byte arrives at a time, each after so many seconds of its own clock."""
+
+    def __init__(self, data: bytes, seconds: float) -> None:
+        self.data, self.seconds = data, seconds
+        self.now, self.taken, self.said, self.patience = 0.0, 0, b"", 0.0
+
+    def __enter__(self) -> Drip:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def settimeout(self, seconds: float) -> None:
+        self.patience = seconds
+
+    def recv(self, size: int) -> bytes:
+        if self.seconds > self.patience:
+            raise TimeoutError("timed out")
+        self.now, self.taken = self.now + self.seconds, self.taken + 1
+        return self.data[self.taken - 1 : self.taken]
+
+    def sendall(self, data: bytes) -> None:
+        self.said += data
+
+    def is_served(self, monkeypatch: pytest.MonkeyPatch) -> bool:
+        """Serves this connection alone, by its clock; returns True if its parcel was read whole."""
+        monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(worker, "_until_told", nullcontext)
+        connections = [(self, None)]
+
+        def accept() -> tuple[Drip, None]:
+            if not connections:
+                raise worker.Stopped
+            return connections.pop()
+
+        monkeypatch.setattr(worker, "_listening", lambda folder, name: nullcontext(SimpleNamespace(accept=accept)))
+        read: list[Parcel] = []
+        worker.serve(lambda parcel: read.append(parcel) or parcel, Path("state"), name="x", most_body=10**9)
+        return len(read) == 1
+
+
+def test_a_client_that_drips_bytes_is_waited_for_no_longer_than_its_parcel_deserves(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = parcels.encode(Parcel("train", {"t": 1}, b"x" * 900))
+    slow = Drip(whole, worker.SILENCE / 10)
+    assert not slow.is_served(monkeypatch)
+    assert slow.said == b""
+    assert slow.now <= worker.SILENCE + slow.seconds
+
+
+def test_a_parcel_has_the_time_that_its_announced_bytes_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "SLOWEST", 1.0)
+    whole = parcels.encode(Parcel("train", {"t": 1}, b"x" * 900))
+    steady = Drip(whole, 1.0)
+    assert steady.is_served(monkeypatch)
+    assert steady.now > 10 * worker.SILENCE
+    assert parcels.decode(steady.said).kind == "train"
+    assert not Drip(whole, 2.0).is_served(monkeypatch)
+
+
+def test_silence_ends_a_long_parcel_before_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "SLOWEST", 1.0)
+    silent = Drip(parcels.encode(Parcel("train", {"t": 1}, b"x" * 900)), 1.0)
+    silent.seconds = worker.SILENCE + 1
+    assert not silent.is_served(monkeypatch)
+    assert silent.now == 0.0

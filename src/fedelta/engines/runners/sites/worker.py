@@ -36,6 +36,9 @@ LONGEST_PATH = 100
 SILENCE = 30.0
 """Seconds that a client of the socket may say nothing in the middle of a parcel, or not read its answer."""
 
+SLOWEST = 1e6
+"""Bytes in a second that a client of the socket sends at least: a whole parcel has `SILENCE` and the time that they give it."""
+
 CHUNK = 1 << 20
 """Bytes that are read at once; no more memory is taken than has arrived."""
 
@@ -44,6 +47,33 @@ Handle = Callable[[Parcel], Parcel]
 
 class Stopped(BaseException):
     """The worker was told to end, by Ctrl-C or SIGTERM."""
+
+
+class Deadline:
+    """The moment by which a parcel has arrived.
+
+    Args:
+        seconds: from now; None waits as long as it takes.
+        silence: seconds that may pass without a byte; None allows any number.
+    """
+
+    def __init__(self, seconds: float | None, silence: float | None = None) -> None:
+        self.until = None if seconds is None else time.monotonic() + seconds
+        self.silence = silence
+
+    def left(self) -> float | None:
+        """Returns the seconds to wait for the next bytes; raises TimeoutError if none are left."""
+        if self.until is None:
+            return self.silence
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the parcel took longer than it was given")
+        return left if self.silence is None else min(left, self.silence)
+
+    def extend(self, seconds: float) -> None:
+        """Puts off the moment."""
+        if self.until is not None:
+            self.until += seconds
 
 
 # --- the client ------------------------------------------------------------------------------------------------------
@@ -71,29 +101,19 @@ def ask(path: str | Path, parcel: Parcel, timeout: float | None = None) -> Parce
 
 
 def _asked(path: str | Path, parcel: Parcel, timeout: float | None) -> Parcel:
-    until = None if timeout is None else time.monotonic() + timeout
+    deadline = Deadline(timeout)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
-            connection.settimeout(_left(until))
+            connection.settimeout(deadline.left())
             connection.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise ConnectionError(f"no site is running at {path}: start it by `fedelta site`") from error
         with suppress(ConnectionError):  # of a worker that answers before it has read all: its answer says why
             connection.sendall(parcels.encode(parcel))
-        found = _read(connection, None, until)
+        found = _read(connection, None, deadline)
     if found is None:
         raise ConnectionError(f"the site at {path} ended the connection without an answer: its log says why")
     return found
-
-
-def _left(until: float | None) -> float | None:
-    """Returns the seconds that are left; raises TimeoutError if none are."""
-    if until is None:
-        return None
-    left = until - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("the site took longer than it was given")
-    return left
 
 
 # --- the worker ------------------------------------------------------------------------------------------------------
@@ -126,21 +146,25 @@ def serve(handle: Handle, folder: Path, *, name: str, most_body: int) -> None:
 
 def _answer(connection: socket.socket, handle: Handle, most_body: int) -> None:
     """Answers the one parcel of a connection; whatever its client does ends here."""
-    connection.settimeout(SILENCE)
     try:
-        parcel = _read(connection, most_body, None)
+        parcel = _read(connection, most_body, Deadline(SILENCE, SILENCE))
         if parcel is None:
             return  # somebody looked whether the site is there
         began = time.monotonic()
         answer = _handled(handle, parcel)
-        connection.sendall(parcels.encode(answer))
+        _say(connection, answer)
         logger.info("answered %s by %s in %.1f s", parcel.kind, answer.kind, time.monotonic() - began)
     except ValueError as error:
         logger.warning("refused what is no parcel: %s", error)
         with suppress(OSError):
-            connection.sendall(parcels.encode(parcels.refusal(str(error))))
+            _say(connection, parcels.refusal(str(error)))
     except OSError as error:  # it hung up, or fell silent
         logger.warning("a client of the socket was lost: %s", error)
+
+
+def _say(connection: socket.socket, parcel: Parcel) -> None:
+    connection.settimeout(SILENCE)
+    connection.sendall(parcels.encode(parcel))
 
 
 def _handled(handle: Handle, parcel: Parcel) -> Parcel:
@@ -151,29 +175,34 @@ def _handled(handle: Handle, parcel: Parcel) -> Parcel:
         return parcels.refusal(f"{type(error).__name__}: {error}")
 
 
-def _read(connection: socket.socket, most_body: int | None, until: float | None) -> Parcel | None:
+def _read(connection: socket.socket, most_body: int | None, deadline: Deadline) -> Parcel | None:
     """Returns the parcel that arrives; None if the other end says nothing.
+
+    Where the bytes of a message are bounded, the deadline is put off by the time that the announced ones need.
 
     Raises:
         ValueError: for what is no parcel, or announces more than is read.
-        OSError: if the other end falls silent, or hangs up in the middle.
+        OSError: if the other end falls silent, is too slow, or hangs up in the middle.
     """
-    frame = _receive(connection, FRAME_SIZE, until)
+    frame = _receive(connection, FRAME_SIZE, deadline)
     if not frame:
         return None
     header_size, body_size = parcels.lengths(frame)
-    if most_body is not None and body_size > most_body:
-        raise ValueError(f"a message of {body_size} bytes is announced, where {most_body} are the most that this site reads")
-    header = _receive(connection, header_size, until, whole=True)
-    return parcels.decode_parts(header, _receive(connection, body_size, until, whole=True))
+    if most_body is not None:
+        if body_size > most_body:
+            raise ValueError(
+                f"a message of {body_size} bytes is announced, where {most_body} are the most that this site reads"
+            )
+        deadline.extend((header_size + body_size) / SLOWEST)
+    header = _receive(connection, header_size, deadline, whole=True)
+    return parcels.decode_parts(header, _receive(connection, body_size, deadline, whole=True))
 
 
-def _receive(connection: socket.socket, size: int, until: float | None, *, whole: bool = False) -> bytes:
+def _receive(connection: socket.socket, size: int, deadline: Deadline, *, whole: bool = False) -> bytes:
     """Returns so many bytes; nothing if the other end hung up before the first of them, unless all are needed."""
     found = bytearray()
     while len(found) < size:
-        if until is not None:
-            connection.settimeout(_left(until))
+        connection.settimeout(deadline.left())
         part = connection.recv(min(CHUNK, size - len(found)))
         if not part:
             if found or whole:
