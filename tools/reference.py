@@ -123,7 +123,7 @@ dotted name. A run writes the whole config, with every key, into its folder.
 
 An editor that knows JSON schemas completes and checks such a file: [{SCHEMA}]({SCHEMA}). Many read this first line:
 
-```yaml
+```text
 # yaml-language-server: $schema=config.schema.json
 ```
 """
