@@ -123,7 +123,7 @@ dotted name. A run writes the whole config, with every key, into its folder.
 
 An editor that knows JSON schemas completes and checks such a file: [{SCHEMA}]({SCHEMA}). Many read this first line:
 
-```text
+```yaml
 # yaml-language-server: $schema=config.schema.json
 ```
 """
@@ -137,7 +137,7 @@ The site's own config is its consent to the model, to the fields of its rows and
 changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of `allow`. No code,
 no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and logged at the site.
 
-```yaml
+```text
 name: north
 data: rows.jsonl
 allow:

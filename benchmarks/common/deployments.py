@@ -6,7 +6,7 @@ import importlib.util
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -66,7 +66,7 @@ def write_app(folder: Path, name: str, server: str, client: str, settings: Mappi
 
 
 @contextmanager
-def peaks(going: Any, every: float = 0.2) -> Iterator[dict[str, float]]:
+def peaks(going: Any, every: float = 0.2) -> Generator[dict[str, float]]:
     """Gives a mapping that has, after the block, the largest resident MiB of each kind of process of a deployment."""
     found: dict[str, float] = {}
     over = threading.Event()
