@@ -28,7 +28,7 @@ ADVISE    := import torch; torch.version.cuda and print( \
              'This is a CUDA build of torch; for the smaller CPU build see Install in README.md.')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sites-deps test-sites sites kills fuzz install venv lint types imports readme reference docs check bench clean
+.PHONY: help demo test sites-deps test-sites sites report-browser kills fuzz install venv lint types imports readme reference docs check bench clean
 
 help:
 	@echo "make demo     fine-tune a real encoder across ten unequal clients"
@@ -38,6 +38,7 @@ help:
 	@echo "make sites    the long ones: deployments over loopback with processes that are killed"
 	@echo "make kills    kill runs and exports at every change of the disk, and twenty times at random; go on with each"
 	@echo "make fuzz     50,000 malformed messages, and adapter folders"
+	@echo "make report-browser  the page of \`fedelta report\` in this system's Chromium, which must be there"
 	@echo "make check    lint, types, import rules, the code blocks of README and docs"
 	@echo "make docs     the documentation as a site, in site/"
 	@echo "make reference  the pages of docs/reference that are written from the code"
@@ -65,6 +66,16 @@ test-sites: $(SITES)
 
 sites: $(SITES)
 	$(OFFLINE) $(BIN)/python -m pytest -m deployed tests/sites
+
+# Playwright drives the Chromium of the system and downloads none.
+BROWSER := $(VENV)/browser-installed
+
+$(BROWSER): $(INSTALLED)
+	@$(PIP) $(CONSTRAIN) -e '.[dev,browser]'
+	@touch $@
+
+report-browser: $(BROWSER)
+	$(OFFLINE) $(BIN)/python -m pytest tests/report/test_page_in_browser.py
 
 # Twenty real kills at random moments and a death at every change of the disk; `make test` has three, and every fifth.
 kills: $(INSTALLED)

@@ -83,6 +83,21 @@ def test_a_draw_is_the_beginning_of_the_permutation_that_torch_makes(size: int) 
             assert drawn == whole[:count].tolist()
 
 
+BEGINNINGS = [
+    (10, [1, 4, 9, 6, 3]),
+    (1_000_000, [453411, 997051, 774247, 536598, 855558]),
+    (214_748_363, [94459959, 22248453, 89044632, 134552128, 28858574]),  # the largest that torch 2.13 shuffles from the front
+    (214_748_364, [30369182, 118932089, 171840252, 188441613, 117236816]),
+    (10_000_000_000, [8741643470, 4109395514, 1782892914, 5444684746, 8438898944]),
+]
+"""Written down, so that no version of torch changes who takes part without a test that says so."""
+
+
+@pytest.mark.parametrize(("size", "beginning"), BEGINNINGS)
+def test_a_draw_is_the_same_under_every_version_of_torch(size: int, beginning: list[int]) -> None:
+    assert sampling.first_of_permutation(size, 5, torch.Generator().manual_seed(5)) == beginning
+
+
 def test_a_cohort_is_the_one_that_a_whole_permutation_of_the_ids_gives() -> None:
     order = torch.randperm(40, generator=seeding.generator(4, 2, seeding.SERVER, "cohort"))
     assert sampling.uniform(10)(2, people(40), 4) == sorted(3 * k + 1 for k in order[:10].tolist())

@@ -133,9 +133,11 @@ NODE_HEAD = """# Node files
 A site takes part in a run with two files: the config, which all share, and a node file, which stays on its machine and is given
 by `--node`. Paths in it are taken from the folder in which it lies. An unknown key is refused.
 
-The site's own config is its consent to the model, to the fields of its rows and to the kind of task and its labels. All that
-changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of `allow`. No code,
-no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and logged at the site.
+The site's own config is its consent to the model, to the weights of it that train (`lora.target_modules` and
+`lora.modules_to_save`) and to the task: its labels, and all that it reads of a row. Sequences get no longer than there. All
+else that changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of
+`allow`. No code, no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and
+logged at the site. The reasons, and what this does not hold against: [ADR 10](../adr/0010-trust-between-sites-and-server.md).
 
 ```text
 name: north
@@ -147,9 +149,9 @@ allow:
   max_memory: 64MB
 ```
 
-The state folder holds, for its owner alone: `site.sock`, `site.log`, `runs/` (what the client remembers, two rounds of each
-run) and `rows/` (its encoded rows, from which the rows can be read back). A run's folder in `runs/` may be removed once the run
-is over.
+The state folder holds, for its owner alone: `site.sock`, `site.log`, `runs/` (what the client remembers, two rounds of each of
+the last 20 runs) and `rows/` (its encoded rows, from which the rows can be read back). A run's folder in `runs/` may be removed
+once the run is over. A folder that other users may write to is refused.
 """
 
 CHOICES_HEAD = """## Choices by name
@@ -318,7 +320,7 @@ def command(found: Any, name: str) -> str:
     arguments = [p for p in found.params if p.param_type_name == "argument"]
     options = [p for p in found.params if p.param_type_name == "option" and not hides(p)]
     shown = [p.metavar if p.required else f"[{p.metavar}]" for p in arguments]
-    rows = [*([f"`{p.metavar}`", p.help] for p in arguments), *map(option, options)]
+    rows = [*([f"`{p.metavar}`", p.help or ""] for p in arguments), *map(option, options)]
     text = "\n\n".join(" ".join(x.split()) for x in found.help.split("\n\n"))
     usage = f"```text\nfedelta {' '.join([name, *shown, '[OPTIONS]'])}\n```"
     return "\n\n".join([f"## fedelta {name}", usage, text, table(["argument, option", "meaning"], rows)])
@@ -337,7 +339,7 @@ def option(parameter: Any) -> list[str]:
     start = parameter.default
     if isinstance(start, str):
         notes.append(f"Default: `{start}`.")
-    return [names, " ".join([parameter.help, *notes])]
+    return [names, " ".join([parameter.help or "", *notes])]
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------

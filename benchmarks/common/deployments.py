@@ -1,5 +1,8 @@
 """A deployment of Flower on this machine, as the tests of real sites start it, with an app of one's own."""
 
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import importlib.util

@@ -7,7 +7,8 @@ A `LocalClient` joins a peer's examples to an `AdaptedModel`. The model may be s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, TypeAlias, cast
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from fedelta import seeding, tree
 from fedelta.adapted import AdaptedModel, Batch, Loss
 from fedelta.demands import Check, demand_all, instance, number, optional, whole
-from fedelta.method import MOST, GradientHook, Penalty, Trainable, TrainResult
+from fedelta.method import MOST, Displacing, GradientHook, Penalty, Trainable, TrainResult
 from fedelta.optim import AdamW, Optimizer, OptimizerState
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, BaseDelta, Tensors
@@ -162,7 +163,12 @@ class LocalClient:
         self.model.mode(self.dropout(t))
         session = Session(self, request, params)
         for batch in session.batches():
-            session.step(*self._gradients(params, batch, penalty))
+            loss, grads = self._gradients(params, batch, penalty)
+            offset = session.offset(grads)
+            if offset is not None:
+                with displaced(params, offset):
+                    grads = self._gradients(params, batch, penalty)[1]
+            session.step(loss, grads)
         return session.result(tree.parameters(self.model.live()))
 
     def dropout(self, t: int) -> torch.Generator:
@@ -244,11 +250,16 @@ class Session:
         self.optimizer: Optimizer = request.optimizer or training.optimizer
         self.state = self.optimizer.init(params) if state is None else state
         self.learning_rate = training.learning_rate * training.learning_rate_decay**request.t * request.lr_scale
+        self.displacing = request.gradient if isinstance(request.gradient, Displacing) else None
         self.losses: list[Tensor] = []
 
     def batches(self) -> Iterator[Batch]:
         """Yields one batch for each step."""
         return islice(self.client.batches(self.request.t), self.request.num_steps or self.client.num_steps)
+
+    def offset(self, grads: Tensors) -> Tensors | None:
+        """Returns the displacement at which the hook wants the gradients of the next step; None if it takes these."""
+        return None if self.displacing is None else self.displacing.offset(grads, self.params, len(self.losses))
 
     def step(self, loss: Tensor, grads: dict[str, Tensor]) -> None:
         """Takes one step, from a batch's mean loss and its gradients by flat name."""
@@ -295,6 +306,31 @@ class Session:
                 f"(now {self.client.training.learning_rate}) or set max_grad_norm"
             )
         return math.fsum(values) / len(values)
+
+
+@contextmanager
+def displaced(params: Tensors, offset: Tensors) -> Generator[None]:
+    """Moves parameters by an offset, in place, inside a `with` block; afterwards they are to the bit what they were.
+
+    Raises:
+        ValueError: for an offset of something that does not train, or of another shape.
+    """
+    for n, x in offset.items():
+        if n not in params or x.shape != params[n].shape:
+            raise ValueError(
+                f"an offset is asked for at {n!r} of shape {tuple(x.shape)}, which is none of the tensors that train: "
+                "return offsets by the names, and of the shapes, of the gradients"
+            )
+    before = {n: params[n].detach().clone() for n in offset}
+    try:
+        with torch.no_grad():
+            for n, x in offset.items():
+                params[n].add_(x.to(params[n]))
+        yield
+    finally:
+        with torch.no_grad():
+            for n, x in before.items():
+                params[n].copy_(x)
 
 
 def gradients_of(objective: Tensor, leaves: Tensors) -> dict[str, Tensor]:

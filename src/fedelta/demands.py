@@ -50,7 +50,8 @@ def one_of(*allowed: str | bool) -> Check:
 
     def check(name: str, value: object) -> None:
         if not any(type(value) is type(known) and value == known for known in allowed):
-            raise _refusal(name, " or ".join(map(repr, allowed)), value)
+            *first, last = map(repr, allowed)
+            raise _refusal(name, f"{', '.join(first)} or {last}" if first else last, value)
 
     return check
 

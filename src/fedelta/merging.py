@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+from torch import Tensor
+
+from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.numerics import threads
 from fedelta.peers import Peer
-from fedelta.tree import Adapter, Message, Tensors
+from fedelta.tree import Adapter, Message
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,12 +95,11 @@ def merge(rule: Rule, updates: Sequence[ClientUpdate], into: Adapter, *, adapter
         old = into.layers[layer]
         return _at(layer, rule, weights, [a.layers[layer].to(old.dtype) for a in adapters], old)
 
+    def head(name: str) -> Tensor:
+        return lr.mean(weights, (a.dense[name].to(into.dense[name].dtype) for a in adapters))
+
     layers = threads.ordered(at, list(into.layers), 1 if _in_turn(into, len(adapters)) else None)
-    return Adapter(layers, tree.mean(weights, [_as_in(into.dense, a.dense) for a in adapters]), base)
-
-
-def _as_in(like: Tensors, sent: Tensors) -> Tensors:
-    return {n: x.to(like[n].dtype) for n, x in sent.items()}
+    return Adapter(layers, {name: head(name) for name in adapters[0].dense}, base)
 
 
 def _in_turn(into: Adapter, count: int) -> bool:

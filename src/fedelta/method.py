@@ -21,7 +21,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints, runtime_checkable
 
 from torch import Tensor
 
@@ -52,7 +53,21 @@ text was not at hand: they follow "the authors' code"; or notes and re-implement
 "the abstract". A baseline, and a method of ours, has "no paper of its own"."""
 
 GradientHook: TypeAlias = Callable[[Tensors, Tensors, int], Tensors]
-"""(gradients, parameters, step) -> gradients, before clipping; names as in `tree.parameters`."""
+"""(gradients, parameters, step) -> gradients, before clipping; names as in `tree.parameters`.
+One that is `Displacing` may have the gradients taken at another point."""
+
+
+@runtime_checkable
+class Displacing(Protocol):
+    """A gradient hook that is first asked where the gradients of a step are to be taken."""
+
+    def offset(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors | None:
+        """Returns what to add to the parameters, by name, for a second evaluation on the same batch; None for none.
+
+        The hook is then called with the gradients there, and with the parameters put back to the bit. Adapter dropout is drawn
+        anew; the loss that is reported is the first one.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,11 +287,16 @@ class Method(ABC):
 
 def check_choices(method: Method) -> None:
     """Raises ValueError if a hyper-parameter annotated with a Literal has another value."""
-    hints = get_type_hints(type(method))
-    for entry in fields(method):
-        allowed, value = get_args(hints[entry.name]), getattr(method, entry.name)
-        if get_origin(hints[entry.name]) is Literal and value not in allowed:
-            raise ValueError(f"{type(method).__name__}: {entry.name} must be one of {allowed}, got {value!r}")
+    for name, allowed in _choices_of(type(method)).items():
+        if (value := getattr(method, name)) not in allowed:
+            raise ValueError(f"{type(method).__name__}: {name} must be one of {allowed}, got {value!r}")
+
+
+@cache
+def _choices_of(cls: type[Method]) -> Mapping[str, tuple[Any, ...]]:
+    # Kept, since hints take milliseconds to read, and compositions make their parts anew in every call.
+    hints = get_type_hints(cls)
+    return {f.name: get_args(hints[f.name]) for f in fields(cls) if get_origin(hints[f.name]) is Literal}
 
 
 MOST = 10**12

@@ -39,6 +39,7 @@ OPTIONS = {
     "methods": ["--json"],
     "partition": ["--json", "--plot", "--set"],
     "relay": ["--certs", "--roster"],
+    "report": ["--baseline", "--metric", "--output", "--title", "-o"],
     "run": ["--dry-run", "--force", "--json", "--output", "--quiet", "--resume", "--set", "--trust-remote-code", "-q"],
     "site": ["--node", "--set", "--trust-remote-code"],
 }

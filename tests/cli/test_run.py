@@ -20,7 +20,8 @@ Lines = Callable[[Result], list[Any]]
 def test_a_run_leaves_config_log_adapters_checkpoint_and_picture(finished: Path):
     from fedelta.runs.config import load_config
 
-    assert {"config.yaml", "rounds.jsonl", "adapters", "checkpoint", "curves.png"} <= {p.name for p in finished.iterdir()}
+    there = {p.name for p in finished.iterdir()}
+    assert {"config.yaml", "rounds.jsonl", "clients.jsonl", "adapters", "checkpoint", "curves.png", "report.html"} <= there
     assert load_config(finished / "config.yaml").name == "tiny"
     assert {"last", "best", "rank-1", "rank-2", "rank-4"} <= {p.name for p in (finished / "adapters").iterdir()}
     assert [x.rank for x in load_adapter(finished / "adapters" / "rank-2").layers.values()] == [2] * 4

@@ -15,6 +15,8 @@ import yaml
 
 import fedelta
 from fedelta.runs.config import load_config
+from fedelta.runs.config.node import Node
+from fedelta.runs.config.roster import Roster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = REPOSITORY / "README.md"
@@ -154,9 +156,19 @@ def test_python_blocks_shadow_no_builtin(page: Path, tmp_path: Path):
     assert done.returncode == 0, done.stdout
 
 
+FILES = {"config": load_config, "node file": Node.model_validate, "roster": Roster.model_validate}
+"""The kinds of YAML files that a page may show, and what reads them."""
+
+
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks("yaml", page)], ids=str)
-def test_yaml_blocks_are_valid_configs(block: Block):
-    load_config(yaml.safe_load(block.text) or {})
+def test_yaml_blocks_are_valid_files(block: Block):
+    values, errors = yaml.safe_load(block.text) or {}, dict[str, ValueError]()
+    for kind, read in FILES.items():
+        try:
+            read(values)
+        except ValueError as error:
+            errors[kind] = error
+    assert len(errors) < len(FILES), errors
 
 
 @pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: value)

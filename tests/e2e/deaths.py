@@ -59,7 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     if "rounds.jsonl" in found:
         records = [json.loads(line) for line in found["rounds.jsonl"].decode().splitlines()]
         found["rounds.jsonl"] = json.dumps([{k: v for k, v in r.items() if k != "seconds"} for r in records]).encode()
-    return {name: data for name, data in found.items() if name not in (".lock", "curves.png")}
+    return {name: data for name, data in found.items() if name not in (".lock", "curves.png", "report.html")}
 
 
 def state_of(folder: Path) -> str:

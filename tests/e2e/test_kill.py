@@ -35,6 +35,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     files = {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
     log = [json.loads(line) for line in files.pop(Path("rounds.jsonl")).decode().splitlines()]
     files.pop(Path("curves.png"))  # may hold times of drawing
+    files.pop(Path("report.html"))  # has the times of the rounds
     files.pop(Path("config.yaml"))  # names its own folder
     return {"files": files, "log": [{k: v for k, v in record.items() if k != "seconds"} for record in log]}
 

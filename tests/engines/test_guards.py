@@ -3,6 +3,7 @@
 import logging
 import math
 import statistics
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import topology, tree
 from fedelta.client import LocalClient
-from fedelta.engines import checkpoint
+from fedelta.engines import checkpoint, guards
 from fedelta.engines.gossip import gossip
 from fedelta.engines.guards import Size, medians_of_others, oversized, size_of
 from fedelta.engines.rounds import QuorumError, Round
@@ -142,6 +143,36 @@ def test_a_size_is_the_distance_from_what_was_sent() -> None:
     assert size_of(near, start).delta == pytest.approx(float(torch.stack(dense).norm()), rel=1e-9, abs=0.0)
     head = replace(start, dense={"bias": start.dense["bias"] + 3.0})
     assert size_of(head, start) == pytest.approx((6.0, 6.0))
+
+
+def test_a_size_is_measured_one_layer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[LoRA]] = []
+    most: list[int] = []
+    wide = guards._wide
+
+    def watched(x: LoRA) -> LoRA:
+        found = wide(x)
+        made.append(weakref.ref(found))
+        most.append(sum(other() is not None for other in made))
+        return found
+
+    monkeypatch.setattr(guards, "_wide", watched)
+    layers = {f"{n}": LoRA(torch.ones(3, 1), torch.ones(1, 2)) for n in range(8)}
+    size_of(Adapter(layers), Adapter(layers))
+    assert len(most) == 16
+    assert max(most) == 2
+
+
+def test_a_size_is_the_same_in_parts_and_leaves_what_it_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(50, 7, generator=draw, dtype=torch.float64) for _ in range(2))
+    kept = x.clone()
+    whole = guards._length(x, y)
+    assert whole == float((x - y).norm())
+    monkeypatch.setattr(guards, "IN_HAND", 30)
+    assert guards._length(x, y) == whole
+    assert guards._length(x[0, 0], y[0, 0]) == float((x - y)[0, 0].abs())
+    assert torch.equal(x, kept)
 
 
 def test_a_size_is_a_number_where_float32_overflows() -> None:

@@ -17,7 +17,7 @@ from fedelta.engines import checkpoint
 from fedelta.engines.federation import largest_template
 from fedelta.engines.gossip import gossip
 from fedelta.engines.mailbox import Queue
-from fedelta.engines.neighbours import Patience
+from fedelta.engines.neighbours import Neighbours, Patience
 from fedelta.engines.node import NodeRound, neighbours_of, take_part
 from fedelta.engines.settings import RunSettings
 from fedelta.exchange import parcels, wire
@@ -95,7 +95,7 @@ def node(
     """Node k of a federation on a ring."""
     known = {key: options.pop(key) for key in ("start", "weights", "link_drop", "channel") if key in options}
     settings = RunSettings(rounds=rounds, engine="sequential", **known)
-    given = {"mixing": topology.ring(len(clients)), "patience": CALM, **options}
+    given: dict[str, Any] = {"mixing": topology.ring(len(clients)), "patience": CALM, **options}
     peers = [client.peer for client in clients]
     return take_part(
         get_method(name), clients[k], peers, largest_template(clients), Post(network, k), settings=settings, **given
@@ -183,9 +183,10 @@ def test_a_node_whose_training_fails_keeps_its_state_and_its_neighbours_do_witho
         made[1].loss = lambda module, batch: torch.tensor(float("nan"))
         return made
 
-    expected = list(gossip(get_method("fedavg"), clients(), rounds=2, mixing=topology.ring(4), engine="sequential"))
-    found = play("fedavg", clients(), 2, Network())
-    assert states(found, 1) == [wire.encode(expected[1].state[str(k)]) for k in range(4)]
+    expected = list(gossip(get_method("fedavg"), clients(), rounds=5, mixing=topology.ring(4), engine="sequential"))
+    found = play("fedavg", clients(), 5, Network())
+    for t in range(5):  # it is done sooner than its neighbours in each round, and yet no node skips one
+        assert states(found, t) == [wire.encode(expected[t].state[str(k)]) for k in range(4)]
     assert "local update" in found[1][0].done.dropped[1]
     assert found[0][0].linked == [3]
 
@@ -210,6 +211,7 @@ def test_an_update_that_cannot_be_used_costs_its_link_at_both_ends(damage: str, 
     assert states(found, 2) == [wire.encode(expected[2].state[str(k)]) for k in range(4)]
     assert (found[0][1].linked, found[1][1].linked) == ([3], [2])
     assert "no link with peer 0: it refuses" in caplog.text
+    assert found[1][1].done.bytes.up == found[1][2].done.bytes.up, "what is refused has travelled, too"
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -306,6 +308,45 @@ def test_two_halves_that_were_cut_apart_come_together_again() -> None:
     assert [links[k][12] for k in range(4)] == [[1], [0], [3], [2]]
     before, after = (spread([adapters[k][t] for k in range(4)]) for t in (12, 23))
     assert after < 0.5 * before
+
+
+def test_a_jump_to_anothers_round_is_said_with_its_name_and_no_text_of_a_peer_forges_a_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A peer with a certificate may claim any round of the run: it is believed, so that it must be seen."""
+    post = Queue()
+    heard = Neighbours(Inbox(post), {1: "north", 2: "south"}, {"seed": "0"}, "run", 9, CALM)
+
+    def says(sender: int, kind: str, **header: Any) -> None:
+        post.put(sender, Parcel(kind, {"sender": sender, "run": "run", **header}))
+        heard.listen(lambda: True)
+
+    says(1, "hello", t=3)
+    assert heard.next_round(3) == 3
+    assert not caplog.text
+    says(2, "hello", t=8)
+    assert heard.next_round(4) == 8
+    assert "goes on with round 8 in place of 4: peer south says that it is there" in caplog.text
+    for t in (10, -1, True, 3.0, "3", None):
+        says(1, "hello", t=t)
+    assert heard.newest() == 8
+    says(1, "refusal", t=3, reason="no\nround 4: all is well" + "x" * 9999)
+    assert str(heard.refusal(1, 3)).startswith("no\\nround 4")
+    assert len(str(heard.refusal(1, 3))) < 600
+    says(1, "hello", t=3, run="other", terms={"seed\nround 5: all is well": 1, "more" * 999: 2})
+    assert all(len(record.getMessage()) < 700 and "\n" not in record.getMessage() for record in caplog.records)
+
+
+@dataclass
+class Inbox:
+    """A post that only receives."""
+
+    queue: Queue
+
+    def send(self, to: int, parcel: Parcel) -> None: ...
+    def announce(self, parcel: Parcel) -> None: ...
+    def take(self, seconds: float) -> tuple[int, Parcel] | None:
+        return self.queue.take(seconds)
 
 
 def test_nobody_there_is_an_error_that_names_who_was_not_heard(caplog: pytest.LogCaptureFixture) -> None:

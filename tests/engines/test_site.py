@@ -205,6 +205,30 @@ def test_two_memories_and_two_bases_are_kept_and_nobody_else_may_read_them(tmp_p
     assert {stat.S_IMODE(p.stat().st_mode) for p in folder.iterdir()} == {0o600}
 
 
+def test_no_number_of_runs_fills_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedelta.engines.site.RUNS", 3)
+    (tmp_path / "run-0").mkdir(mode=0o700)
+    (tmp_path / "run-0" / "notes.txt").write_text("mine", encoding="utf-8")
+    for k in range(5):
+        Kept(tmp_path, f"run-{k}").keep_memory(0, {}, remembered=None)
+        os.utime(tmp_path / f"run-{k}" / "memory-0.safetensors", (k, k))  # the clock of a file system may be coarse
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == [
+        "run-0/notes.txt",
+        "run-2/memory-0.safetensors",
+        "run-3/memory-0.safetensors",
+        "run-4/memory-0.safetensors",
+    ]
+
+
+def test_nothing_is_kept_where_others_may_write(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(0o770)
+    with pytest.raises(PermissionError, match="chmod 700"):
+        Kept(tmp_path, "run").keep_memory(0, {}, remembered=None)
+    assert not list(folder.iterdir())
+
+
 def test_a_full_disk_is_an_error_that_the_server_hears_of_and_loses_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

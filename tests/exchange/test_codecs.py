@@ -232,6 +232,22 @@ def test_top_k_by_hand() -> None:
     assert read["A"]["y"].tolist() == [[1.25, 1.0]]
 
 
+@pytest.mark.parametrize("largest", [0.0, 1e-45, 1e-43, 1e-40, 1e-37, 3e38])
+def test_int8_keeps_its_bound_in_blocks_of_zeros_of_denormals_and_of_huge_numbers(largest: float) -> None:
+    codec, x = get_codec("int8", block=8), torch.linspace(-1, 1, 24).view(2, 12) * largest
+    coded, _ = codec.encode(0, PEER, {}, {"x": x}, {})
+    read = codec.decode(0, PEER, {}, coded)["x"]
+    assert bool(torch.isfinite(read).all())
+    assert bool(((read - x).abs() <= codec.error(x)).all())
+
+
+def test_a_block_larger_than_a_tensor_takes_no_memory() -> None:
+    """A message of many short tensors could otherwise make a server take a block for each."""
+    codec = get_codec("int8", block=10**13)
+    coded, _ = codec.encode(0, PEER, {}, {"x": torch.tensor([[1.27, -0.5]])}, {})
+    torch.testing.assert_close(codec.decode(0, PEER, {}, coded)["x"], torch.tensor([[1.27, -0.5]]))
+
+
 @pytest.mark.parametrize(("name", "relative"), [("bf16", 2**-8), ("fp16", 2**-11)])
 def test_a_cast_by_hand(name: str, relative: float) -> None:
     codec, x = get_codec(name), torch.tensor([[1.0, 1.0 + relative * 0.9, 1.0 + relative * 2.2]])
@@ -296,6 +312,37 @@ def test_what_top_k_leaves_out_is_sent_later() -> None:
             coded, memory = codec.encode(t, PEER, down, steady, memory)
             chosen += coded["indices"].tolist()
         assert chosen == expected
+
+
+@pytest.mark.parametrize("name", ["int8", "top_k"])
+def test_the_rest_of_a_factor_waits_for_the_round_that_sends_it_again(name: str) -> None:
+    """Where factors alternate, what was left out of one is not lost in the round of the other."""
+    codec, memory = CODECS[name](), dict[str, Any]()
+    down = {"A": {"x": torch.zeros(2, 5)}, "B": {"x": torch.zeros(6, 2)}}
+    moved = {k: {"x": torch.linspace(0.1, 1.0, x["x"].numel()).view(x["x"].shape)} for k, x in down.items()}
+    total, read = torch.zeros(2, 5), torch.zeros(2, 5)
+    for t in range(6):
+        key = "AB"[t % 2]
+        coded, memory = codec.encode(t, PEER, {key: down[key]}, {key: moved[key]}, memory)
+        if key == "A":
+            total, read = total + moved["A"]["x"], read + codec.decode(t, PEER, {"A": down["A"]}, coded)["A"]["x"]
+    torch.testing.assert_close(read + memory["A/x"], total)
+    assert bool(memory["A/x"].any())
+
+
+def test_what_is_a_value_now_has_no_rest_any_more() -> None:
+    codec, content = CODECS["int8"](), {"A": {"x": torch.linspace(0.1, 1.0, 10).view(2, 5)}}
+    _, memory = codec.encode(0, PEER, {"A": {"x": torch.zeros(2, 5)}}, content, {})
+    assert list(memory) == ["A/x"]
+    assert not codec.encode(1, PEER, {}, content, memory)[1]
+
+
+def test_of_equal_changes_top_k_sends_the_first() -> None:
+    codec, down = get_codec("top_k", share=0.4), {"A": {"x": torch.zeros(1, 200), "still": torch.zeros(1, 200)}}
+    level = torch.ones(1, 200) * torch.tensor([1.0, -1.0]).repeat(100)
+    level[0, 150] = 2.0
+    coded, _ = codec.encode(0, PEER, down, {"A": {"x": level, "still": torch.zeros(1, 200)}}, {})
+    assert coded["indices"].tolist() == [*range(79), 150, *range(200, 280)]
 
 
 @pytest.mark.parametrize("name", ["int8", "top_k"])
@@ -423,6 +470,10 @@ def test_an_upload_that_is_not_finite_is_refused_at_the_client() -> None:
     bad = {"A": {"x": torch.tensor([[math.nan, 1.0]])}}
     with pytest.raises(ValueError, match="client 7: A/x holds 1 NaN or Inf"):
         get_codec("int8").encode(0, PEER, {}, bad, {})
+    for name, largest in (("int8", "scales"), ("top_k", "values")):
+        down = {"A": {"x": torch.full((1, 2), -1e300, dtype=torch.float64)}}
+        with pytest.raises(ValueError, match=f"client 7, codec {name}: {largest} holds"):
+            get_codec(name).encode(0, PEER, down, {"A": {"x": -down["A"]["x"]}}, {})
     with pytest.raises(ValueError, match=r"A/x holds numbers beyond 65504.*bf16"):
         get_codec("fp16").encode(0, PEER, {}, {"A": {"x": torch.tensor([7e4])}}, {})
 

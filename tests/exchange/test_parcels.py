@@ -30,7 +30,15 @@ def test_a_parcel_with_something_behind_it_is_refused():
 
 @pytest.mark.parametrize(
     "header",
-    [b"\xff\xfe", b"[1]", b'{"t": 1}', b'{"kind": "run", "t": 1}', b'{"kind": "train", "t": NaN}', b"[" * 100_000],
+    [
+        b"\xff\xfe",
+        b"[1]",
+        b'{"t": 1}',
+        b'{"kind": "run", "t": 1}',
+        b'{"kind": "train", "t": NaN}',
+        b'{"kind": "train", "x": 1e999}',
+        b"[" * 100_000,
+    ],
 )
 def test_a_header_that_is_none_is_refused(header: bytes):
     with pytest.raises(ValueError, match=r"parcel|JSON|Expecting"):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -156,7 +157,7 @@ def test_a_disk_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch)
 
 
 def test_an_unknown_choice_is_refused() -> None:
-    with pytest.raises(ValueError, match="spool must be true, false or 'auto', got 'maybe'"):
+    with pytest.raises(ValueError, match="spool must be True, False or 'auto', got 'maybe'"):
         federate(get_method("flexlora"), toy_federation((2, 2)), rounds=1, spool="maybe")  # type: ignore[arg-type]
 
 
@@ -172,3 +173,21 @@ def test_a_delta_is_a_delta() -> None:
     kept = Spool(True).keep(update({"one": LoRA(torch.ones(3, 1), torch.ones(1, 2), 4.0)})).content
     assert kept["one"].scale == 4.0
     assert kept["one"].dense().sum() == 24
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such limit, and cannot read at a place")
+@pytest.mark.parametrize("width", [10, spooling.SMALL], ids=["small", "large"])
+def test_a_layer_of_more_updates_than_there_are_handles_is_read(width: int) -> None:
+    import resource
+
+    spool = Spool(True)
+    kept = [spool.keep(update({"x": {"a": torch.full((width,), float(k))}})) for k in range(100)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, hard))
+    try:
+        tensors = [u.content["x"]["a"] for u in kept]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for k, x in enumerate(tensors):
+        assert torch.equal(x, torch.full((width,), float(k)))
+        assert x.data_ptr() % 64 == 0

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import struct
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,15 @@ def test_what_is_no_message_is_refused(data: bytes, what: str) -> None:
         wire.decode(data)
 
 
+@pytest.mark.parametrize("entries", [[["x", {"t": "t0"}], ["y", {"t": "t0"}]], []])
+def test_a_tensor_that_is_named_twice_or_not_at_all_is_refused(entries: list) -> None:
+    """A few bytes could otherwise stand for gigabytes wherever the message is written again."""
+    content = json.dumps({"format": wire.FORMAT, "message": {"m": entries}})
+    data = safetensors.torch.save({"t0": torch.zeros(2)}, metadata={wire.KEY: content})
+    with pytest.raises(wire.MalformedError, match="of the 1 that it carries"):
+        wire.decode(data)
+
+
 def test_a_message_cut_anywhere_is_refused() -> None:
     data = wire.encode({"x": torch.ones(2), "note": "hello"})
     for length in range(len(data)):
@@ -203,3 +213,7 @@ def test_a_write_that_takes_a_part_goes_on(tmp_path: Path, monkeypatch: pytest.M
 def test_the_ledger_adds_up() -> None:
     ledger = wire.Ledger({0: 5, 3: 7}, {3: 11})
     assert (ledger.total_down, ledger.total_up, ledger.total) == (12, 11, 23)
+
+
+def test_a_digest_is_that_of_the_bytes() -> None:
+    assert wire.digest(rich_message()) == blake2b(wire.encode(rich_message()), digest_size=16).digest()

@@ -1,6 +1,8 @@
 """Low-rank algebra against dense float64 oracles."""
 
 import math
+import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -79,6 +81,20 @@ def test_mean_is_formed_in_float32_or_wider() -> None:
     # In bfloat16 steps 1 + 2^-8 is lost each time; in float32 the sum of eight of them is not.
     xs = [torch.tensor([1.0]).bfloat16()] + [torch.tensor([1.0 + 2**-7]).bfloat16()] * 7
     assert float(lr.mean([1 / 8] * 8, xs)) == float(torch.tensor(1 + 7 / 8 * 2**-7).bfloat16())
+
+
+def test_mean_holds_three_of_an_iterators_tensors_at_a_time() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def tensors() -> Iterator[torch.Tensor]:
+        for k in range(6):
+            assert sum(other() is not None for other in made) <= 2, "the first and the one before"
+            x = torch.full((3,), float(k))
+            made.append(weakref.ref(x))
+            yield x
+            del x
+
+    assert lr.mean([1 / 6] * 6, tensors()).tolist() == pytest.approx([2.5] * 3)
 
 
 @given(xs=st.lists(st.tuples(st.integers(1, 4), st.floats(0.1, 4)), min_size=1, max_size=5), seed=st.integers(0, 1000))

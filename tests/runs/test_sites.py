@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from fedelta import lowrank as lr
+from fedelta import tree
 from fedelta.engines.federation import Federation
 from fedelta.engines.letters import Reply, Visit
 from fedelta.engines.rounds import Round
@@ -257,6 +259,36 @@ def test_eng_13_a_method_that_asks_for_more_steps_than_the_round_has_is_stopped(
     assert "4 local steps in a round are asked for, this site allows 3" in up.header["reason"]
 
 
+def test_eng_13_a_message_brings_no_rank_above_the_bound(config: RunConfig, tmp_path: Path) -> None:
+    config = read_config(config, {"lora.rank": 2})
+    e = here(config)
+    down = dict(e.method.broadcast(0, e.method.init(e.template, [c.peer for c in e.clients], seed=0), e.clients[0].peer))
+    answer = answerer(config, node("north", tmp_path, allow={"max_rank": 2}))
+    header = {"run": "r", "t": 0, "terms": terms(config)}
+    assert answer(Parcel("train", header, wire.encode(down))).kind == "train"
+    down["adapter"] = tree.map_named(lambda _, x: lr.pad(x, 3), down["adapter"])
+    up = answer(Parcel("train", header, wire.encode(down)))
+    assert "arrived with rank 3, where this site trains 2 at the most" in up.header["reason"]
+
+
+def test_eng_13_nobody_writes_a_line_of_the_log_from_elsewhere(
+    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fedelta.site")
+    forged, given = "x\n2026-01-01 INFO all is well", terms(config)
+    answer = answerer(config, node("north", tmp_path))
+    for header in (
+        {"run": forged},
+        {"run": forged, "terms": given},
+        {"terms": {forged: 1}},
+        {"terms": {**given, "task": forged}},
+    ):
+        answer(Parcel("census", header))
+    lines = [record.getMessage() for record in caplog.records if record.name == "fedelta.site"]
+    assert len(lines) >= 4
+    assert not any("\n" in line for line in lines)
+
+
 FOREIGN = [
     ("model.trust_remote_code", True),
     ("model.use_safetensors", False),
@@ -315,6 +347,9 @@ def test_a_site_builds_once_for_the_same_terms(config: RunConfig, tmp_path: Path
     settled = {**given, "model": {**given["model"], "gemm": first.header["choices"]["gemm"]}}
     answer(Parcel("census", {"terms": settled, "want_template": True}))
     assert len(loads) == 1
+    assert answer(Parcel("census", {"terms": {**settled, "code": "x"}})).kind == "refusal"
+    assert answer(Parcel("census", {"terms": settled})).kind == "census"
+    assert len(loads) == 1  # what is refused does not cost what was built
     answer(Parcel("census", {"terms": {**settled, "seed": 1}}))
     assert len(loads) == 2
 

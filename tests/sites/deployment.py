@@ -179,7 +179,8 @@ class Deployment(Processes):
         certs = self.folder / "certs"
         to = ["--superlink", f"127.0.0.1:{self.port}", "--root-certificates", str(authority or certs / "ca.crt")]
         own = ["--auth-supernode-private-key", str(key or certs / f"site-{k}.node"), "--port", str(free_port())]
-        which = ["--node-config", f'node="{self._node_file(k)}"']
+        consent = f' config="{self.config}"' if not self.workers else ""
+        which = ["--node-config", f'node="{self._node_file(k)}"{consent}']
         self.start(f"node-{k}", ["flower-supernode", *to, *own, *self._tls(), *which, *options])
 
     def pause(self, name: str, how: int = signal.SIGSTOP) -> None:

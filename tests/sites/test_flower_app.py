@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fedelta.cli import app
 from fedelta.exchange.parcels import Parcel
-from fedelta.runs.config import load_config
+from fedelta.runs.config import load_config, read_config
 from fedelta.runs.flower_app import placed, site_of, write_app
 
 
@@ -67,6 +67,24 @@ def test_paths_lead_to_the_same_files_wherever_flower_runs_the_app(
     assert settled.output == str(tmp_path / "runs/x")
 
 
+def test_the_files_of_sites_are_found_from_wherever_flower_runs_the_app(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "north.jsonl").write_text('{"text": "purr", "label": "cats"}\n')
+    monkeypatch.chdir(tmp_path)
+    for clients in ({"north": "north.jsonl"}, ["north.jsonl"]):
+        settled = placed(read_config({"data": {"clients": clients}}))
+        assert list(settled.client_files().values()) == [str(tmp_path / "north.jsonl")]
+
+
+def test_a_method_that_pools_data_gets_no_app(config: Path, tmp_path: Path) -> None:
+    changes = ["--set", "method=centralised", "--set", "lora.rank=2"]
+    said = CliRunner().invoke(app, ["flower", "init", str(config), str(tmp_path / "app"), *changes])
+    assert said.exit_code == 2
+    assert "which no site gives away" in " ".join(said.output.split())
+    assert not (tmp_path / "app").exists()
+
+
 def test_the_app_s_client_imports_no_torch(config: Path, tmp_path: Path) -> None:
     pytest.importorskip("flwr", reason="Flower is not installed: make sites-deps")
     write_app(load_config(config), tmp_path / "app")
@@ -116,6 +134,17 @@ def test_a_node_gives_its_site_the_time_that_the_server_waits(in_process: Module
     answer = dict(in_process.FlowerCarrier(grid, poll=0.001).exchange([(in_process.FIRST, Parcel("census"))], 45.0))
     assert given == [45.0]
     assert answer[in_process.FIRST].header == {"reason": "TimeoutError: no answer"}
+
+
+def test_the_app_s_own_config_is_no_site_s_consent(config: Path, tmp_path: Path) -> None:
+    """The server sends it, with whatever it says of rows, of the model and of trust in code."""
+    node, census = tmp_path / "node.yaml", Parcel("census", {"terms": {}})
+    node.write_text("name: north\nclient: 0\nstate: state\n")
+    with pytest.raises(ConnectionError, match="name the site's own config"):
+        answer(config, {"node": str(node)}, census)
+    own = tmp_path / "own.yaml"
+    own.write_text(config.read_text())
+    assert answer(tmp_path / "not-read.yaml", {"node": str(node), "config": str(own)}, census).header["name"] == "north"
 
 
 def test_a_socket_without_a_worker_is_an_error_that_may_pass(config: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Rounds over Flower are those of one process, to the bit, whatever happens to messages, sites and the server."""
 
+import gc
 import math
 import re
 import resource
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -221,6 +223,19 @@ def test_a_late_answer_is_counted_and_dropped_and_the_site_is_asked_again(in_pro
     assert third.snapshot.client_rounds == dict.fromkeys(range(4), 2)
 
 
+def test_a_site_that_is_starting_is_asked_again_and_writes_no_line_of_the_log(
+    in_process: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    starting = iter([Parcel("refusal", {"again": True, "reason": "soon\nall is well"}, b"\0" * 5000)])
+    method = get_method("fedavg")
+    grid = in_process.toy_grid(method, tmp_path, change=lambda k, asked, up: next(starting, up) if k == 2 else up)
+    carrier = in_process.FlowerCarrier(grid, poll=0.001)
+    found = carrier.ask({node: Parcel("census", {"run": "r", "terms": {}}) for node in carrier.nodes()}, 60.0, 0.0)
+    assert [answer.kind for answer in found.values()] == ["census"] * 4
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "fedelta.sites")
+    assert line == "asking node 1003 again: soon\\nall is well"
+
+
 def test_a_round_with_over_selection_ends_with_the_first_answers(in_process: ModuleType, tmp_path: Path) -> None:
     method = get_method("fedavg")
     slow = {0: 0, 1: 50, 2: 0, 3: 50}
@@ -263,3 +278,67 @@ def test_a_thousand_sites_leave_no_handle_and_no_file_behind(
     assert len(set(counts)) == 1, counts
     assert not list(tmp_path.iterdir())
     assert peak[-1] - peak[0] < 32 << 10, f"memory grows: {peak} KiB"
+
+
+def test_nothing_holds_an_answer_once_its_tensors_are_made(
+    in_process: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Message, parcel and reply go by themselves: no circle of references keeps their bytes until Python looks for such."""
+    from fedelta.engines.runners.flower import mailbox, sites
+
+    held: list[weakref.ref[Any]] = []
+    read, opened, receive = mailbox.unpack, sites.opened, sites.receive
+
+    def unpacked(content: Any) -> Parcel:
+        held.append(weakref.ref(content))
+        found = read(content)
+        held.append(weakref.ref(found))
+        return found
+
+    def gone() -> bool:
+        return not any(ref() is not None for ref in held)
+
+    def receiving(*args: Any) -> Any:
+        assert gone()
+        held.append(weakref.ref(args[-1]))
+        return receive(*args)
+
+    def opening(*args: Any) -> Any:
+        assert sum(ref() is not None for ref in held) == 1, "the parcel alone"
+        return opened(*args)
+
+    monkeypatch.setattr(mailbox, "unpack", unpacked)
+    monkeypatch.setattr(sites, "receive", receiving)
+    monkeypatch.setattr(sites, "opened", opening)
+    method = get_method("fedavg")
+    rounds = in_process.over_flower(method, in_process.toy_grid(method, tmp_path), rounds=2)
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(list(rounds)) == 2
+        assert gone()
+    finally:
+        gc.enable()
+
+
+def test_different_letters_are_not_held_as_bytes_together(
+    in_process: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedelta.engines.runners.flower import sites
+
+    counts: list[int] = []
+    body = sites._Post._body
+
+    def counted(post: Any, *args: Any) -> bytes:
+        found = body(post, *args)
+        counts.append(len(post._bodies))
+        return found
+
+    monkeypatch.setattr(sites._Post, "_body", counted)
+    monkeypatch.setattr(sites, "IN_HAND", 1)
+    method = get_method("flexlora")
+    local = list(federate(method, in_process.toys(method), engine="sequential", rounds=2))
+    over = list(in_process.over_flower(method, in_process.toy_grid(method, tmp_path), rounds=2))
+    assert counts == [1] * 8
+    for x, y in zip(local, over, strict=True):
+        same(x, y)

@@ -61,10 +61,17 @@ def numbers(record: Record) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k not in ("seconds", "validation", "test")}
 
 
+def written(folder: Path) -> dict[str, Any]:
+    """The entries of adapter_config.json that say anything."""
+    entries = json.loads((folder / "adapter_config.json").read_text())
+    return {key: entries.get(key) for key in ("base_model_name_or_path", "target_modules", "task_type", "modules_to_save", "r")}
+
+
 def same_folder(here: Path, there: Path) -> None:
     for name in ("last", "rank-1", "rank-2", "rank-4"):
         x, y = (folder / "adapters" / name / "adapter_model.safetensors" for folder in (here, there))
         assert x.read_bytes() == y.read_bytes(), name
+        assert written(x.parent) == written(y.parent), name
     lines = [[json.loads(line) for line in (f / "rounds.jsonl").read_text().splitlines()] for f in (here, there)]
     assert [numbers(r) for r in lines[0]] == [numbers(r) for r in lines[1]]
 
@@ -78,7 +85,10 @@ def test_eng_6_the_folder_is_that_of_a_run_in_one_process(
     assert load_config(there / "config.yaml").model.gemm == "default"
     assert {p.name for p in there.iterdir()} - {"curves.png", ".lock"} == {
         "config.yaml",
+        "run.json",
         "rounds.jsonl",
+        "clients.jsonl",
+        "report.html",
         "adapters",
         "checkpoint",
     }

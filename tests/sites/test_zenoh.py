@@ -20,9 +20,13 @@ pytest.importorskip("cryptography")
 
 from fedelta import topology
 from fedelta.engines.gossip import gossip
+from fedelta.engines.mailbox import Queue
 from fedelta.engines.runners.sites.certificates import make_certificates
-from fedelta.engines.runners.zenoh.session import words_for
-from fedelta.exchange import wire
+from fedelta.engines.runners.zenoh import session
+from fedelta.engines.runners.zenoh.session import Post, words_for
+from fedelta.engines.runners.zenoh.settings import Certificates, addresses, direct
+from fedelta.exchange import parcels, wire
+from fedelta.exchange.parcels import Parcel
 from fedelta.lowrank import dist2
 from fedelta.methods import get_method
 
@@ -157,6 +161,60 @@ def test_words_of_zenoh_on_whom_it_refuses_are_understood() -> None:
     assert words_for(denied.replace("a/b", "a/*")) is None, "what is looked up for a pattern, which nobody sent"
     tls = "WARN acc-0 zenoh_link_tls::unicast: invalid peer certificate: BadSignature. Hint: increase the file limit."
     assert "a connection is refused: invalid peer certificate: BadSignature;" in str(words_for(tls))
+
+
+def test_a_message_beyond_what_a_node_allows_is_refused_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_certificates(tmp_path, ["a", "b"])
+    a, b = (f"tls/127.0.0.1:{port}" for port in free_ports(2))
+
+    def post(me: str, other: str, k: int, **bound: int) -> Post:
+        at = addresses(1 - k, {0: a, 1: b}, [k])
+        return Post(me, {k: other}, direct(me, [other], at, Certificates.of(tmp_path, me)), every=0.1, **bound)
+
+    reader, writer = post("a", "b", 1, most=1000), post("b", "a", 0)
+    try:
+        writer.announce(Parcel("hello", {"t": 0}))
+        assert reader.take(20) is not None
+        writer.send(0, Parcel("update", {"t": 1}, b"x" * 2_000_000))
+        writer.send(0, Parcel("held", {"t": 1}))
+        while (found := reader.take(20)) is not None and found[1].kind == "hello":
+            continue
+        assert found == (1, Parcel("held", {"t": 1}))
+        assert "what peer b sent is no parcel: ValueError: it has 20000" in caplog.text
+        assert "this node allows 1000 (allow.max_memory)" in caplog.text
+    finally:
+        reader.close()
+        writer.close()
+
+
+def test_what_is_announced_last_is_what_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repetition that begins before an announcement and ends after it must not bring the old one back."""
+
+    class Slow(Queue):
+        def put(self, other: int, parcel: Parcel) -> None:
+            time.sleep(0.002)
+            super().put(other, parcel)
+
+    class Session:
+        def declare_subscriber(self, *_: Any) -> None: ...
+        def declare_publisher(self, *_: Any, **__: Any) -> Any:
+            return self
+
+        def put(self, data: bytes) -> None:
+            sent.append(parcels.decode(data).header["t"])
+
+        def close(self) -> None: ...
+
+    sent: list[int] = []
+    monkeypatch.setattr(session, "opened", lambda _: Session())
+    monkeypatch.setattr(session, "Queue", Slow)
+    post = Post("a", {1: "b"}, {}, every=0.001)
+    for t in range(200):
+        post.announce(Parcel("hello", {"t": t}))
+    time.sleep(0.1)
+    post.close()
+    assert sent == sorted(sent)
+    assert sent[-1] == 199
 
 
 # --- faults; each starts four processes ------------------------------------------------------------------------------

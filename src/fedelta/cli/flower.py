@@ -23,14 +23,17 @@ def init(
     from fedelta.runs.config import read_config
     from fedelta.runs.config.checks import check
     from fedelta.runs.flower_app import QUIET, placed, write_app
+    from fedelta.runs.remote import demand_for_sites
     from fedelta.runs.sites import demand_labels
 
     settled = placed(read_config(config, overrides or []))
-    demand_labels(settled, check(settled).task)
+    chosen = check(settled)
+    demand_for_sites(settled, chosen)
+    demand_labels(settled, chosen.task)
     write_app(settled, folder)
     count = settled.num_clients()
     environment = " ".join(f"{name}={value}" for name, value in QUIET.items())
     several = f" --federation-config 'num-supernodes={count}'" if count else ""
-    note(f"a simulation on this machine:    {environment} flwr run {folder}{several}")
-    note(f"on a deployment of yours:        {environment} flwr run {folder} NAME")
-    note(f"each site starts its own worker: fedelta site {folder}/federation/config.yaml --node FILE")
+    note(f"a simulation on this machine (fedelta[flower-sim]): {environment} flwr run {folder}{several}")
+    note(f"on a deployment of yours: {environment} flwr run {folder} NAME")
+    note("each site starts its own worker, by its own copy of the config: fedelta site CONFIG --node FILE")

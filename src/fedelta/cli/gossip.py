@@ -58,16 +58,16 @@ def gossip(
     if sum(x is not None for x in (node, here, write)) != 1:
         raise ConfigError("give --node to run one node, --local to run all of them here, or --endpoint to write a roster")
     changes = [*(overrides or []), *(["model.trust_remote_code=true"] if trust else [])]
-    if here is not None:
-        changes.append(f"partition.clients={here}")
     settled = read_config(config, changes)
+    if here is not None and settled.data.clients is None:  # where each node has a file, there are as many as files
+        settled = read_config(settled, [f"partition.clients={here}"])
     quieten_libraries()
     if write is not None:
         _write(settled, write, roster)
     elif here is not None:
-        _play_all(settled, output or settled.folder(), here, relayed, as_json)
+        _run_all(settled, output or settled.folder(), here, relayed, as_json)
     elif node is not None:
-        _play_one(settled, node, roster, certs, output, as_json)
+        _run_one(settled, node, roster, certs, output, as_json)
 
 
 def relay(roster: RosterFile = Path("roster.yaml"), certs: CertificateFolder = None) -> None:
@@ -100,13 +100,14 @@ def _write(config: RunConfig, endpoints: list[str], path: Path) -> None:
     note(f"wrote {path}: give it to every node, with its key and certificates; `name` is that of the certificate")
 
 
-def _play_one(config: RunConfig, node: str, roster: Path, certs: Path | None, output: Path | None, as_json: bool) -> None:
+def _run_one(config: RunConfig, node: str, roster: Path, certs: Path | None, output: Path | None, as_json: bool) -> None:
     """Runs one node; its log goes to stderr with the time, its rounds to stdout."""
     from fedelta.report.terminal import CtrlC, RunView, show_lines
     from fedelta.runs.config.roster import read_roster
 
     members = read_roster(roster)
     bounds = _node(node, roster)
+    members.id_of(bounds.name)
     if certs is not None:
         bounds = bounds.model_copy(update={"certificates": str(certs)})
     show_lines("fedelta")
@@ -115,11 +116,12 @@ def _play_one(config: RunConfig, node: str, roster: Path, certs: Path | None, ou
     from fedelta.runs.peer import opened
     from fedelta.runs.peer_post import connector
 
+    connect = connector(members, bounds, roster)  # before a model is loaded, for certificates that are not there
     folder = output or config.folder() / bounds.name
     with refusals_logged(), CtrlC() as ctrl_c, opened(config, bounds, members, folder) as going:
         view = RunView("json" if as_json else "screen", config.federation.rounds, going.folder.records())
         with view.shown():
-            for record in going.records(connector(members, bounds, roster)):
+            for record in going.records(connect):
                 view.show(record)
                 if ctrl_c.asked:
                     break
@@ -137,7 +139,7 @@ def _node(node: str, roster: Path) -> Node:
     return node_from({"name": node, "state": str(roster.parent / "state" / node)})
 
 
-def _play_all(config: RunConfig, folder: Path, count: int, relayed: bool, as_json: bool) -> None:
+def _run_all(config: RunConfig, folder: Path, count: int, relayed: bool, as_json: bool) -> None:
     """Runs all nodes here, and shows their rounds as they end."""
     from fedelta.report.terminal import show_warnings
 
@@ -155,7 +157,6 @@ def _play_all(config: RunConfig, folder: Path, count: int, relayed: bool, as_jso
 def _follow(nodes: Nodes, roster: Roster, folder: Path, as_json: bool) -> None:
     from fedelta.report.terminal import out, print_json
     from fedelta.report.words import round_line
-    from fedelta.runs.peers_here import command_for
 
     sent = dict.fromkeys(roster.names(), 0)
     for name, record in nodes.turns():
@@ -165,8 +166,16 @@ def _follow(nodes: Nodes, roster: Roster, folder: Path, as_json: bool) -> None:
             sent[name] += record["bytes"]["up"]
             out.print(f"{name}  {round_line(record, sent[name])}", soft_wrap=True)
         elif (code := nodes.running[name].wait()) != 0:
-            again = "fedelta " + " ".join(command_for(folder, name)[:-1])
-            note(f"{name} has ended with code {code}, see {folder / name}.log; it joins the others again by: {again}")
+            note(f"{name} has ended with code {code}, see {folder / name}.log; {_remedy(name, roster, folder)}")
+
+
+def _remedy(name: str, roster: Roster, folder: Path) -> str:
+    """Returns what to do about a process that has ended."""
+    from fedelta.runs.peers_here import command_for
+
+    if name not in roster.names():
+        return "without the relay no node hears another: Ctrl-C, and the same command again"
+    return "it joins the others again by: fedelta " + " ".join(command_for(folder, name)[:-1])
 
 
 def _summarise(folder: Path, roster: Roster, rounds: int) -> None:

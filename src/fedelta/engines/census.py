@@ -8,26 +8,20 @@ does not fit is named with the reason, before a round is played.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn, TypeAlias, cast
 
+from fedelta.engines.census_answers import Address, CensusEntry, answered, entry_of, template_of, texts
 from fedelta.engines.guards import reason_of
 from fedelta.engines.remote import Terms
 from fedelta.engines.site import digest_of, versions
-from fedelta.exchange import wire
 from fedelta.exchange.parcels import Parcel
 from fedelta.peers import Peer, template_for
 from fedelta.tree import Adapter, BaseDelta
 
-Address: TypeAlias = Hashable
-"""The name that a carrier has for a site."""
-
 Ask: TypeAlias = Callable[[Mapping[Any, Parcel]], Mapping[Any, "Parcel | Exception"]]
 """Sends each address its parcel, all at once, and returns the answers, or why there is none."""
-
-PEER_FIELDS = ("id", "rank", "num_examples", "lora_alpha", "rslora", "rank_pattern", "alpha_pattern")
-"""The fields of a `Peer` that a site says of itself; its base version is the server's to know."""
 
 
 class CensusError(ValueError):
@@ -61,31 +55,6 @@ class RemoteClient:
         """Does nothing: a site brings its base back from its own disk."""
 
 
-@dataclass(frozen=True)
-class Site:
-    """A site's word about itself.
-
-    Attributes:
-        address: under which the carrier reaches it.
-        name: of the site.
-        peer: who it is.
-        digest: of the adapter that it begins from, as `digest_of` makes it.
-        base: the fingerprint of its base model.
-        labels: of its task, in order; None where the task has none.
-        versions: of what both ends must have alike.
-        choices: what its machine would choose where the terms leave it open, such as `gemm`.
-    """
-
-    address: Address
-    name: str
-    peer: Peer
-    digest: str
-    base: str
-    labels: tuple[Any, ...] | None
-    versions: Mapping[str, Any] = field(hash=False)
-    choices: Mapping[str, Any] = field(hash=False)
-
-
 @dataclass(frozen=True, eq=False)
 class Sites:
     """The sites of a run, which fit together.
@@ -103,8 +72,8 @@ class Sites:
     layout: Mapping[str, Any] | None = None
 
 
-def survey(ask: Ask, addresses: Collection[Any], run: str, terms: Terms) -> list[Site]:
-    """Asks all sites at once who they are; returns their words in the order of ids.
+def survey(ask: Ask, addresses: Collection[Any], run: str, terms: Terms) -> list[CensusEntry]:
+    """Asks all sites at once who they are; returns their entries in the order of ids.
 
     Args:
         ask: the carrier's way to all of them.
@@ -116,30 +85,35 @@ def survey(ask: Ask, addresses: Collection[Any], run: str, terms: Terms) -> list
         CensusError: naming each site that did not answer or does not fit, and why.
     """
     answers = ask(dict.fromkeys(addresses, Parcel("census", {"run": run, "terms": terms, "want_template": False})))
-    found: list[Site] = []
+    found: list[CensusEntry] = []
     faults: dict[str, str] = {}
     for address in addresses:
         answer = answers.get(address)
         if isinstance(answer, Parcel) and answer.header.get("spare") is True:
             continue  # a node of a simulation that stands for no site
         try:
-            found.append(_site(address, _answered(answer)))
+            found.append(entry_of(address, answered(answer)))
         except Exception as error:
             faults[f"site at {address}"] = reason_of(error)
     faults |= _unlike(found)
     if faults:
         raise CensusError("\n".join(f"{who}: {reason}" for who, reason in faults.items()))
+    if not found:
+        raise CensusError(f"none of {len(addresses)} nodes stands for a site: start a SuperNode for each site of the run")
     return sorted(found, key=lambda site: site.peer.id)
 
 
-def agreed(sites: Sequence[Site], name: str, otherwise: Any) -> Any:
+def agreed(sites: Sequence[CensusEntry], name: str, otherwise: str) -> str:
     """Returns what all sites would choose where the terms leave it open; `otherwise` if they differ."""
     choices = {site.choices.get(name) for site in sites}
-    return choices.pop() if len(choices) == 1 and None not in choices else otherwise
+    common = choices.pop() if len(choices) == 1 else None
+    return otherwise if common is None else common
 
 
-def enrol(ask: Ask, sites: Sequence[Site], run: str, terms: Terms) -> Sites:
+def enrol(ask: Ask, sites: Sequence[CensusEntry], run: str, terms: Terms) -> Sites:
     """Fetches the common adapter from a site of largest rank, and compares it with what each site begins from.
+
+    All that is kept of it is what that site can hold by its own word, so that no site makes the server's state larger.
 
     Args:
         ask: the carrier's way to all of them.
@@ -152,16 +126,18 @@ def enrol(ask: Ask, sites: Sequence[Site], run: str, terms: Terms) -> Sites:
     """
     largest = max(sites, key=lambda site: (site.peer.rank, -site.peer.id))
     question = Parcel("census", {"run": run, "terms": terms, "want_template": True})
-    parcel = _answered(ask({largest.address: question}).get(largest.address))
-    template = _template(largest, parcel)
+    try:
+        parcel = answered(ask({largest.address: question}).get(largest.address))
+        template = template_for(largest.peer, template_of(parcel))
+    except Exception as error:
+        raise CensusError(f"{_called(largest)}: {reason_of(error)}") from error
     known: dict[Any, tuple[Adapter, str]] = {}
     clients: list[RemoteClient] = []
-    others: list[Site] = []
+    others: list[CensusEntry] = []
     for site in sites:
         kind = _kind(site.peer)
         if kind not in known:
-            own = _own_template(site, template)
-            known[kind] = own, digest_of(own)
+            known[kind] = _begins_with(site, template)
         own, digest = known[kind]
         clients.append(RemoteClient(site.peer, own, site.name, site.address))
         others += [site] if digest != site.digest else []
@@ -175,66 +151,10 @@ def enrol(ask: Ask, sites: Sequence[Site], run: str, terms: Terms) -> Sites:
     return Sites(clients, template, largest.base, cast("Mapping[str, Any]", layout) if isinstance(layout, Mapping) else None)
 
 
-def _answered(answer: Parcel | Exception | None) -> Parcel:
-    """The answer itself; raises what stands in its place."""
-    if answer is None:
-        raise TimeoutError("no answer")
-    if isinstance(answer, Exception):
-        raise answer
-    if answer.kind == "refusal":
-        raise ValueError(str(answer.header.get("reason", "it gives no reason")))
-    if answer.kind != "census":
-        raise ValueError(f"an answer of kind {answer.kind!r}, where a census was asked")
-    return answer
-
-
-def _site(address: Address, parcel: Parcel) -> Site:
-    """What a site says; raises ValueError for what cannot be read."""
-    header: Mapping[str, Any] = parcel.header
-    about, labels = header.get("peer"), header.get("labels")
-    if not isinstance(about, Mapping) or set(about) - set(PEER_FIELDS):
-        raise ValueError(f"it says of its peer {about!r:.80}, where {', '.join(PEER_FIELDS)} are expected")
-    if labels is not None and not isinstance(labels, list):
-        raise ValueError(f"its labels are a {type(labels).__name__}, not a list")
-    return Site(
-        address=address,
-        name=str(header.get("name"))[:100],
-        peer=_peer(cast("Mapping[str, Any]", about)),
-        digest=str(header.get("digest")),
-        base=str(header.get("base")),
-        labels=None if labels is None else tuple(cast("list[Any]", labels)),
-        versions=_mapping(header.get("versions")),
-        choices=_mapping(header.get("choices")),
-    )
-
-
-def _peer(about: Mapping[str, Any]) -> Peer:
-    """The peer of a site's own description, which may hold anything that JSON does."""
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "id": int,
-        "rank": int,
-        "num_examples": (int, float),
-        "lora_alpha": (int, float, type(None)),
-        "rslora": bool,
-        "rank_pattern": dict,
-        "alpha_pattern": dict,
-    }
-    for name, value in about.items():
-        if not isinstance(value, kinds[name]) or (isinstance(value, bool) and name != "rslora"):
-            raise ValueError(f"it says that its peer has {name} = {value!r:.40}")
-    if missing := {"id", "rank", "num_examples"} - about.keys():
-        raise ValueError(f"it does not say its peer's {', '.join(sorted(missing))}")
-    return Peer(**about)
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
-
-
-def _unlike(sites: Sequence[Site]) -> dict[str, str]:
-    """By site, why it does not fit the server or the others."""
+def _unlike(sites: Sequence[CensusEntry]) -> dict[str, str]:
+    """Returns by site why it does not fit the server or the others."""
     faults: dict[str, str] = {}
-    here = versions()
+    here = texts(versions())
     for site in sites:
         other = [name for name, mine in here.items() if _kept_part(name, site.versions.get(name)) != _kept_part(name, mine)]
         if other:
@@ -245,7 +165,7 @@ def _unlike(sites: Sequence[Site]) -> dict[str, str]:
         for site in sites:
             if value(site) != common[0][0]:
                 faults.setdefault(_called(site), f"its {what} is {value(site)!r:.200}, that of others {common[0][0]!r:.200}")
-    owners: dict[int, Site] = {}
+    owners: dict[int, CensusEntry] = {}
     for site in sites:
         first = owners.setdefault(site.peer.id, site)
         if first is not site:
@@ -253,40 +173,34 @@ def _unlike(sites: Sequence[Site]) -> dict[str, str]:
     return faults
 
 
-def _kept_part(name: str, version: object) -> object:
-    """The part of a version that must be the same on both ends: of torch the first number."""
-    return str(version).partition(".")[0] if name == "torch" else version
+def _kept_part(name: str, version: str | None) -> str | None:
+    """Returns the part of a version that must be the same on both ends: of torch the first number."""
+    return version.partition(".")[0] if name == "torch" and version is not None else version
 
 
-def _base(site: Site) -> str:
+def _base(site: CensusEntry) -> str:
     return site.base
 
 
-def _labels(site: Site) -> tuple[Any, ...] | None:
+def _labels(site: CensusEntry) -> tuple[Any, ...] | None:
     return site.labels
 
 
-def _called(site: Site) -> str:
+def _called(site: CensusEntry) -> str:
     return f"site {site.name!r} at {site.address}"
 
 
-def _template(site: Site, parcel: Parcel) -> Adapter:
-    adapter = wire.decode(parcel.body).get("template")
-    if not isinstance(adapter, Adapter):
-        raise CensusError(f"{_called(site)}: it sent a {type(adapter).__name__} where its adapter was asked for")
-    return adapter
-
-
-def _own_template(site: Site, template: Adapter) -> Adapter:
-    """The adapter that a site begins from, if it is who it says."""
+def _begins_with(site: CensusEntry, template: Adapter) -> tuple[Adapter, str]:
+    """Returns a site's part of the common adapter, and its digest; raises CensusError for a rank that the adapter lacks."""
     try:
-        return template_for(site.peer, template)
+        own = template_for(site.peer, template)
     except (ValueError, KeyError, OverflowError) as error:
-        raise CensusError(f"{_called(site)}: {error}") from error
+        raise CensusError(f"{_called(site)}: {reason_of(error)}") from error
+    return own, digest_of(own)
 
 
 def _kind(peer: Peer) -> Any:
-    """All of a peer that its adapter depends on, as something that can be a key."""
+    """Returns all of a peer that its adapter depends on, as something that can be a key."""
     plain = replace(peer, id=0, num_examples=1, base_version=0)
     values = (getattr(plain, entry.name) for entry in fields(plain))
     return tuple(tuple(sorted(v.items())) if isinstance(v, Mapping) else v for v in values)

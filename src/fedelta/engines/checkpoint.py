@@ -2,10 +2,8 @@
 
     DIR/<t>.json                      the manifest of the snapshot after t rounds
     DIR/state-<t>.safetensors         the snapshot, without what it knows of each client
-    DIR/state-<t>.again.safetensors   the same, if it was saved once more after that round: then the file that the manifest
-                                      named until then stays until the new manifest is there
-    DIR/clients/<id>-<t>.memory       what the snapshot knows of one client, which took part last in round t: its memory and
-                                      its base version
+    DIR/state-<t>.again.safetensors   the same, saved once more after that round: the first stays until the new manifest is in
+    DIR/clients/<id>-<t>.memory       what it knows of one client, which took part last in round t: memory and base version
 
 Writing the manifest is the commit. All that it names is written before it. What neither of the last two snapshots needs is
 removed after it, and what a crash left over is removed by the next load. Equal snapshots give equal bytes.

@@ -53,7 +53,7 @@ class Correspondence:
 
     def received(self, t: int, state: State, links: Sequence[int], own: Visit) -> tuple[list[Visit], dict[int, int]]:
         """Waits for the neighbours' updates; returns all visits in the order of ids, and the bytes that arrived by sender."""
-        self.heard.listen(lambda: not any(self.heard.update(k, t) is None and self.heard.awaits(k, t) for k in links))
+        self.keep_pace(t, links)
         parcels = {k: parcel for k in links if (parcel := self.heard.update(k, t)) is not None}
         theirs = [self._opened(t, state, k, parcel) for k, parcel in parcels.items()]
         visits = sorted([own, *theirs], key=lambda visit: visit.peer.id)
@@ -76,6 +76,14 @@ class Correspondence:
             if k not in linked:
                 logger.warning("round %s: no link with peer %s: %s", t, self._names[k], self._missing(t, k, reasons.get(k)))
         return linked, [k for k in held if k not in linked and self.heard.refusal(k, t) is None]
+
+    def keep_pace(self, t: int, links: Sequence[int]) -> None:
+        """Waits until the update of each neighbour of a round is there, or none of them can still come."""
+        self.heard.listen(lambda: not any(self.heard.update(k, t) is None and self.heard.awaits(k, t) for k in links))
+
+    def reached(self, t: int, links: Sequence[int]) -> list[int]:
+        """Returns the neighbours that have answered to the own update, whether they hold it or refuse the link."""
+        return [k for k in links if self.heard.holds(k, t) or self.heard.refusal(k, t) is not None]
 
     def announce(self, t: int) -> None:
         """Tells all neighbours, now and again from here on, that this node is there and in which round."""

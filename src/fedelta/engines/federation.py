@@ -14,7 +14,7 @@ from fedelta import tree
 from fedelta.engines.guards import ROUNDS, Size, check_population, check_templates, reason_of
 from fedelta.engines.letters import Visit
 from fedelta.engines.memories import Memories
-from fedelta.engines.roster import Doors, Holding, by_id, holding, in_order, roster_of, samples
+from fedelta.engines.participants import Doors, Holding, by_id, holding, in_order, peers_of, samples
 from fedelta.engines.rounds import QuorumError, Snapshot
 from fedelta.engines.settings import RunSettings, Weights
 from fedelta.engines.tables import Table
@@ -66,18 +66,18 @@ class Federation:
     def prepare(cls, method: Method, clients: Sequence[Client], template: Adapter | None, settings: RunSettings) -> Federation:
         """Returns a federation that the method can serve, or raises ValueError that says why it cannot."""
         ordered = in_order(clients)
-        check_population(roster_of(by_id(ordered)).doubtful())
+        check_population(peers_of(by_id(ordered)).doubtful())
         served = method.population(ordered)
         shown = samples(by_id(served))
         template = template or largest_template(shown)
-        method.check(template, roster_of(by_id(served)))
+        method.check(template, peers_of(by_id(served)))
         check_templates(shown, template)
         if method.needs_validation and settings.score is None:
             raise ValueError(f"{type(method).__name__} weighs updates by their validation scores: give `score`")
         return cls(method, by_id(served, template), template, settings, Spool(settings.spool))
 
     def __post_init__(self) -> None:
-        self._roster = roster_of(self.clients)
+        self._as_begun = peers_of(self.clients)
 
     @property
     def channel(self) -> Channel:
@@ -87,17 +87,17 @@ class Federation:
     @property
     def peers(self) -> Peers:
         """All peers in the order of ids, with the base versions that they hold now."""
-        return Holding(self._roster, self.base_versions)
+        return Holding(self._as_begun, self.base_versions)
 
     def peer(self, k: int) -> Peer:
         """Returns one peer, with the base version that it holds."""
-        return holding(self._roster.peer(k), self.base_versions.get(k, 0))
+        return holding(self._as_begun.peer(k), self.base_versions.get(k, 0))
 
     def cohort(self, t: int) -> list[int]:
         """The ids that take part in round t, ascending. Raises ValueError for a rule that names nobody or a stranger."""
         ids = sorted(self.settings.cohort(t, self.peers, self.settings.seed))
         if not ids or len(set(ids)) != len(ids) or not set(ids) <= self.clients.keys():
-            known = self._roster.ids if len(self.clients) <= FEW else f"the {len(self.clients)} clients"
+            known = self._as_begun.ids if len(self.clients) <= FEW else f"the {len(self.clients)} clients"
             raise ValueError(f"the cohort of round {t} is {ids}: it must name one or more of {known}, each once")
         return ids
 

@@ -33,6 +33,9 @@ ROUNDS = 3
 SAME_SCALE = 1e-6
 """Relative difference that rounding may leave between a client's own scale and the one that it sends."""
 
+IN_HAND = 1 << 20
+"""Numbers of a dense tensor that are converted at a time."""
+
 LONGEST = 500
 """Characters of an error that a reason keeps: its text may come from a client."""
 
@@ -97,11 +100,12 @@ def text_of(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns the kind and the text of an error on one line of limited length, with control characters escaped.
+    """Returns the kind and the text of an error, which may quote a client, as `one_line` does."""
+    return one_line(text_of(error))
 
-    The text may quote a client, who must not forge lines of the log.
-    """
-    text = text_of(error)
+
+def one_line(text: str) -> str:
+    """Returns a text on one line of limited length, with control characters escaped: who wrote it must not forge a log."""
     rest = len(text) - LONGEST
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST])
     return f"{shown} ... ({rest} more characters)" if rest > 0 else shown
@@ -133,10 +137,16 @@ def size_of(meant: Adapter, start: Adapter) -> Size:
     # of any float32, so that a huge upload is refused for its size and not for an overflow of the measure.
     with threads.one_thread():
         heads = math.hypot(*(_length(x, start.dense[n]) for n, x in meant.dense.items()))
-        pairs = [(_wide(x), _wide(start.layers[n])) for n, x in meant.layers.items()]
-        delta = math.hypot(heads, *(float(lr.dist2(x, y)) ** 0.5 for x, y in pairs))
-        factors = math.hypot(heads, *(_displacement(x, y) for x, y in pairs))
+        layers = [_size_at(x, start.layers[n]) for n, x in meant.layers.items()]
+    delta = math.hypot(heads, *(size.delta for size in layers))
+    factors = math.hypot(heads, *(size.factors for size in layers))
     return Size(*(x if math.isfinite(x) else math.inf for x in (delta, factors)))
+
+
+def _size_at(x: LoRA, y: LoRA) -> Size:
+    """Measures one layer: in float64, and for two adapters, all layers together would take four times an adapter's room."""
+    x, y = _wide(x), _wide(y)
+    return Size(float(lr.dist2(x, y)) ** 0.5, _displacement(x, y))
 
 
 def _wide(x: LoRA) -> LoRA:
@@ -144,7 +154,12 @@ def _wide(x: LoRA) -> LoRA:
 
 
 def _length(x: Tensor, y: Tensor) -> float:
-    return float((x.to(torch.float64) - y.to(x.device, torch.float64)).norm())
+    """Returns ||x - y|| in float64; of `y`, which may be a whole head, only a few rows at a time are copied."""
+    difference = torch.atleast_1d(x.to(torch.float64, copy=True))
+    rows = max(1, IN_HAND * len(difference) // max(1, difference.numel()))
+    for mine, other in zip(difference.split(rows), torch.atleast_1d(y).split(rows), strict=True):
+        mine -= other.to(mine)
+    return float(difference.norm())
 
 
 def _displacement(x: LoRA, y: LoRA) -> float:

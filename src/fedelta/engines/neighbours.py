@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedelta.engines.guards import one_line
 from fedelta.engines.mailbox import Mailbox
 from fedelta.exchange.parcels import Parcel
 
@@ -92,6 +93,14 @@ class Neighbours:
     def newest(self) -> int:
         """Returns the newest round that any of them was heard in; -1 before the first word."""
         return max((known.t for known in self._known.values()), default=-1)
+
+    def next_round(self, t: int) -> int:
+        """Returns the round to go on with: t, or the newest one, with a warning that names who is there already."""
+        if (newest := self.newest()) <= t:
+            return t
+        ahead = [self.names[k] for k, known in self._known.items() if known.t == newest]
+        logger.warning("goes on with round %s in place of %s: peer %s says that it is there", newest, t, ", ".join(ahead))
+        return newest
 
     def update(self, k: int, t: int) -> Parcel | None:
         """Returns the update of neighbour k for round t, if it is there."""
@@ -199,7 +208,7 @@ class Neighbours:
             case "held":
                 known.held, known.misses = known.t, 0
             case "refusal":
-                known.refused, known.reason = known.t, str(parcel.header.get("reason"))[:500]
+                known.refused, known.reason = known.t, one_line(str(parcel.header.get("reason")))
             case _:
                 pass
 
@@ -210,7 +219,8 @@ class Neighbours:
         if claimed != sender:
             return f"sent a message in the name of {claimed!r:.40}, where its own id is {sender}"
         if header.get("run") != self._run:
-            return f"is in another run, with another {', '.join(_differences(self._terms, header.get('terms')))}"
+            different = ", ".join(_differences(self._terms, header.get("terms")))
+            return f"is in another run, with another {one_line(different)}"
         if type(t) is not int or not 0 <= t <= self._rounds:
             return f"says that it is in round {t!r:.40} of {self._rounds}"
         return None

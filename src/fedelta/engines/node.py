@@ -184,7 +184,7 @@ class _Node:
         if t < federation.settings.rounds:
             self.words.announce(t)
             self.words.heard.gather(t)
-            t = self._next(t)
+            t = self.words.heard.next_round(t)
         while t < federation.settings.rounds:
             self.words.announce(t)
             federation.spool.begin()
@@ -205,11 +205,13 @@ class _Node:
             self.words.post(t, links, reply)
             visits, arrived = self.words.received(t, state, links, own)
         linked, one_sided = self.words.confirmed(t, links, visits)
+        if own.update is None:  # it has nothing to wait for, but running ahead it would make its neighbours skip rounds
+            self.words.keep_pace(t, links)
         own = next(visit for visit in visits if visit.peer.id == self.me)
         counting = [visit for visit in visits if visit.peer.id in {self.me, *linked}]
         at_node = aggregated_at(self.federation, t, state, counting, self._row(t, own, linked), sizes_of(counting))
         self.words.heard.settle(t, links, linked)
-        bytes_ = Ledger(arrived, {} if own.up is None else {self.me: own.up * len(linked)})
+        bytes_ = Ledger(arrived, {} if own.up is None else {self.me: own.up * len(self.words.reached(t, links))})
         done = self._commit(t, state, at_node, visits, [k for k in links if k not in linked], bytes_, memory, began)
         return NodeRound(done, linked, one_sided, done.snapshot.t)
 
@@ -260,14 +262,10 @@ class _Node:
             method=federation.method,
             template=federation.template,
             peers=federation.peers,
-            snapshot=federation.snapshot(self._next(t + 1), state, self.memories, [self.me]),
+            snapshot=federation.snapshot(self.words.heard.next_round(t + 1), state, self.memories, [self.me]),
             gossip=True,
             lost_links=[(self.me, k) for k in [*lost, *at_node.without]],
         )
-
-    def _next(self, t: int) -> int:
-        """Returns the round to go on with: t, or the newest one that was heard of."""
-        return max(t, self.words.heard.newest())
 
 
 def _linked_to(W: Tensor, at: int) -> list[int]:

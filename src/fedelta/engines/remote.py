@@ -14,10 +14,9 @@ from fedelta.engines.federation import Federation
 from fedelta.engines.guards import ElsewhereError
 from fedelta.engines.letters import Letter, Reply, Visit
 from fedelta.engines.rounds import Round
-from fedelta.engines.visits import receive, refuse
+from fedelta.engines.visits import refuse
 from fedelta.exchange import wire
 from fedelta.exchange.parcels import Parcel
-from fedelta.method import State
 from fedelta.peers import Peer
 
 Terms = Mapping[str, Any]
@@ -49,13 +48,14 @@ def train_parcel(letter: Letter, run: str, terms: Terms, body: bytes) -> Parcel:
     return Parcel("train", header, body)
 
 
-def take_in(federation: Federation, t: int, state: State, letter: Letter, run: str, answer: Parcel | Exception) -> Visit:
-    """Returns the visit of a client whose answer is here, or for which there will be none.
+def opened(federation: Federation, t: int, letter: Letter, run: str, answer: Parcel | Exception) -> Reply | Visit:
+    """Returns the reply in an answer, for `receive`; or the visit of a client that is left out, since there is none in it.
+
+    Two steps, so that the caller can let go of the answer's bytes before it looks at the tensors that were made of them.
 
     Args:
         federation: of the run.
         t: the round.
-        state: that the letter was written from.
         letter: as it was sent.
         run: the run's name at the sites.
         answer: the parcel, or why there is none.
@@ -63,12 +63,11 @@ def take_in(federation: Federation, t: int, state: State, letter: Letter, run: s
     if isinstance(answer, Exception):
         return refuse(federation, t, letter, "site", answer)
     try:
-        reply = reply_of(letter, run, answer, longest_reply(federation, t, letter.peer))
+        return reply_of(letter, run, answer, longest_reply(federation, t, letter.peer))
     except ElsewhereError as error:
         return refuse(federation, t, letter, "local update", error)
     except Exception as error:
         return refuse(federation, t, letter, "upload", error, len(answer.body))
-    return receive(federation, t, state, letter, reply)
 
 
 def longest_reply(federation: Federation, t: int, peer: Peer) -> int:

@@ -14,7 +14,7 @@ from fedelta.engines.conduct import Outcome, conduct, largest_used, visited
 from fedelta.engines.federation import Federation, demand_quorum, shares_of, weigh
 from fedelta.engines.guards import warn_of_claims
 from fedelta.engines.letters import sizes_of
-from fedelta.engines.roster import samples
+from fedelta.engines.participants import samples
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.engines.settings import RunSettings, Score, Weights, check_given
 from fedelta.engines.visits import VisitAll, leave_out, screened

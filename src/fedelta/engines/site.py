@@ -5,6 +5,8 @@ A `Site` may be made anew for each message: what lasts is in its folder, one sub
     FOLDER/<run>/memory-<t>.safetensors     what the client remembers after round t
     FOLDER/<run>/base-<v>.safetensors       the sum of what was added to the frozen base, at version v
 
+Of so many runs as `RUNS` it is kept, those of the last answers, since the ids of runs come from elsewhere.
+
 The server says which round counts (`remembered`) and which version of the base it takes the site to hold. Of each the site
 keeps two: the one that the server named last, and the one of its last answer. So an answer that came too late, was refused, or
 was lost with its server never counts, without a second message. No byte of a memory is in a reply.
@@ -15,8 +17,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,9 @@ logger = logging.getLogger("fedelta.site")
 
 RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 """The form of a run's id: it names a folder at the site, and comes from elsewhere."""
+
+RUNS = 20
+"""The runs of which something is kept, so that no number of ids fills a site's disk."""
 
 Score = Callable[[Message], Mapping[str, float]]
 """Metrics of a deployed model on the site's own held-out rows."""
@@ -118,7 +123,7 @@ class Site:
         base = self._base_of(kept, letter)
         reply, memory = answer(self.method, self.client, self.channel, letter, kept.memory(letter.remembered))
         if base is not None:
-            kept.keep_base(base, told=letter.peer.base_version)
+            kept.keep_base(base, assumed=letter.peer.base_version)
         kept.keep_memory(letter.t, memory, remembered=letter.remembered)
         header = {"run": kept.run, "t": letter.t, "metrics": dict(reply.metrics), "base_version": reply.base_version}
         return Parcel("train", header, wire.encode(reply.content))
@@ -187,6 +192,7 @@ class Kept:
         """Writes what is remembered after round t, then removes all but it and that of the round that counts."""
         files.commit_private(self._memory_file(t), wire.encode(memory))
         self._remove_others("memory", (t, remembered))
+        self._remove_old_runs()
 
     def base(self, wanted: int) -> BaseDelta:
         """Returns the whole base of a version.
@@ -204,18 +210,31 @@ class Kept:
             )
         return base
 
-    def keep_base(self, base: BaseDelta, *, told: int) -> None:
+    def keep_base(self, base: BaseDelta, *, assumed: int) -> None:
         """Writes the whole base, then removes all but it and the version that the server takes this site to hold."""
         path = self._base_file(base.version)
-        if told != base.version or not path.is_file():
+        if assumed != base.version or not path.is_file():
             files.commit_private(path, wire.encode({"base": base}))
-        self._remove_others("base", (base.version, told))
+        self._remove_others("base", (base.version, assumed))
 
     def _memory_file(self, t: int) -> Path:
         return self.folder / f"memory-{t}.safetensors"
 
     def _base_file(self, number: int) -> Path:
         return self.folder / f"base-{number}.safetensors"
+
+    def _remove_old_runs(self) -> None:
+        """Removes what is kept of all runs but the last `RUNS`, and nothing else that lies in their folders."""
+        written: dict[Path, list[Path]] = {}
+        for path in self.folder.parent.glob("*/*.safetensors"):
+            written.setdefault(path.parent, []).append(path)
+        newest = {folder: max(path.stat().st_mtime_ns for path in paths) for folder, paths in written.items()}
+        for old in sorted(newest, key=lambda folder: newest[folder], reverse=True)[RUNS:]:
+            logger.warning("run %s: what is remembered of it is removed: %d later runs are kept", old.name, RUNS)
+            for path in written[old]:
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # there may be something of somebody else's
+                old.rmdir()
 
     def _remove_others(self, kind: str, numbers: Iterable[int | None]) -> None:
         kept = {f"{kind}-{n}.safetensors" for n in numbers}
@@ -226,7 +245,7 @@ class Kept:
 
 def digest_of(template: Adapter) -> str:
     """Returns 32 hexadecimal digits that name an initial adapter, to the last bit."""
-    return blake2b(wire.encode({"adapter": template}), digest_size=16).hexdigest()
+    return wire.digest({"adapter": template}).hex()
 
 
 def versions() -> dict[str, Any]:

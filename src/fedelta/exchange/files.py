@@ -24,6 +24,9 @@ LOCK = ".lock"
 WRITE_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
 """The flags that make a file, or empty one that is there, for writing."""
 
+OTHERS_WRITE = 0o022
+"""The permissions of a folder by which a group or all others may write to it."""
+
 MANY = 64
 """The number of files above which one request for the whole file system is quicker than one for each file."""
 
@@ -67,8 +70,19 @@ def commit_private(path: Path, data: bytes) -> None:
 
 
 def private_folder(folder: Path) -> None:
-    """Makes a folder that its owner alone may open; one that is there already keeps its permissions."""
+    """Makes a folder that its owner alone may open; one that is there already keeps its permissions.
+
+    Raises:
+        PermissionError: for a folder that another user owns or may write to, who could put a link or a socket into it.
+    """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not hasattr(os, "geteuid"):  # Windows has other permissions
+        return
+    found = folder.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & OTHERS_WRITE:
+        raise PermissionError(
+            f"other users may write to {folder}: make it its owner's alone (chmod 700), or name another folder"
+        )
 
 
 def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:

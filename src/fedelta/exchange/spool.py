@@ -6,8 +6,10 @@ data are not aligned, and a round must not change by a bit because its updates w
 
 from __future__ import annotations
 
+import errno
 import logging
 import mmap
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,8 +31,16 @@ Spooling: TypeAlias = bool | Literal["auto"]
 IN_MEMORY = 2**30
 """Bytes of a round's updates that "auto" keeps in memory."""
 
+SMALL = 1 << 16 if hasattr(os, "preadv") else 0
+"""Bytes of a tensor below which it is read rather than mapped: a map takes one of the process's handles, of which it may have
+no more than a thousand, while a layer is looked at for all clients together."""
+
 ALIGNMENT = 64
 """Bytes; what torch aligns its own tensors to."""
+
+
+TOO_MANY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""The system's errors for a process that has as many handles, or maps, as it may have."""
 
 
 def held(when: Spooling, size: int) -> int:
@@ -152,20 +162,31 @@ class _Stored(Mapping[str, Tensor]):
         count = torch.Size(place.shape).numel()
         if not count:
             return torch.empty(place.shape, dtype=place.dtype, device=place.device)
+        try:
+            found = self._read(place) if count * place.dtype.itemsize < SMALL else self._mapped(place, count)
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"a spooled update cannot be read back: {error}; its file was cut or closed, run the round again"
+            ) from error
+        return found.to(place.device)
+
+    def _read(self, place: _Place) -> Tensor:
+        found = torch.empty(place.shape, dtype=place.dtype)
+        if os.preadv(self.file.fileno(), [wire.raw(found)], self.start + place.offset) < found.nbytes:
+            raise ValueError("it ends early")
+        return found
+
+    def _mapped(self, place: _Place, count: int) -> Tensor:
         low = place.offset - place.offset % mmap.ALLOCATIONGRANULARITY
         length = place.offset - low + count * place.dtype.itemsize
         try:
             # Private copies of pages: torch wants memory that can be written, and no write may reach the file.
             mapped = mmap.mmap(self.file.fileno(), length, offset=self.start + low, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as error:
-            raise OSError(
-                f"a spooled update cannot be read back: {error}; its file was cut or closed, run the round again"
-            ) from error
-        return (
-            torch.frombuffer(mapped, dtype=place.dtype, count=count, offset=place.offset - low)
-            .view(place.shape)
-            .to(place.device)
-        )
+        except OSError as error:
+            if error.errno in TOO_MANY and SMALL:
+                return self._read(place)
+            raise
+        return torch.frombuffer(mapped, dtype=place.dtype, count=count, offset=place.offset - low).view(place.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layout.places)

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,6 +71,15 @@ def size(message: Message) -> int:
     return len(header) + sum(x.nbytes for x in tensors)
 
 
+def digest(message: Message) -> bytes:
+    """Returns 16 bytes that stand for `encode(message)`, which is never there in whole: equal ones for equal messages."""
+    header, tensors = _header(message)
+    found = blake2b(header, digest_size=16)
+    for x in tensors:
+        found.update(raw(x))
+    return found.digest()
+
+
 def decode(data: bytes) -> Message:
     """Returns the message in some bytes, the inverse of `encode`; its tensors are on the CPU and own their memory.
 
@@ -88,7 +98,9 @@ def decode(data: bytes) -> Message:
             f"the message has format {content.get('format')!r:.40}, this version reads {FORMAT}: use the one that wrote it"
         )
     try:
-        message = tree.unflatten(_known_types(load(data)), content.get("message"))
+        tensors = _known_types(load(data))
+        message = tree.unflatten(tensors, content.get("message"))
+        _demand_each_once(message, len(tensors))
     except UNREADABLE as error:
         raise MalformedError(f"the message was cut or altered ({len(data)} bytes): {error}") from error
     if not isinstance(message, dict):
@@ -175,6 +187,17 @@ def _known_types(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if odd := [x.dtype for x in tensors.values() if x.dtype not in DTYPES]:
         raise ValueError(f"no message holds a tensor of {odd[0]}")
     return tensors
+
+
+def _demand_each_once(message: Any, count: int) -> None:
+    """Raises ValueError unless a message holds each of the tensors that came with it once.
+
+    A structure of a few bytes could otherwise name one tensor a thousand times, and whoever writes the message again, to a
+    spool or a disk, would write a thousand tensors.
+    """
+    named = [id(x) for _, x in tree.named_tensors(message)]
+    if len(named) != count or len(set(named)) != count:
+        raise ValueError(f"it names tensors {len(named)} times, {len(set(named))} of the {count} that it carries")
 
 
 def _no_number(text: str) -> float:

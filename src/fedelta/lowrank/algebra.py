@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -13,16 +13,23 @@ from fedelta.lowrank.decompositions import pad
 from fedelta.lowrank.value import LoRA, SigmaOn, Weight, wide
 
 
-def mean(weights: Sequence[float], xs: Sequence[Tensor]) -> Tensor:
+def mean(weights: Sequence[float], xs: Iterable[Tensor]) -> Tensor:
     """x_0 + sum_k w_k (x_k - x_0): the weighted mean, for weights that sum to one.
 
-    Written on differences, so that identical copies come back bit for bit whatever the weights.
+    Written on differences, so that identical copies come back bit for bit whatever the weights. Of an iterator's tensors only
+    three are held at a time, however many there are.
     """
-    first = xs[0].to(wide(xs[0].dtype))
+    others = iter(xs)
+    given = next(others)
+    first = given.to(wide(given.dtype))
     total = torch.zeros_like(first)
-    for w, x in zip(weights[1:], xs[1:], strict=True):
-        total += w * (x.to(first.dtype) - first)
-    return (first + total).to(xs[0].dtype)
+    for w, x in zip(weights[1:], others, strict=True):
+        difference = x.to(first.dtype) - first
+        difference *= w
+        total += difference
+        del difference  # or it would stay while the next one is made
+    total += first
+    return total.to(given.dtype)
 
 
 def mean_factors(weights: Sequence[float], xs: Sequence[LoRA]) -> LoRA:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
@@ -32,11 +32,14 @@ class Compose(Composite, Method):
         travels         what each part sends, under its own name
         scale           that of `server`
 
-    Parts that add up, or keep, vectors in the coordinates of the factors (Scaffold, FedDyn, FedNova, and all optimisers) need a
-    server that averages factors; over one that factorises the product anew, or moves the base, they are refused.
+    Parts that add up, or keep, vectors in the coordinates of the factors (Scaffold, FedDyn, FedNova, FedSMOO, FedLADA,
+    FedGLOMO, and all optimisers) need a server that averages factors; over one that factorises the product anew, or moves the
+    base, they are refused. So are rules that send up something of each trained tensor over a method that keeps some of them at
+    the client, and two rules that both ask for gradients at another point (FedSAM, FedSMOO, FedGLOMO).
 
     Args:
-        local: rules of clients: fedprox, scaffold, feddyn, fednova, fedzmg; one, or several.
+        local: rules of clients: fedprox, scaffold, feddyn, fednova, fedzmg, fedsam, fedsmoo, fedlada, fedglomo; one, or
+            several.
         server: the method in the middle.
         optimizer: the server's: fedavgm, fedadam, fedyogi or fedadagrad.
     """
@@ -53,7 +56,9 @@ class Compose(Composite, Method):
         object.__setattr__(self, "local", tuple(sorted(self._rules(), key=lambda rule: rule.order)))
         self._resolve_server()
         super().__post_init__()
+        self.parts.demand_alone()
         self.parts.demand_stable()
+        self.parts.demand_public()
 
     def _rules(self) -> list[LocalRule]:
         rules: list[LocalRule] = []
@@ -77,8 +82,8 @@ class Compose(Composite, Method):
         object.__setattr__(self, "server", server)
         object.__setattr__(self, "optimizer", optimizer)
 
-    def for_topology(self, rounds: int, rho_sq: Callable[[], float]) -> Method:
-        return replace(self, server=self.parts.server.for_topology(rounds, rho_sq))
+    def _for_server(self, server: Method) -> Method:
+        return replace(self, server=server)
 
     @property
     def parts(self) -> Parts:

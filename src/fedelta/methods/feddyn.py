@@ -11,6 +11,7 @@ from torch import Tensor
 from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, GradientHook, State
+from fedelta.methods._compose.parts import Trained
 from fedelta.methods._compose.rules import LocalRule, Pull, demand_one_scale
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
@@ -87,8 +88,8 @@ class FedDyn(LocalRule):
         h, at = own.get("h", {}), tree.parameters(start)
         return Pull(self.strength, {n: x - h[n].to(x) if n in h else x for n, x in at.items()})
 
-    def leave(self, sent: Message, own: ClientState, hook: GradientHook | None, moved: Tensors) -> tuple[Message, ClientState]:
-        return {}, {"h": _added(own.get("h", {}), {n: x.cpu() for n, x in moved.items()})}
+    def leave(self, sent: Message, own: ClientState, trained: Trained) -> tuple[Message, ClientState]:
+        return {}, {"h": _added(own.get("h", {}), {n: x.cpu() for n, x in trained.moved.items()})}
 
     def reweigh(self, updates: Sequence[ClientUpdate]) -> Sequence[ClientUpdate]:
         tree.check_weights([u.weight for u in updates], len(updates))

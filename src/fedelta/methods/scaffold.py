@@ -9,10 +9,10 @@ from typing import ClassVar, TypedDict
 from torch import Tensor
 
 from fedelta import lowrank as lr
-from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, GradientHook, State
-from fedelta.methods._compose.rules import LocalRule, demand_one_scale
+from fedelta.methods._compose.parts import Trained
+from fedelta.methods._compose.rules import LocalRule, check_like, demand_one_scale
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
 
@@ -81,7 +81,8 @@ class Scaffold(LocalRule):
     def hook(self, sent: Message, own: ClientState, start: Adapter) -> GradientHook | None:
         return _Correction(sent.get("c", {}), own.get("c", {}))
 
-    def leave(self, sent: Message, own: ClientState, hook: GradientHook | None, moved: Tensors) -> tuple[Message, ClientState]:
+    def leave(self, sent: Message, own: ClientState, trained: Trained) -> tuple[Message, ClientState]:
+        hook = trained.hook
         if not isinstance(hook, _Correction):
             return {}, own
         old, mean = own.get("c", {}), hook.mean()
@@ -90,19 +91,7 @@ class Scaffold(LocalRule):
         return {"dc": change}, {"c": {**old, **mean}}
 
     def check_sent(self, updates: Sequence[ClientUpdate], like: Tensors) -> None:
-        for u in updates:
-            sent = u.content.get("dc")
-            if not isinstance(sent, Mapping):
-                raise ValueError(f"client {u.sender.id} sent no change of its control variate: it must run Scaffold too")
-            who = f"client {u.sender.id}"
-            tree.check_finite(sent, who)
-            for name, x in sent.items():
-                if name not in like or x.shape != like[name].shape:
-                    known = tuple(like[name].shape) if name in like else "no such tensor"
-                    raise ValueError(
-                        f"{who} sent a control variate for {name!r} of shape {tuple(x.shape)}, where the server has {known}; "
-                        "it must be of the tensors that are trained"
-                    )
+        check_like(self.name, updates, "dc", "control variate", like)
 
     def displace(self, state: State, step: Tensors, updates: Sequence[ClientUpdate]) -> tuple[Tensors, State]:
         c: dict[str, Tensor] = dict(state["c"])
@@ -124,9 +113,11 @@ class _Correction:
         self.steps = 0
 
     def __call__(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors:
-        self.steps += 1
-        if step == 0:  # once for all steps: the parameters may live on a GPU
+        if step == 0:  # a request that failed in company is answered again, by the same hook
+            self.steps, self.total = 0, {}
+            # Once for all steps: the parameters may live on a GPU.
             self.shift = {n: self.shift[n].to(x) for n, x in gradients.items() if n in self.shift}
+        self.steps += 1
         for n, g in gradients.items():
             wide = g.detach().to(lr.wide(g.dtype))
             self.total[n] = self.total[n] + wide if n in self.total else wide

@@ -42,12 +42,7 @@ PREFIX = "base_model.model."
 BASE_KEY = "fedelta_base"
 """Metadata entry with the fingerprint of the frozen base."""
 
-SUFFIXES = {
-    ".lora_A.weight": "A",
-    ".lora_B.weight": "B",
-    ".lora_embedding_A": "A",
-    ".lora_embedding_B": "B",
-}
+SUFFIXES = {".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_embedding_A": "A", ".lora_embedding_B": "B"}
 """The ends of the factors' keys in the file; Embedding layers hold bare parameters."""
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

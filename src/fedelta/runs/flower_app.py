@@ -1,8 +1,9 @@
 """A Flower app of a config: the files of its folder, and what they call at the server and at a site.
 
 The ClientApp passes each message to the site's own process, which `fedelta site` starts and which keeps model and rows in
-memory. Where none runs it builds the site in its own process: in a simulation, or for a trial. Nothing here imports torch
-before a site is built or a run is carried out, since Flower starts a new process for each message.
+memory. Where none runs it builds the site in its own process: in a simulation, or for a trial, from the site's own config. The
+config beside the app came with it, from whoever started the run, and so is no site's consent to anything. Nothing here imports
+torch before a site is built or a run is carried out, since Flower starts a new process for each message.
 """
 
 from __future__ import annotations
@@ -117,12 +118,20 @@ def placed(config: RunConfig) -> RunConfig:
     """Returns a config for Flower's sites, whose paths that lead to something here are absolute."""
     raw = config.model_dump(mode="json")
     for section, key in PATHS:
-        value = raw[section][key]
-        if isinstance(value, str) and Path(value).exists():
-            raw[section][key] = str(Path(value).resolve())
+        raw[section][key] = _in_full(raw[section][key])
+    clients = raw["data"]["clients"]
+    if isinstance(clients, Mapping):
+        raw["data"]["clients"] = {name: _in_full(file) for name, file in clients.items()}
+    elif clients is not None:
+        raw["data"]["clients"] = [_in_full(file) for file in clients]
     raw["output"] = str(config.folder().resolve())
     raw["federation"]["where"] = "flower"
     return read_config(raw)
+
+
+def _in_full(value: Any) -> Any:
+    """Returns a path that leads to something here as an absolute one, and any other value as it is."""
+    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
 
 
 # --- the server ------------------------------------------------------------------------------------------------------
@@ -162,17 +171,19 @@ def site_of(config_file: Path, node_config: Mapping[str, Any], seconds: float | 
 
     Args:
         config_file: of the app.
-        node_config: of the SuperNode: `socket`, of a worker; or `node`, a node file, and perhaps `config`, the site's own;
-            or, in a simulation, `partition-id`.
+        node_config: of the SuperNode: `socket`, of a worker; or `node`, a node file, and perhaps `config`, the site's own,
+            by which it is built where no worker runs; or, in a simulation, `partition-id`.
         seconds: that a worker may take for an answer; None waits as long as it takes.
 
     Raises:
         ValueError: for a node config that says none of them.
+        ConnectionError: for a node file alone where no worker runs.
     """
     if "socket" in node_config:
         return _through(Path(str(node_config["socket"])), seconds)
     if "node" in node_config:
-        return _of_node_file(Path(str(node_config.get("config", config_file))), Path(str(node_config["node"])), seconds)
+        own = node_config.get("config")
+        return _of_node_file(Path(str(node_config["node"])), None if own is None else Path(str(own)), seconds)
     if "partition-id" in node_config:
         return _simulated(config_file, int(node_config["partition-id"]))
     raise ValueError(
@@ -187,18 +198,25 @@ def _through(socket: Path, seconds: float | None) -> Handle:
     return partial(ask, socket, timeout=seconds)
 
 
-def _of_node_file(config_file: Path, node_file: Path, seconds: float | None) -> Handle:
-    """The worker of a node file, where one runs; else the site in this process."""
+def _of_node_file(node_file: Path, own: Path | None, seconds: float | None) -> Handle:
+    """Returns the worker of a node file, where one runs; else the site in this process, built from its own config."""
     from fedelta.engines.runners.sites.worker import SOCKET
     from fedelta.runs.config.node import read_node
 
     node = read_node(node_file)
     socket = node.folder() / SOCKET
-    return _through(socket, seconds) if socket.exists() else _built(config_file, node)
+    if socket.exists():
+        return _through(socket, seconds)
+    if own is None:
+        raise ConnectionError(
+            f"no site is running at {socket}: start it by `fedelta site`, or name the site's own config beside the node file "
+            "(config=...), since the app's config comes from the server"
+        )
+    return _built(own, node)
 
 
 def _simulated(config_file: Path, k: int) -> Handle:
-    """Site k of a simulation; one beyond those of the run says so, since a simulation may have more nodes."""
+    """Returns site k of a simulation; one beyond those of the run says so, since a simulation may have more nodes."""
     from fedelta.runs.config.node import Node
 
     config = read_config(config_file)
@@ -216,7 +234,7 @@ _sites: dict[tuple[Path, str], Handle] = {}
 
 
 def _built(config_file: Path, node: Node) -> Handle:
-    """The site in this process."""
+    """Returns the site in this process."""
     key = config_file, str(node.folder())
     if key not in _sites:
         from fedelta.runs.sites import answerer

@@ -1,14 +1,19 @@
 """Keeps the files of a run, in an order of writing that lets it be stopped at any moment and taken up again.
 
     config.yaml      the resolved config
+    run.json         rows, versions and device, written once
+    split.json       what each client has, written once
     rounds.jsonl     one record for each round; the first in which a diagnostic is null says why
+    clients.jsonl    what each round says of each client: see `client_lines`
     adapters/        PEFT folders: last, best, and at the end one for each rank (or client)
     checkpoint/      what the next round needs, and what the last round needed
     curves.png       the records as a picture
+    report.html      the records as a page
     .lock            locked by the process that writes here
 
-A round writes its adapters, then its record, then its checkpoint; the checkpoint is what makes it count. Whatever a killed
-run wrote after the last checkpoint is dropped when the run is taken up, and comes again from the same numbers.
+A round writes its adapters, then its clients' line and its record, then its checkpoint; the checkpoint is what makes it
+count. Whatever a killed run wrote after the last checkpoint is dropped when the run is taken up, and comes again from the same
+numbers.
 
 A new run in the place of an old one begins in `.<name>.new` beside it. Once its first round is done, it takes the folder's
 name, and the old run is called `<name>.old`. Until then the old run is as it was.
@@ -29,20 +34,17 @@ from typing import Any
 
 from fedelta.engines import checkpoint
 from fedelta.exchange import files
+from fedelta.runs import client_lines
 from fedelta.runs.config import RunConfig, dump_config, load_config
 from fedelta.runs.records import Record, read_record
 
 logger = logging.getLogger("fedelta.resume")
 
-CONFIG, RECORDS, DAMAGED, ADAPTERS, CHECKPOINT, CURVES = (
-    "config.yaml",
-    "rounds.jsonl",
-    "rounds.damaged.jsonl",
-    "adapters",
-    "checkpoint",
-    "curves.png",
-)
-COMMITTED = (CONFIG, RECORDS, DAMAGED)
+CONFIG, RECORDS, DAMAGED = "config.yaml", "rounds.jsonl", "rounds.damaged.jsonl"
+RUN, SPLIT, CLIENTS = "run.json", "split.json", "clients.jsonl"
+ADAPTERS, CHECKPOINT, CURVES, REPORT = "adapters", "checkpoint", "curves.png", "report.html"
+
+COMMITTED = (CONFIG, RECORDS, DAMAGED, RUN, SPLIT, CLIENTS, REPORT)
 """The files that are written by `files.commit`, which a kill may leave under its temporary name."""
 
 TEMPORARY = tuple(f".{name}.tmp" for name in COMMITTED)
@@ -80,8 +82,24 @@ class RunFolder:
         return self.path / CHECKPOINT
 
     @property
+    def run_file(self) -> Path:
+        return self.path / RUN
+
+    @property
+    def split_file(self) -> Path:
+        return self.path / SPLIT
+
+    @property
+    def clients_file(self) -> Path:
+        return self.path / CLIENTS
+
+    @property
     def curves(self) -> Path:
         return self.path / CURVES
+
+    @property
+    def report(self) -> Path:
+        return self.path / REPORT
 
     @property
     def old(self) -> RunFolder:
@@ -264,6 +282,7 @@ class RunFolder:
         if damages:
             logger.warning("%s", "; ".join(damages))
         self._rewrite([kept[t] for t in sorted(kept)], keep_damaged=bool(damages))
+        client_lines.rewind(self.clients_file, count)
         drafts = [path for path in self.adapters.glob(".*") if DRAFT.fullmatch(path.name)]
         for path in [*drafts, *(self.path / name for name in TEMPORARY if (self.path / name).exists())]:
             files.remove(path)

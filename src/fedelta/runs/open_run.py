@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,17 +13,22 @@ from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Round, Snapshot
 from fedelta.engines.settings import Score
 from fedelta.engines.visits import VisitAll
+from fedelta.exchange import files
 from fedelta.models.adapter_files import save_adapter
 from fedelta.peers import Peer, kinds_of
 from fedelta.report.charts import curves
-from fedelta.runs import best
-from fedelta.runs.evaluation import Evaluator, by_metric, fairness, mean
+from fedelta.report.page import page
+from fedelta.runs import best, client_lines, facts
+from fedelta.runs.evaluation import Evaluator, Scores, by_metric, fairness, mean
 from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.records import Record
+from fedelta.runs.reports import read_run
 from fedelta.runs.rounds import Experiment, play
 from fedelta.tasks.metrics import is_better
 from fedelta.tasks.task import Example
 from fedelta.tree import Message, effective
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -49,12 +55,13 @@ class OpenRun:
         """Runs the rounds that are left; each is on disk when its record is yielded."""
         e = self.experiment
         self.folder.write_config(e.config)
+        facts.write_once(self.folder.run_file, self.folder.split_file, e, self.notes["platform"])
         settings = replace(e.settings, score=_validate(e), start=self.start, engine=self.visit_all)
         for done in play(e, e.clients, settings):
             yield self.write(done)
 
     def write(self, done: Round) -> Record:
-        """Writes adapters, record and checkpoint of a round, in this order (see `fedelta.runs.folder`); returns the record."""
+        """Writes adapters, lines and checkpoint of a round, in this order (see `fedelta.runs.folder`); returns the record."""
         record: Record = {
             "t": done.t,
             "cohort": sorted([u.sender.id for u in done.updates] + list(done.dropped)),
@@ -69,12 +76,16 @@ class OpenRun:
         if settings.diagnostics:
             values = diagnose(done, per_layer=settings.diagnostics != "global")
             record["diagnostics"], self.notes["reasons"] = new_reasons(values, self.notes.get("reasons", {}))
+        own: Mapping[int, Scores] = {}
         if (done.t + 1) % settings.every == 0 or self._is_last(done):
             began = time.perf_counter()
+            own = self.experiment.own_scores(done)
             record |= self._evaluate(done)
+            record |= {"clients": fairness(own)} if own else {}
             self._save_adapters(done, record)
             record["seconds"]["evaluation"] = round(time.perf_counter() - began, 3)
         record = finite(record)
+        client_lines.append(self.folder.clients_file, finite(client_lines.client_line(done, own)))
         self.folder.append(record)
         # Without the times, which are no result: equal runs have equal checkpoints.
         self.notes["record"] = {k: v for k, v in record.items() if k != "seconds"} | {"seconds": {}}
@@ -86,11 +97,22 @@ class OpenRun:
         return record
 
     def draw(self) -> None:
-        """Draws the curves of the rounds so far, if there are any."""
+        """Draws the curves of the rounds so far and writes their page, if there are any."""
         records = self.folder.records()
         if records:
             e = self.experiment
             curves(records, self.folder.curves, title=e.config.name, majority=e.majority())
+            self._report()
+
+    def _report(self) -> None:
+        # A page is made of records that are safe on the disk: a fault in it must not end a run, or hide what ended it.
+        try:
+            config = self.experiment.config
+            text = page([read_run(self.folder, config.name, config)])
+        except Exception as error:
+            logger.warning("%s is not written: %s; try `fedelta report %s`", self.folder.report, error, self.folder.path)
+        else:
+            files.commit(self.folder.report, text.encode())
 
     def choose_best_anew(self) -> None:
         """Chooses the best round anew from the records if `evaluation.best_by` is no longer the metric that chose it.
@@ -131,8 +153,6 @@ class OpenRun:
                 scores.setdefault("nodes", {})[name] = _spread(nodes)
             else:
                 scores[name] = e.evaluator.common(done, rows)
-        if own := e.own_scores(done):
-            scores["clients"] = fairness(own)
         return scores
 
     def _save_adapters(self, done: Round, record: Record) -> None:

@@ -57,7 +57,7 @@ Connect = Callable[[Mapping[int, str]], ClosingMailbox]
 
 @dataclass
 class Peering:
-    """Plays the rounds of one node that is built and has its folder.
+    """Runs the rounds of one node that is built and has its folder.
 
     Attributes:
         config: of the run.
@@ -95,7 +95,7 @@ class Peering:
         near = neighbours_of(self.mixing, self.me, ids, self.config.federation.rounds)
         mailbox = connect({k: names[k] for k in near})
         try:
-            for turn in take_part(
+            for node_round in take_part(
                 self.chosen.method,
                 self.built.client,
                 self.peers,
@@ -107,24 +107,24 @@ class Peering:
                 terms=self.terms,
                 patience=Patience(self.roster.silence, self.config.federation.deadline),
             ):
-                yield self.write(turn)
+                yield self.write(node_round)
         finally:
             mailbox.close()
 
-    def write(self, turn: NodeRound) -> Record:
+    def write(self, node_round: NodeRound) -> Record:
         """Writes adapter, record and checkpoint of a round, in this order: see `fedelta.runs.folder`."""
-        done = turn.done
+        done, linked, one_sided = node_round.done, list(node_round.linked), list(node_round.one_sided)
         own = [u.metrics.get("loss") for u in done.updates if u.sender.id == self.me]
         record: Record = {
             "t": done.t,
-            "cohort": sorted([self.me, *turn.linked]),
+            "cohort": sorted([self.me, *linked]),
             "dropped": done.dropped,
             "train_loss": own[0] if own else None,
             "bytes": {"down": sum(done.bytes.down.values()), "up": sum(done.bytes.up.values())},
             "seconds": {"round": round(done.seconds, 3)},
-            "links": {"counted": list(turn.linked), "lost": [k for _, k in done.lost_links], "one_sided": list(turn.one_sided)},
+            "links": {"counted": linked, "lost": [k for _, k in done.lost_links], "one_sided": one_sided},
         }
-        if (done.t + 1) % self.config.evaluation.every == 0 or turn.next >= self.config.federation.rounds:
+        if (done.t + 1) % self.config.evaluation.every == 0 or node_round.next >= self.config.federation.rounds:
             began = time.perf_counter()
             model = done.participant_model(self.built.client.peer)
             if self.built.score is not None:
@@ -141,7 +141,7 @@ class Peering:
 
 @contextmanager
 def opened(config: RunConfig, node: Node, roster: Roster, folder: Path) -> Generator[Peering]:
-    """Builds a node, for the block of a `with` that plays its rounds; goes on after its last checkpoint if there is one.
+    """Builds a node, for the block of a `with` that runs its rounds; goes on after its last checkpoint if there is one.
 
     Raises:
         ConfigError: for a config that cannot be run so, a roster that does not fit it, or a folder of another run.
@@ -151,7 +151,7 @@ def opened(config: RunConfig, node: Node, roster: Roster, folder: Path) -> Gener
     chosen, mixing = _checked(config, roster)
     target = RunFolder(folder)
     target.bring_back()
-    if not checkpoint.exists(target.checkpoint):
+    if not checkpoint.exists(target.checkpoint) and not _is_begun(target, config):
         target.demand_room(force=False)
     with ExitStack() as stack:
         stack.enter_context(target.locked())
@@ -160,6 +160,11 @@ def opened(config: RunConfig, node: Node, roster: Roster, folder: Path) -> Gener
         target.write_config(config)
         target.rewind(0 if peering.start is None else peering.start.t, skipping=True)
         yield peering
+
+
+def _is_begun(folder: RunFolder, config: RunConfig) -> bool:
+    """Returns whether a folder is that of this very run; a node may have been killed before its first checkpoint."""
+    return folder.config_file.is_file() and folder.config() == config
 
 
 def _checked(config: RunConfig, roster: Roster) -> tuple[Choices, Mixing]:
@@ -184,7 +189,7 @@ def _built(config: RunConfig, node: Node, roster: Roster, folder: RunFolder, cho
     template = common_adapter(built.model, peers, seed=config.seed, start=common)
     terms = _terms(config, chosen, mixing, roster, built)
     if start is not None:
-        _demand_same_terms(start.notes["terms"], terms, folder.path)
+        _demand_same_terms(start.notes.get("terms", {}), terms, folder.path)
     return Peering(config, roster, built, chosen, mixing, peers, template, folder, terms, start)
 
 

@@ -23,15 +23,17 @@ def connector(roster: Roster, node: Node, roster_file: Path) -> Connect:
     Raises:
         FileNotFoundError: for certificates that are not there.
     """
+    most = node.allow.most_memory()
     folder = Path(node.certificates) if node.certificates is not None else roster_file.parent / "certs"
     certificates = Certificates.of(folder, node.name)
 
     def connect(neighbours: Mapping[int, str]) -> Post:
         if roster.relay is not None:
-            return Post(node.name, neighbours, through_relay(node.name, roster.relay.name, roster.relay.endpoint, certificates))
+            relayed = through_relay(node.name, roster.relay.name, roster.relay.endpoint, certificates)
+            return Post(node.name, neighbours, relayed, most=most)
         at = addresses(roster.id_of(node.name), {k: n.endpoint for k, n in enumerate(roster.nodes)}, list(neighbours))
         if node.listen is not None:
             at = Addresses([node.listen], at.dial)
-        return Post(node.name, neighbours, direct(node.name, list(neighbours.values()), at, certificates))
+        return Post(node.name, neighbours, direct(node.name, list(neighbours.values()), at, certificates), most=most)
 
     return connect

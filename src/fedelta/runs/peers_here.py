@@ -10,6 +10,7 @@ FOLDER/<name>.log     what it said
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import queue
@@ -27,10 +28,15 @@ from fedelta.lowrank import dist2, norm
 from fedelta.models.adapter_files import load_adapter
 from fedelta.runs.config import ConfigError, RunConfig, dump_config, load_config
 from fedelta.runs.config.checks import check
-from fedelta.runs.config.roster import RelayPoint, Roster, read_roster, roster_for, write_roster
+from fedelta.runs.config.roster import Roster, read_roster, roster_for, roster_from, write_roster
 from fedelta.runs.deal import deal
 from fedelta.runs.records import Record
 from fedelta.tree import Adapter
+
+logger = logging.getLogger("fedelta.runs")
+
+RELAY = "relay"
+"""The name of the process that is the relay."""
 
 FEDELTA = (sys.executable, "-c", "from fedelta.cli import main; main()")
 """Starts the command in this very environment."""
@@ -53,7 +59,8 @@ def roster_of_config(config: RunConfig, endpoints: Sequence[str | None]) -> Rost
     """
     dealt = deal(config, check(config).task)
     if len(dealt.parts) != len(endpoints):
-        raise ConfigError(f"the config has {len(dealt.parts)} clients, not {len(endpoints)}: set partition.clients")
+        key = "partition.clients" if config.data.clients is None else "data.clients"
+        raise ConfigError(f"the config has {len(dealt.parts)} clients, not {len(endpoints)}: change that number, or {key}")
     sizes = [len(part) for part in dealt.parts]
     return roster_for(names_for(config, len(sizes)), dealt.ranks, sizes, endpoints)
 
@@ -81,8 +88,8 @@ def prepare(config: RunConfig, folder: Path, count: int, *, relayed: bool) -> Ro
     ports = _free_ports(count + 1)
     roster = roster_of_config(config, [None if relayed else _here(port) for port in ports[:count]])
     if relayed:
-        roster = roster.model_copy(update={"relay": RelayPoint(endpoint=_here(ports[count]))})
-    make_certificates(folder / "certs", [*roster.names(), "relay"])
+        roster = roster_from({**roster.model_dump(), "relay": {"name": RELAY, "endpoint": _here(ports[count])}})
+    make_certificates(folder / "certs", [*roster.names(), *([RELAY] if relayed else [])])
     files.commit(config_file, dump_config(config).encode())
     write_roster(roster_file, roster)
     return roster
@@ -103,10 +110,14 @@ class Nodes:
     _said: queue.Queue[tuple[str, Record | None]] = field(default_factory=queue.Queue[tuple[str, "Record | None"]])
 
     def __enter__(self) -> Nodes:
-        if self.roster.relay is not None:
-            self._start("relay", ["relay", "--roster", str(self.folder / "roster.yaml")])
-        for name in self.roster.names():
-            self._start(name, command_for(self.folder, name))
+        try:
+            if self.roster.relay is not None:
+                self._start(RELAY, ["relay", "--roster", str(self.folder / "roster.yaml")])
+            for name in self.roster.names():
+                self._start(name, command_for(self.folder, name))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,14 +131,16 @@ class Nodes:
                 process.wait()
 
     def turns(self) -> Iterator[tuple[str, Record | None]]:
-        """Yields name and record of each round of any node as it ends, and name and None where a node's process ends."""
+        """Yields name and record of each round of any node as it ends, and name and None where a process ends.
+
+        Ends with the last node; a relay that ends before is yielded, too.
+        """
         left = set(self.roster.names())
         while left:
             name, record = self._said.get()
             if record is None:
                 left.discard(name)
-            if name in self.roster.names():
-                yield name, record
+            yield name, record
 
     def _start(self, name: str, arguments: Sequence[str]) -> None:
         threads = str(max(1, (os.cpu_count() or 1) // len(self.roster.nodes)))
@@ -146,7 +159,10 @@ class Nodes:
 
     def _read(self, name: str, process: subprocess.Popen[str], lines: IO[str]) -> None:
         for line in lines:
-            self._said.put((name, json.loads(line)))
+            try:
+                self._said.put((name, json.loads(line)))
+            except ValueError:  # of a library that prints: nobody may wait for a record that never comes
+                logger.warning("%s said what is no record: %.200s", name, line.strip())
         process.wait()
         self._said.put((name, None))
 

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedelta.engines import census
-from fedelta.engines.census import RemoteClient, Site, Sites
+from fedelta.engines.census import RemoteClient
+from fedelta.engines.census_answers import CensusEntry
 from fedelta.engines.guards import reason_of
 from fedelta.engines.remote import Terms, evaluation_parcel, scores_of
 from fedelta.engines.rounds import Round
@@ -24,7 +25,7 @@ from fedelta.engines.settings import RunSettings
 from fedelta.engines.visits import VisitAll
 from fedelta.exchange.parcels import Parcel
 from fedelta.method import Method
-from fedelta.models.adapter_files import Layout
+from fedelta.runs import layouts
 from fedelta.runs.config import ConfigError, RunConfig, read_config
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.read import Overrides, Source
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
     from fedelta.runs.server_model import ServerModel
 
 logger = logging.getLogger("fedelta.sites")
-
-LAYOUT_KEYS = ("base_model_name_or_path", "target_modules", "task_type", "modules_to_save", "lora_dropout", "revision")
-"""Entries of adapter_config.json that are taken from a site; none of them names code."""
 
 
 class Carrier(Protocol):
@@ -123,7 +121,7 @@ def build_at_sites(
     Raises:
         ConfigError, CensusError, TimeoutError: as `opened_at_sites`.
     """
-    _demand_for_sites(config, chosen)
+    demand_for_sites(config, chosen)
     federation = config.federation
     method = chosen.method.for_topology(federation.rounds, lambda: 0.0)
     config = config.model_copy(update={"method": {**config.method, **taken(method, chosen.method)}})
@@ -143,18 +141,15 @@ def build_at_sites(
         template=found.template,
         settings=_asking_more(chosen.settings, federation.participation, federation.over_selection),
         engine=partial(carrier.visits, run, terms, federation.deadline, federation.over_selection),
-        layout=_layout(found) if held is None else held.layout,
-        deal=None if held is None else held.deal,
-        evaluator=None if held is None else held.evaluator,
-        validation=() if held is None else held.validation,
-        test=() if held is None else held.test,
+        layout=layouts.received(found.layout, config.model.name) if held is None else held.layout,
+        **_scored_here(held),
         own_scores=OwnScores(config, chosen, carrier, run, terms, found.clients),
         memories_here=False,
-        notes={"run": run, "sites": {str(site.peer.id): _told(site) for site in known}},
+        notes={"run": run, "sites": {str(site.peer.id): _identity(site) for site in known}},
     )
 
 
-def _demand_for_sites(config: RunConfig, chosen: Choices) -> None:
+def demand_for_sites(config: RunConfig, chosen: Choices) -> None:
     """Raises ConfigError for a run that real sites cannot carry out as it stands."""
     name, federation = config.method["name"], config.federation
     if federation.where != "flower":
@@ -169,12 +164,19 @@ def _demand_for_sites(config: RunConfig, chosen: Choices) -> None:
 
 
 def _server_model(config: RunConfig, chosen: Choices) -> ServerModel | None:
-    """The model at the server, where one is asked for; else no model library is imported."""
+    """Returns the model at the server, where one is asked for; else no model library is imported."""
     if not config.federation.server_model:
         return None
     from fedelta.runs.server_model import server_model
 
     return server_model(config, chosen)
+
+
+def _scored_here(held: ServerModel | None) -> dict[str, Any]:
+    """Returns the entries of an experiment that say what is scored in this process, and by what."""
+    if held is None:
+        return {"deal": None, "evaluator": None}
+    return {name: getattr(held, name) for name in ("deal", "evaluator", "validation", "test")}
 
 
 def _count(config: RunConfig, sites: int | None) -> int:
@@ -199,35 +201,26 @@ class _Unpooled:
 
 def _census(
     config: RunConfig, method: Method, ask: census.Ask, addresses: Sequence[Any], run: str
-) -> tuple[RunConfig, list[Site]]:
+) -> tuple[RunConfig, list[CensusEntry]]:
     """Asks all sites who they are; where the form of products is open it is settled, and they are asked again under it."""
     known = census.survey(ask, addresses, run, terms_of(config, method))
     if config.model.gemm == "auto":
         gemm = census.agreed(known, "gemm", "default")
-        config = config.model_copy(update={"model": config.model.model_copy(update={"gemm": gemm})})
+        config = read_config(config, {"model.gemm": gemm})  # read anew: the word is that of sites
         known = census.survey(ask, addresses, run, terms_of(config, method))
     return config, known
 
 
-def _told(site: Site) -> dict[str, Any]:
-    """What of a site must be the same when its run is taken up again."""
+def _identity(site: CensusEntry) -> dict[str, Any]:
+    """Returns what must be the same of a site when its run is taken up again."""
     return {"name": site.name, "rank": site.peer.rank, "num_examples": site.peer.num_examples}
 
 
 def _asking_more(settings: RunSettings, participation: float, over_selection: float) -> RunSettings:
-    """The run's settings, with cohorts that are larger by the share of over-selection."""
+    """Returns the run's settings, with cohorts that are larger by the share of over-selection."""
     if not over_selection:
         return settings
     return replace(settings, cohort=uniform(min(1.0, participation * (1 + over_selection))))
-
-
-def _layout(population: Sites) -> Layout:
-    """The layout that a site told, as far as it is taken from one."""
-    told = population.layout or {}
-    config, embeddings = told.get("config"), told.get("embeddings")
-    known = cast("Mapping[str, Any]", config) if isinstance(config, Mapping) else {}
-    names = cast("Sequence[Any]", embeddings) if isinstance(embeddings, list) else ()
-    return Layout({key: known[key] for key in LAYOUT_KEYS if key in known}, frozenset(map(str, names)))
 
 
 @dataclass(frozen=True)
@@ -262,7 +255,7 @@ class OwnScores:
             yield client.address, evaluation_parcel(done, client.peer, self.run, self.terms)
 
     def _scores(self, done: Round, answer: Parcel | Exception) -> Scores:
-        """The scores in an answer; raises for one without, or with others than the task has."""
+        """Returns the scores in an answer; raises for one without, or with others than the task has."""
         if isinstance(answer, Exception):
             raise answer
         scores = scores_of(done, self.run, answer)

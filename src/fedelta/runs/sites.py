@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from fedelta import tree
 from fedelta.client import LocalClient
-from fedelta.engines.guards import reason_of
+from fedelta.engines.guards import one_line, reason_of
 from fedelta.engines.site import Score, Site
 from fedelta.exchange import parcels
 from fedelta.exchange.channel import Channel
 from fedelta.exchange.parcels import Parcel
-from fedelta.method import Client, Method, TrainResult
+from fedelta.method import Method
 from fedelta.models.adapter_files import load_adapter
+from fedelta.models.base_store import delta_shape
 from fedelta.models.clients import check_ranks, client_on, common_adapter, peers_for
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.peers import Peer
+from fedelta.runs import layouts
 from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
+from fedelta.runs.bounded import Bounded
 from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.choices import Choices
@@ -79,24 +82,9 @@ class BuiltSite:
             "choices": {"gemm": self.gemm},
             "layout": self.layout,
         }
-        client: Any = self.client if self.allow.max_steps is None else StepsWithin(self.client, self.allow)
+        client: Any = Bounded(self.client, self.allow)
         folder = self.folder / "runs"
         return Site(self.method, client, self.channel, folder, score=self.score, num_tests=self.num_tests, about=about)
-
-
-class StepsWithin:
-    """A client that takes no more steps in all requests of a round than its node allows; made for one message."""
-
-    def __init__(self, client: Client, allow: Allow) -> None:
-        self._client, self._allow, self._asked = client, allow, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    def train(self, t: int, start: Adapter, *, num_steps: int | None = None, **request: Any) -> TrainResult:
-        self._asked += num_steps or self._client.num_steps
-        demand_steps(self._asked, self._allow)
-        return self._client.train(t, start, num_steps=num_steps, **request)
 
 
 def build_site(config: RunConfig, node: Node, terms: object = None) -> BuiltSite:
@@ -130,18 +118,13 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
     lora, task = peft_config(config.lora), chosen.task
     model, tokenizer = load_adapted(section, task, lora, device=config.device, seed=config.seed, files=files)
     _demand_base(model, node.allow)
-    ranks = _ranks(config, rows.client, node.allow.max_rank)
-    check_ranks(model, lora, ranks)  # of all, since what they begin from has the largest of them
+    peers, common = _begin(config, model, rows.client, node.allow)
     cache = node.folder() / "rows"
     examples, tests = (
         encoded(task, part, tokenizer, name, cache) for name, part in (("train", rows.train), ("test", rows.test))
     )
-    sizes = [len(examples) if k == rows.client else 1 for k in range(len(ranks))]
-    peers = peers_for(ranks, lora, sizes, list(model.adapted_layers))
-    start = load_adapter(config.lora.start) if config.lora.start else None
-    common = common_adapter(model, peers, seed=config.seed, start=start)
-    client = client_on(model, task, examples, peers[rows.client], common, chosen.training, seed=config.seed)
-    demand_memory(sum(x.nbytes for _, x in tree.named_tensors(client.template)), node.allow, "the adapter")
+    peer = replace(peers[0], id=rows.client, num_examples=len(examples))
+    client = client_on(model, task, examples, peer, common, chosen.training, seed=config.seed)
     return BuiltSite(
         name=node.name,
         client=client,
@@ -151,7 +134,7 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
         fingerprint=model.fingerprint,
         labels=_labels(task),
         gemm=model.gemm,
-        layout=_layout(model),
+        layout=layouts.to_send(model.layout),
         folder=node.folder(),
         allow=node.allow,
         score=partial(evaluator(task, model, config.evaluation.batch_size).score, examples=tests) if tests else None,
@@ -209,6 +192,7 @@ class Answerer:
     def _under(self, terms: Any) -> BuiltSite:
         """Returns what was built under these terms, or builds it."""
         if self._built is None or _digest(terms) not in self._keys:
+            under_terms(self.config, terms, self.node)  # what is refused does not cost what was built
             self._built, self._keys = None, set()  # two models need not be in memory at once
             self._built = build_site(self.config, self.node, terms)
             self._keys = {_digest(terms), _digest(_settled(terms, self._built.gemm))}
@@ -216,7 +200,7 @@ class Answerer:
 
     def _refuse(self, parcel: Parcel, error: Exception) -> Parcel:
         kind = "refused" if isinstance(error, Refusal) else "cannot answer"
-        logger.warning("%s %s: %s", kind, _in_words(parcel), error)
+        logger.warning("%s %s: %s", kind, _in_words(parcel), reason_of(error))
         logger.debug("%s %s", kind, parcel.kind, exc_info=error)
         return parcels.refusal(f"site {self.node.name}: {reason_of(error)}")
 
@@ -232,7 +216,8 @@ def _digest(terms: Any) -> str:
 
 
 def _in_words(parcel: Parcel) -> str:
-    run, t = (f"{parcel.header.get(name)!s:.60}" for name in ("run", "t"))
+    # both come from elsewhere, and must not forge a line of the log
+    run, t = (one_line(f"{parcel.header.get(name)!s:.60}") for name in ("run", "t"))
     return f"{parcel.kind} of run {run}" + (f", round {t}" if "t" in parcel.header else "") + f", {len(parcel.body)} bytes"
 
 
@@ -256,20 +241,41 @@ def _demand_base(model: PeftAdaptedModel, allow: Allow) -> None:
         )
 
 
+def _begin(config: RunConfig, model: PeftAdaptedModel, k: int, allow: Allow) -> tuple[Sequence[Peer], Adapter]:
+    """Returns a peer with this site's rank and one with each other rank of the run; and what this site begins from, or more.
+
+    A fresh adapter of a small rank is the leading rows of a larger one, so that no more is drawn than this site holds. A start
+    is cut to the largest rank of all first: then the bits are those of every other site.
+
+    Raises:
+        Refusal: for an adapter with more bytes than the node allows, before it is made.
+        ValueError: for ranks or a start that do not fit the model.
+    """
+    lora, ranks = peft_config(config.lora), _ranks(config, k, allow.max_rank)
+    check_ranks(model, lora, ranks)
+    peers = peers_for(ranks, lora, [1] * len(ranks), list(model.adapted_layers))
+    start = None if config.lora.start is None else load_adapter(config.lora.start)
+    held = peers[:1] if start is None else peers
+    largest = max(held, key=lambda peer: peer.rank)
+    demand_memory(_bytes_of(model, largest), allow, "the adapter")
+    return peers, common_adapter(model, held, seed=config.seed, start=start)
+
+
+def _bytes_of(model: PeftAdaptedModel, peer: Peer) -> int:
+    """Returns the bytes of a peer's adapter, heads among them."""
+    shapes = {name: delta_shape(cast("Any", layer).get_base_layer()) for name, layer in model.adapted_layers.items()}
+    numbers = sum(peer.rank_of(name) * (o + i) for name, (o, i) in shapes.items())
+    return numbers * model.dtype.itemsize + sum(x.nbytes for x in model.live().dense.values())
+
+
 def _ranks(config: RunConfig, k: int, most: int | None) -> list[int]:
-    """Returns the ranks of all clients, as this site knows them: its own is within its node's bound."""
+    """Returns this site's rank, within its node's bound, and then the other ranks of the run, each once."""
     count = config.num_clients()
-    ranks = list(ranks_for(config.lora.rank, k + 1 if count is None else count, config.seed))
-    ranks[k] = ranks[k] if most is None else min(ranks[k], most)
-    return ranks
+    ranks = ranks_for(config.lora.rank, k + 1 if count is None else count, config.seed)
+    own = ranks[k] if most is None else min(ranks[k], most)
+    return [own, *sorted(set(ranks) - {own})]
 
 
 def _labels(task: Task) -> Sequence[Any] | None:
     found = getattr(task, "labels", None)
     return None if found is None else list(found)
-
-
-def _layout(model: PeftAdaptedModel) -> Mapping[str, Any]:
-    """Returns the model's layout as plain JSON."""
-    config = json.loads(json.dumps(dict(model.layout.config), default=sorted))
-    return {"config": config, "embeddings": sorted(model.layout.embeddings)}

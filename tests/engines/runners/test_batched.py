@@ -90,6 +90,18 @@ def test_every_method_trains_as_it_does_alone(method, bert, setting, passes, cap
     assert "one after another" not in caplog.text
 
 
+@pytest.mark.parametrize("method", ["scaffold", "fedsmoo", "fedglomo", "fedlada"])
+def test_a_pass_that_fails_late_leaves_nothing_in_hooks_and_optimisers(method, bert, setting, monkeypatch):
+    def fail(clients, requests):
+        train_together(clients, requests)
+        raise RuntimeError("after the last step")
+
+    clients = setting(bert, ranks=(2, 2, 2, 2))
+    expected = run(clients, "sequential", method)
+    monkeypatch.setattr(batched, "train_together", fail)
+    assert_same(run(clients, "batched", method), expected, 0)
+
+
 def test_nodes_of_a_graph_train_as_they_do_alone(bert, setting, passes):
     clients, options = setting(bert, ranks=(2, 2, 2, 2)), {"rounds": 3, "mixing": topology.ring(4), "debug": True}
     one, other = (
@@ -150,6 +162,19 @@ def halved(grads, params, step):
     return {n: g * 0.5 ** (step + 1) + 0.01 * params[n] for n, g in grads.items()}
 
 
+class Ascending:
+    """A hook that takes gradients a little uphill, but in the steps that it leaves out."""
+
+    def __init__(self, without=()):
+        self.without = without
+
+    def offset(self, grads, params, step):
+        return None if step in self.without else {n: 0.5 * g for n, g in grads.items()}
+
+    def __call__(self, grads, params, step):
+        return {n: g + 0.01 * params[n] for n, g in grads.items()}
+
+
 LAYER = "bert.encoder.layer.0.attention.self.query"
 OWN_WISHES = [
     {"penalty": square, "num_steps": 1},
@@ -157,6 +182,26 @@ OWN_WISHES = [
     {"trainable": {LAYER: "A", "classifier.bias": None}, "lr_scale": 0.5},
     {"optimizer": SGD(momentum=0.5), "num_steps": 4, "trainable": {LAYER: None}},
 ]
+
+
+OFFSETS = [
+    {"gradient": Ascending(), "num_steps": 2},
+    {"gradient": Ascending(without=(1,)), "trainable": "B"},
+    {"gradient": halved, "penalty": square},
+    {"num_steps": 4},
+]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradients_at_an_offset_are_those_that_each_client_takes_alone(dropout, bert, setting):
+    clients = setting(bert, lora={"lora_dropout": dropout}).clients()
+    alone = [c.train(1, c.template, **w) for c, w in zip(clients, OFFSETS, strict=True)]
+    plain = clients[0].train(1, clients[0].template, gradient=lambda g, p, k: Ascending()(g, p, k), num_steps=2)
+    together = train_together(clients, [Request(1, c.template, **w) for c, w in zip(clients, OFFSETS, strict=True)])
+    for one, other in zip(together, alone, strict=True):
+        assert error(one.adapter, other.adapter) < EXACT
+        assert one.loss == pytest.approx(other.loss, rel=EXACT)
+    assert error(plain.adapter, alone[0].adapter) > 1e-4, "an offset makes a difference"
 
 
 @pytest.mark.parametrize("wishes", [OWN_WISHES, [{"penalty": square}] * 4, [{"trainable": "A"}] * 4, [{"num_steps": 2}] * 4])

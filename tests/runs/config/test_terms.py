@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -101,3 +102,43 @@ def test_no_setting_of_a_method_is_a_path() -> None:
     for value in ("/etc/passwd", ["..\\up"], {"deep": "a/b"}):
         with pytest.raises(Refusal, match="no path comes from a server"):
             under_terms(config, {**terms, "method": {"name": "fedprox", "mu": value}}, NODE)
+
+
+OWN = {
+    "task": {"name": "instruction", "max_length": 64},
+    "lora": {"target_modules": ["query", "value"], "modules_to_save": ["pooler"], "rank": 2},
+    "model": {"cache_activations": 4},
+}
+
+BEYOND = [
+    ("task.context", "diagnosis", "task.context is 'diagnosis', but this site's config consents to None"),
+    ("task.prompt", "{instruction}" * 1000, "task.prompt is"),
+    ("task.category", "diagnosis", "task.category is"),
+    ("task.max_length", 65, "task.max_length is 65, where this site's config has sequences of up to 64"),
+    ("task.pad_to_multiple", 10**9, "task.pad_to_multiple is 1000000000"),
+    ("lora.target_modules", "all-linear", "lora.target_modules is 'all-linear', but this site's config consents to"),
+    ("lora.target_modules", ["query", "value", "word_embeddings"], "lora.target_modules is"),
+    ("lora.modules_to_save", ["pooler", "encoder"], "lora.modules_to_save is"),
+    ("lora.modules_to_save", None, "lora.modules_to_save is None"),
+    ("model.cache_activations", 10**6, "model.cache_activations has 1048576000000 bytes, this site allows 1000000"),
+    ("training.batch_size", 33, "training.batch_size is 33, this site allows 32"),
+    ("partition.clients", 10**9, "partition.clients is 1000000000, where rows are dealt to 1000000 at the most"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "reason"), BEYOND)
+def test_a_server_chooses_no_field_no_weight_and_no_size(key: str, value: Any, reason: str) -> None:
+    bounded = node_from({"name": "a", "allow": {"max_batch_size": 32, "max_memory": "1MB"}})
+    own = read_config(OWN)
+    server = read_config(own, {key: value})
+    under_terms(own, terms_of(own, get_method("fedavg")), bounded)
+    with pytest.raises(Refusal, match=re.escape(reason)):
+        under_terms(own, terms_of(server, get_method("fedavg")), bounded)
+
+
+def test_layers_in_another_order_are_the_same_layers() -> None:
+    own = read_config(OWN)
+    server = read_config(own, {"lora.target_modules": ["value", "query"], "task.max_length": 16, "task.metrics": ["accuracy"]})
+    found, chosen = under_terms(own, terms_of(server, get_method("fedavg")), NODE)
+    assert (chosen.task.max_length, chosen.task.metrics) == (16, ("accuracy",))
+    assert found.model.cache_activations == 4

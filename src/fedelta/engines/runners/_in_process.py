@@ -57,8 +57,11 @@ class InProcess(ABC):
 
     def __call__(self, federation: Federation, t: int, states: Mapping[int, State]) -> list[Visit]:
         """Returns the visits of a cohort, in order."""
-        asked = self.asked(federation, t, states)
-        return [self.received(federation, states, letter, done) for letter, done in self.answers(federation, asked)]
+        visits: list[Visit] = []
+        for letter, answered in self.answers(federation, self.asked(federation, t, states)):
+            visits.append(self.received(federation, states, letter, answered))
+            del letter, answered  # or they would stay while the next answer is made
+        return visits
 
     def asked(self, federation: Federation, t: int, states: Mapping[int, State]) -> Iterator[Asked]:
         """Yields the letter to each client, and its memory."""

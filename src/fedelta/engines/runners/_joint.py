@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fedelta.adapted import Batch, JointPass
-from fedelta.client import LocalClient, Request, Session, trainable_names
+from fedelta.client import LocalClient, Request, Session, displaced, trainable_names
 from fedelta.engines.runners._handover import Answer
 from fedelta.optim import OptimizerState
 from fedelta.tree import Tensors
@@ -54,7 +56,11 @@ def _run(cohort: JointPass, sessions: Sequence[Session]) -> list[Answer]:
             cohort.keep(left)
             steps.keep(left)
         if steps.sessions:
-            steps.step(*_gradients(cohort, steps.sessions, [batch for batch in drawn if batch is not None]))
+            evaluate = partial(_gradients, cohort, steps.sessions, [batch for batch in drawn if batch is not None])
+            losses, grads = evaluate()
+            if any(session.displacing for session in steps.sessions):
+                grads = _where_asked(cohort, steps.sessions, grads, evaluate)
+            steps.step(losses, grads)
     return [answers[session] for session in sessions]
 
 
@@ -68,6 +74,44 @@ def _gradients(cohort: JointPass, sessions: Sequence[Session], batches: Sequence
             if session.request.penalty is not None:
                 objective = objective + session.request.penalty(live)
     return losses.detach(), cohort.gradients(objective)
+
+
+Evaluate: TypeAlias = Callable[[], tuple[Tensor, dict[str, Tensor]]]
+"""Returns the losses and the stacked gradients of a step, at the parameters as they are."""
+
+
+def _where_asked(
+    cohort: JointPass,
+    sessions: Sequence[Session],
+    grads: dict[str, Tensor],
+    evaluate: Evaluate,
+) -> dict[str, Tensor]:
+    """Returns the stacked gradients, each client's at the displacement that its hook asks for, by a second pass if any does."""
+    offsets = [session.offset(_own(cohort, k, session, grads)) for k, session in enumerate(sessions)]
+    asking = [offset is not None for offset in offsets]
+    if not any(asking):
+        return grads
+    # Whose gradients stay as they are is in the second pass too, and must not draw its dropout there.
+    idle = [(g, g.get_state()) for g, asks in zip(cohort.generators, asking, strict=True) if not asks]
+    with ExitStack() as moved:
+        for session, offset in zip(sessions, offsets, strict=True):
+            if offset is not None:
+                moved.enter_context(displaced(session.params, offset))
+        _, again = evaluate()
+    for generator, state in idle:
+        generator.set_state(state)
+    return again if all(asking) else {n: _rows(asking, x, grads[n]) for n, x in again.items()}
+
+
+def _rows(chosen: Sequence[bool], x: Tensor, other: Tensor) -> Tensor:
+    """Returns the chosen rows of a tensor (K, ...), and the other ones of another."""
+    which = torch.tensor(chosen, device=x.device).view(-1, *[1] * (x.ndim - 1))
+    return torch.where(which, x, other)
+
+
+def _own(cohort: JointPass, k: int, session: Session, grads: Tensors) -> dict[str, Tensor]:
+    """Returns the gradients of one client's tensors that train: views without padding."""
+    return {n: cohort.own(k, n, grads[n][k]) for n in session.params if n in grads}
 
 
 def _answer(steps: _Steps, k: int) -> Answer:
@@ -101,8 +145,7 @@ class _Separate:
 
     def step(self, losses: Tensor, grads: dict[str, Tensor]) -> None:
         for k, session in enumerate(self.sessions):
-            own = {n: self.cohort.own(k, n, grads[n][k]) for n in session.params if n in grads}
-            session.step(losses[k], own)
+            session.step(losses[k], _own(self.cohort, k, session, grads))
 
     def keep(self, which: Sequence[int]) -> None:
         self.sessions = [self.sessions[k] for k in which]

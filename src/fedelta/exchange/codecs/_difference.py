@@ -6,8 +6,8 @@ without such a counterpart (another rank than was sent, coordinates and moments 
 variate) the value itself is coded, if the codec can.
 
 What is left out of a difference is added to the next one (error feedback): the sum of all that the server has read is then
-the sum of all differences but for the last rest. Values are not summed, so that nothing of them is remembered. A tensor whose
-shape has changed since begins anew.
+the sum of all differences but for the last rest. Values are not summed, so that nothing of them is remembered. A tensor that a
+round does not send, as where factors alternate, keeps its rest for the round that does. One of another shape begins anew.
 """
 
 from __future__ import annotations
@@ -87,12 +87,17 @@ class DifferenceCodec(Codec):
 
     def encode(self, t: int, peer: Peer, down: Message, content: Message, memory: Memory) -> tuple[Message, Memory]:
         tree.check_finite(content, f"client {peer.id}")
-        parts = [part for part in _parts(down, content, _same) if _is_matrix(part.tensor) and self.takes(part)]
+        present = _parts(down, content, _same)
+        parts = [part for part in present if _is_matrix(part.tensor) and self.takes(part)]
         values = [_value(part, memory if self.feedback else {}) for part in parts]
         places, own = self.pack(parts, values)
+        tree.check_finite(own, f"client {peer.id}, codec {self.name}")  # float32 does not hold all that float64 does
         coded = {part.position: (LETTERS[part.tensor.dtype], x) for part, x in zip(parts, places, strict=True)}
         sent = [replace(part, tensor=x) for part, x in zip(parts, places, strict=True)]
-        return seal(self, content, coded, **own), self._rest(sent, values, own) if self.feedback else {}
+        if not self.feedback:
+            return seal(self, content, coded, **own), {}
+        absent = memory.keys() - {part.path for part in present}
+        return seal(self, content, coded, **own), {k: memory[k] for k in sorted(absent)} | self._rest(sent, values, own)
 
     def decode(self, t: int, peer: Peer, down: Message, content: Message) -> Message:
         inner, dtypes = opened(self, content, self.own)
@@ -101,7 +106,7 @@ class DifferenceCodec(Codec):
         whole = (x if part.reference is None else part.reference + x for part, x in zip(parts, read, strict=True))
         return replaced(inner, {part.position: x.to(dtypes[part.position]) for part, x in zip(parts, whole, strict=True)})
 
-    def _rest(self, sent: Sequence[Part], values: Sequence[Tensor], own: Tensors) -> Memory:
+    def _rest(self, sent: Sequence[Part], values: Sequence[Tensor], own: Tensors) -> dict[str, Tensor]:
         """Returns what the server does not get of the differences, by path."""
         lost = zip(sent, values, self.unpack(sent, own), strict=True)
         return {part.path: value - read for part, value, read in lost if part.reference is not None}

@@ -16,6 +16,9 @@ from fedelta.tree import Tensors
 
 LARGEST = 127
 
+SMALLEST = torch.finfo(torch.float32).tiny
+"""The smallest scale whose own rounding is as fine as that of any other; a block with a smaller one loses more of itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Int8(DifferenceCodec):
@@ -41,9 +44,10 @@ class Int8(DifferenceCodec):
         return True
 
     def error(self, x: Tensor) -> Tensor:
-        """Returns half a step of each number's block."""
-        scales = self._scales(x).repeat_interleave(self.block)
-        return (scales[: x.numel()] / 2 * (1 + 2.0**-16)).reshape(x.shape).to(x.dtype)
+        """Returns half a step of each number's block; all that a block can hold of which the scale is a denormal number."""
+        scales = self._scales(x)
+        bounds = torch.where(scales < SMALLEST, LARGEST * SMALLEST, scales / 2 * (1 + 2.0**-16))
+        return bounds.repeat_interleave(self._width(x))[: x.numel()].reshape(x.shape).to(x.dtype)
 
     def pack(self, parts: Sequence[Part], values: Sequence[Tensor]) -> tuple[list[Tensor], Tensors]:
         scales = [self._scales(x) for x in values]
@@ -76,5 +80,9 @@ class Int8(DifferenceCodec):
 
     def _blocks(self, x: Tensor) -> Tensor:
         """Returns the numbers of a tensor in rows of a block each, the last one filled up with zeros."""
-        flat = x.flatten()
-        return pad(flat, (0, -flat.numel() % self.block)).view(-1, self.block)
+        flat, width = x.flatten(), self._width(x)
+        return pad(flat, (0, -flat.numel() % width)).view(-1, width)
+
+    def _width(self, x: Tensor) -> int:
+        """Returns the length of a row of `_blocks`: a tensor shorter than a block takes no more memory than it has numbers."""
+        return min(self.block, max(1, x.numel()))

@@ -59,7 +59,7 @@ class TopK(DifferenceCodec):
         total = sum(x.numel() for x in values)
         if total > MOST:
             raise ValueError(f"the codec top_k tells {MOST} numbers apart, and the upload has {total}: take int8")
-        chosen = [x.flatten().abs().topk(self._count(x)).indices.sort().values for x in values]
+        chosen = [_largest(x.flatten().abs(), self._count(x)) for x in values]
         offsets = accumulate((x.numel() for x in values), initial=0)
         own = {
             "values": _joined([x.flatten()[at].float() for x, at in zip(values, chosen, strict=True)], torch.float32),
@@ -94,6 +94,14 @@ class TopK(DifferenceCodec):
 
     def _count(self, x: Tensor) -> int:
         return max(1, round(self.share * x.numel()))
+
+
+def _largest(magnitudes: Tensor, count: int) -> Tensor:
+    """Returns the places of the largest numbers, ascending; of equal ones the first, which `topk` leaves open."""
+    smallest = magnitudes.topk(count).values[-1]
+    above = (magnitudes > smallest).nonzero().flatten()
+    level = (magnitudes == smallest).nonzero().flatten()[: count - len(above)]
+    return torch.cat([above, level]).sort().values
 
 
 def _joined(rows: list[Tensor], dtype: torch.dtype) -> Tensor:

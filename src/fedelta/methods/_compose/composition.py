@@ -7,7 +7,7 @@ A part's messages and memories lie under the entry `parts` and its own name, and
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, cast
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fedelta import tree
 from fedelta.merging import ClientUpdate, in_order
-from fedelta.method import Client, ClientState, State
-from fedelta.methods._compose.parts import Parts, bare, displacement, joined, own_of, wide
+from fedelta.method import Client, ClientState, Method, State
+from fedelta.methods._compose.parts import Part, Parts, bare, displacement, joined, own_of, wide
 from fedelta.methods._compose.ruled_client import RuledClient
 from fedelta.peers import Peer, demand_equal_ranks
 from fedelta.tree import Adapter, BaseDelta, Message, Tensors
@@ -35,6 +35,15 @@ class Composite(ABC):
 
     def population(self, clients: Sequence[Client]) -> Sequence[Client]:
         return self.parts.server.population(clients)
+
+    def for_topology(self, rounds: int, rho_sq: Callable[[], float]) -> Method:
+        for rule in self.parts.local:
+            rule.look_ahead(rounds)
+        return self._for_server(self.parts.server.for_topology(rounds, rho_sq))
+
+    def _for_server(self, server: Method) -> Method:
+        """Returns the method with another one in the middle; the one that it always has, but for `Compose`."""
+        return cast("Method", self)
 
     def check(self, template: Adapter, peers: Sequence[Peer]) -> None:
         if not self.hetero_rank:
@@ -64,9 +73,9 @@ class Composite(ABC):
         counted = [replace(u, content=bare(u.content)) for u in updates]
         for rule in self.parts.local:
             counted = rule.reweigh(counted)
-        return self._displaced(state, self.parts.server.aggregate(t, bare(state), counted), in_order(updates))
+        return self._displaced(t, state, self.parts.server.aggregate(t, bare(state), counted), in_order(updates))
 
-    def _displaced(self, state: State, after: State, updates: Sequence[ClientUpdate]) -> State:
+    def _displaced(self, t: int, state: State, after: State, updates: Sequence[ClientUpdate]) -> State:
         """Returns the next state: the server's adapter moved by what the parts make of the displacement, and their memories."""
         if not self.parts.at_server:
             return after
@@ -76,12 +85,20 @@ class Composite(ABC):
         step: Tensors = moved
         memories: dict[str, State] = {}
         for part in self.parts.at_server:
-            sent = [replace(u, content=own_of(part, u.content)) for u in updates]
-            part.check_sent(sent, old)
-            step, memories[part.name] = part.displace(own_of(part, state), step, sent)
+            part.check_sent([replace(u, content=own_of(part, u.content)) for u in updates], old)
+            step, memory = part.displace(own_of(part, state), step, [self._seen(part, t, state, u) for u in updates])
+            memories[part.name] = part.keep(memory, {n: old[n] for n in moved})
         # Corrected rather than built from `old`: a part that changes nothing does not change a bit.
         values: dict[str, Tensor] = {n: (wide(new[n]) + (step[n] - x)).to(new[n].dtype) for n, x in moved.items()}
         return joined({**after, "adapter": tree.with_parameters(after["adapter"], values)}, memories)
+
+    def _seen(self, part: Part, t: int, state: State, update: ClientUpdate) -> ClientUpdate:
+        """Returns an update as a part sees it: with its own messages, and the client's displacement if it reads that."""
+        content = own_of(part, update.content)
+        if part.reads_moves:
+            end, _ = self.parts.server.position(t, bare(state), replace(update, content=bare(update.content)))
+            content = {**content, "moved": displacement(tree.parameters(state["adapter"]), tree.parameters(end))}
+        return replace(update, content=content)
 
     def summand(self, t: int, down: Message, up: Message, peer: Peer, ranks: Mapping[str, int] | None = None) -> Tensors:
         self.parts.demand_sums()
@@ -89,7 +106,7 @@ class Composite(ABC):
 
     def from_mean(self, t: int, state: State, mean: Tensors) -> State:
         self.parts.demand_sums()
-        return self._displaced(state, self.parts.server.from_mean(t, bare(state), mean), [])
+        return self._displaced(t, state, self.parts.server.from_mean(t, bare(state), mean), [])
 
     def check_upload(self, t: int, state: State, update: ClientUpdate) -> None:
         self.parts.server.check_upload(t, bare(state), replace(update, content=bare(update.content)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fedelta import lowrank as lr
 from fedelta.merging import ClientUpdate
-from fedelta.method import ClientState, GradientHook, Method, State
+from fedelta.method import ClientState, GradientHook, Method, State, TrainResult
+from fedelta.optim import Optimizer
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
 
@@ -20,6 +21,23 @@ PARTS = "parts"
 
 STABLE = "fedavg, zeropad, ffa_lora or rolora"
 """Methods to name where another one cannot serve."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a rule learns of the last request to train; of none, if there was no request.
+
+    Attributes:
+        hook: the rule's own.
+        result: what the client answered.
+        moved: the displacement by flat name, at least float32, of the tensors that the request trained.
+        moved_from_other: the displacement from the rule's `other_start`, if it has one.
+    """
+
+    hook: GradientHook | None = None
+    result: TrainResult | None = None
+    moved: Tensors = field(default_factory=dict[str, Tensor])
+    moved_from_other: Tensors = field(default_factory=dict[str, Tensor])
 
 
 class Part:
@@ -32,7 +50,9 @@ class Part:
         stable: needs factors that keep their meaning from round to round, and has a say in how the server's factors move.
         needs_updates: its part at the server reads single updates, so that they cannot be summed before.
         equal_ranks: serves clients of one rank only.
+        reads_moves: its part at the server reads each client's own displacement, the entry `moved` of an update's content.
         order: of a rule among others: a gradient goes through the lower ones first.
+        sole: something that it does and that only one rule can do, in words: "brings the clients' optimiser".
         extra: what it sends, in words.
         exempt: as in `Method`.
     """
@@ -40,7 +60,9 @@ class Part:
     stable: ClassVar[bool] = False
     needs_updates: ClassVar[bool] = False
     equal_ranks: ClassVar[bool] = False
+    reads_moves: ClassVar[bool] = False
     order: ClassVar[int] = 0
+    sole: ClassVar[str] = ""
     extra: ClassVar[str] = ""
     exempt: ClassVar[Mapping[str, str]] = {}
 
@@ -51,6 +73,9 @@ class Part:
 
     def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
         """Raises ValueError for peers that the part cannot serve."""
+
+    def look_ahead(self, rounds: int) -> None:
+        """Warns of what is wrong with a run of so many rounds."""
 
     def open(self, peers: Sequence[Peer]) -> State:
         """Returns its memory at the server before round 0."""
@@ -64,15 +89,22 @@ class Part:
         """Returns a hook on the gradients of one request to train from `start`; called anew for each request."""
         return None
 
-    def leave(self, sent: Message, own: ClientState, hook: GradientHook | None, moved: Tensors) -> tuple[Message, ClientState]:
-        """Returns its message to the server and its next memory at the client.
+    def hook_after(
+        self, sent: Message, own: ClientState, start: Adapter, gradient: Callable[[int], Adapter]
+    ) -> GradientHook | None:
+        """Returns the hook of a rule that needs a gradient first: `gradient(n)` is the mean one at `start` over n batches."""
+        return self.hook(sent, own, start)
 
-        Args:
-            sent: as above.
-            own: as above.
-            hook: that of the last request to train, None if there was none.
-            moved: the displacement by flat name, at least float32, of the tensors that this request trained.
-        """
+    def optimizer(self, sent: Message) -> Optimizer | None:
+        """Returns the optimiser of a request to train, in place of the run's own."""
+        return None
+
+    def other_start(self, sent: Message, start: Adapter) -> Adapter | None:
+        """Returns where a request to train from `start` is to be answered from, too, on the same batches."""
+        return None
+
+    def leave(self, sent: Message, own: ClientState, trained: Trained) -> tuple[Message, ClientState]:
+        """Returns its message to the server and its next memory at the client."""
         return {}, own
 
     def adds(self, t: int, up: int) -> tuple[int, int]:
@@ -95,6 +127,10 @@ class Part:
             updates: of the round by id, with this part's own messages as content.
         """
         return step, state
+
+    def keep(self, state: State, before: Tensors) -> State:
+        """Returns its next memory with what it keeps of the values, by flat name, that the round moved away from."""
+        return state
 
 
 class Claims(TypedDict):
@@ -154,6 +190,23 @@ class Parts:
                 f"{self.at_server[0].name} needs factors that keep their meaning from round to round, but "
                 f"{type(self.server).__name__} {why}: take a server that averages factors, such as {STABLE}"
             )
+
+    def demand_alone(self) -> None:
+        """Raises ValueError if two rules do what one alone can do."""
+        holders: dict[str, str] = {}
+        for rule in self.local:
+            if rule.sole and rule.sole in holders:
+                raise ValueError(f"{holders[rule.sole]} {rule.sole}, and so does {rule.name}: leave one of them out")
+            holders[rule.sole] = rule.name
+
+    def demand_public(self) -> None:
+        """Raises ValueError if a rule sends something of each trained tensor, where the method keeps some of them private."""
+        for rule in self.local:
+            if rule.extra and self.server.personal:
+                raise ValueError(
+                    f"{rule.name} sends up something of every tensor that a client trains, but {type(self.server).__name__} "
+                    f"keeps some of them at the client: take a server that shares them all, such as {STABLE}"
+                )
 
     def demand_sums(self) -> None:
         """Raises ValueError if a part reads single updates, where there is only their sum."""

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
+import torch
+from torch import Tensor
+
+from fedelta import lowrank as lr
+from fedelta import tree
+from fedelta.merging import ClientUpdate
 from fedelta.method import Method
 from fedelta.methods._compose.composition import Composite
 from fedelta.methods._compose.parts import Part, Parts, claims
@@ -44,6 +52,74 @@ def demand_one_scale(name: str, template: Adapter, peers: Sequence[Peer]) -> Non
                 f"{name} needs one scale, but layer {layer!r} of rank {x.rank} has scales {scales} by client, and a "
                 "gradient of factors changes with theirs: give all clients one lora_alpha"
             )
+
+
+def check_like(name: str, updates: Sequence[ClientUpdate], entry: str, what: str, like: Tensors) -> None:
+    """Raises ValueError unless each client sent, as `entry`, finite tensors with names and shapes of those in `like`."""
+    for u in updates:
+        sent, who = u.content.get(entry), f"client {u.sender.id}"
+        if not isinstance(sent, Mapping):
+            raise ValueError(f"{who} sent no {what}: it must run {name} too")
+        tensors = cast("Tensors", sent)
+        tree.check_finite(tensors, who)
+        for n, x in tensors.items():
+            if n not in like or x.shape != like[n].shape:
+                known = tuple(like[n].shape) if n in like else "no such tensor"
+                raise ValueError(
+                    f"{who} sent a {what} for {n!r} of shape {tuple(x.shape)}, where the server has {known}; "
+                    "it must be of the tensors that are trained"
+                )
+
+
+def mean_by_name(weights: Sequence[float], parts: Sequence[Tensors]) -> dict[str, Tensor]:
+    """Returns the weighted mean of tensors by name, where one that somebody lacks counts as zero at him."""
+    likes: dict[str, Tensor] = {}
+    for part in parts:
+        likes |= part
+    zeros = {n: torch.zeros_like(x) for n, x in likes.items()}
+    return tree.mean(weights, [{**zeros, **part} for part in parts])
+
+
+TINY = 1e-12
+"""Added to a norm that something is divided by."""
+
+
+def of_norm(tensors: Tensors, length: float) -> dict[str, Tensor]:
+    """Scales tensors together to a norm, over all of them; zeros stay zeros."""
+    if not tensors:
+        return {}
+    norm = torch.stack([x.detach().to(lr.wide(x.dtype)).square().sum() for x in tensors.values()]).sum().sqrt()
+    return {n: (x * (length / (norm + TINY))).to(x) for n, x in tensors.items()}
+
+
+ELSEWHERE = "asks for gradients at another point of each step"
+"""What a rule does alone whose hook is `Elsewhere`."""
+
+
+class Elsewhere(ABC):
+    """A hook that asks for gradients at another point of each step, and refuses a client that does not take them there."""
+
+    _asked = -1
+
+    @abstractmethod
+    def displacement(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors | None:
+        """Returns what `offset` does; step 0 comes again, for a request that failed in company is answered again."""
+
+    @abstractmethod
+    def changed(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors:
+        """Returns what the hook makes of the gradients there."""
+
+    def offset(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors | None:
+        self._asked = step
+        return self.displacement(gradients, parameters, step)
+
+    def __call__(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors:
+        if self._asked != step:
+            raise ValueError(
+                "this client takes no gradients at another point: before it calls a gradient hook, its `train` must ask the "
+                "hook for its `offset`, see fedelta.method.Displacing"
+            )
+        return self.changed(gradients, parameters, step)
 
 
 class Pull:

@@ -37,6 +37,7 @@ class Allow(Section):
         default=None, description="the methods that may be run, by name; all that come with the library if not given"
     )
     max_steps: int | None = Field(default=None, ge=1, description="the most optimiser steps in a round")
+    max_batch_size: int | None = Field(default=None, ge=1, description="the most examples in a step")
     max_rank: int | None = Field(
         default=None, ge=1, description="the largest rank that this site trains: it takes the smaller of this and its own"
     )

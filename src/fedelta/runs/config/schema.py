@@ -18,7 +18,6 @@ from fedelta.runs.config.section import Named, Section, named
 
 T = TypeVar("T")
 
-
 LONGEST_NAME = 100
 """Characters in the name of a run: its folder's name, with what is put before and after it, must fit any file system."""
 
@@ -30,9 +29,7 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="precision of the frozen weights; float16 can answer, but not train"
     )
-    quantization: Literal["4bit", "8bit"] | None = Field(
-        default=None, description="loads the base model quantised; needs bitsandbytes"
-    )
+    quantization: Literal["4bit", "8bit"] | None = Field(default=None, description="of the base model; needs bitsandbytes")
     revision: str | None = Field(default=None, description="a branch, tag or commit on the Hub; a run writes the commit down")
     digest: str | None = Field(
         default=None, description="of the model's code and configs; a run writes it down, and later uses compare it"
@@ -47,13 +44,10 @@ class Model(Section):
     )
     compact: bool = Field(
         default=True,
-        description="computes no padding, and in the last layer only what the head reads; the same answers but for rounding",
+        description="computes no padding, and in the last layer only what the head reads; differs in rounding",
     )
     cache_activations: int = Field(
-        default=0,
-        ge=0,
-        strict=True,
-        description="MiB of memory to keep what the layers below all adapters compute, once for an example; 0 keeps nothing",
+        default=0, ge=0, strict=True, description="MiB to keep what layers below all adapters compute for an example; 0: none"
     )
 
 

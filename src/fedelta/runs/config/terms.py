@@ -1,8 +1,8 @@
 """The terms of a run: every resolved key that changes numbers, as the server sends them to its sites in each parcel.
 
-A site's own config is its consent to the model, to the fields of its rows and to the kind of task. The terms may change what
-stands in `SECTIONS` and nothing else: no code, no path, no file of a method, no leave to run a model's code. What lies beyond
-the node's bounds is refused before data are read or a model is loaded.
+A site's own config is its consent to the model, to the weights of it that train, and to the task with all that it reads of a
+row. The terms may change what stands in `SECTIONS` and nothing else: no code, no path, no file of a method, no leave to run a
+model's code. What lies beyond the node's bounds is refused before data are read or a model is loaded.
 """
 
 from __future__ import annotations
@@ -50,6 +50,15 @@ DEALT = ("validation_fraction", "test_fraction", "stratify")
 CHOICES = ("method", "task")
 """Keys that name a thing, with settings of its own: all of them are terms."""
 
+OF_TASK = ("max_length", "pad_to_multiple", "metrics")
+"""The settings of a task that may differ from the site's own: they choose nothing of a row."""
+
+OWN_LAYERS = ("target_modules", "modules_to_save")
+"""The keys of `lora` that travel to be compared alone: whoever chose the weights that train would be bound by no rank."""
+
+MOST_CLIENTS = 10**6
+"""The largest number of clients that rows are dealt to: each site deals all shares, to keep its own."""
+
 
 def terms_of(config: RunConfig, method: Method) -> dict[str, Any]:
     """Returns the terms of a run as plain JSON, by section.
@@ -96,8 +105,9 @@ def under_terms(own: RunConfig, terms: object, node: Node) -> tuple[RunConfig, C
         chosen = check(settled)
     except ConfigError as error:
         raise Refusal(f"the terms cannot be carried out here: {error}") from None
+    _demand_own_layers(own, settled)
     _demand_own_task(own, chosen.task)
-    demand_steps(settled.training.local_steps, node.allow)
+    _demand_bounded(own, settled, node.allow)
     return settled, chosen
 
 
@@ -147,18 +157,43 @@ def _demand_own_model(own: RunConfig, given: Mapping[str, Any]) -> None:
         raise Refusal(f"model.name is {name!r:.80}, but this site's config consents to {own.model.name!r} alone")
 
 
+def _demand_own_layers(own: RunConfig, settled: RunConfig) -> None:
+    """Raises Refusal for other weights to train than those that the site's config names."""
+    for key in OWN_LAYERS:
+        found, wanted = getattr(settled.lora, key), getattr(own.lora, key)
+        if _unordered(found) != _unordered(wanted):
+            raise Refusal(f"lora.{key} is {found!r:.200}, but this site's config consents to {wanted!r:.200} alone")
+
+
+def _unordered(names: list[str] | str | None) -> Collection[str] | None:
+    return set(names) if isinstance(names, list) else names
+
+
 def _demand_own_task(own: RunConfig, task: Task) -> None:
-    """Raises Refusal for another kind of task, or other fields of a row or labels, than the site's config names."""
+    """Raises Refusal for another task than the site's config names, or one that reads or makes anything else of a row."""
     mine = get_task(**own.task)
     if type(task) is not type(mine):
         raise Refusal(f"task is {type(task).__name__!r}, but this site's config consents to {type(mine).__name__!r} alone")
-    for key, found, wanted in (
-        ("text fields", task.text_fields(), mine.text_fields()),
-        ("label field", task.label_field(), mine.label_field()),
-        ("labels", list(getattr(task, "labels", ())), list(getattr(mine, "labels", ()))),
-    ):
-        if found != wanted:
-            raise Refusal(f"task: the {key} are {found!r:.200}, but this site's config has {wanted!r:.200}")
+    for entry in fields(mine):
+        found, wanted = getattr(task, entry.name), getattr(mine, entry.name)
+        if entry.name not in OF_TASK and found != wanted:
+            raise Refusal(f"task.{entry.name} is {found!r:.200}, but this site's config consents to {wanted!r:.200} alone")
+    longest = max(mine.max_length, mine.pad_to_multiple)
+    for key in ("max_length", "pad_to_multiple"):
+        if getattr(task, key) > longest:
+            raise Refusal(f"task.{key} is {getattr(task, key)}, where this site's config has sequences of up to {longest}")
+
+
+def _demand_bounded(own: RunConfig, settled: RunConfig, allow: Allow) -> None:
+    """Raises Refusal for more work or memory than the node allows, as far as that is known without rows and a model."""
+    training, cache = settled.training, settled.model.cache_activations
+    demand_steps(training.local_steps, allow)
+    if allow.max_batch_size is not None and training.batch_size > allow.max_batch_size:
+        raise Refusal(f"training.batch_size is {training.batch_size}, this site allows {allow.max_batch_size}")
+    if cache > own.model.cache_activations:
+        demand_memory(cache << 20, allow, "model.cache_activations")
+    if own.data.clients is None and (settled.num_clients() or 0) > MOST_CLIENTS:
+        raise Refusal(f"partition.clients is {settled.num_clients()}, where rows are dealt to {MOST_CLIENTS} at the most")
 
 
 def _demand_allowed_method(choice: Mapping[str, Any], allow: Allow) -> None:

@@ -3,6 +3,9 @@
 What answers, a worker behind a socket or something built in this process, is the caller's to say.
 """
 
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

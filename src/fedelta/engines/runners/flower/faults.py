@@ -1,5 +1,8 @@
 """Flower's errors in words that say what happened and what to look at."""
 
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from flwr.app import Error

@@ -5,6 +5,9 @@ leaves nobody told. A message is known by the id that it was given when it was p
 the SuperLink, not from the node.
 """
 
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import logging
@@ -15,6 +18,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedelta.engines.guards import one_line, reason_of
 from fedelta.engines.runners.flower.faults import FlowerError, fault
 from fedelta.engines.runners.flower.packing import GRACE, pack, unpack
 from fedelta.exchange.parcels import Parcel
@@ -117,7 +121,7 @@ class Mailbox:
             left = {node: parcel for node, parcel in left.items() if _may_pass(found[node])}
             if not left or time.monotonic() + pause >= end:
                 break
-            logger.warning("asking %s again: %s", _listed(list(left)), found[next(iter(left))])
+            logger.warning("asking %s again: %s", _listed(list(left)), _reason(found[next(iter(left))]))
             time.sleep(pause)
         return found
 
@@ -141,10 +145,11 @@ class Mailbox:
             messages = list(self.grid.pull_messages(ids[start : start + count]))
             try:
                 while messages:
-                    message = messages.pop(0)
-                    node = waiting.pop(message.metadata.reply_to_message_id, None)
-                    if node is not None:
-                        yield node, self._read(message)
+                    node = waiting.pop(messages[0].metadata.reply_to_message_id, None)
+                    if node is None:
+                        del messages[0]
+                    else:  # not by a name, which would hold the answer while the next one is fetched
+                        yield node, self._read(messages.pop(0))
             finally:  # the caller has enough
                 for message in messages:
                     waiting.pop(message.metadata.reply_to_message_id, None)
@@ -195,6 +200,11 @@ def _may_pass(answer: Answer) -> bool:
     if isinstance(answer, Parcel):
         return answer.kind == "refusal" and answer.header.get("again") is True
     return isinstance(answer, FlowerError) and answer.passing
+
+
+def _reason(answer: Answer) -> str:
+    """Returns why a node is asked again, on one line of limited length."""
+    return reason_of(answer) if isinstance(answer, Exception) else one_line(str(answer.header.get("reason")))
 
 
 def _listed(nodes: Sequence[int]) -> str:

@@ -1,5 +1,8 @@
 """Parcels as Flower's records: the body as one array of bytes, so that equal bodies are stored once, the header as JSON."""
 
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -27,12 +30,11 @@ def unpack(content: RecordDict) -> Parcel:
     Raises:
         ValueError: for content that holds no parcel.
     """
-    try:
-        header = content.config_records[HEADER][HEADER]
-        arrays = content.array_records
-        body = arrays[BODY][BODY].data if BODY in arrays else b""
-    except KeyError as error:
-        raise ValueError(f"the message holds no parcel: it has no {error}") from None
+    # By name, and not from `content.array_records`: that leaves a circle of references, which keeps the body until Python looks
+    # for such circles, and so the bodies of many clients together.
+    head, array = content.get(HEADER), content.get(BODY)
+    header = head.get(HEADER) if isinstance(head, ConfigRecord) else None
     if not isinstance(header, str):
-        raise ValueError(f"the message holds no parcel: its header is a {type(header).__name__}")
-    return decode_parts(header.encode(), body)
+        raise ValueError(f"the message holds no parcel: {HEADER!r} is {header!r:.40}, where a text is expected")
+    body = array.get(BODY) if isinstance(array, ArrayRecord) else None
+    return decode_parts(header.encode(), b"" if body is None else body.data)

@@ -1,5 +1,8 @@
 """The server's end of Flower: a ServerApp that carries out one run over its grid, and ends with it."""
 
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false, reportUntypedFunctionDecorator=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

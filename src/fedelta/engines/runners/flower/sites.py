@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import cast
 
 from fedelta.engines.census import RemoteClient
 from fedelta.engines.federation import Federation
 from fedelta.engines.letters import Letter, Visit
-from fedelta.engines.remote import Terms, take_in, train_parcel
-from fedelta.engines.runners.flower.mailbox import Mailbox
-from fedelta.engines.visits import VisitAll, refuse, send
+from fedelta.engines.remote import Terms, opened, train_parcel
+from fedelta.engines.runners.flower.mailbox import IN_HAND, Mailbox
+from fedelta.engines.visits import VisitAll, receive, refuse, send
 from fedelta.exchange import wire
 from fedelta.exchange.parcels import Parcel
 from fedelta.method import State
@@ -64,8 +63,10 @@ class FlowerSites:
         with closing(self.mailbox.exchange(post.parcels(), self.deadline)) as answers:
             for node, answer in answers:
                 k = by_node[node]
-                visits[k] = take_in(federation, t, states[k], post.letters[k], self.run, answer)
-                del answer  # or it would stay until the next one is there
+                found = opened(federation, t, post.letters[k], self.run, answer)
+                del answer  # its tensors are there now; and else it would stay until the next one is
+                visits[k] = found if isinstance(found, Visit) else receive(federation, t, states[k], post.letters[k], found)
+                del found
                 if sum(v.update is not None for v in visits.values()) >= needed:
                     break
         for k in states:
@@ -81,12 +82,13 @@ def enough(asked: int, over_selection: float) -> int:
 
 
 class _Post:
-    """The letters of one round, made in turn. Equal messages are held once, as bytes and as tensors."""
+    """The letters of one round, made in turn. Equal messages are held once: as tensors, and as bytes while these are few."""
 
     def __init__(self, run: str, terms: Terms, federation: Federation, t: int, states: Mapping[int, State]) -> None:
         self.run, self.terms, self.federation, self.t, self.states = run, terms, federation, t, states
         self.letters: dict[int, Letter] = {}
-        self._known: dict[bytes, tuple[bytes, Message]] = {}
+        self._messages: dict[bytes, Message] = {}
+        self._bodies: dict[bytes, bytes] = {}
 
     def node(self, k: int) -> int:
         return cast(int, cast(RemoteClient, self.federation.clients[k]).address)
@@ -94,9 +96,17 @@ class _Post:
     def parcels(self) -> Iterator[tuple[int, Parcel]]:
         for k, state in self.states.items():
             letter = send(self.federation, self.t, state, k)
-            body = wire.encode(letter.message)
-            key = hashlib.blake2b(body, digest_size=16).digest()
-            body, message = self._known.setdefault(key, (body, letter.message))
-            self.letters[k] = Letter(letter.t, letter.peer, message, letter.size, letter.remembered)
-            yield self.node(k), train_parcel(letter, self.run, self.terms, body)
-        self._known.clear()  # all are sent
+            key = wire.digest(letter.message)
+            letter = replace(letter, message=self._messages.setdefault(key, letter.message))
+            self.letters[k] = letter
+            yield self.node(k), train_parcel(letter, self.run, self.terms, self._body(key, letter))
+        self._messages.clear()
+        self._bodies.clear()
+
+    def _body(self, key: bytes, letter: Letter) -> bytes:
+        """Returns a letter's bytes: those of an equal message if they are still here, for Flower stores one object once."""
+        if key not in self._bodies:
+            while self._bodies and sum(map(len, self._bodies.values())) + letter.size > IN_HAND:
+                del self._bodies[next(iter(self._bodies))]  # the oldest; in another order of clients it is made anew
+            self._bodies[key] = wire.encode(letter.message)
+        return self._bodies[key]

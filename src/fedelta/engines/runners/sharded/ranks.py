@@ -116,7 +116,7 @@ class Crew:
         self._listeners = [Thread(target=self._listen, args=(r,), name=f"rank {r}", daemon=True) for r in self.ranks]
 
     def __enter__(self) -> Crew:
-        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
         for listener in self._listeners:
             listener.start()
         return self

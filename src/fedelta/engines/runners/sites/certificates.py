@@ -4,6 +4,9 @@ In production an institution's own authority signs keys that never leave the mac
 one place and handed out. They are good for trying TLS and mutual TLS as they will be, for a month.
 """
 
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import datetime

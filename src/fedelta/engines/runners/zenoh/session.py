@@ -1,5 +1,8 @@
 """Opens sessions of zenoh, for the post of a node and for a relay; the only module that imports it (extra `gossip`)."""
 
+# An extra need not be installed where types are checked.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import json
@@ -27,11 +30,17 @@ EVERY = 1.0
 LAST_WORDS = 5.0
 """Seconds in which what is still to be sent must have left when a post is closed."""
 
+MOST = 1 << 30
+"""Bytes of the largest body that is read where nothing else is said; zenoh itself puts no longer messages together."""
+
 LOG = "error,zenoh_link_tls=warn,zenoh::net::routing::interceptor::access_control=trace"
 """Chooses what zenoh logs: connections that TLS refuses, and messages that access rules deny, which only this level has."""
 
+MOST_REFUSALS = 1000
+"""Different refusals that are logged: each may bear a name that somebody made up, and all are remembered."""
+
 _DENIED = re.compile(
-    r"CertCommonName\((?P<who>[^)]*)\).* is unauthorized to Put \(ingress\) on gossip/(?P<to>[^/*\s]+)/(?P<name>[^/*\s]+)"
+    r"CertCommonName\((?P<who>[^)]*)\).* is unauthorized to Put \(ingress\) on gossip/(?P<to>[\w.-]+)/(?P<name>[\w.-]+)"
 )
 _REFUSED = re.compile(r"zenoh_link_tls\S* (?P<reason>(invalid peer cert|received fatal alert|peer sent no cert)[^.]*)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -48,14 +57,18 @@ class Post:
         neighbours: their names, by id.
         settings: from `settings.direct` or `settings.through_relay`.
         every: seconds from one hello to the next.
+        most: bytes of the largest body that is read.
     """
 
-    def __init__(self, name: str, neighbours: Mapping[int, str], settings: Settings, every: float = EVERY) -> None:
-        self._ids = {other: k for k, other in neighbours.items()}
+    def __init__(
+        self, name: str, neighbours: Mapping[int, str], settings: Settings, every: float = EVERY, most: int = MOST
+    ) -> None:
+        self._ids, self._most = {other: k for k, other in neighbours.items()}, most
         self._inbox, self._outboxes = Queue(), {k: Queue() for k in neighbours}
         self._hello: Parcel | None = None
+        self._announcing = threading.Lock()
         self._every, self._closing = every, threading.Event()
-        self._session = opened(settings)
+        self._session = opened({**settings, "transport/link/rx/max_message_size": max(most, MOST) + parcels.MAX_HEADER})
         self._subscriber = self._session.declare_subscriber(f"gossip/{name}/*", self._arrived)
         for k, other in neighbours.items():
             publisher = self._session.declare_publisher(
@@ -72,9 +85,9 @@ class Post:
 
     def announce(self, parcel: Parcel) -> None:
         """Tells every neighbour this parcel, at once and every so often."""
-        self._hello = parcel
-        for k in self._outboxes:
-            self.send(k, parcel)
+        with self._announcing:
+            self._hello = parcel
+            self._send_hello()
 
     def take(self, seconds: float) -> tuple[int, Parcel] | None:
         """Returns the sender's id and the parcel that has waited longest; None if none comes in time."""
@@ -90,13 +103,14 @@ class Post:
 
     def _arrived(self, sample: zenoh.Sample) -> None:
         sender = str(sample.key_expr).rsplit("/", 1)[-1]
+        if sender not in self._ids:  # access rules have no others, unless a relay has lost its own
+            return
         try:
-            parcel = parcels.decode(bytes(sample.payload))
+            parcel = parcels.decode(read(sample.payload, self._most))
         except ValueError as error:
             logger.warning("what peer %s sent is no parcel: %s", sender, reason_of(error))
             return
-        if sender in self._ids:  # access rules have no others, unless a relay has lost its own
-            self._inbox.put(self._ids[sender], parcel)
+        self._inbox.put(self._ids[sender], parcel)
 
     def _sends(self, outbox: Queue, publisher: zenoh.Publisher, other: str) -> None:
         while not self._closing.is_set():
@@ -111,8 +125,20 @@ class Post:
 
     def _repeats(self) -> None:
         while not self._closing.wait(self._every):
-            if (hello := self._hello) is not None:
-                self.announce(hello)
+            with self._announcing:
+                self._send_hello()
+
+    def _send_hello(self) -> None:
+        if self._hello is not None:
+            for k in self._outboxes:
+                self.send(k, self._hello)
+
+
+def read(payload: zenoh.ZBytes, most: int) -> bytes:
+    """Returns the bytes of a message; raises ValueError, before they are copied, if its body is larger than `most`."""
+    if len(payload) > most + parcels.MAX_HEADER:
+        raise ValueError(f"it has {len(payload)} bytes, this node allows {most} (allow.max_memory)")
+    return bytes(payload)
 
 
 def opened(settings: Settings) -> zenoh.Session:
@@ -161,7 +187,7 @@ def _read_log(reader: int) -> None:
     with os.fdopen(reader, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             message = words_for(_COLOUR.sub("", line))
-            if message is not None and message not in said:  # a refused peer tries again every second
+            if message is not None and message not in said and len(said) < MOST_REFUSALS:  # it tries again every second
                 said.add(message)
                 logger.warning("%s", message)
 

@@ -12,7 +12,7 @@ from fedelta.client import LocalClient, Training
 from fedelta.diagnostics import diagnose
 from fedelta.engines import checkpoint
 from fedelta.engines.gossip import gossip
-from fedelta.engines.roster import Doors
+from fedelta.engines.participants import Doors
 from fedelta.engines.rounds import Round
 from fedelta.engines.server import federate
 from fedelta.exchange import wire

@@ -71,7 +71,7 @@ def samples(clients: Mapping[int, Client]) -> Sequence[Client]:
     return clients.clients.samples() if isinstance(clients, Doors) else list(clients.values())
 
 
-def roster_of(clients: Mapping[int, Client]) -> Peers:
+def peers_of(clients: Mapping[int, Client]) -> Peers:
     """Returns the peers of clients by id."""
     return clients.clients.peers if isinstance(clients, Doors) else _Listed(clients)
 
@@ -106,32 +106,32 @@ class _Listed(Peers):
 
 
 class Holding(Peers):
-    """The peers of a run at one time: as in its roster, each with the version of the base that it then holds.
+    """Lists the peers of a run at one time: as it began with them, each with the version of the base that it then holds.
 
-    Those in `kinds` are the roster's.
+    Those in `kinds` are as they began.
     """
 
-    def __init__(self, roster: Peers, base_versions: Table[int]) -> None:
-        self._roster, self._base_versions = roster, base_versions
+    def __init__(self, peers: Peers, base_versions: Table[int]) -> None:
+        self._peers, self._base_versions = peers, base_versions
 
     @property
     def ids(self) -> Sequence[int]:
-        return self._roster.ids
+        return self._peers.ids
 
     @property
     def kinds(self) -> Sequence[Peer]:
-        return self._roster.kinds
+        return self._peers.kinds
 
     @property
     def examples(self) -> npt.NDArray[Any]:
-        return self._roster.examples
+        return self._peers.examples
 
     def peer(self, k: int) -> Peer:
-        return holding(self._roster.peer(k), self._base_versions.get(k, 0))
+        return holding(self._peers.peer(k), self._base_versions.get(k, 0))
 
     def __iter__(self) -> Iterator[Peer]:
         held = dict(self._base_versions)  # an older version of a table is slow to ask for each client
-        return (holding(peer, held.get(peer.id, 0)) for peer in self._roster)
+        return (holding(peer, held.get(peer.id, 0)) for peer in self._peers)
 
 
 def holding(peer: Peer, version: int) -> Peer:

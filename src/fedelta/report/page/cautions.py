@@ -1,0 +1,149 @@
+"""Computes the marks of honesty: what a reader must know before believing the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import fmean
+
+from fedelta.report import readings, statistics
+from fedelta.report.numerals import listed, share
+from fedelta.report.page.parts import Caution, Compared
+from fedelta.report.study import Group
+
+MUCH = 0.02
+"""A change of a share that is worth a mark: 2 percentage points."""
+
+FEW_ROWS = 20
+"""Test rows of a client below which its score is mostly chance."""
+
+AMBER_BELOW = 5
+"""Seeds below which their number is a warning."""
+
+
+def cautions(c: Compared) -> list[Caution]:
+    """Returns the marks that are on, warnings first."""
+    found = [*_seeds(c), *_states(c), *_curves(c), *_rows(c), *_settings(c), *_machines(c)]
+    return sorted(found, key=lambda mark: not mark.warn)
+
+
+def _seeds(c: Compared) -> Iterator[Caution]:
+    study, n = c.study, c.seeds
+    if study.one_run or study.unlike:
+        return
+    if n == 1:
+        yield Caution("n = 1", "nothing tells a difference from chance")
+        return
+    width = statistics.separable(c.table, study.baseline.key) if study.baseline.key in c.table else None
+    if width is not None:
+        about = f"{width * c.measure.factor:.2g} {c.measure.difference_unit}".strip()
+        yield Caution(f"n = {n}", f"separates only differences above about {about}", n < AMBER_BELOW)
+    needed = statistics.seeds_to_separate(c.table, lower_is_better=c.measure.lower_is_better)
+    level = {key: seeds for key, seeds in needed.items() if c.marks.get(key, "") in ("", "not separated")}
+    if level:
+        texts = [f"{c.group(key).label} {seeds or f'more than {statistics.MOST_SEEDS}'}" for key, seeds in level.items()]
+        yield Caution("more seeds", f"would separate from the best mean, roughly: {listed(texts)}", False)
+    if n < statistics.FEWEST:
+        yield Caution("95 % t-intervals", f"of differences paired by seed; no verdicts below {statistics.FEWEST} seeds", False)
+        return
+    against = f"{study.baseline.label} (Holm)" if study.named else "the best mean (studentised range, seeds as blocks)"
+    yield Caution("95 % t-intervals", f"of differences paired by seed; marks against {against}", False)
+
+
+def _states(c: Compared) -> Iterator[Caution]:
+    study = c.study
+    diverged = [run.name for run in study.runs if run.diverged]
+    if diverged:
+        known = study.metric == "accuracy" and all(run.facts.get("majority") for run in study.runs if run.diverged)
+        counted = "counted as the share of the commonest label" if known and not study.one_run else "left without a score"
+        yield Caution("diverged", f"{listed(diverged)}: {counted}")
+    open_ones = [run for run in study.runs if not run.finished]
+    if open_ones:
+        texts = [f"{run.name} ends after round {len(run.records)} of {run.rounds}" for run in open_ones]
+        yield Caution("unfinished", listed(texts))
+    missing = {group.label: study.missing(group) for group in study.groups if study.missing(group)}
+    if missing and study.last is not None and not study.one_run:
+        texts = [f"{label} lacks seed {listed([str(seed) for seed in seeds])}" for label, seeds in missing.items()]
+        yield Caution("empty cells", listed(texts))
+    if study.part == "validation":
+        yield Caution("no test rows", "scored on the rows that chose")
+    elif study.part == "test" and not any(r.get("validation") for run in study.runs for r in run.records):
+        yield Caution("no validation rows", "nothing chose a round: there is no best one, and every score is of the last")
+    if any(run.facts.get("personal") for run in study.runs):
+        yield Caution("personal models", "scores are the mean over the participants’ own models", False)
+
+
+def _curves(c: Compared) -> Iterator[Caution]:
+    study = c.study
+    if study.part is None or study.metric is None:
+        return
+    rising = [group.label for group in study.groups if _still_rising(c, group)]
+    if rising:
+        yield Caution("still rising", f"{listed(rising)} gained more than 2 pp between the last two evaluations")
+    apart = [group.label for group in study.groups if _best_is_not_last(c, group)]
+    if apart:
+        yield Caution("best is not last", f"the best round of {listed(apart)} by validation differs from the last by over 2 pp")
+    majority = study.groups[0].first.facts.get("majority")
+    if majority and study.metric == "accuracy":
+        under = [g.label for g in study.groups if (mean := c.mean(g.key)) is not None and mean < majority]
+        if under:
+            yield Caution("below the commonest label", f"{listed(under)}: a constant answer scores {share(majority)}")
+
+
+def _still_rising(c: Compared, group: Group) -> bool:
+    if c.measure.factor == 1.0:  # points are of shares
+        return False
+    study = c.study
+    points = readings.series(readings.runs_of(study, group), readings.at(str(study.part), str(study.metric)))
+    return len(points) > 1 and points[-1].mean - points[-2].mean > MUCH
+
+
+def _best_is_not_last(c: Compared, group: Group) -> bool:
+    if c.measure.factor == 1.0:
+        return False
+    pairs = best_and_last(c, group)
+    return bool(pairs) and abs(fmean(best for best, _ in pairs) - fmean(last for _, last in pairs)) > MUCH
+
+
+def best_and_last(c: Compared, group: Group) -> list[tuple[float, float]]:
+    """Returns for each run of a group its score at the best round by validation, and at the last one."""
+    study = c.study
+    found: list[tuple[float, float]] = []
+    for run in readings.runs_of(study, group):
+        scores, chosen = run.scores(str(study.part), str(study.metric)), run.best_round(str(study.metric))
+        if scores and chosen in scores:
+            found.append((scores[chosen], scores[max(scores)]))
+    return found
+
+
+def _rows(c: Compared) -> Iterator[Caution]:
+    counts = [
+        int(client.get("test_rows", 0))
+        for run in c.study.runs
+        if run.split is not None
+        for client in run.split["clients"].values()
+    ]
+    tested = [count for count in counts if count]
+    if tested and min(tested) < FEW_ROWS:
+        yield Caution("few rows a client", f"a client is tested on {min(tested)} to {max(tested)} rows")
+
+
+def _settings(c: Compared) -> Iterator[Caution]:
+    study = c.study
+    if study.one_run:
+        return
+    if len(study.groups) > 1:
+        yield Caution("not tuned", "learning rates are those of the configs")
+    differing = [key for key in study.differing if not key.startswith("method.")]
+    if differing:
+        yield Caution("settings differ", f"beside the method also {listed(differing)}")
+    if c.seeds > 1:
+        yield Caution("the partition changes with the seed", "a client’s number is another client in each run", False)
+        carved = any(not (run.config.get("data") or {}).get("test") for run in study.runs)
+        if carved:
+            yield Caution("test rows change with the seed", "the sd over seeds contains the sampling of rows", False)
+
+
+def _machines(c: Compared) -> Iterator[Caution]:
+    platforms = {str(sorted(run.facts["platform"].items())) for run in c.study.runs if run.facts.get("platform")}
+    if len(platforms) > 1:
+        yield Caution("other platform", "the runs differ in versions, device or threads: do not compare times")

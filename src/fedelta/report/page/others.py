@@ -1,0 +1,293 @@
+"""Figures that are no lines: energy by band, maps by layer, the strip of clients, and the split of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, TypeGuard
+
+from markupsafe import Markup
+
+from fedelta.report import readings
+from fedelta.report.drawing.lines import NARROW, WIDE
+from fedelta.report.drawing.rows import Bar, Dots, areas, bars, strip
+from fedelta.report.drawing.svg import joined, swatch, tag
+from fedelta.report.numerals import DASH, listed, share, significant
+from fedelta.report.page.parts import Compared, Figure, Grid
+from fedelta.report.study import Group, Run
+
+MOST_LAYERS = 24
+"""Rows of a map by layer; more layers are put together by module."""
+
+MOST_LABELS = 12
+"""Labels that have a colour; of more, the eleven largest do, and the rest is `other`."""
+
+LEFT_BEHIND = 0.4
+"""A score of the worst client below which it counts as left behind."""
+
+STEPS = 9
+
+
+# --- bands of energy -------------------------------------------------------------------------------------------------
+
+
+def energy_bands(c: Compared) -> Figure | None:
+    """Draws for each method the shares of energy between successive ranks, over rounds."""
+    panels: list[Markup] = []
+    rows: list[list[str]] = []
+    ends: dict[str, dict[str, float]] = {}
+    measured = {group: shares for group in c.study.groups if (shares := _bands(c, group))}
+    # A band beyond the largest rank is empty throughout, and would take the accent.
+    used = {name for shares in measured.values() for _, bands in shares for name, value in bands.items() if value > 0}
+    names = list(dict.fromkeys(name for shares in measured.values() for name in shares[0][1] if name in used))
+    styles = _band_styles(names)
+    for group, shares in measured.items():
+        head = tag("p", swatch(group.style), group.label, class_="panel")
+        panels.append(tag("div", head, areas(shares, styles, f"energy by component, {group.label}"), data_m=group.key))
+        ends[group.label] = shares[-1][1]
+        rows.append([group.label, *(share(shares[-1][1].get(name)) for name in styles)])
+    if not panels or not styles:
+        return None
+    legend = [tag("span", tag("i", class_=style), _components(name)) for name, style in styles.items()]
+    body = joined([tag("p", "components ", *legend, class_="bleg"), tag("div", *panels, class_="sm")])
+    over = "layers and seeds" if c.seeds > 1 else "layers"
+    caption = f"Share of ‖ΔW‖² by component, ordered by size; mean over {over}. A band that closes is a rank in no use."
+    return Figure(
+        _bands_title(ends, next(iter(styles))), caption, body=body, data=Grid(["at the end", *map(_components, styles)], rows)
+    )
+
+
+def _bands(c: Compared, group: Group) -> list[tuple[int, dict[str, float]]]:
+    """Returns the mean shares by round, from 1, over the rounds that every run has."""
+    found = [_bands_of(run) for run in readings.runs_of(c.study, group)]
+    common = sorted(set.intersection(*(set(x) for x in found))) if found else []
+    return [(t + 1, {name: fmean(x[t].get(name, 0.0) for x in found) for name in found[0][t]}) for t in common]
+
+
+def _bands_of(run: Run) -> dict[int, Mapping[str, float]]:
+    values = {r["t"]: (r.get("diagnostics") or {}).get("energy_by_band") for r in run.records}
+    return {t: bands for t, bands in values.items() if _is_bands(bands)}
+
+
+def _is_bands(value: object) -> TypeGuard[Mapping[str, float]]:
+    return isinstance(value, dict) and bool(value) and all(map(readings.is_number, value.values()))
+
+
+def _band_styles(names: Sequence[str]) -> dict[str, str]:
+    """Gives the lowest band a neutral colour and the highest the accent: what vanishes is what the eye should be on."""
+    styles = dict.fromkeys(names, "b1")
+    return styles | dict.fromkeys(names[-1:], "b2") | dict.fromkeys(names[:1], "b0")
+
+
+def _components(band: str) -> str:
+    """Writes a band as a range: `3–4`, `17 on`."""
+    return f"{band[:-1]} on" if band.endswith("-") else band.replace("-", "–")
+
+
+def _bands_title(ends: Mapping[str, Mapping[str, float]], lowest: str) -> str:
+    narrow = [label for label, bands in ends.items() if bands.get(lowest, 0.0) > 0.98]
+    return (
+        f"{listed(narrow)} {'ends' if len(narrow) == 1 else 'end'} on components {_components(lowest)}"
+        if narrow
+        else "Energy by component"
+    )
+
+
+# --- maps by layer ---------------------------------------------------------------------------------------------------
+
+
+def layer_map(c: Compared, key: str, title: str, caption: str) -> Figure | None:
+    """Returns a table of layers by methods whose cells are darker the larger the value; None where nothing was measured."""
+    columns = {group: found for group in c.study.groups if (found := _by_layer(c, group, key))}
+    layers = list(dict.fromkeys(layer for found in columns.values() for layer in found))
+    if not layers:
+        return None
+    grouped = len(layers) > MOST_LAYERS
+    table = {
+        group.key: _by_module(found) if grouped else {k: [x] for k, x in found.items()} for group, found in columns.items()
+    }
+    names = list(dict.fromkeys(name for found in table.values() for name in found))
+    values = [fmean(x) for found in table.values() for x in found.values()]
+    low, high = min(values), max(values)
+    heads = [tag("th", swatch(g.style), g.label, scope="col", data_m=g.key, class_=g.style) for g in columns]
+    body = [
+        tag("tr", tag("th", _short(name), scope="row", title=name), *_cells(table, name, low, high)) for name in names[:200]
+    ]
+    whole = tag("table", tag("thead", tag("tr", tag("td"), *heads)), tag("tbody", *body), class_="heat")
+    more = " Layers are put together by module; the title of a cell has each." if grouped else ""
+    seeds = " Mean of the seeds." if c.seeds > 1 else ""
+    return Figure(title, caption + seeds + more, body=tag("div", whole, class_="scroll"))
+
+
+def _by_layer(c: Compared, group: Group, key: str) -> dict[str, float]:
+    """Returns a number of each layer in the last round that has a table, mean over seeds."""
+    found: dict[str, list[float]] = {}
+    for run in readings.runs_of(c.study, group):
+        tables = ((r.get("diagnostics") or {}).get("layers") for r in reversed(run.records))
+        table: Mapping[str, Any] = next((t for t in tables if isinstance(t, dict) and t), {})
+        columns = [table.get(name) for name in ("layer", key)]
+        if not all(isinstance(column, list) for column in columns):
+            continue
+        for layer, value in zip(*columns, strict=False):
+            if readings.is_number(value):
+                found.setdefault(str(layer), []).append(float(value))
+    return {layer: fmean(values) for layer, values in found.items()}
+
+
+def _by_module(layers: Mapping[str, float]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for layer, value in layers.items():
+        found.setdefault(layer.rsplit(".", 1)[-1], []).append(value)
+    return found
+
+
+def _cells(table: Mapping[str, Mapping[str, Sequence[float]]], name: str, low: float, high: float) -> list[Markup]:
+    cells: list[Markup] = []
+    for key, found in table.items():
+        if name not in found:
+            cells.append(tag("td", DASH, data_m=key))
+            continue
+        value = fmean(found[name])
+        step = min(STEPS - 1, int((value - low) / (high - low) * STEPS)) if high > low else 0
+        each = ", ".join(significant(x) for x in found[name]) if len(found[name]) > 1 else None
+        cells.append(tag("td", significant(value), class_=f"h{step}", data_m=key, title=each))
+    return cells
+
+
+def _short(layer: str) -> str:
+    """Returns a layer's number and module for the margin: `layer 0 · query`."""
+    parts = layer.split(".")
+    number = next((part for part in parts if part.isdigit()), None)
+    return " · ".join([f"layer {number}", parts[-1]]) if number else ".".join(parts[-2:])
+
+
+# --- clients ---------------------------------------------------------------------------------------------------------
+
+
+def clients(c: Compared) -> Figure | None:
+    """Draws each client's score on its own rows; None where there are no scores of single clients."""
+    m = c.measure
+    rows = [row for group in c.study.groups if (row := _dots(c, group)) is not None]
+    if not rows:
+        return None
+    worsts = {row.label: fmean(_worst_of(c, run) for run in _scored(c, c.group(row.key))) for row in rows}
+    pick = min if m.lower_is_better else max
+    kindest = pick(worsts, key=lambda label: worsts[label])
+    if len(rows) == 1:
+        title = f"The worst client scores {m.with_unit(worsts[kindest])}"
+    elif m.factor != 1.0 and all(value < LEFT_BEHIND for value in worsts.values()):
+        title = "Some clients are left behind whatever the method"
+    else:
+        title = f"{kindest} treats its worst client best"
+    several = "; one dot a client and seed" if c.seeds > 1 else ", one dot a client"
+    caption = (
+        f"{m.name.capitalize()} on each client’s own held-out rows after the last evaluated round{several}, the bar their mean."
+    )
+    text = f"{m.name} on own rows" + (f", {m.unit}" if m.unit else "")
+    data = Grid(
+        ["method", "clients", "mean", "worst"], [_summary(c, row, worsts) for row in rows], keys=[row.key for row in rows]
+    )
+    label = f"{title}. The numbers are in the table under the chart."
+    return Figure(
+        title, caption, strip(rows, text, m.factor, WIDE, label), strip(rows, text, m.factor, NARROW, label), data=data
+    )
+
+
+def _scored(c: Compared, group: Group) -> list[Run]:
+    return [run for run in readings.runs_of(c.study, group) if readings.clients_of(run, c.measure.metric)]
+
+
+def _worst_of(c: Compared, run: Run) -> float:
+    found = readings.clients_of(run, c.measure.metric) or {}
+    return max(found.values()) if c.measure.lower_is_better else min(found.values())
+
+
+def _dots(c: Compared, group: Group) -> Dots | None:
+    values: list[tuple[float, str]] = []
+    for run in _scored(c, group):
+        seed = f", seed {run.seed}" if c.seeds > 1 else ""
+        scores = readings.clients_of(run, c.measure.metric) or {}
+        values += [(value, f"client {k}{seed}: {c.measure.with_unit(value)}") for k, value in scores.items()]
+    if not values:
+        return None
+    pick = max if c.measure.lower_is_better else min
+    worst = pick(values, key=lambda pair: pair[0])[1]
+    return Dots(group.key, group.style, group.label, values, fmean(value for value, _ in values), f"worst: {worst}")
+
+
+def _summary(c: Compared, row: Dots, worsts: Mapping[str, float]) -> list[str]:
+    return [row.label, str(len(row.values)), c.measure.text(row.mean), c.measure.text(worsts[row.label])]
+
+
+def split(c: Compared) -> Figure | None:
+    """Draws the training rows of each client by label, of the first run that has them."""
+    run = next((run for run in c.study.runs if run.split is not None), None)
+    if run is None or run.split is None or not run.split["clients"]:
+        return None
+    found: Mapping[str, Any] = run.split["clients"]
+    styles = _label_styles(found)
+    drawn = [_bar(k, client, styles) for k, client in found.items()]
+    sizes = [int(client["rows"]) for client in found.values()]
+    fold = f"{max(sizes) / min(sizes):.0f}-fold" if min(sizes) else "without bound"
+    skew = skew_of([client.get("labels") or {} for client in found.values()])
+    word = "weakly" if skew is None or skew < 0.2 else "moderately" if skew < 0.4 else "strongly"
+    title = f"Sizes differ {fold}" if max(sizes) > min(sizes) else "All clients have as many rows"
+    title += "" if skew is None else f"; labels are {word} skewed"
+    distance = (
+        ""
+        if skew is None
+        else f" Mean distance from all clients’ labels together: {skew:.2f} (total variation; 0 = alike, 1 = disjoint)."
+    )
+    caption = (
+        f"Training rows by client{' and label' if skew is not None else ''}, seed {run.seed}; r is the client’s rank.{distance}"
+    )
+    legend = [tag("span", tag("i", class_=style), name) for name, style in styles.items()]
+    body = tag("p", *legend, class_="bleg") if skew is not None else Markup("")
+    rows = [
+        [bar.name, str(bar.total), str(client.get("test_rows", DASH))]
+        for bar, client in zip(drawn, found.values(), strict=True)
+    ]
+    data = Grid(["client", "training rows", "held out"], rows[:200])
+    label = f"{title}. The numbers are in the table under the chart."
+    wide, narrow = (bars(drawn, size, "training rows", label) for size in (WIDE, NARROW))
+    return Figure(title, caption, wide, narrow, body=body, data=data)
+
+
+def _bar(k: str, client: Mapping[str, Any], styles: Mapping[str, str]) -> Bar:
+    name = f"client {k} · r {client.get('rank', DASH)}"
+    labels: Mapping[str, int] = client.get("labels") or {"": int(client["rows"])}
+    parts: dict[str, int] = dict.fromkeys(styles, 0)
+    for label, count in labels.items():
+        into = label if label in styles else "other" if "other" in styles else next(iter(styles))
+        parts[into] += int(count)
+    return Bar(name, [(styles[label], count, f"{name}: {label} {count}") for label, count in parts.items() if count])
+
+
+def _label_styles(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Gives the commonest labels a colour each."""
+    totals: dict[str, int] = {}
+    for client in clients.values():
+        for label, count in (client.get("labels") or {}).items():
+            totals[label] = totals.get(label, 0) + int(count)
+    ordered = sorted(totals, key=lambda label: (-totals[label], label))
+    if len(ordered) > MOST_LABELS:
+        ordered = [*ordered[: MOST_LABELS - 1], "other"]
+    return {label: f"c{i}" for i, label in enumerate(ordered)} or {"rows": "c0"}
+
+
+def skew_of(clients: Sequence[Mapping[str, int]]) -> float | None:
+    """Returns the mean total variation between a client's labels and those of all together; None without labels.
+
+    0 means that all clients are alike, 1 that no two share a label.
+    """
+    total: dict[str, int] = {}
+    for labels in clients:
+        for label, count in labels.items():
+            total[label] = total.get(label, 0) + count
+    everything = sum(total.values())
+    held = [labels for labels in clients if sum(labels.values())]
+    if not held:
+        return None
+    return fmean(
+        sum(abs(labels.get(k, 0) / sum(labels.values()) - total[k] / everything) for k in total) / 2 for labels in held
+    )

@@ -1,0 +1,112 @@
+"""Reads series out of records: means and bands over seeds, bytes so far, and the clients of the last evaluated round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from statistics import fmean
+from typing import Any
+
+from fedelta.report.numerals import DASH
+from fedelta.report.statistics import t_interval
+from fedelta.report.study import LARGEST, Group, Run, Study
+from fedelta.report.words import Record
+
+FEWEST_FOR_T = 5
+"""Seeds from which a band is a t-interval; below, it is the range of the seeds."""
+
+Number = Callable[[Record], Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """The mean over seeds at one round, and its band.
+
+    Attributes:
+        t: the round, from 0.
+        mean: over all seeds of the method.
+        low, high: the range of the seeds, or from five on the 95 % t-interval; the mean itself for one seed.
+    """
+
+    t: int
+    mean: float
+    low: float
+    high: float
+
+
+def series(runs: Sequence[Run], number: Number) -> list[Point]:
+    """Returns a number by round, over the rounds in which every run has it: nothing is interpolated."""
+    columns = [{r["t"]: float(x) for r in run.records if is_number(x := number(r))} for run in runs if run.records]
+    common = sorted(set.intersection(*(set(column) for column in columns))) if columns else []
+    return [_point(t, [column[t] for column in columns]) for t in common]
+
+
+def is_number(value: object) -> bool:
+    """Returns whether a value of a record can be drawn; null, a text or an absurd size cannot."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def _point(t: int, values: Sequence[float]) -> Point:
+    interval = t_interval(values) if len(values) >= FEWEST_FOR_T else None
+    if interval is not None:
+        return Point(t, interval.mean, interval.low, interval.high)
+    return Point(t, fmean(values), min(values), max(values))
+
+
+def runs_of(study: Study, group: Group) -> list[Run]:
+    """Returns the runs of a group whose curves are drawn: all that have rounds and did not diverge, or all if none is left."""
+    alive = [run for run in group.runs.values() if run.records and not run.diverged]
+    return alive or [run for run in group.runs.values() if run.records]
+
+
+def at(*keys: str) -> Number:
+    """Returns what reads the number under nested keys of a record; None where there is none."""
+
+    def read(record: Record) -> Any:
+        found: Any = record
+        for key in keys:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found
+
+    return read
+
+
+def sent(run: Run, way: str | None = None) -> dict[int, int]:
+    """Returns the bytes of all rounds so far, by round; one way or both."""
+    ways = [way] if way else ["down", "up"]
+    each = [sum(record["bytes"][w] for w in ways) for record in run.records]
+    return dict(zip([record["t"] for record in run.records], accumulate(each), strict=True))
+
+
+def total(run: Run, way: str | None = None) -> int:
+    """Returns the bytes of a whole run."""
+    return max(sent(run, way).values(), default=0)
+
+
+def seconds(run: Run) -> float:
+    """Returns the time of all rounds, without evaluation."""
+    return sum(float(record["seconds"].get("round", 0.0)) for record in run.records)
+
+
+def clients_of(run: Run, metric: str) -> dict[str, float] | None:
+    """Returns a metric of each client on its own rows, in the last round that has it.
+
+    None where clients.jsonl is missing or says nothing of single clients.
+    """
+    for line in reversed(run.clients or ()):
+        entries: Mapping[str, Any] = line.get("clients", {})
+        scores = {k: entry.get("scores", {}).get(metric) for k, entry in entries.items()}
+        found = {k: float(value) for k, value in scores.items() if is_number(value)}
+        if found:
+            return found
+    return None
+
+
+def worst_client(run: Run, metric: str) -> tuple[float, float, object] | None:
+    """Returns the worst client's value, the spread and the worst one's id at the last evaluated round, from rounds.jsonl."""
+    for record in reversed(run.records):
+        found = (record.get("clients") or {}).get(metric)
+        if found:
+            return float(found["worst"]), float(found["spread"]), found.get("worst_client", DASH)
+    return None

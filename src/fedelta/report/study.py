@@ -1,0 +1,319 @@
+"""Groups runs by method, with seeds side by side, and reads from their records what a comparison needs.
+
+A run is its records and settings; nothing here reads a folder. Runs whose configs differ in nothing but the seed are one group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+from fedelta.report.words import Record, main_metric
+from fedelta.tasks.metrics import LOWER_IS_BETTER, is_better
+
+Plain = Mapping[str, Any]
+
+OF_THE_RUN = frozenset({"seed", "name", "output"})
+"""Keys that say which run it is, and not what it does."""
+
+OF_THE_MACHINE = frozenset(
+    {
+        "device",
+        "model.gemm",
+        "model.digest",
+        "model.compact",
+        "federation.engine",
+        "federation.token_budget",
+        "federation.spool",
+    }
+)
+"""Keys that say how it is computed; seeds of one method may differ in them."""
+
+COMMON = ("model.name", "task", "data", "partition")
+"""What must be the same for scores to be compared: a run with another model, or other rows, answers another question."""
+
+REFERENCES = frozenset({"local_only", "centralised"})
+"""Methods that are lines to compare with, not competitors."""
+
+LONGEST_LABEL = 60
+
+LARGEST = 1e15
+"""From here on a number counts as none: a loss that went there has diverged, and no axis could show it."""
+
+COLOURS = 5
+"""Methods that have a colour, a dash and a mark of their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run.
+
+    Attributes:
+        name: for a reader, such as its folder's name.
+        records: of the rounds that are done.
+        config: as resolved, plain values.
+        facts: of run.json: rows, majority, platform; empty for none.
+        split: of split.json; None for none.
+        clients: lines of clients.jsonl; None where there is no such file.
+    """
+
+    name: str
+    records: Sequence[Record]
+    config: Plain
+    facts: Plain = field(default_factory=dict[str, Any])
+    split: Plain | None = None
+    clients: Sequence[Plain] | None = None
+
+    @property
+    def seed(self) -> int:
+        """Returns the seed of everything that is drawn."""
+        return int(self.config.get("seed", 0))
+
+    @property
+    def method(self) -> str:
+        """Returns the method's name."""
+        return str(self.config.get("method", {}).get("name", "method"))
+
+    @property
+    def rounds(self) -> int:
+        """Returns the rounds of the whole run, of which some may still be to come."""
+        return int(self.config.get("federation", {}).get("rounds", len(self.records)))
+
+    @property
+    def finished(self) -> bool:
+        """Returns whether the last round is done."""
+        return bool(self.records) and self.records[-1]["t"] + 1 >= self.rounds
+
+    @property
+    def diverged(self) -> bool:
+        """Returns whether the last loss is no number where there was one before, or a last score is none."""
+        losses = [r["train_loss"] for r in self.records]
+        lost = bool(losses) and _is_lost(losses[-1]) and not all(map(_is_lost, losses))
+        scores = [r[part] for r in self.records for part in ("test", "validation") if r.get(part)]
+        return lost or (bool(scores) and any(map(_is_lost, scores[-1].values())))
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Returns the config by dotted key, without what only says which run it is."""
+        return {key: value for key, value in _flat(self.config).items() if key not in OF_THE_RUN}
+
+    def scores(self, part: str, metric: str) -> dict[int, float]:
+        """Returns a metric by round, for the rounds that have it."""
+        found = {r["t"]: (r.get(part) or {}).get(metric) for r in self.records}
+        return {t: float(value) for t, value in found.items() if value is not None and abs(value) < LARGEST}
+
+    def best_round(self, metric: str) -> int | None:
+        """Returns the first round that is best on validation; None without validation."""
+        best: tuple[int, float] | None = None
+        for t, value in self.scores("validation", metric).items():
+            if best is None or is_better(value, best[1], metric):
+                best = (t, value)
+        return None if best is None else best[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The runs of one method.
+
+    Attributes:
+        key: for the page's own use: `m0`, `m1`, ...
+        style: class of colour, dash and marker.
+        label: for a reader, with the settings in which methods of one name differ.
+        runs: by seed.
+    """
+
+    key: str
+    style: str
+    label: str
+    runs: Mapping[int, Run]
+
+    @property
+    def first(self) -> Run:
+        """Returns the run of the lowest seed."""
+        return self.runs[min(self.runs)]
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """All runs of a page.
+
+    Attributes:
+        groups: one for each method, in the order of the runs.
+        part: where scores are taken: `test`, or `validation` where no run has test rows; None where nothing was evaluated.
+        metric: that is shown first; None where nothing was evaluated.
+        differing: keys in which groups differ, each with its values in the order of the groups.
+        baseline: the group that differences are taken to.
+        named: whether somebody named the baseline.
+    """
+
+    groups: Sequence[Group]
+    part: str | None
+    metric: str | None
+    differing: Mapping[str, Sequence[Any]]
+    baseline: Group
+    named: bool = False
+
+    @property
+    def runs(self) -> list[Run]:
+        """Returns all runs."""
+        return [run for group in self.groups for run in group.runs.values()]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Returns every seed that some method has."""
+        return sorted({seed for group in self.groups for seed in group.runs})
+
+    @property
+    def one_run(self) -> bool:
+        """Returns whether there is nothing to compare."""
+        return len(self.runs) == 1
+
+    @property
+    def unlike(self) -> list[str]:
+        """Returns the keys that make scores of these groups incomparable, such as another model or other rows."""
+        return [key for key in self.differing if key.startswith(tuple(f"{c}." for c in COMMON)) or key in COMMON]
+
+    @cached_property
+    def last(self) -> int | None:
+        """Returns the round at which methods are compared, from 0: the last that was evaluated in every run that counts."""
+        if self.part is None or self.metric is None:
+            return None
+        ends = [set(run.scores(self.part, self.metric)) for run in self._counted()]
+        common = set.intersection(*ends) if ends else set[int]()
+        return max(common) if common else None
+
+    def _counted(self) -> list[Run]:
+        """Returns the runs that are finished, or all where some method has no finished one; diverged ones set no end."""
+        whole = all(any(run.finished for run in group.runs.values()) for group in self.groups)
+        return [run for run in self.runs if not run.diverged and (run.finished or not whole)]
+
+    @cached_property
+    def table(self) -> dict[str, dict[int, float]]:
+        """Returns the compared score of each method by seed; a run without one is missing.
+
+        A run that diverged counts as a constant answer would, if that is known: leaving it out would favour its method.
+        """
+        return {
+            group.key: {s: x for s, run in group.runs.items() if (x := self.score(run)) is not None} for group in self.groups
+        }
+
+    def score(self, run: Run) -> float | None:
+        """Returns the score by which a run is compared."""
+        if self.part is None or self.metric is None or self.last is None:
+            return None
+        if run.diverged:
+            majority = run.facts.get("majority")
+            return majority if self.metric == "accuracy" else None
+        return run.scores(self.part, self.metric).get(self.last)
+
+    def missing(self, group: Group) -> list[int]:
+        """Returns the seeds of a method that have no score: not run, not finished, or diverged without a score."""
+        return [seed for seed in self.seeds if seed not in self.table[group.key]]
+
+
+def _is_lost(value: float | None) -> bool:
+    return value is None or abs(value) >= LARGEST
+
+
+def study_of(runs: Sequence[Run], *, metric: str | None = None, baseline: str | None = None) -> Study:
+    """Groups runs.
+
+    Args:
+        runs: at least one; those with the same settings and seed are groups of their own.
+        metric: to show first; accuracy, or what is measured, by default.
+        baseline: the label or method name that differences are taken to; the first group by default.
+
+    Raises:
+        ValueError: for no run, or a baseline that none of them has.
+    """
+    if not runs:
+        raise ValueError("there is no run to report on: give the folder of at least one")
+    bundles = _bundles(runs)
+    differing = _differing([bundle[0] for bundle in bundles])
+    labels = _labels(bundles, differing)
+    groups = [
+        Group(f"m{i}", _plain_style(bundle[0]), labels[i], {run.seed: run for run in sorted(bundle, key=lambda run: run.seed)})
+        for i, bundle in enumerate(bundles)
+    ]
+    records = [record for run in runs for record in run.records]
+    part = next((p for p in ("test", "validation") if any(r.get(p) for r in records)), None)
+    shown = metric or main_metric(records)
+    plain = Study(groups, part, shown, differing, _baseline(groups, baseline), baseline is not None)
+    coloured = {group.key: group for group in _coloured(plain)}
+    return replace(plain, groups=list(coloured.values()), baseline=coloured[plain.baseline.key])
+
+
+def _baseline(groups: Sequence[Group], name: str | None) -> Group:
+    if name is None:
+        return next((group for group in groups if group.style != "kr"), groups[0])
+    found = [group for group in groups if name in (group.label, group.first.method)]
+    if not found:
+        raise ValueError(f"no run of the baseline {name!r}: there are {', '.join(group.label for group in groups)}")
+    return found[0]
+
+
+def _bundles(runs: Sequence[Run]) -> list[list[Run]]:
+    """Returns runs by what they do; a second run of the same seed begins another bundle."""
+    found: dict[str, list[list[Run]]] = {}
+    for run in runs:
+        settings = {k: v for k, v in run.settings.items() if k not in OF_THE_MACHINE and k != "federation.rounds"}
+        bundles = found.setdefault(json.dumps(settings, sort_keys=True, default=str), [[]])
+        room = next((b for b in bundles if all(other.seed != run.seed for other in b)), None)
+        if room is None:
+            bundles.append([run])
+        else:
+            room.append(run)
+    order = {id(run): i for i, run in enumerate(runs)}
+    return sorted((b for bundles in found.values() for b in bundles), key=lambda bundle: order[id(bundle[0])])
+
+
+def _differing(firsts: Sequence[Run]) -> dict[str, list[Any]]:
+    """Returns the settings that differ between groups, without the method's own name."""
+    keys = sorted({key for run in firsts for key in run.settings} - OF_THE_MACHINE - {"method.name"})
+    columns = {key: [run.settings.get(key) for run in firsts] for key in keys}
+    return {key: values for key, values in columns.items() if any(value != values[0] for value in values)}
+
+
+def _labels(bundles: Sequence[Sequence[Run]], differing: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Returns the method's name, with the settings that tell apart those of one name, else with the run's name."""
+    methods = [bundle[0].method for bundle in bundles]
+    labels: list[str] = []
+    for i, method in enumerate(methods):
+        namesakes = [j for j, other in enumerate(methods) if other == method]
+        apart = [f"{k.split('.')[-1]} {v[i]}" for k, v in differing.items() if any(v[j] != v[i] for j in namesakes)]
+        labels.append(", ".join([method, *apart]) if len(namesakes) > 1 else method)
+    return [label if labels.count(label) == 1 else f"{label} ({bundles[i][0].name})" for i, label in enumerate(_cut(labels))]
+
+
+def _cut(labels: Sequence[str]) -> list[str]:
+    return [label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…" for label in labels]
+
+
+def _plain_style(run: Run) -> str:
+    """Returns the class of a line to compare with, or grey."""
+    return "kr" if run.method in REFERENCES else "kg"
+
+
+def _coloured(study: Study) -> list[Group]:
+    """Gives five methods a colour, in the order of the runs: of more than five the baseline and the four best."""
+    names = [group.key for group in study.groups if group.style != "kr"]
+    if len(names) > COLOURS:
+        better = -1 if study.metric in LOWER_IS_BETTER else 1
+        means = {key: better * fmean(study.table[key].values()) for key in names if study.table[key]}
+        ranked = sorted((key for key in means if key != study.baseline.key), key=lambda key: -means[key])
+        names = [key for key in names if key in (study.baseline.key, *ranked[: COLOURS - 1])]
+    style = {key: f"k{i}" for i, key in enumerate(names)}
+    return [replace(group, style=style.get(group.key, group.style)) for group in study.groups]
+
+
+def _flat(tree: Plain, above: str = "") -> dict[str, Any]:
+    """Returns the values of nested mappings by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{above}{key}"
+        found |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return found

@@ -1,0 +1,61 @@
+"""Writes down once what a run is made of: `run.json` of the whole, and `split.json` of each client, which can be withheld.
+
+    run.json     {"rows": {"train", "validation", "test"}, "majority": share of the commonest label of the test rows or null,
+                  "personal": whether participants run models of their own, "platform": versions, device and threads}
+    split.json   {"labels": [...], "clients": {"0": {"rows", "test_rows", "rank", "labels": {label: rows}}, ...}}
+
+A resumed run keeps them as they are. Where the rows are elsewhere there is no split.json, and `rows` is empty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedelta.exchange import files
+from fedelta.runs.client_lines import EACH
+from fedelta.runs.deal import Deal
+from fedelta.runs.rounds import Experiment
+
+MOST_LABELS = 1000
+"""Different labels up to which they are counted by client."""
+
+
+def write_once(run_file: Path, split_file: Path, experiment: Experiment, platform: Mapping[str, Any]) -> None:
+    """Writes both files where they are not there."""
+    dealt = experiment.deal
+    if not run_file.exists():
+        splits = {} if dealt is None else _rows(dealt)
+        facts = {"rows": splits, "majority": experiment.majority(), **_kind(experiment), "platform": dict(platform)}
+        files.commit(run_file, _json(facts))
+    if dealt is not None and len(dealt.parts) <= EACH and not split_file.exists():
+        files.commit(split_file, _json(split_of(dealt)))
+
+
+def split_of(dealt: Deal) -> dict[str, Any]:
+    """Returns the rows, held-out rows, rank and labels of each client."""
+    labels = [None if label is None else str(label) for label in dealt.labels(dealt.splits.train)]
+    names = sorted({label for label in labels if label is not None})
+    counted = 0 < len(names) <= MOST_LABELS
+    clients: dict[str, Any] = {}
+    for k, part in enumerate(dealt.parts):
+        found = Counter(labels[i] for i in part)
+        own = {"labels": {name: found[name] for name in names if found[name]}} if counted else {}
+        clients[str(k)] = {"rows": len(part), "test_rows": len(dealt.held_out[k]), "rank": int(dealt.ranks[k]), **own}
+    return {"labels": names if counted else [], "clients": clients}
+
+
+def _kind(experiment: Experiment) -> dict[str, bool]:
+    return {"personal": experiment.method.personal or experiment.mixing is not None}
+
+
+def _rows(dealt: Deal) -> dict[str, int]:
+    splits = dealt.splits
+    return {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)}
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,116 @@
+"""Reads the folders of runs for a page, and writes it. Nothing of a folder is run: a stranger may have sent it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from fedelta.exchange import files
+from fedelta.report.page import Run, page
+from fedelta.runs import client_lines
+from fedelta.runs.config import RunConfig
+from fedelta.runs.folder import RunFolder
+
+
+def write_report(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    title: str | None = None,
+    metric: str | None = None,
+    baseline: str | None = None,
+) -> Path:
+    """Writes one HTML file on the runs in some folders; `report.page.page` has the other arguments.
+
+    Args:
+        folders: of runs, or folders that hold those of runs, at any depth.
+        output: the file.
+
+    Raises:
+        FileNotFoundError: for a folder without a run.
+        ValueError: where no run has finished a round, or none has the baseline.
+        ImportError: for several seeds without scipy, naming the extra.
+    """
+    found = [folder for given in folders for folder in runs_in(given)]
+    runs = [read_run(RunFolder(folder), str(folder)) for folder in dict.fromkeys(found)]
+    text = page(runs, title=title, metric=metric, baseline=baseline)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    files.commit(output, text.encode())
+    return output
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Returns the folder if it is a run's, else those of the runs within it, in the order of their names.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if RunFolder(folder).config_file.is_file() and RunFolder(folder).records_file.is_file():
+        return [folder]
+    within = sorted(path.parent for path in folder.rglob(RunFolder(folder).records_file.name))
+    # A run that was replaced, or is about to take a place, is not meant where a whole folder of runs is named.
+    runs = [path for path in within if not path.name.startswith(".") and path.suffix != ".old"]
+    runs = [path for path in runs if RunFolder(path).config_file.is_file()]
+    if not runs:
+        raise FileNotFoundError(f"{folder} holds no run: give the folder of a run that has finished a round, or one above it")
+    return runs
+
+
+def read_run(folder: RunFolder, name: str, config: RunConfig | None = None) -> Run:
+    """Reads what a page needs of a run; records that are damaged are left out.
+
+    Args:
+        folder: of the run.
+        name: to show it by.
+        config: of the run, where the caller has it; else that of the folder.
+
+    Raises:
+        FileNotFoundError, ConfigError: for a folder without a config, or with one that is none.
+    """
+    clients = client_lines.read(folder.clients_file) if folder.clients_file.is_file() else None
+    records, _ = folder.survey()
+    values = (config or folder.config()).model_dump(mode="json")
+    return Run(name, records, values, _facts(folder.run_file), _split(folder.split_file), clients)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file; an empty one where there is none that can be read."""
+    try:
+        found: object = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _facts(path: Path) -> Mapping[str, Any]:
+    """Returns run.json, without parts of the wrong kind."""
+    facts = _object(path)
+    rows = {part: n for part, n in _mapping(facts.get("rows")).items() if _is_count(n)}
+    majority = facts.get("majority")
+    shown = majority if isinstance(majority, float | int) and 0 <= majority <= 1 else None
+    platform = _mapping(facts.get("platform"))
+    return {"rows": rows, "majority": shown, "platform": platform, "personal": facts.get("personal") is True}
+
+
+def _split(path: Path) -> Mapping[str, Any] | None:
+    """Returns split.json if every client in it can be drawn."""
+    clients = _mapping(_object(path).get("clients"))
+    whole = [_is_client(client) for client in clients.values()]
+    return {"clients": clients} if whole and all(whole) else None
+
+
+def _is_client(value: object) -> bool:
+    client = _mapping(value)
+    labels = client.get("labels", {})
+    counts = [client.get(key, 0) for key in ("test_rows", "rank")] + list(_mapping(labels).values())
+    return _is_count(client.get("rows")) and isinstance(labels, dict) and all(map(_is_count, counts))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
