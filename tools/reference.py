@@ -140,7 +140,7 @@ else that changes numbers (the method, ranks, steps, rates, the seed, ...) comes
 `allow`. No code, no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and
 logged at the site. The reasons, and what this does not hold against: [ADR 10](../adr/0010-trust-between-sites-and-server.md).
 
-```yaml
+```text
 name: north
 data: rows.jsonl
 allow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
@@ -20,9 +21,7 @@ PORTS = ("9092", "9094", "9095")
 def places(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script that makes the page's last section."""
     monkeypatch.syspath_prepend(REPOSITORY / "tools")
-    import places
-
-    return places
+    return importlib.import_module("places")
 
 
 class Reader:
