@@ -94,7 +94,7 @@ def survey(ask: Ask, addresses: Collection[Any], run: str, terms: Terms) -> list
         try:
             found.append(entry_of(address, answered(answer)))
         except Exception as error:
-            faults[f"site at {address}"] = reason_of(error)
+            faults[_named(address, answer)] = reason_of(error)
     faults |= _unlike(found)
     if faults:
         raise CensusError("\n".join(f"{who}: {reason}" for who, reason in faults.items()))
@@ -184,6 +184,12 @@ def _base(site: CensusEntry) -> str:
 
 def _labels(site: CensusEntry) -> tuple[Any, ...] | None:
     return site.labels
+
+
+def _named(address: Address, answer: object) -> str:
+    """Returns a site by its name, where its answer has one that can be shown."""
+    name = answer.header.get("name") if isinstance(answer, Parcel) and answer.kind == "census" else None
+    return f"site {name[:100]!r} at {address}" if isinstance(name, str) else f"site at {address}"
 
 
 def _called(site: CensusEntry) -> str:
