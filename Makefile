@@ -28,7 +28,7 @@ ADVISE    := import torch; torch.version.cuda and print( \
              'This is a CUDA build of torch; for the smaller CPU build see Install in README.md.')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sites-deps test-sites sites report-browser kills fuzz install venv lint types imports readme reference docs check bench clean
+.PHONY: help demo test sites-deps test-sites sites report-browser kills fuzz install venv lint types imports readme reference engines docs check bench clean
 
 help:
 	@echo "make demo     fine-tune a real encoder across ten unequal clients"
@@ -42,6 +42,7 @@ help:
 	@echo "make check    lint, types, import rules, the code blocks of README and docs"
 	@echo "make docs     the documentation as a site, in site/"
 	@echo "make reference  the pages of docs/reference that are written from the code"
+	@echo "make engines    the page of engines, written from the tests of equal bits"
 	@echo "make bench    the benchmarks, in their quick form"
 	@echo "make clean    remove .venv and the tools' caches"
 
@@ -103,6 +104,9 @@ readme: $(INSTALLED)
 
 reference: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python tools/reference.py
+
+engines: $(SITES)
+	$(OFFLINE) $(BIN)/python tools/engines.py
 
 # Needs no network. `strict` in mkdocs.yml makes an error of a warning; the second step also follows links to anchors and pictures.
 docs: $(INSTALLED)
