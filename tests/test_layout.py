@@ -70,6 +70,7 @@ ELSEWHERE = {
     "engines/runners/zenoh/*": "sites/test_zenoh.py",
     "exchange/codecs/*": "exchange/test_codecs.py",
     "exchange/channel.py": "engines/test_visits.py",
+    "exchange/strict_json.py": "exchange/test_parcels.py",
     "exchange/files.py": "engines/test_checkpoint.py",
     "models/adapter_config.py": "models/test_adapter_files.py",
     "models/base_files.py": "security/test_trust.py",

@@ -23,11 +23,12 @@ Nodes without a server, which are equals, say:
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from fedelta.exchange import strict_json
 
 KINDS = ("census", "train", "evaluate", "refusal", "hello", "update", "held")
 """All kinds of parcels."""
@@ -120,22 +121,10 @@ def decode_parts(header: bytes, body: bytes) -> Parcel:
     if len(header) > MAX_HEADER:
         raise ValueError(f"a parcel's header has {len(header)} bytes, where {MAX_HEADER} are the most")
     try:
-        values = json.loads(header, parse_constant=_refuse_constant, parse_float=_finite)
+        values = strict_json.read(header)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the header of a parcel is no JSON: {error}") from None
     kind = values.pop("kind", None) if isinstance(values, dict) else None
     if kind not in KINDS:
         raise ValueError(f"a parcel of kind {str(kind)[:40]!r} is not known; there are {', '.join(KINDS)}")
     return Parcel(kind, values, body)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}, which is no number")
-
-
-def _finite(text: str) -> float:
-    """Returns the number in a text; raises ValueError for one that Python reads as infinity, such as 1e999."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"it holds {text:.40}, which is beyond what a float holds")
-    return value

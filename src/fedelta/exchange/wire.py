@@ -21,7 +21,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from fedelta import tree
-from fedelta.exchange import files
+from fedelta.exchange import files, strict_json
 from fedelta.tree import Message
 
 FORMAT = 1
@@ -174,7 +174,7 @@ def _parse(text: str | bytes) -> dict[str, Any]:
         MalformedError: for a text that holds anything else.
     """
     try:
-        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        value = strict_json.read(text)
     except (ValueError, TypeError, RecursionError) as error:
         raise MalformedError(f"the header of the message is damaged: {error}") from error
     if not isinstance(value, dict):
@@ -198,18 +198,6 @@ def _demand_each_once(message: Any, count: int) -> None:
     named = [id(x) for _, x in tree.named_tensors(message)]
     if len(named) != count or len(set(named)) != count:
         raise ValueError(f"it names tensors {len(named)} times, {len(set(named))} of the {count} that it carries")
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _finite(text: str) -> float:
-    """Returns the number in a text; raises ValueError for one that no float holds, such as 1e999, Python's infinity."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text:.40} is beyond what a float holds")
-    return value
 
 
 def _read_header(data: bytes) -> Mapping[str, Any]:
