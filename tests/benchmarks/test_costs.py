@@ -1,9 +1,8 @@
 """The page on scale says what the committed results do, and its model is the formula that it prints."""
 
-import importlib.util
 import json
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +12,6 @@ import pytest
 from fedelta.methods import get_method, list_methods
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SCRIPT = REPOSITORY / "benchmarks" / "common" / "cost_tables.py"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "costs.json"
 PAGE = REPOSITORY / "docs" / "explanation" / "scale.md"
 
@@ -25,16 +23,8 @@ FAMILY: dict[str, Any] = {"cohorts": COHORTS, "seen": {"bytes": 100.0, "of_which
 
 
 @pytest.fixture
-def cost_tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    if not SCRIPT.is_file():
-        pytest.skip("the benchmarks are not part of this distribution")
-    spec = importlib.util.spec_from_file_location("cost_tables", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "cost_tables", module)  # where dataclasses look for annotations
-    spec.loader.exec_module(module)
-    return module
+def cost_tables(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("common/cost_tables.py")
 
 
 def test_the_page_has_the_tables_of_the_committed_results(cost_tables: ModuleType) -> None:

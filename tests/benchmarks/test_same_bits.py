@@ -1,31 +1,20 @@
 """The script that compares two commits finds what differs, names it, and fails for it unless it is expected."""
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "same_bits.py"
 FACTS = {"round 0/train_loss": "0.5", "round 0/diagnostics/effective_rank": "2.0", "adapters/last/x": "abc"}
 KEY = ("toy", "fedavg", "", "equal", "sequential")
 
 
 @pytest.fixture
-def same_bits(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    if not SCRIPT.is_file():
-        pytest.skip("the benchmarks are not part of this distribution")
-    spec = importlib.util.spec_from_file_location("same_bits", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "same_bits", module)  # where dataclasses look for annotations
-    spec.loader.exec_module(module)
-    return module
+def same_bits(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("same_bits.py")
 
 
 @pytest.mark.parametrize(
