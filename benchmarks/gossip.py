@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fedelta.exchange.parcels import Parcel
+from fedelta.runs.peers_here import free_ports
 
 LARGE_MIB = 100
 
@@ -109,15 +110,6 @@ def _read(port: int, size: int, repeats: int) -> None:
             while left:
                 left -= connection.recv_into(buffer, min(left, len(buffer)))
             connection.sendall(b"\x01")
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns ports that nobody listens at now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from fedelta.exchange import parcels, wire
 from fedelta.exchange.parcels import Parcel
 from fedelta.lowrank import dist2
 from fedelta.methods import get_method
+from fedelta.runs.peers_here import free_ports
 
 PEER = Path(__file__).with_name("peer.py")
 
@@ -40,16 +41,6 @@ def peer_module() -> Any:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 @dataclass

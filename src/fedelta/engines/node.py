@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from fedelta import topology
-from fedelta.engines.correspondence import Correspondence, digest
+from fedelta.engines.correspondence import Correspondence
 from fedelta.engines.federation import Federation, shares_of
 from fedelta.engines.gossip import AtNode, aggregated_at, settled
 from fedelta.engines.letters import Reply, Visit, sizes_of
@@ -28,8 +28,8 @@ from fedelta.engines.memories import InMemory
 from fedelta.engines.neighbours import Patience
 from fedelta.engines.rounds import Round
 from fedelta.engines.settings import RunSettings
+from fedelta.engines.site import digest_of
 from fedelta.engines.visits import answer, receive, refuse, send
-from fedelta.exchange import wire
 from fedelta.exchange.wire import Ledger
 from fedelta.method import Client, ClientState, Method, State
 from fedelta.peers import Peer, template_for
@@ -92,7 +92,7 @@ def take_part(
     _check(settings, mixing, len(peers))
     method = settled(method, settings.rounds, mixing)
     federation = _federation(method, client, peers, template, settings)
-    agreed = {**(terms or {}), "template": digest(wire.encode({"adapter": template}))}
+    agreed = {**(terms or {}), "template": digest_of(template)}
     node = _Node(federation, client, mixing, mailbox, agreed, names or {p.id: str(p.id) for p in peers}, patience)
     return node.rounds()
 

@@ -6,7 +6,6 @@ or killed, goes on from its checkpoint by the same command.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -24,7 +23,7 @@ from fedelta.engines.mailbox import Mailbox
 from fedelta.engines.neighbours import Patience
 from fedelta.engines.node import NodeRound, neighbours_of, take_part
 from fedelta.engines.rounds import Snapshot
-from fedelta.exchange import parcels, wire
+from fedelta.engines.site import versions
 from fedelta.models.adapter_files import load_adapter, save_adapter
 from fedelta.models.clients import common_adapter, peers_for
 from fedelta.peers import Peer
@@ -210,12 +209,7 @@ def _terms(config: RunConfig, chosen: Choices, mixing: Mixing, roster: Roster, b
     terms["federation"] = {**terms["federation"], "topology": config.federation.topology, "weights": config.federation.weights}
     terms["task"] = {**terms["task"], "labels": built.labels}
     terms["roster"] = {node.name: {"rank": node.rank, "examples": node.examples} for node in roster.nodes}
-    terms["versions"] = {
-        "fedelta": importlib.metadata.version("fedelta"),
-        "parcels": parcels.VERSION,
-        "wire": wire.FORMAT,
-        "torch": torch.__version__.partition(".")[0],
-    }
+    terms["versions"] = {**versions(), "torch": torch.__version__.partition(".")[0]}
     return {key: _short(value) for key, value in flat(terms).items()}
 
 

@@ -85,7 +85,7 @@ def prepare(config: RunConfig, folder: Path, count: int, *, relayed: bool) -> Ro
         if load_config(config_file) != config or len(roster.nodes) != count or (roster.relay is not None) != relayed:
             raise ConfigError(f"{folder} holds nodes of another config: give another --output, or take away {folder}")
         return roster
-    ports = _free_ports(count + 1)
+    ports = free_ports(count + 1)
     roster = roster_of_config(config, [None if relayed else _here(port) for port in ports[:count]])
     if relayed:
         roster = roster_from({**roster.model_dump(), "relay": {"name": RELAY, "endpoint": _here(ports[count])}})
@@ -189,7 +189,7 @@ def _here(port: int) -> str:
     return f"tls/127.0.0.1:{port}"
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Returns ports that nobody listens at now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
