@@ -52,7 +52,7 @@ logger = logging.getLogger("fedelta.resume")
 
 @dataclass(frozen=True)
 class _Clients:
-    """What a manifest says of a snapshot's clients: the number of their files, their digest, and the files they replaced."""
+    """Holds a manifest's entries on clients: the number of their files, their digest, and the files they replaced."""
 
     count: int
     digest: int

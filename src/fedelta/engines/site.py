@@ -167,7 +167,7 @@ class Site:
 
 
 class Kept:
-    """What a site keeps of one run, on its disk: files and folder are their owner's alone.
+    """Keeps what one run leaves at a site, on its disk: files and folder are their owner's alone.
 
     Raises:
         ValueError: for an id of a run that is no plain name.

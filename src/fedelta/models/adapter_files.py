@@ -58,7 +58,7 @@ log = logging.getLogger("fedelta")
 
 @dataclass(frozen=True)
 class Layout:
-    """What a PEFT folder says beside the values of its adapter, and an `Adapter` does not hold.
+    """Holds what a PEFT folder says beside the values of its adapter, and an `Adapter` does not.
 
     Attributes:
         config: entries of adapter_config.json, such as the target modules, the base model's name and the task type.

@@ -1,4 +1,4 @@
-"""What a site holds against a message: the terms of a run are bounded before, what arrives in a round is bounded here."""
+"""Bounds the messages that reach a site in a round; the terms of the run are bounded before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rounds of a run need, wherever its clients train; no model library is imported for it."""
+"""The needs of a run's rounds, wherever its clients train; no model library is imported for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all codecs share: the form of a coded message, and how it is read from somebody who may lie.
+"""The part that all codecs share: the form of a coded message, and how it is read from somebody who may lie.
 
 A coded message is the method's own with other tensors in their places, beside it one letter for each tensor, in the order of
 `tree.named_tensors`: "." for one that travels as it is, else the dtype that it is read back as.

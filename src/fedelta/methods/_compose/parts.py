@@ -25,7 +25,7 @@ STABLE = "fedavg, zeropad, ffa_lora or rolora"
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What a rule learns of the last request to train; of none, if there was no request.
+    """Tells a rule about the last request to train; about none, if there was no request.
 
     Attributes:
         hook: the rule's own.

@@ -52,7 +52,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a chart of lines shows beside them.
+    """Holds what a chart of lines shows beside them.
 
     Attributes:
         x_label, y_label: names of the axes.
