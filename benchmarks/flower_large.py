@@ -13,12 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 from common import deployments
+from common.extras import missing
 
 SERVER = '''\
 """FedAvg over sites, timed."""
@@ -144,8 +144,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="10 MB")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if find_spec("flwr") is None:
-        print(json.dumps({"unrun": "flwr is not installed"}) if args.json else 'unrun: pip install "fedelta[flower]"')
+    if missing("flwr", "flower", as_json=args.json):
         return
     found = measure(10 if args.quick else args.megabytes)
     print(json.dumps(found) if args.json else report(found))

@@ -15,12 +15,12 @@ import re
 import statistics
 import tempfile
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 from common import deployments
+from common.extras import missing
 
 EMPTY_SERVER = '''\
 """Rounds of messages with nothing in them."""
@@ -156,8 +156,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one pair of three rounds")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if find_spec("flwr") is None:
-        print(json.dumps({"unrun": "flwr is not installed"}) if args.json else 'unrun: pip install "fedelta[flower]"')
+    if missing("flwr", "flower", as_json=args.json):
         return
     if args.quick:
         args.rounds, args.pairs = 3, 1

@@ -17,9 +17,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from common.extras import missing
 
 from fedelta.exchange.parcels import Parcel
 from fedelta.runs.peers_here import free_ports
@@ -150,8 +151,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="four nodes, five rounds")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if find_spec("zenoh") is None:
-        print(json.dumps({"unrun": "zenoh is not installed"}) if args.json else 'unrun: pip install "fedelta[gossip]"')
+    if missing("zenoh", "gossip", as_json=args.json):
         return
     if args.quick:
         args.nodes, args.rounds = 4, 5
