@@ -14,6 +14,18 @@ class ConfigError(ValueError):
     """A config that cannot be run; the message names the key and the remedy."""
 
 
+class RefusedByClaim(ConfigError):
+    """A config without a fault, but of a kind that its method says of itself not to serve.
+
+    Attributes:
+        claim: the claim by which it is refused: "hetero_rank", "coordinates", "population", "needs_validation".
+    """
+
+    def __init__(self, claim: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.claim = claim
+
+
 class Section(BaseModel):
     """A part of the config: frozen, and without room for unknown keys."""
 
