@@ -111,7 +111,7 @@ def _check_graph(config: RunConfig, chosen: Choices) -> None:
     clients = config.num_clients()
     if clients is not None:
         with naming("federation.topology", config.federation.topology or {}):
-            graph.check(clients, seed=config.seed)
+            graph.check(clients, seed=config.seeds().schedule)
 
 
 def _check_sites(federation: Federation) -> None:
