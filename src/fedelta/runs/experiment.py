@@ -83,6 +83,7 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
         seed=seeds.schedule,
         start_seed=seeds.start,
         start=load_adapter(config.lora.start) if config.lora.start else None,
+        scale=config.lora.scale,
     )
     template = largest_template(clients)
     choice = choose(config.federation.engine, clients, config.federation.token_budget)
