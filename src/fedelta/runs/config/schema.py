@@ -13,8 +13,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from fedelta.data.gaps import Empty
 from fedelta.models.patterns import check_pattern
-from fedelta.registry import one_spelling
-from fedelta.runs.config.section import Named, Section, demand_different, named
+from fedelta.runs.config.section import Named, Section, chosen, demand_different, named
 
 T = TypeVar("T")
 
@@ -268,13 +267,18 @@ class RunConfig(Section):
     seed: int = Field(default=0, description="of everything that is drawn; the same seed gives the same adapter")
     device: str = Field(default="auto", description="`cpu`, `cuda`, or the best that is there")
     output: str | None = Field(default=None, description="the run's folder; `runs/<name>` by default")
-    model: Model = Model()
+    model: Model = Model()  # `model: minilm` is short for `model: {name: minilm}`
     lora: Lora = Lora()
-    task: Named = Field(default={"name": "classification"}, description="what is learned from a row; see Tasks below")
+    task: Named = Field(
+        default={"name": "classification"},
+        description="what is learned from a row: a name (see Tasks below) or a Python file, with settings",
+    )
     data: Data = Data()
     partition: Partition = Partition()
     method: Named = Field(
-        default={"name": "fedavg"}, description="a name, or a name with settings; see the pages of the methods"
+        default={"name": "fedavg"},
+        description="a name (see the pages of the methods) or a Python file, or a mapping with `name` or `path`, the method's "
+        "settings, and perhaps a `label` for tables",
     )
     training: LocalTraining = LocalTraining()
     federation: Federation = Federation()
@@ -293,9 +297,22 @@ class RunConfig(Section):
     @field_validator("task", "method", mode="before")
     @classmethod
     def _name_alone(cls, value: Any, info: ValidationInfo) -> Any:
-        choice = named(value)
-        # however it was spelled: a run that is taken up again compares names
-        return {**choice, "name": one_spelling(f"fedelta.{info.field_name}s", choice["name"])}
+        return chosen(str(info.field_name), value)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("method")
+    @classmethod
+    def _no_words_of_a_suite(cls, method: dict[str, Any]) -> dict[str, Any]:
+        for word in ("set", "tune"):
+            if word in method:
+                raise ValueError(f"{word} has a meaning in a suite of `fedelta compare` alone: leave it out of a run's config")
+        if not isinstance(method.get("label"), str | None):
+            raise ValueError(f"label should be a text, got {method['label']!r:.80}")
+        return method
 
     def num_clients(self) -> int | None:
         """Returns the number of clients; None where it is not known before the rows are read."""
