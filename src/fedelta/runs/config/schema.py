@@ -84,6 +84,12 @@ class Lora(Section):
     rank: Ranks = Field(default=8, description="one for all, one for each client, or {choices: [...]}")
     lora_alpha: float = Field(default=16.0, gt=0, description="the scale of an adapter is `lora_alpha` / rank")
     rslora: bool = Field(default=False, description="takes `lora_alpha` / sqrt(rank) as the scale")
+    scale: float | None = Field(
+        default=None,
+        gt=0,
+        description="one scale whatever the rank, in place of `lora_alpha` / rank, under which a comparison of ranks is one of "
+        "learning rates, too",
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of what enters the adapter, while training")
     target_modules: list[str] | str | None = Field(
         default=None, description="the weights that get an adapter, by name; PEFT's default for the architecture if not given"
@@ -103,6 +109,14 @@ class Lora(Section):
         if not rank_values(rank) or min(rank_values(rank)) < 1:
             raise ValueError(f"ranks must be at least 1, got {rank}")
         return rank
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Lora:
+        others = ("lora_alpha", "rslora", "alpha_pattern")
+        given = [key for key in others if getattr(self, key) != Lora.model_fields[key].default]
+        if self.scale is not None and given:
+            raise ValueError(f"scale = {self.scale:g} is one for every rank: leave {' and '.join(given)} or scale out")
+        return self
 
     @field_validator("rank_pattern", "alpha_pattern", "target_modules")
     @classmethod
