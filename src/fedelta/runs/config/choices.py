@@ -55,15 +55,15 @@ def choices_of(config: RunConfig, own: Own = NOTHING) -> Choices:
         ValueError: for a name or a setting that is not known, a value that does not fit, or a file that may not run.
         FileNotFoundError: for a file of a method or a task that is not there.
     """
-    graph = config.federation.topology
+    graph, files = config.federation.topology, own.files_of(config)
     with naming("method", config.method):
-        method = own.method_of(config)
+        method = own.method_of(config, files)
     with naming("task", config.task):
-        task = own.task_of(config)
+        task = own.task_of(config, files)
     with naming("federation.topology", graph or {}):
         topology = None if graph is None else get_topology(**graph)
     training, settings = training_of(config.training), settings_of(config.federation, config.seed)
-    return Choices(method, task, training, topology, settings, own.files_of(config))
+    return Choices(method, task, training, topology, settings, files)
 
 
 def training_of(section: LocalTraining) -> Training:

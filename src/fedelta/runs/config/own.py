@@ -7,16 +7,18 @@ method: {name: "__main__:Mine", ...}     an object that a program gave; only a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-from fedelta.code_files import CodeFile, read_code
+from fedelta.code_files import CodeFile, digest_of_class, read_code
 from fedelta.method import RESERVED, Method
 from fedelta.methods import method_in, method_of, named_method
 from fedelta.runs.config.allowed import CHOICES, Allowed, code_paths, demand_allowed
 from fedelta.runs.config.schema import RunConfig
-from fedelta.tasks import get_task, task_in, task_of
+from fedelta.tasks import get_task, task_class, task_in, task_of
 from fedelta.tasks.task import Task
 
 OBJECT = ":"
@@ -36,54 +38,51 @@ class Own:
     method: Method | None = None
     task: Task | None = None
 
-    def method_of(self, config: RunConfig) -> Method:
-        """Returns the method of a config.
+    def files_of(self, config: RunConfig) -> dict[str, CodeFile]:
+        """Returns, by key, the Python files that a config names, read once; an object takes the place of its file.
 
         Raises:
-            ValueError: for an unknown name or hyper-parameter, or a file that may not run or defines no method.
-            FileNotFoundError: for a file that is not there.
+            ValueError: for a file that may not run, or is no Python file.
+            FileNotFoundError: for one that is not there.
         """
-        choice = config.method
-        settings = {key: value for key, value in choice.items() if key not in RESERVED}
+        given = {"method": self.method, "task": self.task}
+        paths = code_paths({key: getattr(config, key) for key in CHOICES if given[key] is None})
+        found = {key: read_code(path) for key, path in paths.items()}
+        for key, code in found.items():
+            demand_allowed(code, self.allowed, key)
+        return found
+
+    def method_of(self, config: RunConfig, files: Mapping[str, CodeFile]) -> Method:
+        """Returns the method of a config, from the files that `files_of` has found.
+
+        Raises:
+            ValueError: for an unknown name or hyper-parameter, or a file that defines no method.
+        """
         if self.method is not None:
             return self.method
+        choice = config.method
+        settings = {key: value for key, value in choice.items() if key not in RESERVED}
         _demand_no_object("method", choice)
-        code = self._code("method", config)
-        if code is None:
-            return named_method(choice["name"], **settings)
-        return method_of(method_in(code), choice["name"], settings)
+        if "method" in files:
+            return method_of(method_in(files["method"]), choice["name"], settings)
+        return named_method(choice["name"], **settings)
 
-    def task_of(self, config: RunConfig) -> Task:
-        """Returns the task of a config; errors are those of `method_of`."""
-        choice = config.task
-        settings = {key: value for key, value in choice.items() if key not in ("name", "path")}
+    def task_of(self, config: RunConfig, files: Mapping[str, CodeFile]) -> Task:
+        """Returns the task of a config, as `method_of` does its method."""
         if self.task is not None:
             return self.task
+        choice = config.task
+        settings = {key: value for key, value in choice.items() if key not in ("name", "path")}
         _demand_no_object("task", choice)
-        code = self._code("task", config)
-        if code is None:
-            return get_task(choice["name"], **settings)
-        return task_of(task_in(code), choice["name"], settings)
-
-    def files_of(self, config: RunConfig) -> dict[str, CodeFile]:
-        """Returns, by key, the Python files that a config names and that are used: an object takes the place of its file."""
-        given = {"method": self.method, "task": self.task}
-        found = {key: self._code(key, config) for key in CHOICES if given[key] is None}
-        return {key: code for key, code in found.items() if code is not None}
+        if "task" in files:
+            return task_of(task_in(files["task"]), choice["name"], settings)
+        return task_of(task_class(choice["name"]), choice["name"], settings)
 
     def in_config(self, config: RunConfig) -> RunConfig:
         """Returns the config with the objects in the places of what it names, as far as they can be written down."""
         given = {"method": self.method, "task": self.task}
         choices = {key: _written(value) for key, value in given.items() if value is not None}
         return config.model_copy(update=choices)
-
-    def _code(self, key: str, config: RunConfig) -> CodeFile | None:
-        path = code_paths({key: getattr(config, key)}).get(key)
-        if path is None:
-            return None
-        code = read_code(path)
-        demand_allowed(code, self.allowed, key)
-        return code
 
 
 NOTHING = Own()
@@ -104,24 +103,36 @@ def _demand_no_object(key: str, choice: Mapping[str, Any]) -> None:
 
 
 def _written(value: Method | Task) -> dict[str, Any]:
-    """Returns an object's class and settings, in the form that YAML has."""
+    """Returns an object's class and settings, in the form that YAML has.
+
+    An object of the library's own is written as a config would name it, where that gives the same object again.
+    """
     cls = type(value)
-    settings = {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value) if entry.init}
-    return {"name": _name_of(cls), **settings}
-
-
-def _name_of(cls: type) -> str:
     package, _, name = cls.__module__.rpartition(".")
-    return name if package in ("fedelta.methods", "fedelta.tasks") else f"{cls.__module__}{OBJECT}{cls.__qualname__}"
+    settings = {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value) if entry.init}
+    again = {"fedelta.methods": named_method, "fedelta.tasks": get_task}.get(package)
+    try:
+        same = again is not None and again(name, **settings) == value
+    except (TypeError, ValueError):
+        same = False
+    return {"name": name if same else name_of(cls), **settings}
+
+
+def name_of(cls: type) -> str:
+    """Returns module and name of a class that is no choice by name; of a class that a Python file defines the file's name."""
+    module = sys.modules.get(cls.__module__)
+    file = getattr(module, "__file__", None)
+    where = Path(file).stem if digest_of_class(cls) and file else cls.__module__
+    return f"{where}{OBJECT}{cls.__qualname__}"
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, bool | int | float | str) or value is None:
         return value
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner) for inner in cast("Iterable[Any]", value)]
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): _plain(inner) for key, inner in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, Method | Task):
         return _written(value)
     return repr(value)

@@ -17,6 +17,9 @@ from fedelta.runs.config.section import Named, Section, chosen, demand_different
 
 T = TypeVar("T")
 
+PROGRAM = "program"
+"""Stands in a config for what only the program has that made the clients."""
+
 LONGEST_NAME = 100
 """Characters in the name of a run: its folder's name, with what is put before and after it, must fit any file system."""
 
@@ -206,8 +209,10 @@ class LocalTraining(Section):
 class Federation(Section):
     """Who takes part, and for how long; with a server, or on a graph of nodes without one."""
 
-    where: Literal["here", "flower", "zenoh"] = Field(
-        default="here", description="clients train in this process, at sites of Flower, or as peers that meet over zenoh"
+    where: Literal["here", "flower", "zenoh", "program"] = Field(
+        default="here",
+        description="clients train in this process, at sites of Flower, or as peers that meet over zenoh; a run writes "
+        "`program` down whose clients were objects of a program",
     )
     rounds: int = Field(default=10, ge=1, description="of the whole run")
     participation: float = Field(default=1.0, gt=0, le=1, description="share of the clients in each round's cohort")

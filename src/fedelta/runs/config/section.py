@@ -76,7 +76,7 @@ def chosen(key: str, value: Any) -> Any:
         raise ValueError(f"needs a name: write `{key}: NAME`, or `{{name: NAME}}` with its settings")
     choice = dict(cast("Mapping[str, Any]", choice))
     if choice.get("path") is None and is_code(choice.get("name")):
-        choice["path"] = choice.pop("name")
+        choice["path"] = os.path.abspath(choice.pop("name"))
     if choice.get("path") is None:
         choice.pop("path", None)
         named(choice)
