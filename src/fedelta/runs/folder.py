@@ -38,8 +38,8 @@ from fedelta.code_files import CodeFile
 from fedelta.engines import checkpoint
 from fedelta.exchange import files
 from fedelta.runs import client_lines
-from fedelta.runs.config import RunConfig, dump_config, load_config, read_config
-from fedelta.runs.config.own import is_own
+from fedelta.runs.config import RunConfig, dump_config, read_config
+from fedelta.runs.config.checks import checked_alone
 from fedelta.runs.records import Record, read_record
 
 logger = logging.getLogger("fedelta.resume")
@@ -239,9 +239,7 @@ class RunFolder:
                 f"{self.path} is not the folder of a run: it has no {CONFIG}; a run that was stopped before it wrote one "
                 "has done nothing yet, start it again"
             )
-        config = read_config(self.config_file)
-        # What a user's own code would say to its settings is asked where that code may run, and not of whoever reads a folder.
-        return config if is_own(config) else load_config(config)
+        return checked_alone(read_config(self.config_file))
 
     def append(self, record: Record) -> None:
         """Adds one record, which is on the disk when this returns."""

@@ -150,14 +150,17 @@ class Given:
 
 def _measured(evaluate: Callable[[Round], Mapping[str, Scores]], done: Round) -> dict[str, dict[str, float]]:
     """Returns what a program's own function says of a round; raises TypeError for anything but numbers by part and metric."""
-    found: object = evaluate(done)
-    given = cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {"": found}
-    if not all(part in PARTS and _are_scores(scores) for part, scores in given.items()):
+    found = evaluate(done)
+    if not _is_mapping(found) or not all(part in PARTS and _are_scores(scores) for part, scores in found.items()):
         raise TypeError(
             f"evaluate must return finite numbers by metric under {' or '.join(PARTS)}, such as "
             f'{{"test": {{"accuracy": 0.5}}}}, but returned {found!r:.200}'
         )
-    return {part: {metric: float(value) for metric, value in scores.items()} for part, scores in given.items()}
+    return {part: {metric: float(value) for metric, value in scores.items()} for part, scores in found.items()}
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping)
 
 
 def _are_scores(value: object) -> bool:

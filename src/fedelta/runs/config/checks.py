@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fedelta.models.devices import named_device
 from fedelta.runs.config.choices import Choices, choices_of, naming, scheme_of
-from fedelta.runs.config.own import NOTHING, Own
+from fedelta.runs.config.own import NOTHING, Own, is_own
 from fedelta.runs.config.schema import PROGRAM, Data, Federation, Partition, RunConfig, rank_values
 from fedelta.runs.config.section import ConfigError
 from fedelta.sampling import share
@@ -29,6 +29,20 @@ def check(config: RunConfig, own: Own = NOTHING) -> Choices:
         return _checked(config, own)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def checked_alone(config: RunConfig) -> RunConfig:
+    """Checks a config for whoever runs none of its code, and returns it.
+
+    What a user's own method or task says of its settings is asked where its code may run; nothing of such a config is checked
+    but keys and types, which it has by now.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    if not is_own(config):
+        check(config)
+    return config
 
 
 def _checked(config: RunConfig, own: Own) -> Choices:
