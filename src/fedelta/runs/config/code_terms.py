@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from fedelta.code_files import CodeFile, read_code
 from fedelta.registry import is_code
+from fedelta.runs.config.allowed import CHOICES, DIGEST, code_paths
 from fedelta.runs.config.node import Node, Refusal
+from fedelta.runs.config.schema import RunConfig
+
+DIGESTS = "digests"
+"""The term with the digests of Python files, by the key that names them."""
 
 
 def without_place(choice: Mapping[str, Any]) -> dict[str, Any]:
@@ -14,19 +20,29 @@ def without_place(choice: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in choice.items() if key not in ("path", "label")}
 
 
-def choice_here(key: str, given: Mapping[str, Any], node: Node) -> Any:
+def files_here(own: RunConfig, node: Node) -> dict[str, CodeFile]:
+    """Returns, by their digests, the files that may run at a site: those of its node file, and those that its own config names.
+
+    Raises:
+        FileNotFoundError, ValueError: for a path to no Python file.
+    """
+    named = [read_code(path) for path in code_paths({key: getattr(own, key) for key in CHOICES}).values()]
+    may_run = node.may_run()
+    return {**{file.digest: file for file in named if file.digest in may_run}, **node.files()}
+
+
+def choice_here(key: str, given: Mapping[str, Any], files: Mapping[str, CodeFile]) -> Any:
     """Returns a method or a task as the terms choose it, with the path of this site's own file where it is a file's.
 
     Args:
         key: "method" or "task".
         given: the terms, of any form.
-        node: says which files may run here.
+        files: from `files_here`.
 
     Raises:
         Refusal: for terms with a path, or a file that this site does not have.
     """
-    choice, digests = given[key], given.get("code", {})
-    wanted = cast("Mapping[str, Any]", digests).get(key) if isinstance(digests, Mapping) else None
+    choice, wanted = given[key], _digests(given).get(key)
     called = cast("Mapping[str, Any]", choice).get("name") if isinstance(choice, Mapping) else choice
     if isinstance(choice, Mapping) and "path" in choice:
         raise Refusal(f"{key}.path is this site's own and cannot come from a server")
@@ -36,10 +52,19 @@ def choice_here(key: str, given: Mapping[str, Any], node: Node) -> Any:
         return choice
     if not isinstance(choice, Mapping):
         raise Refusal(f"{key} must be keys and values where it is a Python file's, but is {choice!r:.80}")
-    file = node.files().get(wanted) if isinstance(wanted, str) else None
+    file = files.get(wanted)
     if file is None:
         raise Refusal(
-            f"{key} {called!r:.80} is the Python file with sha256 {wanted!s:.64}, and none of the files in `code` of this site's "
-            "node file is that one: get the file from whoever leads the run, read it, and put its path there"
+            f"{key} {called!r:.80} is the Python file with sha256 {wanted!s:.64}, and this site has no such file: get it from "
+            "whoever leads the run, read it, and put its path into `code` of the node file"
         )
     return {**cast("Mapping[str, Any]", choice), "path": str(file.path)}
+
+
+def _digests(given: Mapping[str, Any]) -> Mapping[str, str]:
+    """Returns the digests of the terms; raises Refusal for anything else in their place."""
+    found = given.get(DIGESTS, {})
+    digests = cast("Mapping[Any, Any]", found) if isinstance(found, Mapping) else {"": None}
+    if not all(key in CHOICES and isinstance(value, str) and DIGEST.fullmatch(value) for key, value in digests.items()):
+        raise Refusal(f"{DIGESTS} is {found!r:.200}, where a sha256 for {' and '.join(CHOICES)} belongs")
+    return digests

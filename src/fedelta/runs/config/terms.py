@@ -16,10 +16,9 @@ from typing import Any, cast
 from fedelta.code_files import CodeFile
 from fedelta.method import Method
 from fedelta.methods import named_method
-from fedelta.runs.config import code_terms
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.choices import Choices
-from fedelta.runs.config.code_terms import without_place
+from fedelta.runs.config.code_terms import DIGESTS, choice_here, files_here, without_place
 from fedelta.runs.config.node import Allow, Node, Refusal
 from fedelta.runs.config.own import Own
 from fedelta.runs.config.read import flat, read_config
@@ -92,7 +91,7 @@ def terms_of(config: RunConfig, method: Method, files: Mapping[str, CodeFile] = 
         "task": without_place(raw["task"]),
     }
     if files:
-        terms["code"] = {key: file.digest for key, file in files.items()}
+        terms[DIGESTS] = {key: file.digest for key, file in files.items()}
     for section, keys in _sections(config).items():
         terms[section] = {key: raw[section][key] for key in keys}
     if config.data.clients is None:
@@ -122,8 +121,8 @@ def under_terms(own: RunConfig, terms: object, node: Node) -> tuple[RunConfig, C
     for section in SECTIONS:
         merged[section] = {**raw[section], **_mapping(given, section)}
     merged["model"]["name"] = own.model.name  # as it is spelled here
-    merged |= {key: code_terms.choice_here(key, given, node) for key in CHOICES if key in given}
-    here = Own(node.may_run())
+    files, here = files_here(own, node), Own(node.may_run())
+    merged |= {key: choice_here(key, given, files) for key in CHOICES if key in given}
     try:
         settled = read_config(merged)
         _demand_allowed_method(settled.method, node.allow)
@@ -166,7 +165,7 @@ def _demand_known(own: RunConfig, given: Mapping[str, Any]) -> None:
                     raise Refusal(f"{key}.{inner} is this site's own and cannot come from a server")
         elif key == "partition" and own.data.clients is not None:
             raise Refusal("partition cannot come from a server here: this site has rows of its own (data.clients)")
-        elif key not in ("seed", "partition", "code", *CHOICES):
+        elif key not in ("seed", "partition", DIGESTS, *CHOICES):
             raise Refusal(f"{key!s:.80} is this site's own and cannot come from a server")
 
 
