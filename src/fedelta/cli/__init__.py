@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from fedelta.cli import adapters, certs, data, flower, gossip, methods, report, run, sites
+from fedelta.cli import adapters, certs, code, data, flower, gossip, methods, report, run, sites
 from fedelta.cli.command import app
 
 __all__ = ["app", "main"]
@@ -23,6 +23,7 @@ for command in (
     data.partition,
     methods.methods,
     methods.check,
+    code.allow,
     adapters.aggregate,
     adapters.inspect,
     adapters.evaluate,

@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from fedelta.client import LocalClient, Training
+from fedelta.client import LocalClient, Reading, Training
 from fedelta.data.rows import Row
 from fedelta.demands import number
 from fedelta.models.base_store import delta_shape
@@ -110,7 +110,10 @@ def hf_clients(
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
     warn_of_empty_texts(task, everything, "data sets")
     warn_of_cut_texts(task, everything, list(chain.from_iterable(examples)), tokenizer, "data sets")
-    return clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed, scale=scale)
+    clients = clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed, scale=scale)
+    for client in clients:
+        client.reading = Reading(task, tokenizer)
+    return clients
 
 
 def clients_on(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,6 @@ from fedelta.engines.rounds import Round
 from fedelta.engines.settings import RunSettings
 from fedelta.engines.visits import VisitAll
 from fedelta.exchange.parcels import Parcel
-from fedelta.method import Method
 from fedelta.runs import layouts
 from fedelta.runs.config import ConfigError, RefusedByClaim, RunConfig, read_config
 from fedelta.runs.config.choices import Choices
@@ -130,8 +129,8 @@ def build_at_sites(
     held = _server_model(config, chosen)
     addresses = carrier.gather(_count(config, sites), federation.deadline)
     ask = partial(carrier.ask, seconds=federation.deadline)
-    config, known = _census(config, method, ask, addresses, run)
-    terms = terms_of(config, method)
+    config, known = _census(config, partial(terms_of, method=method, files=chosen.files), ask, addresses, run)
+    terms = terms_of(config, method, chosen.files)
     found = census.enrol(ask, known, run, terms)
     if held is not None:
         held.demand_base(found.base)
@@ -190,14 +189,14 @@ def _count(config: RunConfig, sites: int | None) -> int:
 
 
 def _census(
-    config: RunConfig, method: Method, ask: census.Ask, addresses: Sequence[Any], run: str
+    config: RunConfig, terms: Callable[[RunConfig], Terms], ask: census.Ask, addresses: Sequence[Any], run: str
 ) -> tuple[RunConfig, list[CensusEntry]]:
     """Asks all sites who they are; where the form of products is open it is settled, and they are asked again under it."""
-    known = census.survey(ask, addresses, run, terms_of(config, method))
+    known = census.survey(ask, addresses, run, terms(config))
     if config.model.gemm == "auto":
         gemm = census.agreed(known, "gemm", "default")
         config = read_config(config, {"model.gemm": gemm})  # read anew: the word is that of sites
-        known = census.survey(ask, addresses, run, terms_of(config, method))
+        known = census.survey(ask, addresses, run, terms(config))
     return config, known
 
 

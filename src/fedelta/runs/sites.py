@@ -30,6 +30,7 @@ from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.node import Allow, Node, Refusal
+from fedelta.runs.config.own import Own
 from fedelta.runs.config.terms import demand_memory, demand_steps, terms_of, under_terms
 from fedelta.runs.deal import ranks_for
 from fedelta.runs.encoded import encoded
@@ -102,7 +103,7 @@ def build_site(config: RunConfig, node: Node, terms: object = None) -> BuiltSite
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
     if terms is None:
-        chosen = check(config)
+        chosen = check(config, Own(node.may_run()))
         demand_steps(config.training.local_steps, node.allow)
     else:
         config, chosen = under_terms(config, terms, node)
@@ -166,8 +167,9 @@ class Answerer:
         Raises:
             ValueError, OSError, ImportError: as `build_site`.
         """
-        method = check(self.config).method.for_topology(self.config.federation.rounds, lambda: 0.0)
-        built = self._under(terms_of(self.config, method))
+        chosen = check(self.config, Own(self.node.may_run()))
+        method = chosen.method.for_topology(self.config.federation.rounds, lambda: 0.0)
+        built = self._under(terms_of(self.config, method, chosen.files))
         logger.info(
             "site %s is client %d: %d rows to train on, %d to score by, rank %d, base %s",
             built.name,

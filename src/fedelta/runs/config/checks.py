@@ -8,30 +8,50 @@ from __future__ import annotations
 from fedelta.models.devices import named_device
 from fedelta.runs.config.choices import Choices, choices_of, naming, scheme_of
 from fedelta.runs.config.claims import check_claims
-from fedelta.runs.config.schema import Data, Federation, Partition, RunConfig, rank_values
+from fedelta.runs.config.own import NOTHING, Own, is_own
+from fedelta.runs.config.schema import PROGRAM, Data, Federation, Partition, RunConfig, rank_values
 from fedelta.runs.config.section import ConfigError
 from fedelta.sampling import share
 from fedelta.tasks.metrics import get_metric
 
 
-def check(config: RunConfig) -> Choices:
+def check(config: RunConfig, own: Own = NOTHING) -> Choices:
     """Checks a config whose keys and types are right; returns what it names, built.
+
+    Args:
+        config: of the run.
+        own: the files that may run, and objects that take the place of what the config names.
 
     Raises:
         RefusedByClaim: for a config without a fault, of a kind that its method says of itself not to serve.
-        ConfigError: for a name or setting that is not known, or for keys that contradict each other.
+        ConfigError: for a name or setting that is not known, keys that contradict each other, or a file that may not run.
+        FileNotFoundError: for a file of a method or a task that is not there.
     """
     try:
-        return _checked(config)
+        return _checked(config, own)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
-def _checked(config: RunConfig) -> Choices:
+def checked_alone(config: RunConfig) -> RunConfig:
+    """Checks a config for whoever runs none of its code, and returns it.
+
+    What a user's own method or task says of its settings is asked where its code may run; nothing of such a config is checked
+    but keys and types, which it has by now.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    if not is_own(config):
+        check(config)
+    return config
+
+
+def _checked(config: RunConfig, own: Own) -> Choices:
     _check_device(config.device)
-    chosen = choices_of(config)
+    chosen = choices_of(config, own)
     _check_ranks(config)
     if config.data.clients is None:
         _check_partition(config.partition)
@@ -40,7 +60,8 @@ def _checked(config: RunConfig) -> Choices:
     _check_cohort(config.federation, config.num_clients())
     _check_graph(config, chosen)
     _check_sites(config.federation)
-    _check_metric(config.evaluation.best_by, chosen)
+    if config.federation.where != PROGRAM:  # whose scores may be its own
+        _check_metric(config.evaluation.best_by, chosen)
     check_claims(config, chosen)  # last, so that what it refuses has no other fault
     return chosen
 
@@ -135,6 +156,7 @@ def _check_sites(federation: Federation) -> None:
 REMEDIES = {
     "flower": "`fedelta flower init CONFIG DIR` makes an app of it, and `flwr run DIR` carries it out",
     "zenoh": "`fedelta gossip CONFIG` carries it out",
+    PROGRAM: "the program that made its clients carries it out, by fedelta.run(config, clients=...) or with resume=...",
 }
 """By `federation.where`, the command for a run elsewhere."""
 
@@ -144,8 +166,8 @@ def demand_here(config: RunConfig) -> None:
     where = config.federation.where
     if where != "here":
         raise ConfigError(
-            f"federation.where = {where}, so that this run is not for one process: {REMEDIES[where]}. To try it here: "
-            "--set federation.where=here"
+            f"federation.where = {where}, so that this run is not for one process: {REMEDIES[where]}"
+            + (". To try it here: --set federation.where=here" if where != PROGRAM else "")
         )
 
 

@@ -13,11 +13,13 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from fedelta.data.gaps import Empty
 from fedelta.models.patterns import check_pattern
-from fedelta.registry import one_spelling
-from fedelta.runs.config.section import Named, Section, demand_different, named
+from fedelta.runs.config.section import Named, Section, chosen, demand_different, named
 from fedelta.runs.config.seeds import Seed, Seeds, seeds_of
 
 T = TypeVar("T")
+
+PROGRAM = "program"
+"""Stands in a config for what only the program has that made the clients."""
 
 LONGEST_NAME = 100
 """Characters in the name of a run: its folder's name, with what is put before and after it, must fit any file system."""
@@ -208,8 +210,10 @@ class LocalTraining(Section):
 class Federation(Section):
     """Who takes part, and for how long; with a server, or on a graph of nodes without one."""
 
-    where: Literal["here", "flower", "zenoh"] = Field(
-        default="here", description="clients train in this process, at sites of Flower, or as peers that meet over zenoh"
+    where: Literal["here", "flower", "zenoh", "program"] = Field(
+        default="here",
+        description="clients train in this process, at sites of Flower, or as peers that meet over zenoh; a run writes "
+        "`program` down whose clients were objects of a program",
     )
     rounds: int = Field(default=10, ge=1, description="of the whole run")
     participation: float = Field(default=1.0, gt=0, le=1, description="share of the clients in each round's cohort")
@@ -287,13 +291,18 @@ class RunConfig(Section):
     )
     device: str = Field(default="auto", description="`cpu`, `cuda`, or the best that is there")
     output: str | None = Field(default=None, description="the run's folder; `runs/<name>` by default")
-    model: Model = Model()
+    model: Model = Model()  # `model: minilm` is short for `model: {name: minilm}`
     lora: Lora = Lora()
-    task: Named = Field(default={"name": "classification"}, description="what is learned from a row; see Tasks below")
+    task: Named = Field(
+        default={"name": "classification"},
+        description="what is learned from a row: a name (see Tasks below) or a Python file, with settings",
+    )
     data: Data = Data()
     partition: Partition = Partition()
     method: Named = Field(
-        default={"name": "fedavg"}, description="a name, or a name with settings; see the pages of the methods"
+        default={"name": "fedavg"},
+        description="a name (see the pages of the methods) or a Python file, or a mapping with `name` or `path`, the method's "
+        "settings, and perhaps a `label` for tables",
     )
     training: LocalTraining = LocalTraining()
     federation: Federation = Federation()
@@ -312,9 +321,22 @@ class RunConfig(Section):
     @field_validator("task", "method", mode="before")
     @classmethod
     def _name_alone(cls, value: Any, info: ValidationInfo) -> Any:
-        choice = named(value)
-        # however it was spelled: a run that is taken up again compares names
-        return {**choice, "name": one_spelling(f"fedelta.{info.field_name}s", choice["name"])}
+        return chosen(str(info.field_name), value)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("method")
+    @classmethod
+    def _no_words_of_a_suite(cls, method: dict[str, Any]) -> dict[str, Any]:
+        for word in ("set", "tune"):
+            if word in method:
+                raise ValueError(f"{word} has a meaning in a suite of `fedelta compare` alone: leave it out of a run's config")
+        if not isinstance(method.get("label"), str | None):
+            raise ValueError(f"label should be a text, got {method['label']!r:.80}")
+        return method
 
     def seeds(self) -> Seeds:
         """Returns the seed of each kind of draw."""
