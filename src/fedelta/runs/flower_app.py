@@ -119,11 +119,8 @@ def placed(config: RunConfig) -> RunConfig:
     raw = config.model_dump(mode="json")
     for section, key in PATHS:
         raw[section][key] = _in_full(raw[section][key])
-    clients = raw["data"]["clients"]
-    if isinstance(clients, Mapping):
-        raw["data"]["clients"] = {name: _in_full(file) for name, file in clients.items()}
-    elif clients is not None:
-        raw["data"]["clients"] = [_in_full(file) for file in clients]
+    if config.data.clients is not None:
+        raw["data"]["clients"] = {name: _in_full(file) for name, file in config.data.clients.items()}
     raw["output"] = str(config.folder().resolve())
     raw["federation"]["where"] = "flower"
     return read_config(raw)

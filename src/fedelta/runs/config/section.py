@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, cast, get_args, get_origin
 
@@ -56,16 +55,6 @@ def named(value: Any) -> Any:
     if not isinstance(choice, Mapping) or not isinstance(choice.get("name"), str):
         raise ValueError("needs a name: write `name: ...`, or the name alone")
     return choice
-
-
-def demand_different(files: Iterable[str]) -> None:
-    """Raises ValueError for a file that stands there twice, however its path is spelled: its rows would be two clients'."""
-    spelled: dict[str, str] = {}
-    for file in files:
-        place = os.path.abspath(file)
-        if place in spelled:
-            raise ValueError(f"{file} is given to two clients, as {spelled[place]} and {file}: give each a file of its own")
-        spelled[place] = file
 
 
 def _plain_types(annotation: Any) -> Iterator[Any]:
