@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedelta.registry import nearest
+from fedelta.runs.config.paths import placed, resolved
 from fedelta.runs.config.schema import RankChoice, RunConfig
 from fedelta.runs.config.section import ConfigError
 from fedelta.runs.config.yaml_text import RepeatedKeyError, load_yaml
@@ -56,9 +57,9 @@ def read_config(source: Source, overrides: Overrides = ()) -> RunConfig:
     Raises:
         ConfigError: as `load_config` does.
     """
-    raw = _raw(source)
+    raw = resolved(_raw(source), _folder_of(source))
     for key, value in pairs(overrides):
-        raw = changed(raw, key.split("."), value, key)
+        raw = changed(raw, key.split("."), placed(key, value, Path.cwd()), key)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -94,6 +95,13 @@ def _raw(source: Source) -> dict[str, Any]:
         there = f"built in: {', '.join(BUILT_IN)}"
         raise ConfigError(f"no config file at {path}{nearest(str(source), BUILT_IN, then=there)}")
     return read_yaml(path)
+
+
+def _folder_of(source: Source) -> Path:
+    """Returns the folder that a config's paths are relative to: that of its file, else the working directory."""
+    if isinstance(source, str | Path) and str(source) not in BUILT_IN:
+        return Path(source).absolute().parent
+    return Path.cwd()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
