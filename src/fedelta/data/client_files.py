@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from fedelta.data.endings import plain_name
+
 LONGEST_NAME = 100
 """Characters in the name of a client, which stands in tables."""
 
@@ -53,7 +55,7 @@ def by_name(files: Sequence[str]) -> dict[str, str]:
 
 
 def _candidates(files: Sequence[str]) -> Iterator[list[str]]:
-    stems = [Path(Path(file).name.removesuffix(".gz")).stem for file in files]
+    stems = [plain_name(Path(file)) for file in files]
     folders = [Path(file).parent.name for file in files]
     yield stems
     yield folders
