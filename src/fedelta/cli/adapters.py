@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from fedelta.cli import completion
 from fedelta.cli.options import AsJson, Folders, OfClient, OfRank, Overrides, Plot, Trust, Which
 from fedelta.cli.output import note
 
@@ -18,7 +19,9 @@ T = TypeVar("T", int, float)
 def aggregate(
     folders: Folders,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write.")],
-    method: Annotated[str, typer.Option(metavar="NAME", help="One of `fedelta methods`.")] = "fedavg",
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="One of `fedelta methods`.", autocompletion=completion.method_names)
+    ] = "fedavg",
     ranks: Annotated[str | None, typer.Option(metavar="R,...", help="Of the results; by default those of the inputs.")] = None,
     weights: Annotated[str | None, typer.Option(metavar="W,...", help="One for each input; equal by default.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the method.")] = None,

@@ -279,9 +279,7 @@ def _named_parts(
     if is_named(source):
         found = get_source(str(source)).load()
         wanted = {part: given.get(part, part) for part in PARTS if part == "train" or part in found or part in given}
-        return {
-            part: _with_fields(_named_split(str(source), found, name), fields, source) for part, name in wanted.items()
-        }
+        return {part: _with_fields(_named_split(str(source), found, name), fields, source) for part, name in wanted.items()}
     if path.is_dir() and "train" not in given:
         raise ValueError(f"{source} is a folder: name the file with its training rows as `train`")
     if path.is_dir():

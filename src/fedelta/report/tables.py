@@ -27,7 +27,13 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], le
 def split_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Lists each client's share, from the rows of `fedelta.split.view.partition_table` with "rank" and perhaps "name"."""
     lines = [
-        [escape(str(row.get("name", row["client"]))), str(row["rank"]), str(row["examples"]), number(row["distance"], 2), _commonest(row)]
+        [
+            escape(str(row.get("name", row["client"]))),
+            str(row["rank"]),
+            str(row["examples"]),
+            number(row["distance"], 2),
+            _commonest(row),
+        ]
         for row in rows
     ]
     table = _table("Split of the training rows", ["client", "rank", "examples", "distance", "commonest labels"], lines)

@@ -57,9 +57,7 @@ def _line(client: int, held: dict[Hashable, int], overall: np.ndarray) -> dict[s
     return line
 
 
-def plot_partition(
-    parts: Sequence[Part], labels: Sequence[Hashable], path: str | Path, names: Sequence[str] = ()
-) -> None:
+def plot_partition(parts: Sequence[Part], labels: Sequence[Hashable], path: str | Path, names: Sequence[str] = ()) -> None:
     """Draws who holds which labels: a bar for each client, or a field of shades where there are more than `MOST_BARS` labels.
 
     Args:
@@ -123,7 +121,7 @@ def _label_clients(axes: Axes, names: Sequence[str]) -> None:
     """Names the clients, client 0 on top; where there are many, not every one."""
     shown = np.arange(0, len(names), -(-len(names) // 45))
     # a dollar sign begins mathematics in matplotlib
-    axes.set_yticks(shown, [shortened(names[i]).replace("$", r"\$") for i in shown])
+    axes.set_yticks(shown, [shortened(names[int(i)]).replace("$", r"\$") for i in shown])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_ylabel("client")
     axes.tick_params(axis="y", length=0)

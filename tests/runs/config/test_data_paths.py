@@ -21,7 +21,14 @@ ROW = json.dumps({"text": "purr", "label": "cats"}) + "\n"
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with files of rows beside a config; the working directory is another one."""
     folder = tmp_path / "study"
-    for name in ("rows.jsonl", "test.jsonl", "sites/north.jsonl", "sites/south.jsonl", "owner/name/train.csv", "bert/config.json"):
+    for name in (
+        "rows.jsonl",
+        "test.jsonl",
+        "sites/north.jsonl",
+        "sites/south.jsonl",
+        "owner/name/train.csv",
+        "bert/config.json",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(ROW)
     (tmp_path / "elsewhere").mkdir()

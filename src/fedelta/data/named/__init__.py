@@ -45,4 +45,5 @@ def get_source(name: str) -> NamedSource:
     Raises:
         ValueError: for an unknown name, with the nearest known one.
     """
-    return class_in(__name__, find_name("source", __name__, name), NamedSource)()
+    cls = class_in(__name__, find_name("source", __name__, name), NamedSource)
+    return cls()

@@ -1,7 +1,7 @@
 """Says which keys of a config hold paths, and places them: a config's own paths are relative to the file that holds them.
 
-A path that comes by `--set`, or in a mapping, is relative to the working directory. What is placed is absolute, so that a config
-may be written down elsewhere.
+A path that comes by `--set`, or in a mapping, is relative to the working directory. What is placed is absolute, so that a
+config may be written down elsewhere.
 """
 
 from __future__ import annotations
