@@ -22,6 +22,7 @@ from fedelta.demands import Check, demand_all, instance, number, optional, whole
 from fedelta.method import MOST, Displacing, GradientHook, Penalty, Trainable, TrainResult
 from fedelta.optim import AdamW, Optimizer, OptimizerState
 from fedelta.peers import Peer
+from fedelta.tasks.task import Task
 from fedelta.tree import Adapter, BaseDelta, Tensors
 
 Example: TypeAlias = Mapping[str, Any]
@@ -87,6 +88,19 @@ class Request:
     lr_scale: float = 1.0
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The way in which a client's examples were made of rows, for whoever scores its model on other rows.
+
+    Attributes:
+        task: with its labels known.
+        tokenizer: of the model.
+    """
+
+    task: Task
+    tokenizer: Any
+
+
 class LocalClient:
     """A client whose data and model are in this process.
 
@@ -119,6 +133,7 @@ class LocalClient:
             raise ValueError(f"client {peer.id} is said to have {peer.num_examples} examples but has {len(examples)}")
         self.peer, self.template, self.model, self.examples = peer, template, model, examples
         self.collate, self.loss, self.training, self.seed = collate, loss, training, seed
+        self.reading: Reading | None = None
         self._ahead: tuple[tuple[int, str], Iterator[Batch]] | None = None
 
     @property

@@ -58,9 +58,9 @@ def _column(name: str, values: Sequence[Any]) -> Column:
 
 
 def _kind(filled: Sequence[Any]) -> Kind:
-    kinds = {_kind_of(value) for value in filled}
+    kinds: set[Kind] = {_kind_of(value) for value in filled}
     if len(kinds) == 1:
-        return kinds.pop()
+        return next(iter(kinds))
     if kinds == {"number", "whole number"}:
         return "number"
     return "other" if kinds else "nothing"

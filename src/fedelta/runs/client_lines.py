@@ -4,8 +4,9 @@ A line is one round. Of up to 1,000 clients it holds each:
 
     {"t": 3, "clients": {"0": {"name": "north", "weight": 0.4, "steps": 8, "loss": 1.2, "scores": {"accuracy": 0.5}}, ...}}
 
-`name` is there where the config names the clients; `weight`, `steps` and `loss` are of those whose update counted, `scores` (on the client's own held-out rows) of those that were
-scored. Of more clients it holds quantiles, and the ten worst by loss and by each score:
+`name` is there where the config names the clients; `weight`, `steps` and `loss` are of those whose update counted, `scores` (on
+the client's own held-out rows) of those that were scored. Of more clients it holds quantiles, and the ten worst by loss and by
+each score:
 
     {"t": 3, "count": 5000, "quantiles": {"loss": {"0.25": 1.1, ...}, ...}, "worst": {"loss": {"17": 3.2, ...}, ...}}
 

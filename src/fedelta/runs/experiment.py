@@ -82,6 +82,7 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
         chosen.training,
         seed=config.seed,
         start=load_adapter(config.lora.start) if config.lora.start else None,
+        scale=config.lora.scale,
     )
     template = largest_template(clients)
     choice = choose(config.federation.engine, clients, config.federation.token_budget)

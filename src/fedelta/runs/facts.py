@@ -1,7 +1,8 @@
 """Writes down once what a run is made of: `run.json` of the whole, and `split.json` of each client, which can be withheld.
 
     run.json     {"rows": {"train", "validation", "test"}, "majority": share of the commonest label of the test rows or null,
-                  "personal": whether participants run models of their own, "platform": versions, device and threads}
+                  "personal": whether participants run models of their own, "platform": versions, device and threads,
+                  "code": by "method" and "task", the sha256 of the user's file that defines it, where there is one}
     split.json   {"labels": [...], "clients": {"0": {"name", "rows", "test_rows", "rank", "labels": {label: rows}}, ...}}
 
 A client has a `name` where the config gives it one.
@@ -15,8 +16,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from fedelta.code_files import CodeFile
 from fedelta.exchange import files
 from fedelta.runs.client_lines import EACH
 from fedelta.runs.deal import Deal
@@ -26,13 +29,20 @@ MOST_LABELS = 1000
 """Different labels up to which they are counted by client."""
 
 
-def write_once(run_file: Path, split_file: Path, experiment: Experiment, platform: Mapping[str, Any]) -> None:
+def write_once(
+    run_file: Path,
+    split_file: Path,
+    experiment: Experiment,
+    platform: Mapping[str, Any],
+    code: Mapping[str, CodeFile] = MappingProxyType({}),
+) -> None:
     """Writes both files where they are not there."""
     dealt = experiment.deal
     if not run_file.exists():
         splits = {} if dealt is None else _rows(dealt)
         facts = {"rows": splits, "majority": experiment.majority(), **_kind(experiment), "platform": dict(platform)}
-        files.commit(run_file, _json(facts))
+        digests = {key: file.digest for key, file in code.items()}
+        files.commit(run_file, _json(facts | ({"code": digests} if digests else {})))
     if dealt is not None and len(dealt.parts) <= EACH and not split_file.exists():
         files.commit(split_file, _json(split_of(dealt)))
 

@@ -182,7 +182,7 @@ def _built(config: RunConfig, node: Node, roster: Roster, folder: RunFolder, cho
     start = checkpoint.load(folder.checkpoint) if checkpoint.exists(folder.checkpoint) else None
     built = build_site(config, node.model_copy(update={"client": k}))
     ranks, sizes = [n.rank for n in roster.nodes], [n.examples for n in roster.nodes]
-    peers = peers_for(ranks, peft_config(config.lora), sizes, list(built.model.adapted_layers))
+    peers = peers_for(ranks, peft_config(config.lora), sizes, list(built.model.adapted_layers), scale=config.lora.scale)
     _demand_as_in_roster(built, peers[k], node.name)
     common = load_adapter(config.lora.start) if config.lora.start else None
     template = common_adapter(built.model, peers, seed=config.seed, start=common)

@@ -43,6 +43,7 @@ class Experiment:
         deal: data and split; None where they are not here.
         evaluator: scores models; None without a model in this process.
         validation, test: encoded rows that nobody owns; empty where there are none.
+        measure: what scores a round in the place of evaluator and rows, by part and metric; None where these do.
         own_scores: scores each participant's own model on its own rows after a round, by client id.
         memories_here: whether what clients remember is in this process, so that their own models can be written.
         device: where this process computes.
@@ -63,6 +64,7 @@ class Experiment:
     evaluator: Evaluator | None
     validation: Sequence[Example] = ()
     test: Sequence[Example] = ()
+    measure: Callable[[Round], Mapping[str, Scores]] | None = None
     own_scores: Callable[[Round], Mapping[int, Scores]] = _none
     memories_here: bool = True
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a value, and frozen

@@ -253,7 +253,7 @@ def _begin(config: RunConfig, model: PeftAdaptedModel, k: int, allow: Allow) -> 
     """
     lora, ranks = peft_config(config.lora), _ranks(config, k, allow.max_rank)
     check_ranks(model, lora, ranks)
-    peers = peers_for(ranks, lora, [1] * len(ranks), list(model.adapted_layers))
+    peers = peers_for(ranks, lora, [1] * len(ranks), list(model.adapted_layers), scale=config.lora.scale)
     start = None if config.lora.start is None else load_adapter(config.lora.start)
     held = peers[:1] if start is None else peers
     largest = max(held, key=lambda peer: peer.rank)

@@ -39,11 +39,15 @@ def is_named(source: str | Path) -> bool:
     return isinstance(source, str) and source in names_in(__name__)
 
 
+def source_class(name: str) -> type[NamedSource]:
+    """Returns a source's class by its name; raises ValueError as `get_source` does."""
+    return class_in(__name__, find_name("source", __name__, name), NamedSource)
+
+
 def get_source(name: str) -> NamedSource:
     """Returns a source by its name.
 
     Raises:
         ValueError: for an unknown name, with the nearest known one.
     """
-    cls = class_in(__name__, find_name("source", __name__, name), NamedSource)
-    return cls()
+    return source_class(name)()

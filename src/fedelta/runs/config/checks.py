@@ -7,27 +7,33 @@ from __future__ import annotations
 
 from fedelta.models.devices import named_device
 from fedelta.runs.config.choices import Choices, choices_of, naming, scheme_of
-from fedelta.runs.config.schema import Data, Federation, Partition, RunConfig, rank_values
+from fedelta.runs.config.own import NOTHING, Own
+from fedelta.runs.config.schema import PROGRAM, Data, Federation, Partition, RunConfig, rank_values
 from fedelta.runs.config.section import ConfigError
 from fedelta.sampling import share
 from fedelta.tasks.metrics import get_metric
 
 
-def check(config: RunConfig) -> Choices:
+def check(config: RunConfig, own: Own = NOTHING) -> Choices:
     """Checks a config whose keys and types are right; returns what it names, built.
 
+    Args:
+        config: of the run.
+        own: the files that may run, and objects that take the place of what the config names.
+
     Raises:
-        ConfigError: for a name or setting that is not known, or for keys that contradict each other.
+        ConfigError: for a name or setting that is not known, keys that contradict each other, or a file that may not run.
+        FileNotFoundError: for a file of a method or a task that is not there.
     """
     try:
-        return _checked(config)
+        return _checked(config, own)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
-def _checked(config: RunConfig) -> Choices:
+def _checked(config: RunConfig, own: Own) -> Choices:
     _check_device(config.device)
-    chosen = choices_of(config)
+    chosen = choices_of(config, own)
     _check_ranks(config, chosen)
     if config.data.clients is None:
         _check_partition(config.partition)
@@ -36,7 +42,8 @@ def _checked(config: RunConfig) -> Choices:
     _check_cohort(config.federation, config.num_clients())
     _check_graph(config, chosen)
     _check_sites(config.federation)
-    _check_metric(config.evaluation.best_by, chosen)
+    if config.federation.where != PROGRAM:  # whose scores may be its own
+        _check_metric(config.evaluation.best_by, chosen)
     return chosen
 
 
@@ -140,6 +147,7 @@ def _check_sites(federation: Federation) -> None:
 REMEDIES = {
     "flower": "`fedelta flower init CONFIG DIR` makes an app of it, and `flwr run DIR` carries it out",
     "zenoh": "`fedelta gossip CONFIG` carries it out",
+    PROGRAM: "the program that made its clients carries it out, by fedelta.run(config, clients=...) or with resume=...",
 }
 """By `federation.where`, the command for a run elsewhere."""
 
@@ -149,8 +157,8 @@ def demand_here(config: RunConfig) -> None:
     where = config.federation.where
     if where != "here":
         raise ConfigError(
-            f"federation.where = {where}, so that this run is not for one process: {REMEDIES[where]}. To try it here: "
-            "--set federation.where=here"
+            f"federation.where = {where}, so that this run is not for one process: {REMEDIES[where]}"
+            + (". To try it here: --set federation.where=here" if where != PROGRAM else "")
         )
 
 

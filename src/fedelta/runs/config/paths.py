@@ -26,9 +26,14 @@ def place(value: Any, folder: Path) -> Any:
     return os.path.abspath(folder / Path(value).expanduser()) if isinstance(value, str | os.PathLike) else value
 
 
-def place_code(value: Any, folder: Path) -> Any:
-    """Returns the path of a Python file as an absolute one, and a name as it is."""
-    return place(value, folder) if is_code(value) else value
+def place_code(choice: Any, folder: Path) -> Any:
+    """Returns a choice by name or by a Python file, in any of its forms, with the path of the file as an absolute one."""
+    if not isinstance(choice, Mapping):
+        return place(choice, folder) if is_code(choice) else choice
+    given = cast("Mapping[str, Any]", choice)
+    if given.get("path") is None and is_code(given.get("name")):
+        return {**given, "name": place(given["name"], folder)}
+    return {**given, "path": place(given["path"], folder)} if "path" in given else choice
 
 
 def place_source(value: Any, folder: Path) -> Any:
@@ -93,12 +98,9 @@ RULES: Mapping[str, Rule] = {
     "model": place_model,
     "model.name": place_model,
     "lora.start": place,
-    # a method or a task: `method: ./mine.py`, `method: {name: ./mine.py}` (which `--set method.trim=1` makes of it), and `path`
-    "method": place_code,
-    "method.name": place_code,
+    "method": place_code,  # `./mine.py`, `{path: ./mine.py}`, or `{name: ./mine.py}`, which `--set method.trim=1` makes of it
     "method.path": place,
     "task": place_code,
-    "task.name": place_code,
     "task.path": place,
 }
 """By dotted key, what places its path. A new key with a path needs one line here."""

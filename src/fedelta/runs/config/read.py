@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -12,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedelta.registry import nearest
+from fedelta.runs.config.allowed import CHOICES, allowed, code_paths
 from fedelta.runs.config.paths import placed, resolved
 from fedelta.runs.config.schema import RankChoice, RunConfig
 from fedelta.runs.config.section import ConfigError
@@ -34,20 +36,22 @@ Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 """Changes by dotted key: a mapping, or texts `a.b=value` with a YAML value."""
 
 
-def load_config(source: Source, overrides: Overrides = ()) -> RunConfig:
+def load_config(source: Source, overrides: Overrides = (), *, allow_files: Collection[str | PathLike[str]] = ()) -> RunConfig:
     """Returns a validated config.
 
     Args:
         source: path of a YAML file, one of `BUILT_IN`, a mapping, or a config.
         overrides: changes by dotted key, as a mapping or as texts `a.b=value` with a YAML value.
+        allow_files: the Python files, by path or sha256, that may run if the config names them.
 
     Raises:
         ConfigError: naming every key that is wrong, the nearest valid one, and the remedy.
     """
     config = read_config(source, overrides)
     from fedelta.runs.config.checks import check  # with torch, which a wrong key need not wait for
+    from fedelta.runs.config.own import Own
 
-    check(config)
+    check(config, Own(allowed(allow_files)))
     return config
 
 
@@ -144,6 +148,15 @@ def pairs(overrides: Overrides) -> list[tuple[str, Any]]:
             raise ConfigError(f"override {text!r} has no value: write it as key=value, such as federation.rounds=20")
         found.append((key.strip(), _value(text, value)))
     return found
+
+
+def named_files(overrides: Overrides) -> list[str]:
+    """Returns the paths of the Python files that changes of a config name; whoever typed them has named the files."""
+    raw: dict[str, Any] = {}
+    for key, value in pairs(overrides):
+        if key.split(".")[0] in CHOICES:
+            raw = changed(raw, key.split("."), value, key)
+    return list(code_paths(resolved(raw, Path.cwd())).values())
 
 
 def _value(override: str, text: str) -> object:

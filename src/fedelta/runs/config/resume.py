@@ -22,6 +22,9 @@ MAY_CHANGE = (
     "evaluation",
     "output",
     "name",
+    "method.path",  # what counts is the digest of the file: `demand_same_code`
+    "method.label",
+    "task.path",
 )
 """The keys, and sections with all their keys, that a resumed run may change without becoming another run."""
 
@@ -150,10 +153,10 @@ def demand_same_sites(before: Mapping[str, Any], now: Mapping[str, Any]) -> None
 
 
 def demand_same_code(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raises ConfigError if the file of a user's own method is not the one that the run began with; digests are by module."""
+    """Raises ConfigError if the file of a user's own method or task is not the one that the run began with."""
     if other := [module for module, digest in before.items() if now.get(module, digest) != digest]:
         raise ConfigError(
-            f"the file of the method in {' and '.join(other)} has been edited since the run began, and its rounds would not "
+            f"the file that defines {' and '.join(other)} has been edited since the run began, and its rounds would not "
             "belong together: take the edit back, or start a new run"
         )
 

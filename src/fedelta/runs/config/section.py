@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, WithJsonSchema, field_validator
+
+from fedelta.registry import file_named, is_code, one_spelling
 
 
 class ConfigError(ValueError):
@@ -55,6 +58,41 @@ def named(value: Any) -> Any:
     if not isinstance(choice, Mapping) or not isinstance(choice.get("name"), str):
         raise ValueError("needs a name: write `name: ...`, or the name alone")
     return choice
+
+
+def chosen(key: str, value: Any) -> Any:
+    """Returns a choice of a method or a task, by its name or by the Python file that defines it, as a mapping with a name.
+
+    Args:
+        key: "method" or "task".
+        value: a name or a path alone, or a mapping with `name` or `path`, and settings beside it.
+
+    Raises:
+        ValueError: for a choice without name and path, or a file that is called as something that came with the library.
+    """
+    choice = {"name": value} if isinstance(value, str) else value
+    if not isinstance(choice, Mapping):
+        raise ValueError(f"needs a name: write `{key}: NAME`, or `{{name: NAME}}` with its settings")
+    choice = dict(cast("Mapping[str, Any]", choice))
+    if choice.get("path") is None and is_code(choice.get("name")):
+        choice["path"] = os.path.abspath(choice.pop("name"))
+    if choice.get("path") is None:
+        choice.pop("path", None)
+        named(choice)
+        return {**choice, "name": one_spelling(f"fedelta.{key}s", choice["name"])}
+    return {**choice, "name": _name_of_file(key, choice)}
+
+
+def _name_of_file(key: str, choice: Mapping[str, Any]) -> str:
+    """Returns what a file's method or task is called: as the choice says, else as the file."""
+    path, name = choice["path"], choice.get("name")
+    if not is_code(path):
+        raise ValueError(f"path is {path!r:.200}, but a Python file is needed, whose name ends in .py")
+    if not isinstance(name, str | None):
+        raise ValueError(f"name should be a text, got {name!r:.80}")
+    if name is not None and file_named(f"fedelta.{key}s", name):
+        raise ValueError(f"the name {name!r} is that of a {key} of the library: leave it out, or call the file's own otherwise")
+    return name or Path(path).name
 
 
 def _plain_types(annotation: Any) -> Iterator[Any]:

@@ -25,7 +25,17 @@ from fedelta.tasks import get_task
 from fedelta.tasks.task import Task
 
 SECTIONS: Mapping[str, Collection[str]] = {
-    "lora": ("rank", "lora_alpha", "rslora", "dropout", "target_modules", "modules_to_save", "rank_pattern", "alpha_pattern"),
+    "lora": (
+        "rank",
+        "lora_alpha",
+        "rslora",
+        "scale",
+        "dropout",
+        "target_modules",
+        "modules_to_save",
+        "rank_pattern",
+        "alpha_pattern",
+    ),
     "training": (
         "batch_size",
         "learning_rate",
