@@ -15,6 +15,7 @@ ELSEWHERE = {
     "runs/config/roster.py": "runs/test_roster.py",
     "runs/config/*": "runs/test_config.py",
     "data/gaps.py": "tasks/test_gaps.py",
+    "data/named/*": "data/test_named.py",
     "data/*": "data/test_sources.py",
     "testing/aggregators.py": "conformance/test_check_aggregator.py",
     "testing/*": "conformance/test_check_method.py",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from fedelta.cli import completion
 from fedelta.cli.options import AllowFiles, AsJson, Folders, OfClient, OfRank, Overrides, Plot, Trust, Which, allowed_files
 from fedelta.cli.output import note
 
@@ -19,7 +20,12 @@ def aggregate(
     folders: Folders,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write.")],
     method: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="One of `fedelta methods`, or a Python file, which runs.")
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="One of `fedelta methods`, or a Python file, which runs.",
+            autocompletion=completion.method_names,
+        ),
     ] = "fedavg",
     ranks: Annotated[str | None, typer.Option(metavar="R,...", help="Of the results; by default those of the inputs.")] = None,
     weights: Annotated[str | None, typer.Option(metavar="W,...", help="One for each input; equal by default.")] = None,

@@ -40,6 +40,7 @@ def init(
     note(f"on a deployment of yours: {environment} flwr run {folder} NAME")
     for key, file in chosen.files.items():
         note(
-            f"the {key} is the file {file.path}: allow it at the server by `fedelta allow`, at a site by `code` of its node file"
+            f"the {key} is the file {file.path}: allow it at the server by `fedelta allow`, "
+            "at a site by `code` of its node file"
         )
     note("each site starts its own worker, by its own copy of the config: fedelta site CONFIG --node FILE")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -24,9 +25,15 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], le
 
 
 def split_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Lists each client's share, from the rows of `fedelta.split.view.partition_table` with the client's "rank"."""
+    """Lists each client's share, from the rows of `fedelta.split.view.partition_table` with "rank" and perhaps "name"."""
     lines = [
-        [str(row["client"]), str(row["rank"]), str(row["examples"]), number(row["distance"], 2), _commonest(row)]
+        [
+            escape(str(row.get("name", row["client"]))),
+            str(row["rank"]),
+            str(row["examples"]),
+            number(row["distance"], 2),
+            _commonest(row),
+        ]
         for row in rows
     ]
     table = _table("Split of the training rows", ["client", "rank", "examples", "distance", "commonest labels"], lines)

@@ -35,6 +35,7 @@ class Deal:
         held_out: for each client, the positions of the rows kept to test it by.
         ranks: one for each client.
         revision: the commit of a data set on the Hub; None for any other source.
+        names: of the clients; empty where they have numbers only.
     """
 
     task: Task
@@ -43,6 +44,7 @@ class Deal:
     held_out: Sequence[np.ndarray]
     ranks: Sequence[int]
     revision: str | None = None
+    names: Sequence[str] = ()
 
     def labels(self, rows: Sequence[Row]) -> list[Hashable]:
         """Returns the label of each row; None where the task has none."""
@@ -64,7 +66,8 @@ def deal(config: RunConfig, task: Task) -> Deal:
     splits, parts, task, revision = read(config, task)
     kept = [hold_out(part, config.data.client_test_fraction, seeds.data, k) for k, part in enumerate(parts)]
     ranks = ranks_for(config.lora.rank, len(parts), seeds.partition)
-    return Deal(task, splits, [train for train, _ in kept], [test for _, test in kept], ranks, revision)
+    names = list(config.client_files())
+    return Deal(task, splits, [train for train, _ in kept], [test for _, test in kept], ranks, revision, names)
 
 
 Read: TypeAlias = tuple[Splits, Sequence[np.ndarray], Task, str | None]

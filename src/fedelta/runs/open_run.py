@@ -88,7 +88,8 @@ class OpenRun:
             self._save_adapters(done, record)
             record["seconds"]["evaluation"] = round(time.perf_counter() - began, 3)
         record = finite(record)
-        client_lines.append(self.folder.clients_file, finite(client_lines.client_line(done, own)))
+        names = list(self.experiment.config.client_files())
+        client_lines.append(self.folder.clients_file, finite(client_lines.client_line(done, own, names)))
         self.folder.append(record)
         # Without the times, which are no result: equal runs have equal checkpoints.
         self.notes["record"] = {k: v for k, v in record.items() if k != "seconds"} | {"seconds": {}}

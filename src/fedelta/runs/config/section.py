@@ -108,16 +108,6 @@ def _name_of_file(key: str, choice: Mapping[str, Any]) -> str:
     return name or Path(path).name
 
 
-def demand_different(files: Iterable[str]) -> None:
-    """Raises ValueError for a file that stands there twice, however its path is spelled: its rows would be two clients'."""
-    spelled: dict[str, str] = {}
-    for file in files:
-        place = os.path.abspath(file)
-        if place in spelled:
-            raise ValueError(f"{file} is given to two clients, as {spelled[place]} and {file}: give each a file of its own")
-        spelled[place] = file
-
-
 def plain_types(annotation: Any) -> Iterator[Any]:
     """The types that an annotation is made of, such as int, None and the parts of a union or a list."""
     parts = get_args(annotation)
