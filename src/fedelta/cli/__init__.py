@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from fedelta.cli import adapters, certs, data, flower, gossip, methods, report, run, sites
+from fedelta.cli import adapters, certs, compare, data, flower, gossip, methods, report, run, sites
 from fedelta.cli.command import app
 
 __all__ = ["app", "main"]
@@ -19,6 +19,7 @@ for command in (
     sites.site,
     gossip.gossip,
     gossip.relay,
+    compare.compare,
     report.report,
     data.partition,
     methods.methods,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from fedelta.models.devices import named_device
 from fedelta.runs.config.choices import Choices, choices_of, naming, scheme_of
 from fedelta.runs.config.schema import Data, Federation, Partition, RunConfig, rank_values
-from fedelta.runs.config.section import ConfigError
+from fedelta.runs.config.section import ConfigError, RefusedByClaim
 from fedelta.sampling import share
 from fedelta.tasks.metrics import get_metric
 
@@ -21,6 +21,8 @@ def check(config: RunConfig) -> Choices:
     """
     try:
         return _checked(config)
+    except RefusedByClaim:
+        raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -54,7 +56,7 @@ def _check_ranks(config: RunConfig, chosen: Choices) -> None:
         given = "partition.clients" if config.data.clients is None else "the number of data.clients"
         raise ValueError(f"lora.rank lists {len(ranks)} ranks for {given} = {clients}: give one for each client")
     if len(set(ranks)) > 1 and not chosen.method.hetero_rank:
-        raise ValueError(
+        raise RefusedByClaim(
             f"method {config.method['name']!r} needs equal ranks, but lora.rank gives {sorted(set(ranks))}: set one rank, or "
             "use a method for unequal ranks such as flexlora or zeropad (`fedelta methods` lists them)"
         )
@@ -109,7 +111,7 @@ def _check_graph(config: RunConfig, chosen: Choices) -> None:
     except ValueError as error:
         raise ValueError(f"federation.channel: {error}") from None
     if chosen.method.coordinates == "base":
-        raise ValueError(
+        raise RefusedByClaim(
             f"method {config.method['name']!r} moves the base model, which nodes without a server would move apart: set "
             "federation.topology to null, or choose another method"
         )

@@ -14,6 +14,10 @@ class ConfigError(ValueError):
     """A config that cannot be run; the message names the key and the remedy."""
 
 
+class RefusedByClaim(ConfigError):
+    """A config that its method refuses by a claim of its own, such as equal ranks: there is nothing to mend, nor to run."""
+
+
 class Section(BaseModel):
     """A part of the config: frozen, and without room for unknown keys."""
 
