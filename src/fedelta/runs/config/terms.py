@@ -71,7 +71,7 @@ def terms_of(config: RunConfig, method: Method) -> dict[str, Any]:
         method: as it was settled for the run.
     """
     raw = config.model_dump(mode="json")
-    terms: dict[str, Any] = {"seed": config.seed, "method": _settled(config.method, method), "task": raw["task"]}
+    terms: dict[str, Any] = {"seed": raw["seed"], "method": _settled(config.method, method), "task": raw["task"]}
     for section, keys in _sections(config).items():
         terms[section] = {key: raw[section][key] for key in keys}
     if config.data.clients is None:
