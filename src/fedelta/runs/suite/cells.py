@@ -108,8 +108,9 @@ class Plan:
 
 
 def with_seed(config: RunConfig, seed: int) -> RunConfig:
-    """Returns a config whose partition, schedule and start are drawn from a seed."""
-    return config.model_copy(update={"seed": seed})
+    """Returns a config whose partition, schedule and start are drawn from a seed; rows are kept out by the config's own."""
+    each = {"data": config.seeds().data, "partition": seed, "schedule": seed, "start": seed}
+    return read_config({**config.model_dump(mode="json"), "seed": each})
 
 
 def text_of(values: Values) -> str:
