@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +14,8 @@ from fedelta.cli.options import AsJson, Overrides
 from fedelta.cli.output import STOPPED, note
 
 if TYPE_CHECKING:
+    from fedelta.report.comparison import Comparison
     from fedelta.report.terminal import Mode
-    from fedelta.runs.suite.start import Ready
     from fedelta.runs.suite.work import Options, Work
 
 FAILED = 1
@@ -45,6 +45,9 @@ def compare(
     hours: Annotated[
         float | None, typer.Option("--hours", min=0.0, help="Begin no seed that cannot be finished in this time.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show cells, bytes, memory and time, and do not train.")
+    ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Try cells that failed once more.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove adapters and checkpoints of finished cells.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
@@ -56,13 +59,21 @@ def compare(
     """
     from fedelta.report.terminal import quieten_libraries, show_warnings
     from fedelta.runs.suite.start import Wanted, ready
+    from fedelta.runs.suite.work import Work
 
     mode: Mode = "json" if as_json else "quiet" if quiet else "screen"
     show_warnings(mode)
     quieten_libraries()
     listed = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     wanted = Wanted(overrides or [], listed, _seeds(seeds), baseline, store, output)
-    _play(ready(suite, wanted), _options(jobs, only, hours, retry, prune), mode)
+    made = ready(suite, wanted)
+    work = Work(made.plan, made.book, _options(only, hours, retry, prune))
+    work.book.refresh()
+    work.options = replace(work.options, jobs=_jobs(jobs, made.plan.file.suite.jobs, work))
+    if dry_run:
+        _show_plan(work, made.text, as_json)
+    else:
+        _play(work, made.text, mode)
 
 
 def _seeds(text: str | None) -> int | list[int] | None:
@@ -76,7 +87,7 @@ def _seeds(text: str | None) -> int | list[int] | None:
     return numbers if "," in text else numbers[0]
 
 
-def _options(jobs: str | None, only: Sequence[str] | None, hours: float | None, retry: bool, prune: bool) -> Options:
+def _options(only: Sequence[str] | None, hours: float | None, retry: bool, prune: bool) -> Options:
     from fedelta.runs.suite.work import Options
 
     chosen: dict[str, list[str]] = {}
@@ -85,24 +96,60 @@ def _options(jobs: str | None, only: Sequence[str] | None, hours: float | None, 
         if key not in ("setting", "method", "seed") or not value:
             raise ValueError(f"--only {text!r}: write setting=..., method=... or seed=..., such as method=hetlora")
         chosen.setdefault(key, []).append(value)
-    count = 1 if jobs in (None, "auto") else int(jobs)
     deadline = None if hours is None else time.monotonic() + hours * 3600
-    return Options(count, chosen, retry, deadline, prune)
+    return Options(1, chosen, retry, deadline, prune)
 
 
-def _play(suite: Ready, options: Options, mode: Mode) -> None:
+def _jobs(text: str | None, suites: int | str, work: Work) -> int:
+    """Returns how many cells run at a time."""
+    from fedelta.runs.suite.estimate import jobs_for
+
+    asked = suites if text is None else text
+    if asked == "auto":
+        return jobs_for(work)
+    if not str(asked).isdigit() or int(asked) < 1:
+        raise ValueError(f"--jobs {asked}: give a number from 1 on, or auto")
+    return int(asked)
+
+
+def _play(work: Work, text: str, mode: Mode) -> None:
+    from fedelta.cli.compare_view import SuiteView
     from fedelta.report.terminal import CtrlC
-    from fedelta.runs.suite.gather import comparison_of, write
-    from fedelta.runs.suite.work import Work
+    from fedelta.runs.suite.gather import comparison_of
 
-    work = Work(suite.plan, suite.book, options)
-    with CtrlC() as ctrl_c:
-        work.run(lambda: ctrl_c.asked, lambda event: note(f"{event.what} {event.task.title}") if event.what != "round" else None)
-    found = comparison_of(work, suite.text)
-    write(found, suite.plan.folder)
-    for cell in found.cells:
-        print(cell.setting, cell.label, cell.seed, cell.state, cell.reason, cell.run and cell.run.records[-1].get("test"))
+    with CtrlC() as ctrl_c, SuiteView(work, mode).shown() as view:
+        work.run(lambda: ctrl_c.asked, view.show)
+    found = comparison_of(work, text)
+    _show(work, found, mode)
     if ctrl_c.asked:
+        note("stopped after a whole round; call it once more to go on")
         raise typer.Exit(STOPPED)
     if any(cell.state == "failed" for cell in found.cells):
         raise typer.Exit(FAILED)
+
+
+def _show(work: Work, found: Comparison, mode: Mode) -> None:
+    """Writes tables and page of what is done, and shows them."""
+    from fedelta.runs.suite.gather import write
+
+    write(found, work.plan.folder)
+    if mode == "screen":
+        for cell in found.cells:
+            print(cell.setting, cell.label, cell.seed, cell.state, cell.reason, cell.run and cell.run.records[-1].get("test"))
+    left = work.progress()
+    if left.done + left.failed < left.total and mode != "quiet":
+        note(f"{left.total - left.done - left.failed} of {left.total} runs are left: call it once more to go on")
+
+
+def _show_plan(work: Work, text: str, as_json: bool) -> None:
+    from fedelta.report.tables import suite_plan_table
+    from fedelta.report.terminal import out, print_json
+    from fedelta.runs.suite.estimate import rows_of, separable
+    from fedelta.runs.suite.gather import comparison_of
+
+    rows = [asdict(row) for row in rows_of(work)]
+    seconds, seeds = work.progress().seconds, separable(comparison_of(work, text))
+    if as_json:
+        print_json({"cells": rows, "seconds": seconds or None, "jobs": work.options.jobs, "seeds": seeds})
+    else:
+        out.print(suite_plan_table(rows, seconds, work.options.jobs, seeds))

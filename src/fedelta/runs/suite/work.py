@@ -41,10 +41,30 @@ class Options:
     prune: bool = False
 
     def wants(self, task: Task) -> bool:
-        """Returns whether a cell is among those that are to be run; tuning counts whatever the seed."""
-        own = {"setting": task.setting, "method": task.label, "seed": str(task.seed)}
-        keys = [key for key in self.only if key != "seed" or not task.tuning]
-        return all(own[key] in self.only[key] for key in keys)
+        """Returns whether a run is among those that are to be done; one that tunes counts whatever its seed."""
+        return self.wants_cell(task.setting, task.label, None if task.tuning else task.seed)
+
+    def wants_cell(self, setting: str, label: str, seed: int | None) -> bool:
+        """Returns whether a cell is among those that are to be run; any seed where None is given."""
+        own = {"setting": setting, "method": label, "seed": str(seed)}
+        return all(own[key] in values for key, values in self.only.items() if key != "seed" or seed is not None)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a suite is.
+
+    Attributes:
+        done: finished cells, with those that tune.
+        total: all that are known by now.
+        failed: those that are not tried again.
+        seconds: that the open ones would take here; 0.0 while nothing is known of any.
+    """
+
+    done: int
+    total: int
+    failed: int
+    seconds: float
 
 
 @dataclass
@@ -117,6 +137,27 @@ class Work:
         }
         return {stage: tasks for stage, tasks in open_ones.items() if tasks}
 
+    def progress(self) -> Progress:
+        """Counts cells: those of methods that are still tuned count as open, by what is known of them."""
+        stages = self.stages()
+        known = [task for tasks in stages.values() for task in tasks]
+        done = [task for task in self.plan.tasks.values() if self.options.wants(task) and self.line(task) is not None]
+        lost = [task for task in known if self.line(task) is None and self.is_lost(task)]
+        unknown = self._unchosen()
+        left = [t for t in known if self.line(t) is None and not self.is_lost(t)]
+        to_come = [label for label, count in unknown.items() for _ in range(count)]
+        seconds = self.reckon([task.label for task in left] + to_come)
+        return Progress(len(done), len(done) + len(left) + len(lost) + len(to_come), len(lost), seconds)
+
+    def _unchosen(self) -> dict[str, int]:
+        """Counts by label the cells whose values are still to be chosen."""
+        found: dict[str, int] = {}
+        for setting, entry in self.served():
+            if self.choice(setting, entry).waiting:
+                wanted = [s for s in self.plan.seeds if self.options.wants_cell(setting, entry.label, s)]
+                found[entry.label] = found.get(entry.label, 0) + len(wanted)
+        return found
+
     # --- doing it ----------------------------------------------------------------------------------------------------
 
     def run(self, stopping: play.Stopping, show: Callable[[Event], None]) -> None:
@@ -137,7 +178,7 @@ class Work:
             free = [task for task in tasks if task.digest not in self.going and task.digest not in self.busy]
             if not free:
                 continue
-            if stage not in self.begun and not self._fits(tasks):
+            if stage not in self.begun and not self._fits(stage, tasks):
                 return None
             self.begun.add(stage)
             return free[0]
@@ -167,16 +208,20 @@ class Work:
             time.sleep(0.1)
         self.busy.clear()
 
-    def _fits(self, tasks: Sequence[Task]) -> bool:
+    def _fits(self, stage: str, tasks: Sequence[Task]) -> bool:
         """Returns whether a stage can be finished in time, as far as can be reckoned."""
         deadline = self.options.deadline
-        return deadline is None or time.monotonic() + self.reckon(tasks) <= deadline
+        if deadline is None:
+            return True
+        if stage != TUNING and self._unchosen():
+            return False  # cells of this seed are still to be known: another process, or another call, finishes the tuning
+        return time.monotonic() + self.reckon([task.label for task in tasks]) <= deadline
 
-    def reckon(self, tasks: Sequence[Task]) -> float:
-        """Returns the seconds that some cells would take here; 0.0 while nothing is known of any."""
+    def reckon(self, labels: Sequence[str]) -> float:
+        """Returns the seconds that a cell of each of these methods would take here; 0.0 while nothing is known of any."""
         known = self._known_seconds()
         usual = fmean(known.values()) if known else 0.0
-        return sum(known.get(task.label, usual) for task in tasks) / self.options.jobs
+        return sum(known.get(label, usual) for label in labels) / self.options.jobs
 
     def _known_seconds(self) -> dict[str, float]:
         """Returns by label what a cell takes: as measured here, else as the records of finished cells say."""
