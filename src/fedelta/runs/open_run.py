@@ -42,6 +42,7 @@ class OpenRun:
         notes: what a checkpoint keeps beside the method's state.
         target: the folder that the run is to be in: it differs from `folder` until the run takes the place of an earlier one.
         start: the snapshot to go on from; None from the first round.
+        pictures: the end of the run leaves curves and a page.
     """
 
     experiment: Experiment
@@ -50,6 +51,7 @@ class OpenRun:
     notes: dict[str, Any]
     target: RunFolder
     start: Snapshot | None = None
+    pictures: bool = True
 
     def records(self) -> Iterator[Record]:
         """Runs the rounds that are left; each is on disk when its record is yielded."""
@@ -98,7 +100,7 @@ class OpenRun:
 
     def draw(self) -> None:
         """Draws the curves of the rounds so far and writes their page, if there are any."""
-        records = self.folder.records()
+        records = self.folder.records() if self.pictures else []
         if records:
             e = self.experiment
             curves(records, self.folder.curves, title=e.config.name, majority=e.majority())

@@ -95,6 +95,7 @@ def _rounds(task: Task, place: Place) -> Generator[Record]:
         _put_away(task, place)
         folder.failed_file.unlink(missing_ok=True)
         with _open(task) as going:
+            going.pictures = False  # they take longer than a small cell, and the suite's own page has all cells
             yield from going.records()
             if task.scores_start:
                 _score_untrained(task, place, going)
