@@ -8,10 +8,11 @@ from math import degrees
 from statistics import fmean
 
 from fedelta.report import readings
+from fedelta.report.compared import Compared, mean_total, unit_for
 from fedelta.report.drawing.lines import NARROW, THIRD, WIDE, Frame, Line, data_rows, line_chart
 from fedelta.report.drawing.svg import tick_text
 from fedelta.report.numerals import DASH, Measure, share, significant
-from fedelta.report.page.parts import Compared, Figure, Grid, mean_total, unit_for
+from fedelta.report.page.parts import Figure, Grid
 from fedelta.report.readings import Number, Point
 from fedelta.report.study import Group, Study
 

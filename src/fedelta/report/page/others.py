@@ -9,11 +9,12 @@ from typing import Any, TypeGuard
 from markupsafe import Markup
 
 from fedelta.report import readings
+from fedelta.report.compared import Compared
 from fedelta.report.drawing.lines import NARROW, WIDE
 from fedelta.report.drawing.rows import Bar, Dots, areas, bars, strip
 from fedelta.report.drawing.svg import joined, swatch, tag
 from fedelta.report.numerals import DASH, listed, share, significant
-from fedelta.report.page.parts import Compared, Figure, Grid
+from fedelta.report.page.parts import Figure, Grid
 from fedelta.report.study import Group, Run
 
 MOST_LAYERS = 24

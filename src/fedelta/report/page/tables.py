@@ -9,11 +9,12 @@ from statistics import fmean
 from markupsafe import Markup
 
 from fedelta.report import readings, statistics
+from fedelta.report.cautions import best_and_last
+from fedelta.report.compared import Compared, mean_total, place, unit_for
 from fedelta.report.drawing.rows import Interval, forest_axis, forest_head, forest_row
 from fedelta.report.drawing.svg import Axis
 from fedelta.report.numerals import DASH, seconds
-from fedelta.report.page.cautions import best_and_last
-from fedelta.report.page.parts import Compared, Grid, mean_total, place, unit_for
+from fedelta.report.page.parts import Grid
 from fedelta.report.study import Group, Run
 
 TARGETS = tuple(share / 10 for share in range(9, 0, -1))

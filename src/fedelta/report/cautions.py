@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from statistics import fmean
 
 from fedelta.report import readings, statistics
+from fedelta.report.compared import Compared
 from fedelta.report.numerals import listed, share
-from fedelta.report.page.parts import Caution, Compared
 from fedelta.report.study import Group
 
 MUCH = 0.02
@@ -18,6 +19,15 @@ FEW_ROWS = 20
 
 AMBER_BELOW = 5
 """Seeds below which their number is a warning."""
+
+
+@dataclass(frozen=True)
+class Caution:
+    """A mark of honesty: a few words in bold and what they mean; `warn` is amber."""
+
+    head: str
+    text: str
+    warn: bool = True
 
 
 def cautions(c: Compared) -> list[Caution]:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from fedelta.report import readings, statistics
+from fedelta.report.compared import Compared, mean_total
 from fedelta.report.numerals import listed, share
-from fedelta.report.page.parts import Compared, Tile, mean_total
 from fedelta.report.study import Group, Run
 from fedelta.report.words import size
 
 ALIKE = 1.02
 """The ratio of bytes up to which two methods send about the same."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number of the first screen, and a sentence on it."""
+
+    head: str
+    value: str
+    text: str
 
 
 def verdict(c: Compared) -> tuple[str, str]:
