@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from fedelta.report.grouping import study_of
 from fedelta.report.page import page
-from fedelta.report.study import Run, study_of
+from fedelta.report.study import Run
 
 Study = Callable[..., list[Run]]
 

@@ -9,6 +9,7 @@ from statistics import fmean
 from fedelta.report import readings, statistics
 from fedelta.report.compared import Compared
 from fedelta.report.numerals import listed, share
+from fedelta.report.standings import best_and_last
 from fedelta.report.study import Group
 
 MUCH = 0.02
@@ -112,17 +113,6 @@ def _best_is_not_last(c: Compared, group: Group) -> bool:
         return False
     pairs = best_and_last(c, group)
     return bool(pairs) and abs(fmean(best for best, _ in pairs) - fmean(last for _, last in pairs)) > MUCH
-
-
-def best_and_last(c: Compared, group: Group) -> list[tuple[float, float]]:
-    """Returns for each run of a group its score at the best round by validation, and at the last one."""
-    study = c.study
-    found: list[tuple[float, float]] = []
-    for run in readings.runs_of(study, group):
-        scores, chosen = run.scores(str(study.part), str(study.metric)), run.best_round(str(study.metric))
-        if scores and chosen in scores:
-            found.append((scores[chosen], scores[max(scores)]))
-    return found
 
 
 def _rows(c: Compared) -> Iterator[Caution]:

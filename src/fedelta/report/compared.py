@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 from fedelta.report import readings, statistics
+from fedelta.report.comparison import Cell, Tuned
 from fedelta.report.numerals import Measure
-from fedelta.report.statistics import Difference, Mark
+from fedelta.report.statistics import Difference, Mark, Scores
 from fedelta.report.study import Group, Study
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """Holds what a suite knows of a setting beside the runs.
+
+    Attributes:
+        setting: its name; empty where nothing is swept.
+        cells: of the setting, finished or not.
+        tuned: by label; methods that were not tuned are missing.
+        untrained: scores of the model before any training, by part and metric.
+        seeds: that the suite asks for.
+    """
+
+    setting: str = ""
+    cells: Sequence[Cell] = ()
+    tuned: Mapping[str, Tuned] = field(default_factory=dict[str, Tuned])
+    untrained: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
+    seeds: Sequence[int] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +45,7 @@ class Compared:
         table: scores by seed of the methods that are compared: no lines to compare with, no method without a score.
         marks: the verdict on each group, by key.
         differences: to the baseline, by key; empty where scores cannot be compared.
+        suite: what a suite knows beside the runs; None for runs that were only set side by side.
     """
 
     study: Study
@@ -32,6 +53,13 @@ class Compared:
     table: Mapping[str, Mapping[int, float]] = field(default_factory=dict[str, Mapping[int, float]])
     marks: Mapping[str, Mark] = field(default_factory=dict[str, Mark])
     differences: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
+    suite: Conditions | None = None
+
+    @property
+    def untrained(self) -> float | None:
+        """Returns the compared score of the model before any training; None where it is not known."""
+        scores = self.suite.untrained.get(str(self.study.part), {}) if self.suite else {}
+        return scores.get(self.measure.metric)
 
     @property
     def seeds(self) -> int:
@@ -71,22 +99,33 @@ class Compared:
         return sorted(self.study.groups, key=place)
 
 
-def compared(study: Study) -> Compared:
-    """Computes the statistics of a study."""
+def compared(study: Study, suite: Conditions | None = None) -> Compared:
+    """Computes the statistics of a study, of which a suite may know more."""
     rows = max((int(run.facts.get("rows", {}).get("test", 0)) for run in study.runs), default=0)
     measure = Measure(study.metric or "", rows)
     table = {g.key: study.table[g.key] for g in study.groups if study.table[g.key] and g.style != "kr"}
     if study.one_run or study.unlike or study.last is None:
-        return Compared(study, measure, table)
+        return Compared(study, measure, table, suite=suite)
     base = study.baseline.key
     lower = measure.lower_is_better
     if study.named and base in study.table and study.table[base]:
         marks = statistics.marks_against_baseline({base: study.table[base], **table}, base, lower_is_better=lower)
     else:
         marks = statistics.marks_against_best(table, lower_is_better=lower)
-    scored = {key: scores for key, scores in study.table.items() if scores}
-    differences = statistics.against_baseline(scored, base) if base in scored else {}
-    return Compared(study, measure, table, marks, differences)
+    return Compared(study, measure, table, marks, _differences(study, table), suite)
+
+
+def _differences(study: Study, table: Mapping[str, Scores]) -> dict[str, Difference]:
+    """Returns the difference of each group to the baseline; lines to compare with take no part in Holm's correction."""
+    base = study.baseline.key
+    if not study.table[base]:
+        return {}
+    differences = statistics.against_baseline({base: study.table[base], **table}, base)
+    for key in study.table.keys() - {base, *table}:
+        if study.table[key]:
+            alone = statistics.against_baseline({base: study.table[base], key: study.table[key]}, base)[key]
+            differences[key] = replace(alone, adjusted=None)
+    return {group.key: differences[group.key] for group in study.groups if group.key in differences}
 
 
 def unit_for(sizes: Sequence[float]) -> tuple[int, str]:

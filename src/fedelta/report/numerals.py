@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fedelta.report.statistics import Interval
 from fedelta.tasks.metrics import LOWER_IS_BETTER
 
 DASH, MINUS, NO_BREAK = "–", "\u2212", "\u00a0"
@@ -75,6 +76,10 @@ class Measure:
         if value is None or not math.isfinite(value):
             return DASH
         return minus(f"{value * self.factor:+.{self._digits()}f}")
+
+    def bounds(self, interval: Interval | None) -> str:
+        """Writes an interval of differences: `−1.2 to +5.3`; empty for none."""
+        return "" if interval is None else f"{self.difference(interval.low)} to {self.difference(interval.high)}"
 
     def _digits(self) -> int:
         if self.metric not in SHARES:

@@ -17,10 +17,11 @@ from fedelta.report import readings
 from fedelta.report.cautions import cautions
 from fedelta.report.compared import Compared, compared, place
 from fedelta.report.drawing.svg import swatch
+from fedelta.report.grouping import study_of
 from fedelta.report.numerals import listed, share
 from fedelta.report.page import curves, others, tables
 from fedelta.report.page.parts import Figure, Section
-from fedelta.report.study import Run, Study, study_of
+from fedelta.report.study import Run, Study
 from fedelta.report.verdict import tiles, verdict
 
 __all__ = ["Run", "page"]

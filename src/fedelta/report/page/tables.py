@@ -9,12 +9,12 @@ from statistics import fmean
 from markupsafe import Markup
 
 from fedelta.report import readings, statistics
-from fedelta.report.cautions import best_and_last
 from fedelta.report.compared import Compared, mean_total, place, unit_for
 from fedelta.report.drawing.rows import Interval, forest_axis, forest_head, forest_row
 from fedelta.report.drawing.svg import Axis
 from fedelta.report.numerals import DASH, seconds
 from fedelta.report.page.parts import Grid
+from fedelta.report.standings import Standing, standings
 from fedelta.report.study import Group, Run
 
 TARGETS = tuple(share / 10 for share in range(9, 0, -1))
@@ -75,7 +75,8 @@ def lead(c: Compared) -> Lead | None:
     axis = forest_axis(list(drawn.values()))
     factor, unit = unit_for([mean_total(study, g) for g in groups])
     columns = _columns(c, unit)
-    rows = [_row(c, g, axis, drawn.get(g.key), factor, [head for head, _, _ in columns]) for g in groups]
+    heads = [head for head, _, _ in columns]
+    rows = [_row(c, s, axis, drawn.get(s.group.key), factor, heads) for s in standings(c)]
     against = f"against {study.baseline.label}, {m.difference_unit}" if m.difference_unit else f"against {study.baseline.label}"
     tick = "A tick is a seed, the mark their mean, the bar the 95 % interval of the paired difference."
     text = f"Sorted by the mean. {tick}" if c.seeds > 1 else "Sorted by the score of the one seed."
@@ -112,60 +113,46 @@ def _interval(c: Compared, group: Group) -> Interval | None:
     return Interval(group.style, found.mean * factor, bounds, ticks)
 
 
-def _row(c: Compared, group: Group, axis: Axis, drawn: Interval | None, factor: int, heads: Sequence[str]) -> Row:
-    mark = c.marks.get(group.key, "")
-    shown = "" if c.seeds < statistics.FEWEST and mark != "baseline" else mark
-    lacking = c.study.missing(group)
-    if lacking:
-        shown = f"{len(c.seeds_of(group))} of {c.seeds} seeds"
+def _row(c: Compared, s: Standing, axis: Axis, drawn: Interval | None, factor: int, heads: Sequence[str]) -> Row:
+    group = s.group
+    shown = f"{s.seeds} of {c.seeds} seeds" if s.lacking else s.mark
     forest = forest_row(drawn, axis, f"{group.label}: difference with its interval") if drawn else Markup("")
-    values = [_score(c, group), _difference(c, group), _best(c, group), _worst(c, group), *_costs(c, group, factor)]
+    values = [_score(c, s), _difference(c, s), _best(c, s), _worst(c, s), *_costs(s, factor)]
     cells = [
         Cell(head, value, under, i in (2, 3, 5, 6, 7))
         for i, (head, (value, under)) in enumerate(zip(heads, values, strict=True))
     ]
-    return Row(group.key, group.style, group.label, shown, KIND.get(mark, "") if not lacking else "", forest, cells)
+    return Row(group.key, group.style, group.label, shown, KIND.get(s.mark, ""), forest, cells)
 
 
-def _score(c: Compared, group: Group) -> tuple[str, str]:
-    sd = statistics.spread(c.study.table[group.key])
-    return c.measure.text(c.mean(group.key)), f"± {c.measure.text(sd)} sd" if sd is not None else ""
+def _score(c: Compared, s: Standing) -> tuple[str, str]:
+    return c.measure.text(s.mean), f"± {c.measure.text(s.sd)} sd" if s.sd is not None else ""
 
 
-def _difference(c: Compared, group: Group) -> tuple[str, str]:
-    if group.key == c.study.baseline.key and c.differences:
+def _difference(c: Compared, s: Standing) -> tuple[str, str]:
+    if s.is_baseline:
         return "baseline", ""
-    found, m = c.differences.get(group.key), c.measure
-    if found is None or found.mean is None:
+    if s.difference is None or s.difference.mean is None:
         return DASH, ""
-    bounds = "" if found.interval is None else f"{m.difference(found.interval.low)} to {m.difference(found.interval.high)}"
-    return m.difference(found.mean), bounds
+    return c.measure.difference(s.difference.mean), c.measure.bounds(s.interval)
 
 
-def _best(c: Compared, group: Group) -> tuple[str, str]:
-    pairs = best_and_last(c, group)
-    rounds = [
-        chosen + 1 for run in readings.runs_of(c.study, group) if (chosen := run.best_round(c.measure.metric)) is not None
-    ]
-    if not pairs:
+def _best(c: Compared, s: Standing) -> tuple[str, str]:
+    if s.best is None:
         return DASH, "no validation"
+    rounds = s.best_rounds
     shown = ", ".join(map(str, rounds)) if len(rounds) <= 5 else f"{min(rounds)} to {max(rounds)}"
-    return c.measure.text(fmean(best for best, _ in pairs)), f"round {shown}"
+    return c.measure.text(s.best), f"round {shown}"
 
 
-def _worst(c: Compared, group: Group) -> tuple[str, str]:
-    found = [w for run in readings.runs_of(c.study, group) if (w := readings.worst_client(run, c.measure.metric)) is not None]
-    if not found:
+def _worst(c: Compared, s: Standing) -> tuple[str, str]:
+    if s.worst is None:
         return DASH, ""
-    return c.measure.text(fmean(w for w, _, _ in found)), f"spread {c.measure.text(fmean(s for _, s, _ in found))}"
+    return c.measure.text(s.worst[0]), f"spread {c.measure.text(s.worst[1])}"
 
 
-def _costs(c: Compared, group: Group, factor: int) -> list[tuple[str, str]]:
-    runs = readings.runs_of(c.study, group)
-    rates = sorted({str((run.config.get("training") or {}).get("learning_rate", DASH)) for run in group.runs.values()})
-    time = fmean(readings.seconds(run) for run in runs) if runs else 0.0
-    count = len(c.seeds_of(group))
-    return [(f"{mean_total(c.study, group) / factor:.1f}", ""), (seconds(time), ""), (", ".join(rates), ""), (str(count), "")]
+def _costs(s: Standing, factor: int) -> list[tuple[str, str]]:
+    return [(f"{s.sent / factor:.1f}", ""), (seconds(s.seconds), ""), (s.rate, ""), (str(s.seeds), "")]
 
 
 def _resolution(c: Compared) -> str:
