@@ -26,6 +26,7 @@ class Conditions:
         tuned: by label; methods that were not tuned are missing.
         untrained: scores of the model before any training, by part and metric.
         seeds: that the suite asks for.
+        keys: of the methods, by label, in the suite's order.
     """
 
     setting: str = ""
@@ -33,6 +34,7 @@ class Conditions:
     tuned: Mapping[str, Tuned] = field(default_factory=dict[str, Tuned])
     untrained: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
     seeds: Sequence[int] = ()
+    keys: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,7 @@ class Compared:
         table: scores by seed of the methods that are compared: no lines to compare with, no method without a score.
         marks: the verdict on each group, by key.
         differences: to the baseline, by key; empty where scores cannot be compared.
+        against_best: the verdict on each group against the best mean, whatever `marks` are against.
         suite: what a suite knows beside the runs; None for runs that were only set side by side.
     """
 
@@ -53,6 +56,7 @@ class Compared:
     table: Mapping[str, Mapping[int, float]] = field(default_factory=dict[str, Mapping[int, float]])
     marks: Mapping[str, Mark] = field(default_factory=dict[str, Mark])
     differences: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
+    against_best: Mapping[str, Mark] = field(default_factory=dict[str, Mark])
     suite: Conditions | None = None
 
     @property
@@ -108,11 +112,11 @@ def compared(study: Study, suite: Conditions | None = None) -> Compared:
         return Compared(study, measure, table, suite=suite)
     base = study.baseline.key
     lower = measure.lower_is_better
-    if study.named and base in study.table and study.table[base]:
+    against_best = statistics.marks_against_best(table, lower_is_better=lower)
+    marks = against_best
+    if study.named and study.table.get(base):
         marks = statistics.marks_against_baseline({base: study.table[base], **table}, base, lower_is_better=lower)
-    else:
-        marks = statistics.marks_against_best(table, lower_is_better=lower)
-    return Compared(study, measure, table, marks, _differences(study, table), suite)
+    return Compared(study, measure, table, marks, _differences(study, table), against_best, suite)
 
 
 def _differences(study: Study, table: Mapping[str, Scores]) -> dict[str, Difference]:

@@ -34,15 +34,7 @@ def study_of(runs: Sequence[Run], *, metric: str | None = None, baseline: str | 
     bundles = _bundles(runs)
     differing = differing_of([bundle[0] for bundle in bundles])
     labels = _labels(bundles, differing)
-    groups = [
-        Group(
-            f"m{i}",
-            plain_style(bundle[0].method),
-            labels[i],
-            {run.seed: run for run in sorted(bundle, key=lambda run: run.seed)},
-        )
-        for i, bundle in enumerate(bundles)
-    ]
+    groups = [Group(f"m{i}", plain_style(bundle[0].method), labels[i], _by_seed(bundle)) for i, bundle in enumerate(bundles)]
     records = [record for run in runs for record in run.records]
     part = next((p for p in ("test", "validation") if any(r.get(p) for r in records)), None)
     shown = metric or main_metric(records)

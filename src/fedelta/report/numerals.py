@@ -106,6 +106,11 @@ def significant(value: float | None, digits: int = 3) -> str:
     return DASH if value is None or not math.isfinite(value) else minus(f"{value:.{digits}g}")
 
 
+def count(value: float | None) -> str:
+    """Writes a number of steps or rows, with thousands apart: `12,800`."""
+    return DASH if value is None else f"{value:,.0f}"
+
+
 def listed(names: list[str]) -> str:
     """Writes names as a sentence has them: `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

@@ -23,14 +23,19 @@ def outcomes(comparison: Comparison) -> dict[str, Compared]:
     return {name: compared(study, _conditions(comparison, name)) for name, study in studies.items()}
 
 
+def keys_of(comparison: Comparison) -> dict[str, str]:
+    """Returns the key of each method, by label: the same in every setting."""
+    return {label: f"m{i}" for i, label in enumerate(comparison.methods)}
+
+
 def _conditions(comparison: Comparison, setting: str) -> Conditions:
-    part_scores = comparison.untrained.get(setting, {})
     return Conditions(
         setting=setting,
         cells=comparison.cells_of(setting),
         tuned=comparison.tuned_of(setting),
-        untrained=part_scores,
+        untrained=comparison.untrained.get(setting, {}),
         seeds=comparison.seeds,
+        keys=keys_of(comparison),
     )
 
 
@@ -73,9 +78,10 @@ def _study(
     metric: str | None,
     style: Mapping[str, str],
 ) -> Study:
+    keys = keys_of(comparison)
     groups = [
-        Group(f"m{i}", style.get(label, plain_style(method)), label, runs[label])
-        for i, (label, method) in enumerate(comparison.methods.items())
+        Group(keys[label], style.get(label, plain_style(method)), label, runs[label])
+        for label, method in comparison.methods.items()
         if label in runs
     ]
     differing = differing_of([group.first for group in groups])

@@ -86,7 +86,11 @@ def total(run: Run, way: str | None = None) -> int:
 
 def seconds(run: Run) -> float:
     """Returns the time of all rounds, without evaluation."""
-    return sum(float(record["seconds"].get("round", 0.0)) for record in run.records)
+    return sum(_round_seconds(record["seconds"]) for record in run.records)
+
+
+def _round_seconds(stages: Mapping[str, Any]) -> float:
+    return float(stages["round"] if "round" in stages else stages.get("train", 0.0) + stages.get("aggregate", 0.0))
 
 
 def steps(run: Run) -> int | None:

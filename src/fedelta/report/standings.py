@@ -8,8 +8,11 @@ from statistics import fmean
 
 from fedelta.report import readings, statistics
 from fedelta.report.compared import Compared
+from fedelta.report.comparison import State
+from fedelta.report.drawing.rows import Interval
 from fedelta.report.numerals import DASH
-from fedelta.report.statistics import Difference, Interval
+from fedelta.report.statistics import Difference
+from fedelta.report.statistics import Interval as Bounds
 from fedelta.report.study import Group, Run
 
 
@@ -23,6 +26,7 @@ class Standing:
         is_baseline: whether the differences are to it.
         difference: to the baseline; None for the baseline itself, and where scores cannot be compared.
         mark: the verdict for a reader; empty where the seeds allow none.
+        bold: whether it is the best mean, or these seeds cannot tell it from that.
         lacking: the seeds that another method has and this one has not.
         seeds: that have a score.
         best: mean of the scores at the rounds that were best on validation.
@@ -44,6 +48,7 @@ class Standing:
     is_baseline: bool
     difference: Difference | None
     mark: str
+    bold: bool
     lacking: Sequence[int]
     seeds: int
     best: float | None
@@ -63,14 +68,9 @@ class Standing:
     at_edge: bool
 
     @property
-    def interval(self) -> Interval | None:
+    def interval(self) -> Bounds | None:
         """Returns the 95 % interval of the difference."""
         return self.difference.interval if self.difference else None
-
-    @property
-    def bold(self) -> bool:
-        """Returns whether it is the best mean, or these seeds cannot tell it from that."""
-        return self.mark in ("best mean", "not separated")
 
     @property
     def rate(self) -> str:
@@ -97,6 +97,7 @@ def _standing(c: Compared, group: Group) -> Standing:
         is_baseline=is_baseline,
         difference=None if is_baseline else c.differences.get(group.key),
         mark=shown_mark(c, group),
+        bold=c.seeds >= statistics.FEWEST and c.against_best.get(group.key) in ("best mean", "not separated"),
         lacking=study.missing(group) if study.last is not None else [],
         seeds=len(study.table[group.key]),
         best=fmean(best for best, _ in pairs) if pairs else None,
@@ -117,6 +118,68 @@ def _standing(c: Compared, group: Group) -> Standing:
     )
 
 
+@dataclass(frozen=True)
+class Absent:
+    """A method of a suite that has no run in a setting, and why.
+
+    Attributes:
+        key: of the method.
+        label: of the method.
+        state: of its cells: the first that is not merely missing, else `missing`.
+        reason: the claim's sentence, or the error's first line; empty where there is neither.
+    """
+
+    key: str
+    label: str
+    state: State
+    reason: str
+
+
+def absent(c: Compared) -> list[Absent]:
+    """Returns the methods of the suite without any run in this setting, in the suite's order."""
+    if c.suite is None:
+        return []
+    there = {group.label for group in c.study.groups}
+    found: list[Absent] = []
+    for label, key in c.suite.keys.items():
+        cells = [cell for cell in c.suite.cells if cell.label == label]
+        if label not in there and cells:
+            said = next((cell for cell in cells if cell.state != "missing"), cells[0])
+            found.append(Absent(key, label, said.state, said.reason))
+    return found
+
+
+def interval_of(c: Compared, s: Standing) -> Interval | None:
+    """Returns the row of the forest, in the unit of the page; None without a difference."""
+    if s.is_baseline:
+        return Interval(s.group.style, 0.0, None, [])
+    found = s.difference
+    if found is None or found.mean is None:
+        return None
+    factor = c.measure.factor
+    bounds = (found.interval.low * factor, found.interval.high * factor) if found.interval else None
+    ticks = [x * factor for x in found.by_seed.values()] if len(found.by_seed) > 1 else []
+    return Interval(s.group.style, found.mean * factor, bounds, ticks)
+
+
+UNEQUAL = 1.5
+"""The ratio of the commonest label's rows to the rarest one's from which macro-F1 stands beside accuracy."""
+
+
+def shows_macro_f1(c: Compared) -> bool:
+    """Returns whether macro-F1 belongs beside accuracy: classes are unequal, or nothing says how large they are."""
+    if c.measure.metric != "accuracy":
+        return False
+    split = next((run.split for run in c.study.runs if run.split is not None), None)
+    totals: dict[str, int] = {}
+    for client in split["clients"].values() if split else ():
+        for label, rows in (client.get("labels") or {}).items():
+            totals[label] = totals.get(label, 0) + int(rows)
+    if totals:
+        return max(totals.values()) > UNEQUAL * min(totals.values())
+    return any("macro_f1" in (r.get(str(c.study.part)) or {}) for run in c.study.runs for r in run.records[-1:])
+
+
 def _mean(number: Callable[[Run], float | None], runs: Sequence[Run]) -> float | None:
     """Returns the mean over runs; None where one of them lacks the number."""
     found = [x for run in runs if (x := number(run)) is not None]
@@ -125,7 +188,7 @@ def _mean(number: Callable[[Run], float | None], runs: Sequence[Run]) -> float |
 
 def _rates(group: Group) -> list[float]:
     found = [(run.config.get("training") or {}).get("learning_rate") for run in group.runs.values()]
-    return sorted({float(rate) for rate in found if readings.is_number(rate)})
+    return sorted({float(rate) for rate in found if isinstance(rate, int | float)})
 
 
 def shown_mark(c: Compared, group: Group) -> str:
@@ -139,9 +202,9 @@ def shown_mark(c: Compared, group: Group) -> str:
 def macro_f1(c: Compared, group: Group) -> float | None:
     """Returns the mean macro-F1 in the compared round; None where a run has none."""
     part, last = str(c.study.part), c.study.last
-    found = [run.scores(part, "macro_f1").get(last) for run in group.runs.values()] if last is not None else []
-    known = [x for x in found if x is not None]
-    return fmean(known) if known and len(known) == len(found) else None
+    if last is None:
+        return None
+    return _mean(lambda run: run.scores(part, "macro_f1").get(last), list(group.runs.values()))
 
 
 def best_and_last(c: Compared, group: Group) -> list[tuple[float, float]]:

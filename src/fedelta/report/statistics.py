@@ -172,6 +172,23 @@ def marks_against_best(table: Mapping[str, Scores], *, lower_is_better: bool = F
     return marks
 
 
+def p_against_best(table: Mapping[str, Scores], *, lower_is_better: bool = False) -> dict[str, float]:
+    """Returns for each method behind the best mean the share of tables of equal methods with so large a range of means.
+
+    It is the p of `marks_against_best`: below 5 % where that says `behind`. Empty where the seeds allow no such mark.
+    """
+    whole = complete(table)
+    if len(whole) < 2 or len(next(iter(whole.values()))) < FEWEST:
+        return {}
+    best = best_of(whole, lower_is_better=lower_is_better)
+    seeds, error = len(whole[best]), math.sqrt(residual_variance(whole) / len(whole[best]))
+    degrees = (len(whole) - 1) * (seeds - 1)
+    gaps = {name: abs(fmean(whole[best].values()) - fmean(whole[name].values())) for name in whole if name != best}
+    if error == 0:
+        return {name: 1.0 if gap == 0 else 0.0 for name, gap in gaps.items()}
+    return {name: float(_stats().studentized_range.sf(gap / error, len(whole), degrees)) for name, gap in gaps.items()}
+
+
 def best_of(table: Mapping[str, Scores], *, lower_is_better: bool = False) -> str:
     """Returns the method with the best mean, the first of equal ones."""
     pick = min if lower_is_better else max

@@ -16,9 +16,11 @@ from markupsafe import Markup
 from fedelta.report import readings
 from fedelta.report.cautions import cautions
 from fedelta.report.compared import Compared, compared, place
+from fedelta.report.comparison import Comparison
 from fedelta.report.drawing.svg import swatch
 from fedelta.report.grouping import study_of
 from fedelta.report.numerals import listed, share
+from fedelta.report.outcome import outcomes
 from fedelta.report.page import curves, others, tables
 from fedelta.report.page.parts import Figure, Section
 from fedelta.report.study import Run, Study
@@ -29,8 +31,10 @@ __all__ = ["Run", "page"]
 FOLDER = Path(__file__).parent
 
 
-def page(runs: Sequence[Run], *, title: str | None = None, metric: str | None = None, baseline: str | None = None) -> str:
-    """Returns the page of some runs.
+def page(
+    runs: Sequence[Run] | Comparison, *, title: str | None = None, metric: str | None = None, baseline: str | None = None
+) -> str:
+    """Returns the page of some runs, or of a comparison, whose metric and baseline are the suite's.
 
     Args:
         runs: at least one, with at least one round among them. Those that differ in their seed only are one method.
@@ -43,15 +47,24 @@ def page(runs: Sequence[Run], *, title: str | None = None, metric: str | None = 
         ValueError: for no run, no round, or a baseline that is not among them.
         ImportError: for several seeds without scipy, naming the extra.
     """
+    if isinstance(runs, Comparison):
+        found = outcomes(runs)
+        if not found:
+            raise ValueError("there is nothing to report yet: no run has finished a round")
+        return _page(next(iter(found.values())), title or runs.name)
     if not any(run.records for run in runs):
         raise ValueError("there is nothing to report yet: no run has finished a round")
     study = study_of([run for run in runs if run.records], metric=metric, baseline=baseline)
-    c = compared(study)
+    return _page(compared(study), title or _title(study))
+
+
+def _page(c: Compared, title: str) -> str:
+    study = c.study
     finding, rest = verdict(c)
     sections = list(_sections(c))
     return _template().render(
         css=Markup(_css()),
-        title=title or _title(study),
+        title=title,
         kind="One run" if study.one_run else "Comparison",
         chips=[] if study.one_run else [(g.key, g.style, g.label, swatch(g.style)) for g in study.groups],
         keys=[g.key for g in study.groups],

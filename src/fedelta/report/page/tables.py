@@ -14,7 +14,7 @@ from fedelta.report.drawing.rows import Interval, forest_axis, forest_head, fore
 from fedelta.report.drawing.svg import Axis
 from fedelta.report.numerals import DASH, seconds
 from fedelta.report.page.parts import Grid
-from fedelta.report.standings import Standing, standings
+from fedelta.report.standings import Standing, interval_of, standings
 from fedelta.report.study import Group, Run
 
 TARGETS = tuple(share / 10 for share in range(9, 0, -1))
@@ -70,13 +70,13 @@ def lead(c: Compared) -> Lead | None:
     study, m = c.study, c.measure
     if study.one_run or study.last is None:
         return None
-    groups = c.ranked()
-    drawn = {g.key: found for g in groups if (found := _interval(c, g)) is not None}
+    found = standings(c)
+    drawn = {s.group.key: row for s in found if (row := interval_of(c, s)) is not None}
     axis = forest_axis(list(drawn.values()))
-    factor, unit = unit_for([mean_total(study, g) for g in groups])
+    factor, unit = unit_for([s.sent for s in found])
     columns = _columns(c, unit)
     heads = [head for head, _, _ in columns]
-    rows = [_row(c, s, axis, drawn.get(s.group.key), factor, heads) for s in standings(c)]
+    rows = [_row(c, s, axis, drawn.get(s.group.key), factor, heads) for s in found]
     against = f"against {study.baseline.label}, {m.difference_unit}" if m.difference_unit else f"against {study.baseline.label}"
     tick = "A tick is a seed, the mark their mean, the bar the 95 % interval of the paired difference."
     text = f"Sorted by the mean. {tick}" if c.seeds > 1 else "Sorted by the score of the one seed."
@@ -99,18 +99,6 @@ def _columns(c: Compared, unit: str) -> list[tuple[str, str, bool]]:
         ("rate", "not tuned", True),
         ("n", "seeds", True),
     ]
-
-
-def _interval(c: Compared, group: Group) -> Interval | None:
-    if group.key == c.study.baseline.key and c.differences:
-        return Interval(group.style, 0.0, None, [])
-    found = c.differences.get(group.key)
-    if found is None or found.mean is None:
-        return None
-    factor = c.measure.factor
-    bounds = (found.interval.low * factor, found.interval.high * factor) if found.interval else None
-    ticks = [x * factor for x in found.by_seed.values()] if len(found.by_seed) > 1 else []
-    return Interval(group.style, found.mean * factor, bounds, ticks)
 
 
 def _row(c: Compared, s: Standing, axis: Axis, drawn: Interval | None, factor: int, heads: Sequence[str]) -> Row:
