@@ -1,4 +1,4 @@
-"""A comparison as files: page, terminal and csv have the same numbers, those of scipy; no name is markup; the same bytes twice."""
+"""A comparison as files: page, terminal and csv have the same numbers, those of scipy; the same bytes twice."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -48,9 +49,8 @@ def test_page_terminal_and_csv_have_the_numbers_of_scipy(a_comparison: Make):
     assert statistic(comparison, "b", "p") == pytest.approx(test.pvalue, rel=1e-9)
     assert statistic(comparison, "b", "p_adjusted") == pytest.approx(max(2 * min(raw), raw[0]), rel=1e-9)
     score = f"{100 * fmean(b):.1f} ± {100 * stats.tstd(b):.1f}"
-    difference = f"{100 * (fmean(b) - fmean(a)):+.1f} {100 * bounds.low:+.1f} to {100 * bounds.high:+.1f}".replace(
-        "-", "\u2212"
-    )
+    gap, low, high = (f"{100 * x:+.1f}".replace("-", "\u2212") for x in (fmean(b) - fmean(a), bounds.low, bounds.high))
+    difference = f"{gap} {low} to {high}"
     row = next(line for line in results.terminal_table(comparison, 120).plain.splitlines() if line.startswith("■ b"))
     assert re.sub(r"\s+", " ", row).startswith(f"■ b {score} {difference}")
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page(comparison)))
@@ -131,7 +131,7 @@ def test_latex_is_escaped_and_whole(a_comparison: Make):
     assert r"flex\_lora \& co" in text
     assert "flex_lora &" not in text
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 3
-    widths = {line.count(" & ") - line.count(r"\& ") for line in text.splitlines() if line.endswith(r"\\")}
+    widths = {line.count(" & ") for line in text.splitlines() if line.endswith(r"\\")}
     assert len(widths) == 2, "every row of a table has as many cells as its head"
     assert r"\textbf{" in text
 
@@ -152,7 +152,7 @@ def test_narrow_terminals_lose_columns_from_the_right(a_comparison: Make):
         assert max(map(len, table)) <= max(width, 62), width
         heads.append(lines[1].split())
     assert heads[0][-3:] == ["rows", "seen", "s"]
-    for wide, narrow in zip(heads, heads[1:], strict=False):
+    for wide, narrow in pairwise(heads):
         assert narrow == wide[: len(narrow)]
     assert heads[-1] == ["method", "mean", "±", "sd", "diff.", "95", "%", "interval"]
 
