@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -11,7 +11,7 @@ from fedelta.report import readings, statistics
 from fedelta.report.comparison import Cell, Tuned
 from fedelta.report.numerals import Measure
 from fedelta.report.statistics import Difference, Mark, Scores
-from fedelta.report.study import Group, Study
+from fedelta.report.study import Group, Run, Study
 
 UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
@@ -142,6 +142,12 @@ def mean_total(study: Study, group: Group, way: str | None = None) -> float:
     """Returns the mean over seeds of all bytes that a method sent."""
     runs = readings.runs_of(study, group)
     return fmean(readings.total(run, way) for run in runs) if runs else 0.0
+
+
+def mean_of(number: Callable[[Run], float | None], runs: Sequence[Run]) -> float | None:
+    """Returns the mean over runs; None where one of them lacks the number."""
+    found = [x for run in runs if (x := number(run)) is not None]
+    return fmean(found) if found and len(found) == len(runs) else None
 
 
 def place(value: Any) -> str:

@@ -138,6 +138,13 @@ def peak_memory(run: Run) -> float | None:
     return max(found) if found else None
 
 
+def was_busy(run: Run) -> bool:
+    """Returns whether a round had more load than the machine has cores; False where one of the two is not known."""
+    cores = (run.facts.get("platform") or {}).get("cores")
+    loads = [float(record["load"]) for record in run.records if is_number(record.get("load"))]
+    return is_number(cores) and any(load > float(cores or 0) for load in loads)
+
+
 def clients_of(run: Run, metric: str) -> dict[str, float] | None:
     """Returns a metric of each client on its own rows, in the last round that has it.
 

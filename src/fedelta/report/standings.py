@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from fedelta.report import readings, statistics
-from fedelta.report.compared import Compared
+from fedelta.report.compared import Compared, mean_of
 from fedelta.report.comparison import State
 from fedelta.report.drawing.rows import Interval
 from fedelta.report.numerals import DASH
 from fedelta.report.statistics import Difference
 from fedelta.report.statistics import Interval as Bounds
-from fedelta.report.study import Group, Run
+from fedelta.report.study import Group
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +104,14 @@ def _standing(c: Compared, group: Group) -> Standing:
         best_rounds=rounds,
         worst=(fmean(w for w, _, _ in worst), fmean(s for _, s, _ in worst)) if worst else None,
         macro_f1=macro_f1(c, group),
-        sent=_mean(readings.total, runs) or 0.0,
-        up=_mean(lambda run: readings.total(run, "up"), runs) or 0.0,
-        down=_mean(lambda run: readings.total(run, "down"), runs) or 0.0,
-        seconds=_mean(readings.seconds, runs) or 0.0,
-        evaluation=_mean(lambda run: readings.seconds_of(run, "evaluation"), runs),
-        steps=_mean(readings.steps, runs),
-        rows_seen=_mean(readings.rows_seen, runs),
-        memory=_mean(readings.peak_memory, runs),
+        sent=mean_of(readings.total, runs) or 0.0,
+        up=mean_of(lambda run: readings.total(run, "up"), runs) or 0.0,
+        down=mean_of(lambda run: readings.total(run, "down"), runs) or 0.0,
+        seconds=mean_of(readings.seconds, runs) or 0.0,
+        evaluation=mean_of(lambda run: readings.seconds_of(run, "evaluation"), runs),
+        steps=mean_of(readings.steps, runs),
+        rows_seen=mean_of(readings.rows_seen, runs),
+        memory=mean_of(readings.peak_memory, runs),
         rates=_rates(group),
         tuned=None if c.suite is None else tuned is not None,
         at_edge=tuned is not None and tuned.at_edge,
@@ -180,12 +180,6 @@ def shows_macro_f1(c: Compared) -> bool:
     return any("macro_f1" in (r.get(str(c.study.part)) or {}) for run in c.study.runs for r in run.records[-1:])
 
 
-def _mean(number: Callable[[Run], float | None], runs: Sequence[Run]) -> float | None:
-    """Returns the mean over runs; None where one of them lacks the number."""
-    found = [x for run in runs if (x := number(run)) is not None]
-    return fmean(found) if found and len(found) == len(runs) else None
-
-
 def _rates(group: Group) -> list[float]:
     found = [(run.config.get("training") or {}).get("learning_rate") for run in group.runs.values()]
     return sorted({float(rate) for rate in found if isinstance(rate, int | float)})
@@ -204,7 +198,7 @@ def macro_f1(c: Compared, group: Group) -> float | None:
     part, last = str(c.study.part), c.study.last
     if last is None:
         return None
-    return _mean(lambda run: run.scores(part, "macro_f1").get(last), list(group.runs.values()))
+    return mean_of(lambda run: run.scores(part, "macro_f1").get(last), list(group.runs.values()))
 
 
 def best_and_last(c: Compared, group: Group) -> list[tuple[float, float]]:

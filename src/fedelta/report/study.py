@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from fedelta.report.words import Record
 from fedelta.tasks.metrics import is_better
 
 Plain = Mapping[str, Any]
 
-SEEDS = ("partition", "schedule", "start")
-"""What the seed of a run draws beside the rows, where a config names each."""
-
-OF_THE_RUN = frozenset({"seed", "name", "output", *(f"seed.{drawn}" for drawn in SEEDS)})
+OF_THE_RUN = frozenset({"seed", "seed.data", "seed.partition", "seed.schedule", "seed.start", "name", "output"})
 """Keys that say which run it is, and not what it does."""
 
 OF_THE_MACHINE = frozenset(
@@ -31,7 +28,7 @@ OF_THE_MACHINE = frozenset(
 )
 """Keys that say how it is computed; seeds of one method may differ in them."""
 
-COMMON = ("model.name", "task", "data", "partition", "seed.data")
+COMMON = ("model.name", "task", "data", "partition")
 """What must be the same for scores to be compared: a run with another model, or other rows, answers another question."""
 
 REFERENCES = frozenset({"local_only", "centralised"})
@@ -63,13 +60,18 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Returns the seed of everything that is drawn; where the config names each, that of the start."""
-        return self.seed_of("start")
+        """Returns the seed that tells runs apart: of all draws, or the one other than the data's; `schedule` of several."""
+        given: object = self.config.get("seed", 0)
+        if not isinstance(given, Mapping):
+            return int(self.config.get("seed", 0))
+        seeds = cast("Mapping[str, int]", given)
+        other = {seeds.get(kind, 0) for kind in ("partition", "schedule", "start")} - {seeds.get("data", 0)}
+        return other.pop() if len(other) == 1 else seeds.get("schedule", 0)
 
     def seed_of(self, drawn: str) -> int:
         """Returns the seed of one of the things that are drawn: data, partition, schedule or start."""
-        seed = self.config.get("seed", 0)
-        return int(seed.get(drawn, 0) if isinstance(seed, Mapping) else seed)
+        seed: object = self.config.get("seed", 0)
+        return int(cast("Mapping[str, int]", seed).get(drawn, 0)) if isinstance(seed, Mapping) else self.seed
 
     @property
     def method(self) -> str:

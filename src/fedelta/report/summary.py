@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedelta.report.cautions import cautions
-from fedelta.report.compared import Compared
+from fedelta.report.compared import Compared, place
 from fedelta.report.comparison import Comparison
 from fedelta.report.outcome import outcomes
 from fedelta.report.standings import Standing, absent, standings
@@ -56,7 +56,7 @@ def _row(s: Standing) -> dict[str, Any]:
         "label": s.group.label,
         "mean": s.mean,
         "sd": s.sd,
-        "seeds": {str(seed): run.name for seed, run in s.group.runs.items()},
+        "seeds": {str(seed): place(run.name) for seed, run in s.group.runs.items()},
         "difference": difference.mean if difference else None,
         "interval": _bounds(s.interval),
         "p": difference.p if difference else None,

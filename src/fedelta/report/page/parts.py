@@ -17,12 +17,14 @@ class Grid:
     Attributes:
         keys: of the series of each row, by which a chip hides it; empty for rows that are never hidden.
         styles: class of colour of each row; empty for none.
+        faded: numbers of the rows that stand for nothing that was run.
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     keys: Sequence[str] = ()
     styles: Sequence[str] = ()
+    faded: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

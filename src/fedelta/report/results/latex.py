@@ -8,7 +8,7 @@ from fedelta.report.compared import Compared, unit_for
 from fedelta.report.comparison import Comparison
 from fedelta.report.numerals import DASH, MINUS, NO_BREAK, count
 from fedelta.report.outcome import outcomes
-from fedelta.report.results.settings import by_setting
+from fedelta.report.settings import by_setting
 from fedelta.report.standings import Absent, Standing, absent, shows_macro_f1, standings
 from fedelta.report.statistics import FEWEST
 

@@ -15,7 +15,7 @@ from fedelta.report.drawing.rows import Interval, forest_axis
 from fedelta.report.drawing.svg import Axis, tick_text
 from fedelta.report.numerals import DASH, count
 from fedelta.report.outcome import outcomes
-from fedelta.report.results.settings import by_setting, settings_line
+from fedelta.report.settings import by_setting, settings_line
 from fedelta.report.standings import Standing, absent, interval_of, shows_macro_f1, standings
 from fedelta.report.verdict import across, verdict
 
