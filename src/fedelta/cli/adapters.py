@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from fedelta.cli.options import AsJson, Folders, OfClient, OfRank, Overrides, Plot, Trust, Which
 from fedelta.cli.output import note
+
+if TYPE_CHECKING:
+    from fedelta.report.model_card import Exported
 
 T = TypeVar("T", int, float)
 
@@ -125,12 +128,33 @@ def export(
     trust: Trust = False,
     overrides: Overrides = None,
 ) -> None:
-    """Write an adapter of a run as a PEFT folder, or merged as a Hugging Face model."""
+    """Write an adapter of a run as a PEFT folder, or merged as a Hugging Face model, with a model card.
+
+    On stdout come the lines that load, serve and publish it.
+    """
     from fedelta.report.terminal import quieten_libraries, show_warnings
     from fedelta.runs import export as deployment
 
     show_warnings("screen")
     quieten_libraries()
     source = deployment.find(target, overrides or [], which=which, rank=rank, client=client, trust_remote_code=trust)
-    deployment.export(source, output, merged=merged)
+    told = deployment.export(source, output, merged=merged)
     note(f"wrote {source.adapter} to {output}{', merged into its model' if merged else ''}")
+    _show_usage(told, str(output))
+
+
+def _show_usage(told: Exported, place: str) -> None:
+    """Prints what can be done with an exported folder; each line works as it stands, but for the name on the Hub."""
+    from fedelta.report.model_card import load_lines, serve_line, upload_line, why_not_served
+    from fedelta.report.terminal import show_code
+
+    name = Path(place).resolve().name
+    note("to load it, in Python:")
+    show_code("\n".join(load_lines(told, place)))
+    if (line := serve_line(told, place, name)) is not None:
+        note("to serve it:")
+        show_code(line)
+    if reason := why_not_served(told):
+        note(f"{reason}: export it with --merged to serve it")
+    note("to publish it:")
+    show_code(upload_line(place, name))
