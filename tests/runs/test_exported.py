@@ -31,6 +31,9 @@ from fedelta.runs.base import load_adapted, peft_config
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TEXTS = ["purr the tail", "bark bark fur", "mew"]
+EQUALLY_LONG = TEXTS[:2]
+"""A language model answers at each token, also at padding, where nothing is to be compared."""
+
 SHORT = {"federation.rounds": 2, "evaluation.diagnostics": False, "training.learning_rate": 0.1}
 NASTY = ["cats", "dogs\n```\n# owned", "<b>`|` \x1b[31m", "---\nlicense: none", "'); import os #"]
 
@@ -103,19 +106,19 @@ def instructions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def answers(source: deployment.Source) -> list[list[float]]:
+def answers(source: deployment.Source, texts: list[str] = TEXTS) -> list[list[float]]:
     """What the model that fedelta scores says."""
     config, task = source.config, deployment.task_of(source)
     model, tokenizer = load_adapted(config.model, task, peft_config(config.lora), device="cpu", seed=config.seed)
     model.load(load_adapter(source.adapter))
     model.mode(None)
     with torch.inference_mode():
-        return model.module(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.tolist()
+        return model.module(**tokenizer(texts, padding=True, return_tensors="pt")).logits.tolist()
 
 
-def executed(lines: dict[str, str], home: Path, tmp_path: Path, cwd: Path) -> dict[str, Any]:
+def executed(lines: dict[str, str], home: Path, tmp_path: Path, cwd: Path, texts: list[str] = TEXTS) -> dict[str, Any]:
     """Runs lines in a new process that knows no fedelta, with a Hub cache of its own."""
-    (tmp_path / "asked.json").write_text(json.dumps({"lines": lines, "texts": TEXTS}))
+    (tmp_path / "asked.json").write_text(json.dumps({"lines": lines, "texts": texts}))
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "asked.json"), str(tmp_path / "found.json")]
     done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
@@ -124,7 +127,7 @@ def executed(lines: dict[str, str], home: Path, tmp_path: Path, cwd: Path) -> di
 
 
 def block(card: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    return [found[1] for found in re.findall(rf"^(`{{3,}}){language}\n(.*?)^\1$", card, re.MULTILINE | re.DOTALL)]
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -182,10 +185,10 @@ def test_a_language_model_loads_by_its_lines_and_is_served_where_it_can_be(
         fedelta.run(config, {**changes, "output": str(tmp_path / name)})
         source = deployment.find(tmp_path / name)
         told = deployment.export(source, tmp_path / "out" / name)
-        lines[name], expected[name] = "\n".join(load_lines(told, str(tmp_path / "out" / name))), answers(source)
+        lines[name], expected[name] = "\n".join(load_lines(told, str(tmp_path / "out" / name))), answers(source, EQUALLY_LONG)
         served = serve_line(told, "out", "mine")
         assert (served is not None) == (name == "same")
-    found = executed(lines, home, tmp_path, tmp_path)
+    found = executed(lines, home, tmp_path, tmp_path, EQUALLY_LONG)
     for name, logits in expected.items():
         torch.testing.assert_close(torch.tensor(found[name]["logits"]), torch.tensor(logits), rtol=0, atol=1e-5, msg=name)
     card = (tmp_path / "out/same/README.md").read_text()
@@ -258,7 +261,7 @@ def test_the_scores_are_those_of_the_round_that_is_exported(tiny_config: dict[st
 def test_a_strangers_texts_mean_nothing_in_a_card(tiny_config: dict[str, Any], tmp_path: Path):
     rows = [{"text": "purr mew", "label": label} for label in NASTY] * 6
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changes = {**SHORT, "data.source": str(tmp_path / "rows.jsonl"), "data.stratify": True, "output": str(tmp_path / "run")}
+    changes = {**SHORT, "data.source": str(tmp_path / "rows.jsonl"), "data.stratify": "label", "output": str(tmp_path / "run")}
     fedelta.run(tiny_config, changes)
     log = tmp_path / "run/rounds.jsonl"
     records = [json.loads(line) for line in log.read_text().splitlines()]
@@ -271,7 +274,7 @@ def test_a_strangers_texts_mean_nothing_in_a_card(tiny_config: dict[str, Any], t
     ]  # fmt: skip
     assert set(front_matter(card)) == {"library_name", "pipeline_tag", "tags"}
     assert all(c.isprintable() or c == "\n" for c in card)
-    outside = re.sub(r"(?s)^```.*?^```$", "", card, flags=re.MULTILINE)
+    outside = re.sub(r"(?s)^(`{3,}).*?^\1$", "", card, flags=re.MULTILINE)
     outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", outside)
     assert "<" not in outside
     call = block(card, "python")[0].split("model = ")[1].splitlines()[0]

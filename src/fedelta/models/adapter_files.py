@@ -238,13 +238,18 @@ def _read_extra(path: Path) -> _Extra:
 
 
 def copy_adapter(source: str | Path, folder: str | Path) -> None:
-    """Copies an adapter's own files, bit for bit, and nothing else that lies beside them.
+    """Copies an adapter's own files, bit for bit, and nothing else that lies beside them; errors are those of `own_files`."""
+    source = Path(source)
+    _write_folder(Path(folder), {name: _read_plain(source / name) for name in own_files(source)})
+
+
+def own_files(source: Path) -> list[str]:
+    """Returns the names of the files of the adapter in a folder.
 
     Raises:
         FileNotFoundError: for a folder that lacks one that every adapter has.
         MalformedError: for one that is a link or no plain file: a copy would hold what the folder does not.
     """
-    source = Path(source)
     if not source.is_dir():
         raise FileNotFoundError(f"no adapter folder {source}; give a folder with {CONFIG} and {WEIGHTS}")
     needed = (CONFIG, WEIGHTS)
@@ -252,13 +257,19 @@ def copy_adapter(source: str | Path, folder: str | Path) -> None:
         if not os.path.lexists(source / name):
             raise FileNotFoundError(f"{source} has no {name}; give a folder with {CONFIG} and {WEIGHTS}")
     there = [name for name in (*needed, EXTRA) if name in needed or os.path.lexists(source / name)]
-    _write_folder(Path(folder), {name: _read_plain(source / name) for name in there})
+    for name in there:
+        _demand_plain(source / name)
+    return there
+
+
+def _demand_plain(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise MalformedError(f"{path} is a link or no plain file, which is not followed; put the file itself there")
 
 
 def _read_plain(path: Path) -> bytes:
     """Returns the bytes of a file that is no link; it is opened in one step, so that it cannot become one in between."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise MalformedError(f"{path} is a link or no plain file, which is not followed; put the file itself there")
+    _demand_plain(path)
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     with open(handle, "rb") as file:
         return file.read()

@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -167,7 +168,7 @@ def _front_matter(it: Exported) -> str:
 def _opening(it: Exported) -> str:
     adapter = "A LoRA adapter, trained by federated learning"
     what = "A model with a LoRA adapter in its weights, trained by federated learning" if it.merged else adapter
-    base = f"{code(it.base)}{', a folder on the machine where it was trained' if it.local else ''}"
+    base = f"the folder {code(PurePath(it.base).name)}, on the machine of its training" if it.local else code(it.base)
     terms = code(it.license) if it.license else "not known here: see the page of the base model"
     return f"{what}.\n\n- Base model: {base}\n- Licence of the base model: {terms}\n"
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from fedelta.data.gaps import without_empty
 from fedelta.data.sources import load_rows, subsample
 from fedelta.exchange import files
-from fedelta.models.adapter_files import CONFIG, WEIGHTS, copy_adapter, load_adapter, read_layout
+from fedelta.models.adapter_files import CONFIG, WEIGHTS, copy_adapter, load_adapter, own_files, read_layout
 from fedelta.models.base_facts import BaseFacts, base_facts
 from fedelta.models.export import merge_into
 from fedelta.models.loading import load_model
@@ -141,6 +141,7 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> Expor
     """
     folder = Path(folder)
     demand_unused(folder)
+    own_files(source.adapter)  # before one is read
     if merged:
         source.demand_leave()
     layout, task, facts = read_layout(source.adapter), _task_with_labels(source), _facts_of(source)
