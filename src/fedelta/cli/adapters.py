@@ -23,28 +23,42 @@ def aggregate(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write.")],
     method: Annotated[str, typer.Option(metavar="NAME", help="One of `fedelta methods`.")] = "fedavg",
     ranks: Annotated[str | None, typer.Option(metavar="R,...", help="Of the results; by default those of the inputs.")] = None,
-    weights: Annotated[str | None, typer.Option(metavar="W,...", help="One for each input; equal by default.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="W,...", help="One for each input, such as its number of training examples; equal by default."),
+    ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the method.")] = None,
+    same_base: Annotated[bool, typer.Option("--same-base", help="Take bases of different names for one model.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Merge PEFT adapters on disk by a method, without training.
+    """Merge PEFT adapters on disk by a method, without training, and show how near the result is to their exact mean.
 
     One result is written to OUT itself, several to OUT/rank-R or, without --ranks, to OUT under the inputs' names.
     """
-    from fedelta.adapters.aggregation import aggregate
+    from fedelta.adapters.aggregation import aggregate, shares
+    from fedelta.adapters.fidelity import fidelity
+    from fedelta.adapters.reading import read_alike
     from fedelta.models.adapter_files import save_adapter
+    from fedelta.report.tables import fidelity_table
+    from fedelta.report.terminal import out, print_json
     from fedelta.runs.config import pairs
     from fedelta.runs.export import demand_unused
 
-    wanted = _numbers(ranks, "--ranks", int)
+    wanted, given = _numbers(ranks, "--ranks", int), _numbers(weights, "--weights", float)
     places = _places(output, folders, wanted)
     for place in places:
         demand_unused(place)
-    results = aggregate(
-        folders, method=method, ranks=wanted, weights=_numbers(weights, "--weights", float), **dict(pairs(settings or []))
-    )
+    adapters = read_alike(folders, same_base=same_base)
+    results = aggregate(adapters, method=method, ranks=wanted, weights=given, **dict(pairs(settings or [])))
+    facts = [asdict(fidelity(result, adapters, shares(given, len(adapters)))) for result in results]
     for place, (k, result) in zip(places, enumerate(results), strict=True):
         save_adapter(result, place, like=folders[k % len(folders)])
         note(f"wrote {place}")
+    if as_json:
+        print_json({"results": [{"folder": str(place), **found} for place, found in zip(places, facts, strict=True)]})
+        return
+    for place, found in zip(places, facts, strict=True):
+        out.print(fidelity_table(str(place), found))
 
 
 def _numbers(text: str | None, option: str, kind: type[T]) -> list[T] | None:
@@ -84,7 +98,7 @@ def inspect(folders: Folders, plot: Plot = None, as_json: AsJson = False) -> Non
         print_json({"adapters": facts, "overlaps": [{"between": pair, "layers": rows} for pair, rows in overlaps.items()]})
     else:
         for name, rows in facts.items():
-            out.print(tables.spectra_table(name, rows))
+            out.print(tables.spectra_table(name, rows, out.width))
         for (a, b), rows in overlaps.items():
             out.print(tables.overlap_table(f"{a} and {b}", rows))
     if plot:
