@@ -24,6 +24,7 @@ from fedelta.engines.rounds import Round
 from fedelta.engines.settings import RunSettings
 from fedelta.engines.visits import VisitAll
 from fedelta.exchange.parcels import Parcel
+from fedelta.models.adapter_files import Layout
 from fedelta.runs import layouts
 from fedelta.runs.config import ConfigError, RefusedByClaim, RunConfig, read_config
 from fedelta.runs.config.choices import Choices
@@ -32,6 +33,7 @@ from fedelta.runs.config.read import Overrides, Source
 from fedelta.runs.config.terms import terms_of
 from fedelta.runs.evaluation import Scores
 from fedelta.runs.folder import RunFolder
+from fedelta.runs.labels import labels_of
 from fedelta.runs.open_run import OpenRun
 from fedelta.runs.rounds import Experiment, taken
 from fedelta.runs.runner import opened
@@ -141,12 +143,16 @@ def build_at_sites(
         template=found.template,
         settings=_asking_more(chosen.settings, federation.participation, federation.over_selection),
         engine=partial(carrier.visits, run, terms, federation.deadline, federation.over_selection),
-        layout=layouts.received(found.layout, config.model.name) if held is None else held.layout,
+        layout=_layout(found, config, chosen) if held is None else held.layout,
         **_scored_here(held),
         own_scores=OwnScores(config, chosen, carrier, run, terms, found.clients),
         memories_here=False,
         notes={"run": run, "sites": {str(site.peer.id): _identity(site) for site in known}},
     )
+
+
+def _layout(found: census.Sites, config: RunConfig, chosen: Choices) -> Layout:
+    return replace(layouts.received(found.layout, config.model.name), labels=labels_of(chosen.task))
 
 
 def demand_for_sites(config: RunConfig, chosen: Choices) -> None:

@@ -34,6 +34,7 @@ from fedelta.runs.config.own import Own
 from fedelta.runs.config.terms import demand_memory, demand_steps, terms_of, under_terms
 from fedelta.runs.deal import ranks_for
 from fedelta.runs.encoded import encoded
+from fedelta.runs.labels import labels_of
 from fedelta.runs.site_rows import SiteRows, rows_of
 from fedelta.tasks.task import Task
 from fedelta.tree import Adapter
@@ -133,7 +134,7 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
         method=chosen.method.for_topology(config.federation.rounds, lambda: 0.0),
         channel=chosen.settings.channel,
         fingerprint=model.fingerprint,
-        labels=_labels(task),
+        labels=labels_of(task) or None,
         gemm=model.gemm,
         layout=layouts.to_send(model.layout),
         folder=node.folder(),
@@ -276,8 +277,3 @@ def _ranks(config: RunConfig, k: int, most: int | None) -> list[int]:
     ranks = ranks_for(config.lora.rank, k + 1 if count is None else count, config.seeds().partition)
     own = ranks[k] if most is None else min(ranks[k], most)
     return [own, *sorted(set(ranks) - {own})]
-
-
-def _labels(task: Task) -> Sequence[Any] | None:
-    found = getattr(task, "labels", None)
-    return None if found is None else list(found)
