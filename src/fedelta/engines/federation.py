@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 
 from fedelta import tree
-from fedelta.engines.guards import ROUNDS, Size, check_population, check_templates, reason_of
+from fedelta.engines.guards import ROUNDS, Size, check_population, check_takes, check_templates, reason_of
 from fedelta.engines.letters import Visit
 from fedelta.engines.memories import Memories
 from fedelta.engines.participants import Doors, Holding, by_id, holding, in_order, peers_of, samples
@@ -71,6 +71,7 @@ class Federation:
         shown = samples(by_id(served))
         template = template or largest_template(shown)
         method.check(template, peers_of(by_id(served)))
+        check_takes(method, shown)
         check_templates(shown, template)
         if method.needs_validation and settings.score is None:
             raise ValueError(f"{type(method).__name__} weighs updates by their validation scores: give `score`")
