@@ -232,6 +232,9 @@ def largest_template(clients: Sequence[Client]) -> Adapter:
         return max((c.template.layers[layer] for c in clients), key=lambda x: x.rank)
 
     first = clients[0].template
+    for client in clients:
+        who, other = f"client {client.peer.id}", f"client {clients[0].peer.id}"
+        tree.check_names(client.template.layers, first.layers, who, other, "layers")
     return replace(first, layers={n: most(n) for n in first.layers})
 
 

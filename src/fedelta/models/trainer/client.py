@@ -16,7 +16,7 @@ from typing import Any, cast
 from weakref import ref
 
 from peft import PeftModel
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from fedelta import tree
 from fedelta.client import trainable_names
@@ -222,6 +222,7 @@ def _refuse(who: str, **asked: object) -> None:
 
 def _settle(trainer: Trainer, turn: Turn, num_steps: int | None, lr_scale: float) -> None:
     """Sets what a round asks for, in a copy of the arguments: a user may give the same ones in every round."""
+    set_seed(turn.seed)  # again: a Trainer that is made seeds the generators by its arguments, alike in every round
     trainer.args = args = copy.copy(trainer.args)
     args.seed = turn.seed
     args.learning_rate *= lr_scale
