@@ -44,7 +44,10 @@ def llama() -> Any:
 
 
 MODELS = {
-    "bert": (bert, {"target_modules": ["query", "intermediate.dense"], "task_type": "SEQ_CLS", "modules_to_save": ["classifier"]}),
+    "bert": (
+        bert,
+        {"target_modules": ["query", "intermediate.dense"], "task_type": "SEQ_CLS", "modules_to_save": ["classifier"]},
+    ),
     "llama": (llama, {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}),
 }
 

@@ -61,9 +61,7 @@ def replaced(client: TrainerClient, **changes: Any) -> Any:
 
 def test_gradients_that_it_accumulates_are_those_of_one_larger_batch(ordered, classifier):
     once = ordered(replace(classifier, kind="llama"), 0)
-    halves = replace(
-        once, options={**once.options, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    )
+    halves = replace(once, options={**once.options, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2})
     one, two = once.client(), halves.client()
     assert one.num_steps == two.num_steps == 3
     close(one.train(0, one.template).adapter, two.train(0, two.template).adapter)
