@@ -56,6 +56,7 @@ class Scaffold(LocalRule):
 
     paper = "Karimireddy et al. 2020, SCAFFOLD, arXiv 1910.06378"
     follows = "published code"
+    asks = frozenset({"gradient"})
     reported = "none collected by us"
     stable = True
     needs_updates = True
