@@ -56,6 +56,21 @@ class BaseStore:
             self._show(self.total, rewrite=fresh)
             self._last = base
 
+    def pristine(self, name: str) -> Tensor:
+        """Returns the pretrained weight of a layer as (o, i): the model's own memory, on its device, to be read only.
+
+        Raises:
+            ValueError: for a layer whose weight is no plain matrix of floating-point numbers.
+        """
+        if not is_plain(self._layers[name]):
+            raise ValueError(
+                f"layer {name!r}: its weight is quantised or packed, so that no start can be made of it: load the base in "
+                "bfloat16 or float32, or take a method whose start is drawn"
+            )
+        writer: Any = self._writers[name]
+        kept = writer.pristine if isinstance(writer, _WeightWriter) else None
+        return oriented(self._layers[name], writer.layer.weight.detach() if kept is None else kept)
+
     def _follow(self, base: BaseDelta) -> bool:
         """Brings `total` to the delta's version; returns False if it was there already."""
         for name, terms in base.terms.items():
