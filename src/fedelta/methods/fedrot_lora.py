@@ -71,7 +71,8 @@ class FedRotLoRA(Method):
             ranks = [x.rank for x in xs]
             if ranks != [old.rank] * len(xs):
                 raise ValueError(
-                    f"fedrot_lora needs rank {old.rank} of all, got {ranks}; use a method for unequal ranks: zeropad or flexlora"
+                    f"fedrot_lora needs rank {old.rank} of all, got {ranks}; "
+                    "use a method for unequal ranks: zeropad or flexlora"
                 )
             return lr.mean_factors(weights, [turned(lr.rescale(x, old.scale), old, which) for x in xs])
 

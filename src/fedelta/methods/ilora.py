@@ -7,19 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
-from torch import Tensor
 
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate, in_order, merge
-from fedelta.method import Client, ClientState, GradientHook, Method, State
+from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods._compose.rules import check_like
 from fedelta.methods._shared.base_delta import BaseAccount, advance, open_base, step_entries
 from fedelta.methods._shared.qr import leading_qr, leading_qr_of
-from fedelta.methods._shared.variates import Correction
+from fedelta.methods._shared.variates import Correction, moved_by, owners_of, part_of, per_scale
 from fedelta.peers import Peer, at_largest, kinds_of, template_for
-from fedelta.tree import Adapter, BaseDelta, Message, Tensors
+from fedelta.tree import Adapter, BaseDelta, Factor, Message, Tensors
 
 Slices: TypeAlias = Mapping[str, LoRA]
 """Leading slices of factorisations, by layer."""
@@ -77,13 +76,13 @@ class ILoRA(Method):
             this is SCAFFOLD's with a mean over the owners of each component.
         factor: of G, without a fixed start: "qr" is the published one, whose slices are no best approximation; "svd" is.
 
-    Memory may be lost. The whole displacement goes down in every round, dense once its factors are larger, since each rank has
-    a frozen part of its own. Clients of different ranks cannot share a pass of the batched engine. Over a base in half precision
-    the start is exact to the base's own rounding; a quantised base is refused.
+    Since each rank has a frozen part of its own, the whole displacement goes down in every round, dense once its factors are
+    larger, and clients of different ranks cannot share a pass of the batched engine. Over a base in half precision the start is
+    exact to the base's own rounding; a quantised base is refused.
 
-    Source: Zhou, Liu and Shang, "ILoRA: Federated Learning with Low-Rank Adaptation for Heterogeneous Client Aggregation", arXiv
-    2511.16069. The full text was not available: this follows the abstract, a review and a re-implementation by others. That
-    displacements are summed on one common base, the fixed start and the control variates are our reading.
+    Source: Zhou, Liu and Shang, "ILoRA: Federated Learning with Low-Rank Adaptation for Heterogeneous Client Aggregation",
+    arXiv 2511.16069. The full text was not available: this follows the abstract, a review and a re-implementation by others.
+    That displacements are summed on one common base, the fixed start and the control variates are our reading.
     """
 
     fixed_start: bool = True
@@ -113,7 +112,7 @@ class ILoRA(Method):
             "slices": {},
             "kinds": [kind for at, kind in enumerate(kinds) if kind not in kinds[:at]],
             "c": {},
-            "owners": _owners(template, peers) if self.control else {},
+            "owners": owners_of(template, peers) if self.control else {},
             "clients": len(peers),
             **open_base(template.layers),
         }
@@ -123,33 +122,34 @@ class ILoRA(Method):
         adapter: Adapter = state["adapter"]
         first: Slices = state["first"]
         down: Message = {"base": _numbered(state, to)}
-        if not first or any(x.rank < to.rank_of(n) for n, x in first.items()):
+        unknown = any(x.rank < to.rank_of(n) for n, x in first.items())
+        if unknown or not (first if self.fixed_start else state["slices"]):
             start = {n: lr.components(x, 0, 0) for n, x in adapter.layers.items()}  # the client cuts its own
         elif self.fixed_start:
             start = _for_peer(first, to)
         else:
-            start = _on_scale(state["slices"], to)
+            start = _on_scale(state["slices"], to, "A" if self.factor == "qr" else "B")
             down = {**down, "first": _for_peer(first, to)}
         down = {**down, "adapter": replace(adapter, layers=start)}
-        return {**down, "c": _part_of(state["c"], to)} if state["c"] else down
+        return {**down, "c": part_of(state["c"], to)} if state["c"] else down
 
     def local_update(self, t: int, down: Message, client_state: ClientState, client: Client) -> tuple[Message, ClientState]:
         own = {} if _starts(down) else _cut(client)
         start = replace(down["adapter"], layers=own) if own else down["adapter"]
-        base = _without(down["base"], down.get("first") or start.layers)
+        base = _without(down["base"], down.get("first", start.layers))
         hook = self._hook(down.get("c", {}), client_state.get("c", {}), start)
         result = client.train(t, start, base=base, gradient=hook)
         up = {**self.upload(result.adapter), **({"first": own} if own else {})}
         if hook is None:
             return up, client_state
-        old, mean = client_state.get("c", {}), _per_scale(hook.mean(), start)
+        old, mean = client_state.get("c", {}), per_scale(hook.mean(), start)
         change = {n: x - old[n] if n in old else x for n, x in mean.items()}
         return {**up, "dc": change}, {**client_state, "c": {**old, **mean}}
 
     def _hook(self, c: Tensors, own: Tensors, start: Adapter) -> Correction | None:
         if not self.control:
             return None
-        return Correction(_per_scale(c, start, power=1), _per_scale(own, start, power=1))
+        return Correction(per_scale(c, start, power=1), per_scale(own, start, power=1))
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         updates = in_order(updates)
@@ -157,7 +157,8 @@ class ILoRA(Method):
         adapter = merge(lambda weights, xs, old: old, updates, state["adapter"])
         after = {**state, "adapter": adapter, "first": _widest(state["first"], updates)}
         if self.control:
-            after["c"] = _moved(state, updates)
+            sent = [u.content.get("dc", {}) for u in updates]
+            after["c"] = moved_by(sent, state["c"], tree.parameters(adapter), state["owners"], state["clients"])
         if self.fixed_start:
             step = {n: self._displacement(n, state, updates).to(x.dtype) for n, x in adapter.layers.items()}
             return {**after, **advance(state, step)}
@@ -191,7 +192,7 @@ class ILoRA(Method):
 
     def deploy(self, down: Message, client_state: ClientState, template: Adapter | None = None) -> Message:
         start: Adapter = down["adapter"]
-        return {"adapter": start, "base": _without(down["base"], down.get("first") or start.layers)}
+        return {"adapter": start, "base": _without(down["base"], down.get("first", start.layers))}
 
     def position(self, t: int, state: State, update: ClientUpdate) -> tuple[Adapter, BaseDelta | None]:
         adapter: Adapter = update.content["adapter"]
@@ -243,10 +244,10 @@ def _for_peer(first: Slices, to: Peer) -> dict[str, LoRA]:
     return {n: replace(lr.components(x, 0, ranks[n]), scale=to.scale_of(n, ranks[n])) for n, x in first.items()}
 
 
-def _on_scale(slices: Slices, to: Peer) -> dict[str, LoRA]:
-    """Returns the slices that a peer holds, the same dW under its scale."""
+def _on_scale(slices: Slices, to: Peer, on: Factor) -> dict[str, LoRA]:
+    """Returns the slices that a peer holds, the same dW under its scale; `on` is the factor that is not orthonormal."""
     ranks = {n: to.rank_of(n) for n in slices}
-    return {n: lr.rescale(lr.components(x, 0, ranks[n]), to.scale_of(n, ranks[n])) for n, x in slices.items()}
+    return {n: lr.rescale(lr.components(x, 0, ranks[n]), to.scale_of(n, ranks[n]), on=on) for n, x in slices.items()}
 
 
 def _begun_from(state: State, update: ClientUpdate, layer: str) -> LoRA | None:
@@ -267,25 +268,25 @@ def _widest(known: Slices, updates: Sequence[ClientUpdate]) -> Slices:
 
 
 def _check_first(first: object, adapter: Adapter, who: str) -> None:
-    fits = isinstance(first, Mapping) and first.keys() == adapter.layers.keys()
+    sent: Mapping[object, object] = first if isinstance(first, Mapping) else {}
     for n, x in adapter.layers.items():
-        y: object = first[n] if fits else None
-        if not isinstance(y, LoRA) or (y.A.shape, y.B.shape) != (x.A.shape, x.B.shape):
-            raise ValueError(f"layer {n!r}: {who} sent a start that is not of the shapes of its adapter {x.shape}, rank {x.rank}")
+        y = sent.get(n)
+        if len(sent) != len(adapter.layers) or not isinstance(y, LoRA) or (y.A.shape, y.B.shape) != (x.A.shape, x.B.shape):
+            raise ValueError(f"layer {n!r}: {who} sent a start of other shapes than its adapter's {x.shape} and rank {x.rank}")
 
 
 # --- the base ------------------------------------------------------------------------------------------------------------
 
 
 def _numbered(state: State, to: Peer) -> BaseDelta:
-    """Returns the whole sum, under a version that no other kind of peer has in any round.
+    """Returns the whole sum, under an odd version that no other kind of peer has in any round.
 
-    Whoever holds a version holds the same base: one model serves peers of all ranks, each of which has a frozen part of its own.
+    Whoever holds a version holds the same base: one model serves peers of all ranks, each with a frozen part of its own.
     """
     kinds, kind, base = state["kinds"], _kind(to, state["adapter"]), state["base"]
     place = kinds.index(kind) if kind in kinds else len(kinds)
     rounds = 2 * base.version + bool(state["first"])
-    return BaseDelta(1 + place + (len(kinds) + 1) * rounds, base.terms)
+    return BaseDelta(1 + 2 * (place + (len(kinds) + 1) * rounds), base.terms)
 
 
 def _kind(peer: Peer, template: Adapter) -> list[list[float]]:
@@ -294,50 +295,9 @@ def _kind(peer: Peer, template: Adapter) -> list[list[float]]:
 
 
 def _without(base: BaseDelta, start: Slices) -> BaseDelta:
-    """Returns a base less what a client starts from, so that with the start it is the whole again."""
+    """Returns a base less what a client starts from, under the next version: with the start it is the whole again."""
     terms = dict(base.terms)
     for n, x in start.items():
         if x.rank:
             terms[n] = [*terms.get(n, []), replace(x, B=-x.B)]
-    return replace(base, terms=terms)
-
-
-# --- control variates ----------------------------------------------------------------------------------------------------
-
-
-def _per_scale(tensors: Tensors, adapter: Adapter, power: int = -1) -> dict[str, Tensor]:
-    """Returns tensors by flat name, those of a layer times a power of its scale: gradients of factors grow with it."""
-    scales = {f"{n}.lora_{which}": x.scale for n, x in adapter.layers.items() for which in "AB"}
-    return {n: x * scales.get(n, 1.0) ** power for n, x in tensors.items()}
-
-
-def _owners(template: Adapter, peers: Sequence[Peer]) -> dict[str, list[int]]:
-    """Returns by layer how many peers have each component."""
-    found: dict[str, list[int]] = {}
-    for n in template.layers:
-        ranks = [peer.rank_of(n) for peer in peers]
-        found[n] = [sum(rank > j for rank in ranks) for j in range(max(ranks))]
-    return found
-
-
-def _part_of(c: Tensors, to: Peer) -> dict[str, Tensor]:
-    """Returns the components of a variate that a peer has."""
-    return {n: _own(n, x, to.rank_of(n.rpartition(".lora_")[0])) for n, x in c.items()}
-
-
-def _own(name: str, x: Tensor, rank: int) -> Tensor:
-    return x[:rank] if name.endswith(".lora_A") else x[:, :rank] if name.endswith(".lora_B") else x
-
-
-def _moved(state: State, updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
-    """Returns the server's variate after a round: every component by the mean of its owners' changes, of all N_j."""
-    like = tree.parameters(state["adapter"])
-    c: dict[str, Tensor] = {n: x.clone() for n, x in state["c"].items()}
-    for u in updates:
-        for n, x in u.content["dc"].items():
-            c.setdefault(n, torch.zeros_like(like[n], dtype=x.dtype))
-            layer, _, which = n.rpartition(".lora_")
-            rank = x.shape[0 if which == "A" else -1]
-            count = torch.tensor(state["owners"][layer][:rank]).to(x) if layer else state["clients"]
-            _own(n, c[n], rank).add_(x / (count[:, None] if which == "A" else count))
-    return c
+    return replace(base, version=base.version + 1, terms=terms)

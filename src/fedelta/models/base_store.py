@@ -67,9 +67,10 @@ class BaseStore:
                 f"layer {name!r}: its weight is quantised or packed, so that no start can be made of it: load the base in "
                 "bfloat16 or float32, or take a method whose start is drawn"
             )
-        writer: Any = self._writers[name]
+        writer, layer = self._writers[name], self._layers[name]
         kept = writer.pristine if isinstance(writer, _WeightWriter) else None
-        return oriented(self._layers[name], writer.layer.weight.detach() if kept is None else kept)
+        weight: Any = layer.weight if kept is None else kept
+        return oriented(layer, weight.detach())
 
     def _follow(self, base: BaseDelta) -> bool:
         """Brings `total` to the delta's version; returns False if it was there already."""

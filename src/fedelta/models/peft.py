@@ -168,11 +168,7 @@ class PeftAdaptedModel:
         self._live = self._read()
 
     def base_weight(self, layer: str) -> Tensor:
-        """Returns a layer's pretrained weight (o, i), whatever base delta the layer shows now.
-
-        Raises:
-            ValueError: for a layer whose weight is quantised.
-        """
+        """Returns a layer's pretrained weight (o, i), whatever base delta it shows now. Refuses a quantised one."""
         return self.base_store.pristine(layer)
 
     def live(self) -> Adapter:

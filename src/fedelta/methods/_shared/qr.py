@@ -24,7 +24,7 @@ def leading_qr(W: Tensor, rank: int) -> LoRA:
     with one_thread():
         Q, R = torch.linalg.qr(W[:, :rank].cpu().to(torch.float64))
         signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q)
-        Q = Q * signs
+        Q = (Q * signs).contiguous()  # LAPACK's columns lie one after another; products of tensors that lie so end otherwise
         # R = Q^T W: the columns behind the first ones need no factorisation of their own.
         rows = torch.cat([Q.mT @ part.cpu().to(torch.float64) for part in W.split(AT_A_TIME, dim=1)], dim=1)
         return lr.pad(LoRA(Q, rows), rank)
@@ -35,4 +35,4 @@ def leading_qr_of(x: LoRA, rank: int) -> LoRA:
     with one_thread():
         Q, R = torch.linalg.qr(x.B.cpu().to(torch.float64))
         core = leading_qr(x.scale * (R @ x.A.cpu().to(torch.float64)), rank)
-        return LoRA(Q @ core.B, core.A)
+        return LoRA((Q @ core.B).contiguous(), core.A)
