@@ -125,11 +125,16 @@ class LocalClient:
     def num_steps(self) -> int:
         return self.training.steps_for(len(self.examples))
 
-    def pool(self, others: Sequence[LocalClient]) -> LocalClient:
-        """Joins clients into one with all their examples, the largest ranks, and as many steps as they take together."""
+    def pool(self, others: Sequence[LocalClient], cohort: int | None = None) -> LocalClient:
+        """Joins clients into one with all their examples, the largest ranks, and the steps of a cohort.
+
+        Its steps in a round are those that `cohort` of the clients take together in the mean, rounded half up; None for all.
+        """
         top = max(others, key=lambda c: c.peer.rank)
         examples = [e for c in others for e in c.examples]
-        training = replace(self.training, local_steps=sum(c.num_steps for c in others))
+        steps, count = sum(c.num_steps for c in others), len(others)
+        asked = count if cohort is None else cohort
+        training = replace(self.training, local_steps=max(1, (2 * steps * asked + count) // (2 * count)))
         peer = replace(top.peer, id=0, num_examples=len(examples))
         return LocalClient(peer, top.template, self.model, examples, self.collate, self.loss, training, self.seed)
 

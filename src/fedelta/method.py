@@ -187,10 +187,13 @@ class Method(ABC):
     def __post_init__(self) -> None:
         check_choices(self)
 
-    def population(self, clients: Sequence[Client]) -> Sequence[Client]:
+    def population(self, clients: Sequence[Client], cohort: Callable[[], int] | None = None) -> Sequence[Client]:
         """Returns the clients that the engine is to work with; only a baseline that pools data replaces them.
 
-        `clients` are in the order of ids. There may be millions, each made when it is asked for: do not go through them.
+        Args:
+            clients: in the order of ids. There may be millions, each made when it is asked for: do not go through them.
+            cohort: counts those of them that a round asks; None where all take part. Whom a method puts in their place the
+                engine asks in every round.
         """
         return clients
 

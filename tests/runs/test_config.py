@@ -87,6 +87,8 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"training": {"learning_rate": INF}}, "training.learning_rate: Input should be a finite number"),
     ({"training": {"learning_rate_decay": NAN}}, "training.learning_rate_decay: Input should be a finite number"),
     ({"training": {"max_grad_norm": INF}}, "training.max_grad_norm: Input should be a finite number"),
+    ({"lora": {"scale": INF}}, "lora.scale: Input should be a finite number"),
+    ({"lora": {"scale": 2, "rslora": True}}, "lora: scale = 2 is one for every rank: leave rslora or scale out"),
     ({"lora": {"lora_alpha": INF}}, "lora.lora_alpha: Input should be a finite number"),
     ({"lora": {"alpha_pattern": {"query": NAN}}}, "lora.alpha_pattern.query: Input should be a finite number"),
     ({"partition": {"scheme": "dirichlet", "concentration": INF}}, "partition.concentration: Input should be a finite"),

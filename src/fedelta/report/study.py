@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from fedelta.report.words import Record, main_metric
 from fedelta.tasks.metrics import LOWER_IS_BETTER, is_better
 
 Plain = Mapping[str, Any]
 
-OF_THE_RUN = frozenset({"seed", "name", "output"})
+OF_THE_RUN = frozenset({"seed", "seed.data", "seed.partition", "seed.schedule", "seed.start", "name", "output"})
 """Keys that say which run it is, and not what it does."""
 
 OF_THE_MACHINE = frozenset(
@@ -70,8 +70,13 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Returns the seed of everything that is drawn."""
-        return int(self.config.get("seed", 0))
+        """Returns the seed that tells runs apart: of all draws, or the one other than the data's; `schedule` of several."""
+        given: object = self.config.get("seed", 0)
+        if not isinstance(given, Mapping):
+            return int(self.config.get("seed", 0))
+        seeds = cast("Mapping[str, int]", given)
+        other = {seeds.get(kind, 0) for kind in ("partition", "schedule", "start")} - {seeds.get("data", 0)}
+        return other.pop() if len(other) == 1 else seeds.get("schedule", 0)
 
     @property
     def method(self) -> str:

@@ -108,11 +108,13 @@ def score(source: Source, data: str, *, split: str | None = None, limit: int | N
     source.demand_leave()
     config = source.config
     revision = config.data.revision if data == config.data.source else None
-    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seed, revision=revision)
+    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seeds().data, revision=revision)
     task = choices_of(config).task
-    rows = subsample(without_empty(rows, task.label_field(), config.data.empty, data), limit, config.seed)
+    rows = subsample(without_empty(rows, task.label_field(), config.data.empty, data), limit, config.seeds().data)
     task = deal(config, task).task if source.of_run else task.settled(rows)
-    model, tokenizer = load_adapted(config.model, task, peft_config(config.lora), device=config.device, seed=config.seed)
+    model, tokenizer = load_adapted(
+        config.model, task, peft_config(config.lora), device=config.device, seed=config.seeds().start
+    )
     deployed = {"adapter": load_adapter(source.adapter)}
     scores = evaluator(task, model, config.evaluation.batch_size).score(deployed, task.encode(rows, tokenizer))
     return {"examples": len(rows), **scores}
@@ -145,7 +147,7 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
         use_safetensors=settings.use_safetensors,
         revision=settings.revision,
         digest=settings.digest,
-        seed=source.config.seed,  # what the checkpoint lacks and nobody trained is part of the base
+        seed=source.config.seeds().start,  # what the checkpoint lacks and nobody trained is part of the base
     )
     # A quantised base has a fingerprint of its own, which the adapter keeps. The delta goes into the whole model, whose
     # fingerprint is another, so that the two cannot be compared.

@@ -174,7 +174,7 @@ def _checked(config: RunConfig, roster: Roster) -> tuple[Choices, Mixing]:
         raise ConfigError(f"the config has {config.num_clients()} clients, the roster {count} nodes: they must be the same")
     if config.federation.link_drop:
         raise ConfigError("federation.link_drop loses messages of a simulation: leave it out where messages travel")
-    return chosen, chosen.topology.mixing(count, seed=config.seed)
+    return chosen, chosen.topology.mixing(count, seed=config.seeds().schedule)
 
 
 def _built(config: RunConfig, node: Node, roster: Roster, folder: RunFolder, chosen: Choices, mixing: Mixing) -> Peering:
@@ -182,10 +182,10 @@ def _built(config: RunConfig, node: Node, roster: Roster, folder: RunFolder, cho
     start = checkpoint.load(folder.checkpoint) if checkpoint.exists(folder.checkpoint) else None
     built = build_site(config, node.model_copy(update={"client": k}))
     ranks, sizes = [n.rank for n in roster.nodes], [n.examples for n in roster.nodes]
-    peers = peers_for(ranks, peft_config(config.lora), sizes, list(built.model.adapted_layers))
+    peers = peers_for(ranks, peft_config(config.lora), sizes, list(built.model.adapted_layers), scale=config.lora.scale)
     _demand_as_in_roster(built, peers[k], node.name)
     common = load_adapter(config.lora.start) if config.lora.start else None
-    template = common_adapter(built.model, peers, seed=config.seed, start=common)
+    template = common_adapter(built.model, peers, seed=config.seeds().start, start=common)
     terms = _terms(config, chosen, mixing, roster, built)
     if start is not None:
         _demand_same_terms(start.notes.get("terms", {}), terms, folder.path)

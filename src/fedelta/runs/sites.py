@@ -116,7 +116,7 @@ def build_site(config: RunConfig, node: Node, terms: object = None) -> BuiltSite
 def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> BuiltSite:
     section, files = pinned_model(config.model, config.device)
     lora, task = peft_config(config.lora), chosen.task
-    model, tokenizer = load_adapted(section, task, lora, device=config.device, seed=config.seed, files=files)
+    model, tokenizer = load_adapted(section, task, lora, device=config.device, seed=config.seeds().start, files=files)
     _demand_base(model, node.allow)
     peers, common = _begin(config, model, rows.client, node.allow)
     cache = node.folder() / "rows"
@@ -124,7 +124,7 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
         encoded(task, part, tokenizer, name, cache) for name, part in (("train", rows.train), ("test", rows.test))
     )
     peer = replace(peers[0], id=rows.client, num_examples=len(examples))
-    client = client_on(model, task, examples, peer, common, chosen.training, seed=config.seed)
+    client = client_on(model, task, examples, peer, common, chosen.training, seed=config.seeds().schedule)
     return BuiltSite(
         name=node.name,
         client=client,
@@ -253,12 +253,12 @@ def _begin(config: RunConfig, model: PeftAdaptedModel, k: int, allow: Allow) -> 
     """
     lora, ranks = peft_config(config.lora), _ranks(config, k, allow.max_rank)
     check_ranks(model, lora, ranks)
-    peers = peers_for(ranks, lora, [1] * len(ranks), list(model.adapted_layers))
+    peers = peers_for(ranks, lora, [1] * len(ranks), list(model.adapted_layers), scale=config.lora.scale)
     start = None if config.lora.start is None else load_adapter(config.lora.start)
     held = peers[:1] if start is None else peers
     largest = max(held, key=lambda peer: peer.rank)
     demand_memory(_bytes_of(model, largest), allow, "the adapter")
-    return peers, common_adapter(model, held, seed=config.seed, start=start)
+    return peers, common_adapter(model, held, seed=config.seeds().start, start=start)
 
 
 def _bytes_of(model: PeftAdaptedModel, peer: Peer) -> int:
@@ -271,7 +271,7 @@ def _bytes_of(model: PeftAdaptedModel, peer: Peer) -> int:
 def _ranks(config: RunConfig, k: int, most: int | None) -> list[int]:
     """Returns this site's rank, within its node's bound, and then the other ranks of the run, each once."""
     count = config.num_clients()
-    ranks = ranks_for(config.lora.rank, k + 1 if count is None else count, config.seed)
+    ranks = ranks_for(config.lora.rank, k + 1 if count is None else count, config.seeds().partition)
     own = ranks[k] if most is None else min(ranks[k], most)
     return [own, *sorted(set(ranks) - {own})]
 

@@ -56,7 +56,7 @@ def choices_of(config: RunConfig) -> Choices:
     with naming("federation.topology", graph or {}):
         topology = None if graph is None else get_topology(**graph)
     training = training_of(config.training)
-    return Choices(method, task, training, topology, settings_of(config.federation, config.seed))
+    return Choices(method, task, training, topology, settings_of(config.federation, config.seeds().schedule))
 
 
 def training_of(section: LocalTraining) -> Training:

@@ -15,6 +15,7 @@ from fedelta.data.gaps import Empty
 from fedelta.models.patterns import check_pattern
 from fedelta.registry import one_spelling
 from fedelta.runs.config.section import Named, Section, demand_different, named
+from fedelta.runs.config.seeds import Seed, Seeds, seeds_of
 
 T = TypeVar("T")
 
@@ -85,6 +86,12 @@ class Lora(Section):
     rank: Ranks = Field(default=8, description="one for all, one for each client, or {choices: [...]}")
     lora_alpha: float = Field(default=16.0, gt=0, description="the scale of an adapter is `lora_alpha` / rank")
     rslora: bool = Field(default=False, description="takes `lora_alpha` / sqrt(rank) as the scale")
+    scale: float | None = Field(
+        default=None,
+        gt=0,
+        description="one scale whatever the rank, in place of `lora_alpha` / rank, under which a comparison of ranks is one of "
+        "learning rates, too",
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of what enters the adapter, while training")
     target_modules: list[str] | str | None = Field(
         default=None, description="the weights that get an adapter, by name; PEFT's default for the architecture if not given"
@@ -104,6 +111,14 @@ class Lora(Section):
         if not rank_values(rank) or min(rank_values(rank)) < 1:
             raise ValueError(f"ranks must be at least 1, got {rank}")
         return rank
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Lora:
+        others = ("lora_alpha", "rslora", "alpha_pattern")
+        given = [key for key in others if getattr(self, key) != Lora.model_fields[key].default]
+        if self.scale is not None and given:
+            raise ValueError(f"scale = {self.scale:g} is one for every rank: leave {' and '.join(given)} or scale out")
+        return self
 
     @field_validator("rank_pattern", "alpha_pattern", "target_modules")
     @classmethod
@@ -265,7 +280,11 @@ class RunConfig(Section):
     """A whole run."""
 
     name: str = Field(default="run", description="of the run, and of its folder")
-    seed: int = Field(default=0, description="of everything that is drawn; the same seed gives the same adapter")
+    seed: Seed = Field(
+        default=0,
+        description="of everything that is drawn, the same seed gives the same adapter; or one for each kind of draw, "
+        "{data: 0, partition: 0, schedule: 0, start: 0}",
+    )
     device: str = Field(default="auto", description="`cpu`, `cuda`, or the best that is there")
     output: str | None = Field(default=None, description="the run's folder; `runs/<name>` by default")
     model: Model = Model()
@@ -296,6 +315,10 @@ class RunConfig(Section):
         choice = named(value)
         # however it was spelled: a run that is taken up again compares names
         return {**choice, "name": one_spelling(f"fedelta.{info.field_name}s", choice["name"])}
+
+    def seeds(self) -> Seeds:
+        """Returns the seed of each kind of draw."""
+        return seeds_of(self.seed)
 
     def num_clients(self) -> int | None:
         """Returns the number of clients; None where it is not known before the rows are read."""

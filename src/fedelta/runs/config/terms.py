@@ -25,7 +25,17 @@ from fedelta.tasks import get_task
 from fedelta.tasks.task import Task
 
 SECTIONS: Mapping[str, Collection[str]] = {
-    "lora": ("rank", "lora_alpha", "rslora", "dropout", "target_modules", "modules_to_save", "rank_pattern", "alpha_pattern"),
+    "lora": (
+        "rank",
+        "lora_alpha",
+        "rslora",
+        "scale",
+        "dropout",
+        "target_modules",
+        "modules_to_save",
+        "rank_pattern",
+        "alpha_pattern",
+    ),
     "training": (
         "batch_size",
         "learning_rate",
@@ -71,7 +81,7 @@ def terms_of(config: RunConfig, method: Method) -> dict[str, Any]:
         method: as it was settled for the run.
     """
     raw = config.model_dump(mode="json")
-    terms: dict[str, Any] = {"seed": config.seed, "method": _settled(config.method, method), "task": raw["task"]}
+    terms: dict[str, Any] = {"seed": raw["seed"], "method": _settled(config.method, method), "task": raw["task"]}
     for section, keys in _sections(config).items():
         terms[section] = {key: raw[section][key] for key in keys}
     if config.data.clients is None:
