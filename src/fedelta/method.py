@@ -141,6 +141,14 @@ class Client(Protocol):
         `start`; over batches that are the same ones at every call of a round."""
         ...
 
+    def base_weight(self, layer: str) -> Tensor:
+        """Returns the pretrained weight (o, i) of a layer that carries an adapter, without any base delta; for reading only.
+
+        It is for a start that is made of the base, which so never travels. Raises ValueError, naming the layer, for a weight
+        that is no plain matrix of numbers, such as a quantised one.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Method(ABC):
