@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedelta.report.words import Record, duration, main_metric, number, size, total_bytes
+from fedelta.report.words import Record, duration, main_metric, number, size, total_bytes, total_seconds
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
@@ -82,7 +82,7 @@ def summary(records: Sequence[Record], *, majority: float | None, folder: Path, 
         rows.append(("majority class", number(majority)))
     if best is not None:
         rows.append(("best round by validation", str(best)))
-    rows += [("sent", size(total_bytes(records))), ("time", duration(sum(sum(r["seconds"].values()) for r in records)))]
+    rows += [("sent", size(total_bytes(records))), ("time", duration(sum(map(total_seconds, records))))]
     table = _table("Result", ["", ""], rows, left=1)
     table.show_header = False
     return Group(table, Text(f"\nadapters, log and picture: {folder}", style="dim"))
