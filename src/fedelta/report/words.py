@@ -73,6 +73,15 @@ def majority(labels: Sequence[Hashable]) -> float | None:
     return Counter(known).most_common(1)[0][1] / len(known) if known else None
 
 
+INNER = ("train", "aggregate")
+"""The times of a record that are parts of its `round`."""
+
+
+def total_seconds(record: Record) -> float:
+    """Returns the seconds that a record speaks of, each once."""
+    return sum(value for name, value in record["seconds"].items() if name not in INNER)
+
+
 def duration(seconds: float) -> str:
     """Writes a time for a reader: `42 s`, `3 min 20 s`."""
     minutes, rest = divmod(round(seconds), 60)
