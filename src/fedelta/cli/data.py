@@ -33,7 +33,7 @@ def partition(
     if plot:
         from fedelta.split.view import plot_partition
 
-        plot_partition(dealt.parts, dealt.labels(dealt.splits.train), plot)
+        plot_partition(dealt.parts, dealt.labels(dealt.splits.train), plot, names=dealt.names)
 
 
 def split_table(dealt: Deal) -> RenderableType:
@@ -47,4 +47,5 @@ def _split_rows(dealt: Deal) -> list[dict[str, Any]]:
     from fedelta.split.view import partition_table
 
     rows = partition_table(dealt.parts, dealt.labels(dealt.splits.train))
-    return [{**row, "rank": rank} for row, rank in zip(rows, dealt.ranks, strict=True)]
+    named = [{"name": name} for name in dealt.names] or [{}] * len(rows)
+    return [{**row, **name, "rank": rank} for row, name, rank in zip(rows, named, dealt.ranks, strict=True)]

@@ -8,12 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fedelta.cli import completion
+
 if TYPE_CHECKING:
     from fedelta.runs.config.allowed import Allowed
 
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a built-in config: quickstart.")]
+Config = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A YAML file, or the name of a built-in config: quickstart.",
+        autocompletion=completion.configs,
+    ),
+]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the config, such as lora.rank=4.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key of the config, such as lora.rank=4.",
+        autocompletion=completion.keys,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, and nothing else.")]
 Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw it, too.")]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedelta.cli import completion
 from fedelta.cli.data import split_table
 from fedelta.cli.options import AllowFiles, AsJson, Overrides, Trust, allowed_files
 from fedelta.cli.output import STOPPED, note
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def run(
-    config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or `quickstart`.")] = None,
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG", help="A YAML file, or `quickstart`.", autocompletion=completion.configs),
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; `runs/<name>` by default.")] = None,

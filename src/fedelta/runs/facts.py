@@ -3,7 +3,9 @@
     run.json     {"rows": {"train", "validation", "test"}, "majority": share of the commonest label of the test rows or null,
                   "personal": whether participants run models of their own, "platform": versions, device and threads,
                   "code": by "method" and "task", the sha256 of the user's file that defines it, where there is one}
-    split.json   {"labels": [...], "clients": {"0": {"rows", "test_rows", "rank", "labels": {label: rows}}, ...}}
+    split.json   {"labels": [...], "clients": {"0": {"name", "rows", "test_rows", "rank", "labels": {label: rows}}, ...}}
+
+A client has a `name` where the config gives it one.
 
 A resumed run keeps them as they are. Where the rows are elsewhere there is no split.json, and `rows` is empty.
 """
@@ -54,7 +56,8 @@ def split_of(dealt: Deal) -> dict[str, Any]:
     for k, part in enumerate(dealt.parts):
         found = Counter(labels[i] for i in part)
         own = {"labels": {name: found[name] for name in names if found[name]}} if counted else {}
-        clients[str(k)] = {"rows": len(part), "test_rows": len(dealt.held_out[k]), "rank": int(dealt.ranks[k]), **own}
+        name = {"name": dealt.names[k]} if dealt.names else {}
+        clients[str(k)] = {**name, "rows": len(part), "test_rows": len(dealt.held_out[k]), "rank": int(dealt.ranks[k]), **own}
     return {"labels": names if counted else [], "clients": clients}
 
 

@@ -10,6 +10,7 @@
     checkpoint/      what the next round needs, and what the last round needed
     curves.png       the records as a picture
     report.html      the records as a page
+    failed.json      of a suite's cell that failed: the error; the next try removes it
     .lock            locked by the process that writes here
 
 A round writes its adapters, then its clients' line and its record, then its checkpoint; the checkpoint is what makes it
@@ -47,8 +48,9 @@ logger = logging.getLogger("fedelta.resume")
 CONFIG, RECORDS, DAMAGED = "config.yaml", "rounds.jsonl", "rounds.damaged.jsonl"
 RUN, SPLIT, CLIENTS = "run.json", "split.json", "clients.jsonl"
 ADAPTERS, CHECKPOINT, CURVES, REPORT, CODE = "adapters", "checkpoint", "curves.png", "report.html", "code"
+FAILED = "failed.json"
 
-COMMITTED = (CONFIG, RECORDS, DAMAGED, RUN, SPLIT, CLIENTS, REPORT)
+COMMITTED = (CONFIG, RECORDS, DAMAGED, RUN, SPLIT, CLIENTS, REPORT, FAILED)
 """The files that are written by `files.commit`, which a kill may leave under its temporary name."""
 
 TEMPORARY = tuple(f".{name}.tmp" for name in COMMITTED)
@@ -104,6 +106,10 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / REPORT
+
+    @property
+    def failed_file(self) -> Path:
+        return self.path / FAILED
 
     @property
     def old(self) -> RunFolder:

@@ -105,7 +105,7 @@ class Given:
         template = largest_template(self.samples)
         told = {"clients": _identities(self.clients), "template": digest_of(template)}
         _demand_same(notes, told)
-        mixing = None if chosen.topology is None else chosen.topology.mixing(len(self.clients), seed=config.seed)
+        mixing = None if chosen.topology is None else chosen.topology.mixing(len(self.clients), seed=config.seeds().schedule)
         contraction = {} if mixing is None else topology.numbers(mixing)
         method = chosen.method.for_topology(chosen.settings.rounds, lambda: contraction.get("rho_sq", 0.0))
         choice = choose(config.federation.engine, self.clients, config.federation.token_budget)

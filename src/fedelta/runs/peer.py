@@ -176,7 +176,7 @@ def _checked(config: RunConfig, roster: Roster, node: Node) -> tuple[Choices, Mi
         raise ConfigError(f"the config has {config.num_clients()} clients, the roster {count} nodes: they must be the same")
     if config.federation.link_drop:
         raise ConfigError("federation.link_drop loses messages of a simulation: leave it out where messages travel")
-    return chosen, chosen.topology.mixing(count, seed=config.seed)
+    return chosen, chosen.topology.mixing(count, seed=config.seeds().schedule)
 
 
 def _built(config: RunConfig, node: Node, roster: Roster, folder: RunFolder, chosen: Choices, mixing: Mixing) -> Peering:
@@ -187,7 +187,7 @@ def _built(config: RunConfig, node: Node, roster: Roster, folder: RunFolder, cho
     peers = peers_for(ranks, peft_config(config.lora), sizes, list(built.model.adapted_layers), scale=config.lora.scale)
     _demand_as_in_roster(built, peers[k], node.name)
     common = load_adapter(config.lora.start) if config.lora.start else None
-    template = common_adapter(built.model, peers, seed=config.seed, start=common)
+    template = common_adapter(built.model, peers, seed=config.seeds().start, start=common)
     terms = _terms(config, chosen, mixing, roster, built)
     if start is not None:
         _demand_same_terms(start.notes.get("terms", {}), terms, folder.path)

@@ -49,7 +49,7 @@ LAST_WORDS = 10.0
 
 def names_for(config: RunConfig, count: int) -> list[str]:
     """Returns the nodes' names: those of `data.clients`, or node-0, node-1, ..."""
-    return list(config.data.clients) if isinstance(config.data.clients, dict) else [f"node-{k}" for k in range(count)]
+    return list(config.client_files()) or [f"node-{k}" for k in range(count)]
 
 
 def roster_of_config(config: RunConfig, endpoints: Sequence[str | None], may_run: Allowed = frozenset()) -> Roster:

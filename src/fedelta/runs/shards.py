@@ -133,7 +133,7 @@ def _shard(settled: str, may_run: Allowed) -> Shard:
     config = read_config(given["config"])
     config = config.model_copy(update={"device": own_device(config.device, given["device"])})
     e = build(config, check(config, Own(may_run)), scored=False)
-    return shard_of(e.method, e.clients, e.settings.channel, runner_of(e.choice), _facts(e))
+    return shard_of(e.method, e.clients, e.settings.channel, runner_of(e.choice), _facts(e), e.cohort_size)
 
 
 def own_device(asked: str, chosen: str) -> str:

@@ -6,6 +6,7 @@ rows of its data. They are compared when the run is taken up, so that an edit of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,8 +44,16 @@ CHOSEN = (
 
 
 def fixed_values(config: RunConfig) -> dict[str, Any]:
-    """Returns, by dotted key, the values that a resumed run may not change."""
-    return {k: v for k, v in _values(config).items() if not _may_change(k)}
+    """Returns, by dotted key, the values that a resumed run may not change; of a file of rows that is its name.
+
+    Its folder may be another one, since the rows themselves are compared (`demand_same_rows`).
+    """
+    return {k: _nowhere(k, v) for k, v in _values(config).items() if not _may_change(k)}
+
+
+def _nowhere(key: str, value: Any) -> Any:
+    is_file = key.startswith("data.") and isinstance(value, str) and os.path.isabs(value)
+    return os.path.basename(value) if is_file else value
 
 
 def keep_choices(fixed: Mapping[str, Any], config: RunConfig, changes: Overrides = ()) -> RunConfig:

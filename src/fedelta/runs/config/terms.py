@@ -86,7 +86,7 @@ def terms_of(config: RunConfig, method: Method, files: Mapping[str, CodeFile] = 
     """
     raw = config.model_dump(mode="json")
     terms: dict[str, Any] = {
-        "seed": config.seed,
+        "seed": raw["seed"],
         "method": _settled(without_place(config.method), method),
         "task": without_place(raw["task"]),
     }
