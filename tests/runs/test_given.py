@@ -109,6 +109,28 @@ def test_other_clients_than_those_that_began_are_refused(clients: Any, message: 
         fedelta.run(overrides={"federation.rounds": 3}, resume=tmp_path / "run", clients=clients())
 
 
+def test_other_rows_to_score_on_are_refused_and_the_same_go_on(hf: list[LocalClient], tmp_path: Path) -> None:
+    folder, more, config = tmp_path / "run", {"federation.rounds": 3}, {**PLAIN, "method": "flexlora"}
+    fedelta.run(config, {"output": str(folder)}, clients=hf, evaluate={"test": ROWS})
+    with pytest.raises(ConfigError, match="evaluate has other rows"):
+        fedelta.run(overrides=more, resume=folder, clients=hf, evaluate={"test": ROWS[1:]})
+    assert fedelta.run(overrides=more, resume=folder, clients=hf, evaluate={"test": ROWS}).final["test"]
+
+
+def test_an_adapter_of_a_program_is_put_to_use(hf: list[LocalClient], tmp_path: Path) -> None:
+    folder, rows = tmp_path / "run", tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    result = fedelta.run({**PLAIN, "method": "flexlora"}, {"output": str(folder)}, clients=hf, evaluate={"test": ROWS})
+    done = CliRunner().invoke(app, ["evaluate", str(folder), str(rows), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["loss"] == pytest.approx(result.final["test"]["loss"], rel=1e-5)
+    fedelta.run(PLAIN, {"output": str(tmp_path / "toy")}, clients=toy_federation(RANKS))
+    for command in (["evaluate", str(tmp_path / "toy"), str(rows)], ["run", str(tmp_path / "toy/config.yaml"), "--dry-run"]):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 2
+        assert "program" in done.output
+
+
 def test_the_folder_says_who_can_go_on_with_it(tmp_path: Path) -> None:
     fedelta.run(PLAIN, {"output": str(tmp_path / "run")}, clients=toy_federation(RANKS))
     result = CliRunner().invoke(app, ["run", "--resume", str(tmp_path / "run")])

@@ -171,11 +171,11 @@ def test_what_is_said_of_a_folder_runs_none_of_its_code(folder: Path, mark: Path
     for command in (
         ["inspect", folder / "adapters/last"],
         ["report", folder, "-o", tmp_path / "again.html"],
-        ["export", folder, "-o", tmp_path / "exported"],
     ):
         assert call(*command).exit_code == 0
     for command in (
         ["evaluate", folder, rows_file],
+        ["export", folder, "-o", tmp_path / "exported"],
         ["export", folder, "-o", tmp_path / "merged", "--merged"],
         ["run", "--resume", folder],
         ["run", folder / "config.yaml", "--output", tmp_path / "elsewhere"],
@@ -183,6 +183,23 @@ def test_what_is_said_of_a_folder_runs_none_of_its_code(folder: Path, mark: Path
         result = call(*command)
         assert result.exit_code == 2, result.output
         assert "cannot make its code run" in " ".join(result.output.split()), command
+    assert not mark.exists()
+
+
+def test_an_adapter_is_put_to_use_without_the_code_of_its_method(
+    sent: Sent, mark: Path, tmp_path: Path, rows_file: Path
+) -> None:
+    config, folder = sent(), tmp_path / "run"
+    assert call("run", config, "--output", folder, "--quiet", "--allow-file", config.parent / "theirs.py").exit_code == 0
+    mark.unlink()
+    (folder / "code/method.py").write_text(METHOD.format(mark=str(mark), trim=next(_written)))
+    for command in (
+        ["evaluate", folder, rows_file],
+        ["export", folder, "-o", tmp_path / "exported"],
+        ["export", folder, "-o", tmp_path / "merged", "--merged"],
+    ):
+        result = call(*command)
+        assert result.exit_code == 0, result.output
     assert not mark.exists()
 
 
