@@ -134,7 +134,8 @@ The site's own config is its consent to the model, to the weights of it that tra
 else that changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of
 `allow`. No code, no path and no leave to run a model's code comes from there: a method or a task of a file of one's own is
 named by its digest, and runs if `code` names this site's own file of that digest. What is beyond a bound is refused by name,
-and logged at the site. The reasons, and what this does not hold against: [ADR 10](../adr/0010-trust-between-sites-and-server.md).
+and logged at the site. The reasons, and what this does not hold against:
+[ADR 10](../adr/0010-trust-between-sites-and-server.md).
 
 ```text
 name: north
