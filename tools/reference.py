@@ -132,8 +132,10 @@ The site's own config is its consent to the model, to the weights of it that tra
 `lora.modules_to_save`) and to the task: its labels, and all that it reads of a row. Sequences get no longer than there.
 `data.limit` and `data.client_test_fraction`, which say how many of its rows train, must be the same there and in the run. All
 else that changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of
-`allow`. No code, no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and
-logged at the site. The reasons, and what this does not hold against: [ADR 10](../adr/0010-trust-between-sites-and-server.md).
+`allow`. No code, no path and no leave to run a model's code comes from there: a method or a task of a file of one's own is
+named by its digest, and runs if `code` names this site's own file of that digest. What is beyond a bound is refused by name,
+and logged at the site. The reasons, and what this does not hold against:
+[ADR 10](../adr/0010-trust-between-sites-and-server.md).
 
 ```text
 name: north

@@ -17,13 +17,25 @@ Call = Callable[..., Result]
 
 OPTIONS = {
     "": ["--debug", "--version"],
+    "allow": [],
     "aggregate": ["--method", "--output", "--ranks", "--set", "--weights", "-o"],
     "certs": ["--host", "--site"],
     "check": ["--all", "--json"],
-    "evaluate": ["--client", "--json", "--limit", "--rank", "--round", "--set", "--split", "--trust-remote-code"],
-    "export": ["--client", "--merged", "--output", "--rank", "--round", "--set", "--trust-remote-code", "-o"],
+    "evaluate": [
+        "--allow-file",
+        "--client",
+        "--json",
+        "--limit",
+        "--rank",
+        "--round",
+        "--set",
+        "--split",
+        "--trust-remote-code",
+    ],
+    "export": ["--allow-file", "--client", "--merged", "--output", "--rank", "--round", "--set", "--trust-remote-code", "-o"],
     "flower": [],
     "gossip": [
+        "--allow-file",
         "--certs",
         "--endpoint",
         "--json",
@@ -37,11 +49,22 @@ OPTIONS = {
     ],
     "inspect": ["--json", "--plot"],
     "methods": ["--json"],
-    "partition": ["--json", "--plot", "--set"],
+    "partition": ["--allow-file", "--json", "--plot", "--set"],
     "relay": ["--certs", "--roster"],
     "report": ["--baseline", "--metric", "--output", "--title", "-o"],
-    "run": ["--dry-run", "--force", "--json", "--output", "--quiet", "--resume", "--set", "--trust-remote-code", "-q"],
-    "site": ["--node", "--set", "--trust-remote-code"],
+    "run": [
+        "--allow-file",
+        "--dry-run",
+        "--force",
+        "--json",
+        "--output",
+        "--quiet",
+        "--resume",
+        "--set",
+        "--trust-remote-code",
+        "-q",
+    ],
+    "site": ["--allow-file", "--node", "--set", "--trust-remote-code"],
 }
 """Every option there is. Scripts rely on them: change this table only with a line in CHANGELOG.md."""
 

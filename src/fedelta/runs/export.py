@@ -17,11 +17,12 @@ from fedelta.models.export import merge_into
 from fedelta.models.loading import load_model
 from fedelta.report.model_card import Exported, model_card
 from fedelta.runs.base import evaluator, load_adapted, peft_config
-from fedelta.runs.config import RunConfig, read_config
+from fedelta.runs.config import ConfigError, RunConfig, read_config
 from fedelta.runs.config.allowed import allowed
 from fedelta.runs.config.checks import checked_alone
 from fedelta.runs.config.own import NOTHING, Own
 from fedelta.runs.config.resume import demand_leave, without_leave
+from fedelta.runs.config.schema import PROGRAM
 from fedelta.runs.deal import deal
 from fedelta.runs.exported import exported
 from fedelta.runs.folder import RunFolder
@@ -60,7 +61,11 @@ class Source:
         return self.stored is not None
 
     def demand_leave(self) -> None:
-        """Raises ConfigError if loading the model needs what only a person may allow, and nobody has."""
+        """Raises ConfigError if the model is not known, or loading it needs what only a person may allow, and nobody has."""
+        if self.config.model.name == PROGRAM:
+            raise ConfigError(
+                "the base model of this run was an object of a program: say where it lies by --set model.name=FOLDER"
+            )
         if self.stored is not None:
             demand_leave(self.stored.model, self.config.model)
 
