@@ -16,10 +16,11 @@ from fedelta.cli import app
 Call = Callable[..., Result]
 
 OPTIONS = {
-    "": ["--debug", "--version"],
+    "": ["--debug", "--install-completion", "--show-completion", "--version"],
     "aggregate": ["--method", "--output", "--ranks", "--set", "--weights", "-o"],
     "certs": ["--host", "--site"],
     "check": ["--all", "--json"],
+    "doctor": ["--json"],
     "evaluate": ["--client", "--json", "--limit", "--rank", "--round", "--set", "--split", "--trust-remote-code"],
     "export": ["--client", "--merged", "--output", "--rank", "--round", "--set", "--trust-remote-code", "-o"],
     "flower": [],
@@ -35,12 +36,14 @@ OPTIONS = {
         "--set",
         "--trust-remote-code",
     ],
+    "init": ["--force", "--label", "--model", "--output", "--schema", "--text", "-o"],
     "inspect": ["--json", "--plot"],
     "methods": ["--json"],
     "partition": ["--json", "--plot", "--set"],
     "relay": ["--certs", "--roster"],
     "report": ["--baseline", "--metric", "--output", "--title", "-o"],
     "run": ["--dry-run", "--force", "--json", "--output", "--quiet", "--resume", "--set", "--trust-remote-code", "-q"],
+    "schema": [],
     "site": ["--node", "--set", "--trust-remote-code"],
 }
 """Every option there is. Scripts rely on them: change this table only with a line in CHANGELOG.md."""
@@ -63,6 +66,8 @@ LIGHT = {
     "methods": "flexlora",
     "methods --json": "flexlora",
     "run nope.yaml": "no config file at nope.yaml",
+    "schema": "json-schema.org",
+    "init nope.csv": "no file or folder nope.csv",
     "site quickstart --node nope.yaml": "no node file at nope.yaml",
     "run quickstart --set lora.rnk=3": "did you mean 'lora.rank'?",
     "partition quickstart --set partition.clients=0": "partition.clients: Input should be greater than or equal to 1",
