@@ -67,7 +67,6 @@ LIGHT = {
     "methods --json": "flexlora",
     "run nope.yaml": "no config file at nope.yaml",
     "schema": "json-schema.org",
-    "init nope.csv": "no file or folder nope.csv",
     "site quickstart --node nope.yaml": "no node file at nope.yaml",
     "run quickstart --set lora.rnk=3": "did you mean 'lora.rank'?",
     "partition quickstart --set partition.clients=0": "partition.clients: Input should be greater than or equal to 1",

@@ -79,7 +79,7 @@ def _rows_of(file: Path) -> list[Row]:
     if not rows:
         raise ValueError(f"{file} has no rows")
     first = next(iter(rows[0]), "")
-    if file.suffix not in (".json", ".jsonl") and first.lstrip().startswith(("{", "[")):
+    if file.suffix not in (".json", ".jsonl") and first.lstrip().startswith('{"'):
         raise ValueError(f"{file} looks like JSON, one object a line: call it {file.with_suffix('.jsonl').name}")
     return rows
 
