@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from fedelta.cli import adapters, certs, data, flower, gossip, init, methods, report, run, setup, sites
+from fedelta.cli import adapters, certs, code, compare, data, flower, gossip, init, methods, report, run, setup, sites
 from fedelta.cli.command import app
 
 __all__ = ["app", "main"]
@@ -20,10 +20,12 @@ for command in (
     sites.site,
     gossip.gossip,
     gossip.relay,
+    compare.compare,
     report.report,
     data.partition,
     methods.methods,
     methods.check,
+    code.allow,
     adapters.aggregate,
     adapters.inspect,
     adapters.evaluate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedelta.cli.options import AsJson, Config, Overrides, Plot
+from fedelta.cli.options import AllowFiles, AsJson, Config, Overrides, Plot, allowed_files
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def partition(
     config: Config,
     overrides: Overrides = None,
+    allow_files: AllowFiles = None,
     plot: Plot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -24,9 +25,10 @@ def partition(
 
     settled = read_config(config, overrides or [])
     from fedelta.runs.config.checks import check  # with torch, which a wrong key need not wait for
+    from fedelta.runs.config.own import Own
     from fedelta.runs.deal import deal
 
-    dealt = deal(settled, check(settled).task)
+    dealt = deal(settled, check(settled, Own(allowed_files(overrides, allow_files))).task)
     print_json(_split_rows(dealt)) if as_json else out.print(split_table(dealt))
     if plot:
         from fedelta.split.view import plot_partition

@@ -79,6 +79,10 @@ class RunSettings:
     def __post_init__(self) -> None:
         demand_all(self, CHECKS)
 
+    def cohort_size(self, peers: Sequence[Peer]) -> int:
+        """Counts the peers that a round asks; where the rule varies, those of round 0."""
+        return len(self.cohort(0, peers, self.seed))
+
 
 def _quorum(name: str, value: object) -> None:
     """Checks a number of updates, or a fraction of a cohort."""

@@ -125,12 +125,15 @@ def clients_on(
     training: Training,
     *,
     seed: int = 0,
+    start_seed: int | None = None,
     start: Adapter | None = None,
     scale: float | None = None,
 ) -> list[LocalClient]:
     """Makes clients 0, 1, ... with these encoded examples and ranks, on a model that is in memory.
 
     Args:
+        seed: of batches and of dropout.
+        start_seed: of the initial adapter; `seed` if None.
         start: what all start from in place of a fresh adapter. Where the ranks differ from its own, each client gets the
             best approximation that its rank allows.
         scale: as `peers_for` takes it.
@@ -139,7 +142,7 @@ def clients_on(
         ValueError: for a start that does not fit the model.
     """
     peers = peers_for(ranks, lora_config, [len(part) for part in examples], list(adapted.adapted_layers), scale=scale)
-    common = common_adapter(adapted, peers, seed=seed, start=start)
+    common = common_adapter(adapted, peers, seed=seed if start_seed is None else start_seed, start=start)
     return [
         client_on(adapted, task, part, peer, common, training, seed=seed) for peer, part in zip(peers, examples, strict=True)
     ]

@@ -42,6 +42,11 @@ def is_watched() -> bool:
     return err.is_terminal or err.is_jupyter
 
 
+def show_code(text: str) -> None:
+    """Prints lines that are to be copied, on stdout, as they are."""
+    out.print(Text(text), soft_wrap=True)
+
+
 def print_json(value: object) -> None:
     """Prints one line of JSON on stdout."""
     out.print(Text(json.dumps(value, allow_nan=False, ensure_ascii=False)), soft_wrap=True)

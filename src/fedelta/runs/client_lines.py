@@ -144,13 +144,17 @@ def _parsed(raw: bytes) -> ClientLine | None:
         line: object = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(line, dict):
-        return None
-    known = cast("dict[str, Any]", line)
+    return cast("dict[str, Any]", line) if is_line(line) else None
+
+
+def is_line(found: object) -> bool:
+    """Returns whether a value is a line that its readers could use."""
+    if not isinstance(found, dict):
+        return False
+    known = cast("dict[str, Any]", found)
     t, parts = known.get("t"), [known.get(key, {}) for key in ("clients", "quantiles", "worst")]
-    is_line = isinstance(t, int) and not isinstance(t, bool) and t >= 0
-    is_line = is_line and all(isinstance(part, dict) and all(map(_is_entry, part.values())) for part in parts)
-    return known if is_line else None
+    counts = isinstance(t, int) and not isinstance(t, bool) and t >= 0
+    return counts and all(isinstance(part, dict) and all(map(_is_entry, part.values())) for part in parts)
 
 
 def _is_entry(value: object) -> bool:

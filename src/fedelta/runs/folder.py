@@ -10,6 +10,7 @@
     checkpoint/      what the next round needs, and what the last round needed
     curves.png       the records as a picture
     report.html      the records as a page
+    failed.json      of a suite's cell that failed: the error; the next try removes it
     .lock            locked by the process that writes here
 
 A round writes its adapters, then its clients' line and its record, then its checkpoint; the checkpoint is what makes it
@@ -38,8 +39,8 @@ from fedelta.code_files import CodeFile
 from fedelta.engines import checkpoint
 from fedelta.exchange import files
 from fedelta.runs import client_lines
-from fedelta.runs.config import RunConfig, dump_config, load_config, read_config
-from fedelta.runs.config.own import is_own
+from fedelta.runs.config import RunConfig, dump_config, read_config
+from fedelta.runs.config.checks import checked_alone
 from fedelta.runs.records import Record, read_record
 
 logger = logging.getLogger("fedelta.resume")
@@ -47,8 +48,9 @@ logger = logging.getLogger("fedelta.resume")
 CONFIG, RECORDS, DAMAGED = "config.yaml", "rounds.jsonl", "rounds.damaged.jsonl"
 RUN, SPLIT, CLIENTS = "run.json", "split.json", "clients.jsonl"
 ADAPTERS, CHECKPOINT, CURVES, REPORT, CODE = "adapters", "checkpoint", "curves.png", "report.html", "code"
+FAILED = "failed.json"
 
-COMMITTED = (CONFIG, RECORDS, DAMAGED, RUN, SPLIT, CLIENTS, REPORT)
+COMMITTED = (CONFIG, RECORDS, DAMAGED, RUN, SPLIT, CLIENTS, REPORT, FAILED)
 """The files that are written by `files.commit`, which a kill may leave under its temporary name."""
 
 TEMPORARY = tuple(f".{name}.tmp" for name in COMMITTED)
@@ -104,6 +106,10 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / REPORT
+
+    @property
+    def failed_file(self) -> Path:
+        return self.path / FAILED
 
     @property
     def old(self) -> RunFolder:
@@ -239,9 +245,7 @@ class RunFolder:
                 f"{self.path} is not the folder of a run: it has no {CONFIG}; a run that was stopped before it wrote one "
                 "has done nothing yet, start it again"
             )
-        config = read_config(self.config_file)
-        # What a user's own code would say to its settings is asked where that code may run, and not of whoever reads a folder.
-        return config if is_own(config) else load_config(config)
+        return checked_alone(read_config(self.config_file))
 
     def append(self, record: Record) -> None:
         """Adds one record, which is on the disk when this returns."""

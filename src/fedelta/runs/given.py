@@ -105,7 +105,7 @@ class Given:
         template = largest_template(self.samples)
         told = {"clients": _identities(self.clients), "template": digest_of(template)}
         _demand_same(notes, told)
-        mixing = None if chosen.topology is None else chosen.topology.mixing(len(self.clients), seed=config.seed)
+        mixing = None if chosen.topology is None else chosen.topology.mixing(len(self.clients), seed=config.seeds().schedule)
         contraction = {} if mixing is None else topology.numbers(mixing)
         method = chosen.method.for_topology(chosen.settings.rounds, lambda: contraction.get("rho_sq", 0.0))
         choice = choose(config.federation.engine, self.clients, config.federation.token_budget)
@@ -150,14 +150,17 @@ class Given:
 
 def _measured(evaluate: Callable[[Round], Mapping[str, Scores]], done: Round) -> dict[str, dict[str, float]]:
     """Returns what a program's own function says of a round; raises TypeError for anything but numbers by part and metric."""
-    found: object = evaluate(done)
-    given = cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {"": found}
-    if not all(part in PARTS and _are_scores(scores) for part, scores in given.items()):
+    found = evaluate(done)
+    if not _is_mapping(found) or not all(part in PARTS and _are_scores(scores) for part, scores in found.items()):
         raise TypeError(
             f"evaluate must return finite numbers by metric under {' or '.join(PARTS)}, such as "
             f'{{"test": {{"accuracy": 0.5}}}}, but returned {found!r:.200}'
         )
-    return {part: {metric: float(value) for metric, value in scores.items()} for part, scores in given.items()}
+    return {part: {metric: float(value) for metric, value in scores.items()} for part, scores in found.items()}
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping)
 
 
 def _are_scores(value: object) -> bool:

@@ -44,6 +44,7 @@ class OpenRun:
         target: the folder that the run is to be in: it differs from `folder` until the run takes the place of an earlier one.
         start: the snapshot to go on from; None from the first round.
         code: by key of the config, the Python files that define its method or its task.
+        pictures: the end of the run leaves curves and a page.
     """
 
     experiment: Experiment
@@ -53,6 +54,7 @@ class OpenRun:
     target: RunFolder
     start: Snapshot | None = None
     code: Mapping[str, CodeFile] = field(default_factory=dict[str, CodeFile])
+    pictures: bool = True
 
     def records(self) -> Iterator[Record]:
         """Runs the rounds that are left; each is on disk when its record is yielded."""
@@ -102,7 +104,7 @@ class OpenRun:
 
     def draw(self) -> None:
         """Draws the curves of the rounds so far and writes their page, if there are any."""
-        records = self.folder.records()
+        records = self.folder.records() if self.pictures else []
         if records:
             e = self.experiment
             curves(records, self.folder.curves, title=e.config.name, majority=e.majority())

@@ -73,6 +73,10 @@ class Experiment:
     mixing: Mixing | None = None
     contraction: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
+    def cohort_size(self) -> int:
+        """Counts the clients that a round asks."""
+        return self.settings.cohort_size([client.peer for client in self.clients])
+
     def majority(self) -> float | None:
         """Returns the share of the commonest label among the rows to report on; None where there are none here."""
         return None if self.deal is None else majority(self.deal.labels(self.deal.splits.test))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from fedelta.models.devices import named_device
 from fedelta.runs.config.choices import Choices, choices_of, naming, scheme_of
-from fedelta.runs.config.own import NOTHING, Own
+from fedelta.runs.config.claims import check_claims
+from fedelta.runs.config.own import NOTHING, Own, is_own
 from fedelta.runs.config.schema import PROGRAM, Data, Federation, Partition, RunConfig, rank_values
 from fedelta.runs.config.section import ConfigError
 from fedelta.sampling import share
@@ -22,19 +23,36 @@ def check(config: RunConfig, own: Own = NOTHING) -> Choices:
         own: the files that may run, and objects that take the place of what the config names.
 
     Raises:
+        RefusedByClaim: for a config without a fault, of a kind that its method says of itself not to serve.
         ConfigError: for a name or setting that is not known, keys that contradict each other, or a file that may not run.
         FileNotFoundError: for a file of a method or a task that is not there.
     """
     try:
         return _checked(config, own)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def checked_alone(config: RunConfig) -> RunConfig:
+    """Checks a config for whoever runs none of its code, and returns it.
+
+    What a user's own method or task says of its settings is asked where its code may run; nothing of such a config is checked
+    but keys and types, which it has by now.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    if not is_own(config):
+        check(config)
+    return config
 
 
 def _checked(config: RunConfig, own: Own) -> Choices:
     _check_device(config.device)
     chosen = choices_of(config, own)
-    _check_ranks(config, chosen)
+    _check_ranks(config)
     if config.data.clients is None:
         _check_partition(config.partition)
     else:
@@ -44,6 +62,7 @@ def _checked(config: RunConfig, own: Own) -> Choices:
     _check_sites(config.federation)
     if config.federation.where != PROGRAM:  # whose scores may be its own
         _check_metric(config.evaluation.best_by, chosen)
+    check_claims(config, chosen)  # last, so that what it refuses has no other fault
     return chosen
 
 
@@ -55,16 +74,11 @@ def _check_device(device: str) -> None:
             raise ValueError(f"device: {error}") from None
 
 
-def _check_ranks(config: RunConfig, chosen: Choices) -> None:
+def _check_ranks(config: RunConfig) -> None:
     ranks, clients = rank_values(config.lora.rank), config.num_clients()
     if isinstance(config.lora.rank, list) and clients is not None and len(ranks) != clients:
         given = "partition.clients" if config.data.clients is None else "the number of data.clients"
         raise ValueError(f"lora.rank lists {len(ranks)} ranks for {given} = {clients}: give one for each client")
-    if len(set(ranks)) > 1 and not chosen.method.hetero_rank:
-        raise ValueError(
-            f"method {config.method['name']!r} needs equal ranks, but lora.rank gives {sorted(set(ranks))}: set one rank, or "
-            "use a method for unequal ranks such as flexlora or zeropad (`fedelta methods` lists them)"
-        )
 
 
 def _check_partition(partition: Partition) -> None:
@@ -115,15 +129,10 @@ def _check_graph(config: RunConfig, chosen: Choices) -> None:
         chosen.settings.channel.demand_no_server()
     except ValueError as error:
         raise ValueError(f"federation.channel: {error}") from None
-    if chosen.method.coordinates == "base":
-        raise ValueError(
-            f"method {config.method['name']!r} moves the base model, which nodes without a server would move apart: set "
-            "federation.topology to null, or choose another method"
-        )
     clients = config.num_clients()
     if clients is not None:
         with naming("federation.topology", config.federation.topology or {}):
-            graph.check(clients, seed=config.seed)
+            graph.check(clients, seed=config.seeds().schedule)
 
 
 def _check_sites(federation: Federation) -> None:

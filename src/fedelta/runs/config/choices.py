@@ -62,7 +62,7 @@ def choices_of(config: RunConfig, own: Own = NOTHING) -> Choices:
         task = own.task_of(config, files)
     with naming("federation.topology", graph or {}):
         topology = None if graph is None else get_topology(**graph)
-    training, settings = training_of(config.training), settings_of(config.federation, config.seed)
+    training, settings = training_of(config.training), settings_of(config.federation, config.seeds().schedule)
     return Choices(method, task, training, topology, settings, files)
 
 

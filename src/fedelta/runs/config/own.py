@@ -8,7 +8,7 @@ method: {name: "__main__:Mine", ...}     an object that a program gave; only a p
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -38,15 +38,19 @@ class Own:
     method: Method | None = None
     task: Task | None = None
 
-    def files_of(self, config: RunConfig) -> dict[str, CodeFile]:
+    def files_of(self, config: RunConfig, keys: Collection[str] = CHOICES) -> dict[str, CodeFile]:
         """Returns, by key, the Python files that a config names, read once; an object takes the place of its file.
+
+        Args:
+            config: of the run.
+            keys: those that are looked at.
 
         Raises:
             ValueError: for a file that may not run, or is no Python file.
             FileNotFoundError: for one that is not there.
         """
         given = {"method": self.method, "task": self.task}
-        paths = code_paths({key: getattr(config, key) for key in CHOICES if given[key] is None})
+        paths = code_paths({key: getattr(config, key) for key in keys if given[key] is None})
         found = {key: read_code(path) for key, path in paths.items()}
         for key, code in found.items():
             demand_allowed(code, self.allowed, key)
@@ -77,6 +81,10 @@ class Own:
         if "task" in files:
             return task_of(task_in(files["task"]), choice["name"], settings)
         return task_of(task_class(choice["name"]), choice["name"], settings)
+
+    def task_alone(self, config: RunConfig) -> Task:
+        """Returns the task of a config, for whoever needs no method; errors are those of `files_of` and `method_of`."""
+        return self.task_of(config, self.files_of(config, ("task",)))
 
     def in_config(self, config: RunConfig) -> RunConfig:
         """Returns the config with the objects in the places of what it names, as far as they can be written down."""

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 from fedelta.registry import nearest
 from fedelta.runs.config.allowed import CHOICES, allowed, code_paths
 from fedelta.runs.config.paths import placed, resolved
-from fedelta.runs.config.schema import RankChoice, RunConfig
-from fedelta.runs.config.section import ConfigError
+from fedelta.runs.config.schema import RunConfig
+from fedelta.runs.config.section import ConfigError, plain_types
 from fedelta.runs.config.yaml_text import RepeatedKeyError, load_yaml
 
 BUILT_IN = ("quickstart",)
@@ -220,10 +220,10 @@ def _whole_near(value: Any) -> int:
 
 
 def _known_keys(path: Sequence[str], root: type[BaseModel]) -> list[str]:
-    # A path may lead into a union, where only `RankChoice` has keys of its own.
     section: Any = root
     for part in path:
         field = getattr(section, "model_fields", {}).get(part)
-        annotation = None if field is None else field.annotation
-        section = annotation if hasattr(annotation, "model_fields") else RankChoice
+        # A path may lead into a union, where one kind at the most has keys of its own.
+        kinds = [] if field is None else [k for k in plain_types(field.annotation) if hasattr(k, "model_fields")]
+        section = kinds[0] if kinds else None
     return list(getattr(section, "model_fields", {}))

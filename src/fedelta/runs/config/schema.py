@@ -15,6 +15,7 @@ from fedelta.data.client_files import by_name, demand_different, unfit_name
 from fedelta.data.gaps import Empty
 from fedelta.models.patterns import check_pattern
 from fedelta.runs.config.section import Named, Section, chosen, named
+from fedelta.runs.config.seeds import Seed, Seeds, seeds_of
 
 T = TypeVar("T")
 
@@ -310,7 +311,11 @@ class RunConfig(Section):
     """A whole run."""
 
     name: str = Field(default="run", description="of the run, and of its folder")
-    seed: int = Field(default=0, description="of everything that is drawn; the same seed gives the same adapter")
+    seed: Seed = Field(
+        default=0,
+        description="of everything that is drawn, the same seed gives the same adapter; or one for each kind of draw, "
+        "{data: 0, partition: 0, schedule: 0, start: 0}",
+    )
     device: str = Field(default="auto", description="`cpu`, `cuda`, or the best that is there")
     output: str | None = Field(default=None, description="the run's folder; `runs/<name>` by default")
     model: Model = Model()  # `model: minilm` is short for `model: {name: minilm}`
@@ -359,6 +364,10 @@ class RunConfig(Section):
         if not isinstance(method.get("label"), str | None):
             raise ValueError(f"label should be a text, got {method['label']!r:.80}")
         return method
+
+    def seeds(self) -> Seeds:
+        """Returns the seed of each kind of draw."""
+        return seeds_of(self.seed)
 
     def num_clients(self) -> int | None:
         """Returns the number of clients; None where it is not known before the rows are read."""

@@ -17,6 +17,18 @@ class ConfigError(ValueError):
     """A config that cannot be run; the message names the key and the remedy."""
 
 
+class RefusedByClaim(ConfigError):
+    """A config without a fault, but of a kind that its method says of itself not to serve.
+
+    Attributes:
+        claim: the claim by which it is refused: "hetero_rank", "coordinates", "population", "needs_validation".
+    """
+
+    def __init__(self, claim: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.claim = claim
+
+
 class Section(BaseModel):
     """A part of the config: frozen, and without room for unknown keys."""
 
@@ -26,7 +38,7 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuses true and false where neither is a choice; pydantic would take them as 1 and 0."""
-        kinds = set(_plain_types(cls.model_fields[str(info.field_name)].annotation))
+        kinds = set(plain_types(cls.model_fields[str(info.field_name)].annotation))
         section = isinstance(value, Mapping) and any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds)
         if not section and not kinds & {bool, Any} and any(isinstance(leaf, bool) for leaf in _leaves(value)):
             raise ValueError(f"must not be true or false, but is {value!r}")
@@ -96,14 +108,14 @@ def _name_of_file(key: str, choice: Mapping[str, Any]) -> str:
     return name or Path(path).name
 
 
-def _plain_types(annotation: Any) -> Iterator[Any]:
+def plain_types(annotation: Any) -> Iterator[Any]:
     """The types that an annotation is made of, such as int, None and the parts of a union or a list."""
     parts = get_args(annotation)
     if get_origin(annotation) is Literal:
         yield from map(type, parts)
     elif parts:
         for part in parts:
-            yield from _plain_types(part)
+            yield from plain_types(part)
     else:
         yield annotation
 
