@@ -24,8 +24,8 @@ def test_init_writes_a_config_and_says_what_comes_next(
     assert config.task["label"] == "label"
     assert config.data.source == str(rows_file)
     first, *_ = Path("my configs/first.yaml").read_text().splitlines()
-    assert first == "# yaml-language-server: $schema=.fedelta.schema.json"
-    assert "properties" in json.loads(Path("my configs/.fedelta.schema.json").read_text())
+    assert first == "# yaml-language-server: $schema=.config.schema.json"
+    assert "properties" in json.loads(Path("my configs/.config.schema.json").read_text())
     again = call("init", rows_file, "-o", "my configs/first.yaml")
     assert again.exit_code == 2
     assert "is there already" in again.stderr

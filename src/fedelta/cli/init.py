@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fedelta.data.columns import Column
     from fedelta.runs.starter.start import Start
 
-SCHEMA = ".fedelta.schema.json"
+SCHEMA = ".config.schema.json"
 """Hidden, so that it is no file of rows where the config lies beside them."""
 
 

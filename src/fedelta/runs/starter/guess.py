@@ -90,7 +90,8 @@ def guess(columns: Sequence[Column], rows: int, *, text: str | None = None, labe
     if found is None:
         raise ValueError(_nothing(columns, rows))
     owner = first_of(columns, OWNERS, lambda c: c.name not in found.uses and 2 <= len(c.counts) <= rows / 4 and not c.missing)
-    return Guess(found.task, found.uses, found.texts, found.label, owner, found.others)
+    others = [name for name in found.others if owner is None or name != owner.name]
+    return Guess(found.task, found.uses, found.texts, found.label, owner, others)
 
 
 def first_of(columns: Iterable[Column], names: Sequence[str], fits: Callable[[Column], bool]) -> Column | None:
