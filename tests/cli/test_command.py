@@ -16,11 +16,12 @@ from fedelta.cli import app
 Call = Callable[..., Result]
 
 OPTIONS = {
-    "": ["--debug", "--version"],
+    "": ["--debug", "--install-completion", "--show-completion", "--version"],
     "allow": [],
     "aggregate": ["--method", "--output", "--ranks", "--set", "--weights", "-o"],
     "certs": ["--host", "--site"],
     "check": ["--all", "--json"],
+    "doctor": ["--json"],
     "evaluate": [
         "--allow-file",
         "--client",
@@ -47,6 +48,7 @@ OPTIONS = {
         "--set",
         "--trust-remote-code",
     ],
+    "init": ["--force", "--label", "--model", "--output", "--schema", "--text", "-o"],
     "inspect": ["--json", "--plot"],
     "methods": ["--json"],
     "partition": ["--allow-file", "--json", "--plot", "--set"],
@@ -64,6 +66,7 @@ OPTIONS = {
         "--trust-remote-code",
         "-q",
     ],
+    "schema": [],
     "site": ["--allow-file", "--node", "--set", "--trust-remote-code"],
 }
 """Every option there is. Scripts rely on them: change this table only with a line in CHANGELOG.md."""
@@ -86,6 +89,7 @@ LIGHT = {
     "methods": "flexlora",
     "methods --json": "flexlora",
     "run nope.yaml": "no config file at nope.yaml",
+    "schema": "json-schema.org",
     "site quickstart --node nope.yaml": "no node file at nope.yaml",
     "run quickstart --set lora.rnk=3": "did you mean 'lora.rank'?",
     "partition quickstart --set partition.clients=0": "partition.clients: Input should be greater than or equal to 1",
