@@ -1,7 +1,7 @@
 """A finished cell as one line of JSON: all that tables and pages need, without adapters. And what reads such a line.
 
-    {"kind": "cell", "digest": ..., "code": {"fedelta", "commit"}, "config": ..., "facts": run.json, "split": split.json or null,
-     "records": [...], "clients": lines of clients.jsonl or null}
+    {"kind": "cell", "digest": ..., "code": {"fedelta", "commit"}, "config": ..., "facts": run.json,
+     "split": split.json or null, "records": [...], "clients": lines of clients.jsonl or null}
     {"kind": "untrained", "digest": ..., "scores": {"test": {metric: value}, ...}}
 
 Tables are made of such lines alone, whether they come from the folders of a suite or from its store.
@@ -114,14 +114,15 @@ def commit_of(line: Line) -> str:
 def portable(config: RunConfig) -> dict[str, Any]:
     """Returns a config without the folder of the run and without paths of one machine: of those the name alone is kept."""
     values = config.model_dump(mode="json")
-    return {**_shortened(values), "output": None}
+    return {**shortened(values), "output": None}
 
 
-def _shortened(value: Any) -> Any:
+def shortened(value: Any) -> Any:
+    """Returns plain values in which of an absolute path the name alone is left."""
     if isinstance(value, dict):
-        return {key: _shortened(inner) for key, inner in cast("dict[str, Any]", value).items()}
+        return {key: shortened(inner) for key, inner in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [_shortened(inner) for inner in cast("list[Any]", value)]
+        return [shortened(inner) for inner in cast("list[Any]", value)]
     if isinstance(value, str) and Path(value).is_absolute():
         return Path(value).name
     return value

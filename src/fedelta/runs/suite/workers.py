@@ -1,7 +1,7 @@
 """Runs cells one after another in this process, or several at a time in processes of one thread each.
 
-A worker is given cells as lines of JSON on its standard input, and answers with lines on its output. It ends after its round when
-the input ends, so that none goes on for long without the process that started it.
+A worker is given cells as lines of JSON on its standard input, and answers with lines on its output. It ends after its round
+when the input ends, so that none goes on for long without the process that started it.
 """
 
 from __future__ import annotations
@@ -104,8 +104,9 @@ class _Worker:
     def give(self, task: Task) -> None:
         """Hands a cell over."""
         assert self._process.stdin is not None
+        place = {"folder": str(self._place.folder), "allowed": sorted(self._place.allowed)}
         with suppress(BrokenPipeError):  # that it is dead comes as news
-            self._process.stdin.write(json.dumps({"folder": str(self._place.folder), "task": _plain(task)}).encode() + b"\n")
+            self._process.stdin.write(json.dumps({"place": place, "task": _plain(task)}).encode() + b"\n")
             self._process.stdin.flush()
 
     def let_end(self) -> None:
@@ -161,7 +162,8 @@ def serve() -> None:
     _quieten()
     while (line := given.get()) is not None:
         order = json.loads(line)
-        for event in events(_task(order["task"]), Place(Path(order["folder"])), ended.is_set):
+        place = Place(Path(order["place"]["folder"]), frozenset(order["place"]["allowed"]))
+        for event in events(_task(order["task"]), place, ended.is_set):
             if event.what != "begun":
                 _answer(answers, {"what": event.what, "record": event.record, "reason": event.reason})
 
