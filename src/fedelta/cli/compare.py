@@ -18,6 +18,7 @@ from fedelta.cli.output import STOPPED, note
 if TYPE_CHECKING:
     from fedelta.report.comparison import Comparison
     from fedelta.report.terminal import Mode
+    from fedelta.runs.suite.cells import Plan
     from fedelta.runs.suite.work import Options, Work
 
 FAILED = 1
@@ -75,7 +76,7 @@ def compare(
     may_run = allowed_files(overrides, [*(allow_files or []), *(name for name in listed or () if is_code(name))])
     changes = [*(overrides or []), *(["model.trust_remote_code=true"] if trust else [])]
     made = ready(suite, Wanted(changes, listed, _seeds(seeds), baseline, store, output, may_run))
-    work = Work(made.plan, made.book, _options(only, hours, retry, prune))
+    work = Work(made.plan, made.book, _options(made.plan, only, hours, retry, prune))
     work.book.refresh()
     work.options = replace(work.options, jobs=_jobs(jobs, made.plan.file.suite.jobs, work))
     if dry_run:
@@ -95,14 +96,21 @@ def _seeds(text: str | None) -> int | list[int] | None:
     return numbers if "," in text else numbers[0]
 
 
-def _options(only: Sequence[str] | None, hours: float | None, retry: bool, prune: bool) -> Options:
+def _options(plan: Plan, only: Sequence[str] | None, hours: float | None, retry: bool, prune: bool) -> Options:
     from fedelta.runs.suite.work import Options
 
+    there = {
+        "setting": list(plan.settings),
+        "method": [entry.label for entry in plan.file.entries],
+        "seed": [str(seed) for seed in plan.seeds],
+    }
     chosen: dict[str, list[str]] = {}
     for text in only or ():
         key, _, value = text.partition("=")
-        if key not in ("setting", "method", "seed") or not value:
+        if key not in there or not value:
             raise ValueError(f"--only {text!r}: write setting=..., method=... or seed=..., such as method=hetlora")
+        if value not in there[key]:
+            raise ValueError(f"--only {text!r}: the suite has no {key} {value!r}; there are {', '.join(there[key])}")
         chosen.setdefault(key, []).append(value)
     deadline = None if hours is None else time.monotonic() + hours * 3600
     return Options(1, chosen, retry, deadline, prune)

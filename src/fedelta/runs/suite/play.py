@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -174,10 +175,8 @@ def _put_away(task: Task, place: Place) -> None:
     if config is None or is_same_cell(config, task.config):
         return
     within = task.folder.relative_to(place.folder)
-    for number in range(1, 1000):
-        target = place.folder / STALE / within.with_name(f"{within.name}.{number}")
-        if not target.exists():
-            break
+    names = (place.folder / STALE / within.with_name(f"{within.name}.{number}") for number in count(1))
+    target = next(path for path in names if not path.exists())
     target.parent.mkdir(parents=True, exist_ok=True)
     with RunFolder(task.folder).locked():
         os.replace(task.folder, target)

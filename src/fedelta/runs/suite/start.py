@@ -23,7 +23,7 @@ from fedelta.runs.suite.book import Book
 from fedelta.runs.suite.cells import Plan, plan_of
 from fedelta.runs.suite.lines import code_commit
 from fedelta.runs.suite.play import Place
-from fedelta.runs.suite.schema import SuiteFile, read_suite, suite_of
+from fedelta.runs.suite.schema import SuiteFile, demand_store, read_suite, suite_of
 from fedelta.runs.suite.store import Store
 
 SUITE = "suite.yaml"
@@ -82,7 +82,8 @@ def ready(source: str, wanted: Wanted) -> Ready:
     if (folder / CONFIG).exists():
         raise ConfigError(f"{folder} is the folder of a run: give the suite another --output")
     plan = plan_of(file, folder, wanted.changes, Own(wanted.allowed))
-    store = wanted.store or (str(file.place / file.suite.store) if file.suite.store else None)
+    own_store = str(file.place / file.suite.store) if file.suite.store else None
+    store = own_store if wanted.store is None else demand_store(wanted.store)
     book = Book(Place(folder, wanted.allowed), None if store is None else Store(Path(store)))
     text = _resolved(file, folder, wanted.changes)
     files.commit(folder / SUITE, f"{_made_by()}\n{text}".encode())

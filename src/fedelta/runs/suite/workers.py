@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, cast
 
 from fedelta.runs.config import RunConfig
 from fedelta.runs.suite.cells import Task
@@ -53,6 +53,7 @@ def side_by_side(next_task: NextTask, place: Place, stopping: Stopping, jobs: in
                 going[worker] = task
                 worker.give(task)
                 yield Event("begun", task)
+            look = False
             if not going:
                 return
             if stopping():
@@ -67,8 +68,10 @@ def side_by_side(next_task: NextTask, place: Place, stopping: Stopping, jobs: in
                         del going[worker]
                         idle += [worker] if message is not None else []
     finally:
-        for worker in (*idle, *going):
-            worker.end()
+        for worker in going:  # somebody wants an end at once
+            worker.kill()
+        for worker in idle:
+            worker.let_end()
 
 
 def _event(task: Task, worker: _Worker, message: dict[str, Any] | None) -> Event:
@@ -115,14 +118,10 @@ class _Worker:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
 
-    def end(self) -> None:
-        """Ends the process: an idle one at once by itself, any other by force."""
-        self.let_end()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+    def kill(self) -> None:
+        """Ends the process by force; its round is lost."""
+        self._process.kill()
+        self._process.wait()
 
     def epitaph(self) -> str:
         """Returns how the process ended."""
@@ -145,7 +144,8 @@ def _plain(task: Task) -> dict[str, Any]:
 
 
 def _task(plain: dict[str, Any]) -> Task:
-    return Task(**{**plain, "config": RunConfig.model_validate(plain["config"]), "folder": Path(plain["folder"])})
+    known = {**plain, "config": RunConfig.model_validate(plain["config"]), "folder": Path(plain["folder"])}
+    return Task(**cast("dict[str, Any]", known))
 
 
 # --- within a worker -------------------------------------------------------------------------------------------------
