@@ -22,6 +22,9 @@ FILES = ("data.source", "data.validation", "data.test", "model.name", "lora.star
 
 ROUNDS = "federation.rounds"
 
+DEFAULTS = flat(RunConfig().model_dump(mode="json"))
+"""By dotted key, what a config has that says nothing."""
+
 
 def digest_of(config: RunConfig) -> str:
     """Returns the sha256 of a config as a suite asks for it; files count by their content, not by their path."""
@@ -39,7 +42,9 @@ def is_same_cell(there: RunConfig, asked: RunConfig) -> bool:
     """Returns whether a run's own config is the asked one, but for choices that it left open, and fewer rounds."""
     settled = keep_choices(fixed_values(there), asked)
     now, before = _counted(settled), _counted(there)
-    return now.pop(ROUNDS) >= before.pop(ROUNDS) and _sha256(now) == _sha256(before)
+    now.pop(ROUNDS, None)
+    before.pop(ROUNDS, None)
+    return asked.federation.rounds >= there.federation.rounds and _sha256(now) == _sha256(before)
 
 
 def _sha256(values: Mapping[str, Any]) -> str:
@@ -48,6 +53,8 @@ def _sha256(values: Mapping[str, Any]) -> str:
 
 def _counted(config: RunConfig) -> dict[str, Any]:
     values = {key: value for key, value in flat(config.model_dump(mode="json")).items() if key not in LEFT_OUT}
+    # A key at its default counts for nothing, so that a key which a later version adds makes no finished cell another one.
+    values = {key: value for key, value in values.items() if key not in DEFAULTS or DEFAULTS[key] != value}
     named = [str(values[f"data.{part}"]) for part in ("train", "validation", "test") if values.get(f"data.{part}")]
     for key in FILES:
         if isinstance(values.get(key), str):
