@@ -176,3 +176,22 @@ def test_ctrl_c_ends_after_the_round_with_code_130_and_can_be_gone_on_from(
     assert cell.records()[: len(before)] == before
     assert len(cell.records()) == 30
     assert json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_rows_that_are_not_there_end_a_suite_before_the_first_cell(call: Call, suite: Path, tmp_path: Path):
+    text = yaml.safe_load(suite.read_text(encoding="utf-8"))
+    text["sweep"] = [{"name": "first"}, {"name": "second", "data.source": "gone.jsonl"}]
+    suite.write_text(yaml.safe_dump(text), encoding="utf-8")
+    result = call("compare", suite, "-o", tmp_path / "out", "--jobs", "1")
+    assert result.exit_code == 2
+    assert "second zeropad seed 0" in " ".join(result.stderr.split())
+    assert "gone.jsonl" in result.stderr
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_a_warning_that_all_cells_have_is_said_once(succeed: Call, suite: Path, tmp_path: Path):
+    text = yaml.safe_load(suite.read_text(encoding="utf-8"))
+    text |= {"seeds": 2, "base": {**text["base"], "task": {"name": "classification", "max_length": 3}}}
+    suite.write_text(yaml.safe_dump(text), encoding="utf-8")
+    said = succeed("compare", suite, "-o", tmp_path / "out", "--jobs", "1").stderr
+    assert " ".join(said.split()).count("train: ") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -66,11 +67,13 @@ def compare(
     """
     from fedelta.registry import is_code
     from fedelta.report.terminal import quieten_libraries, show_warnings
+    from fedelta.runs.suite.preflight import demand_sources
     from fedelta.runs.suite.start import Wanted, ready
     from fedelta.runs.suite.work import Work
 
     mode: Mode = "json" if as_json else "quiet" if quiet else "screen"
     show_warnings(mode)
+    logging.getLogger("fedelta").handlers[0].addFilter(Once())
     quieten_libraries()
     listed = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     may_run = allowed_files(overrides, [*(allow_files or []), *(name for name in listed or () if is_code(name))])
@@ -79,10 +82,26 @@ def compare(
     work = Work(made.plan, made.book, _options(made.plan, only, hours, retry, prune))
     work.book.refresh()
     work.options = replace(work.options, jobs=_jobs(jobs, made.plan.file.suite.jobs, work))
+    demand_sources(work)
     if dry_run:
         _show_plan(work, made.text, as_json)
     else:
         _play(work, made.text, mode, rounds)
+
+
+class Once(logging.Filter):
+    """Lets each message through once: the cells of a suite have most of their warnings in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns whether a message is new."""
+        message = record.getMessage()
+        is_new = message not in self._said
+        self._said.add(message)
+        return is_new
 
 
 def _seeds(text: str | None) -> int | list[int] | None:

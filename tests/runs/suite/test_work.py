@@ -324,3 +324,20 @@ def test_workers_run_a_file_of_ones_own_too(bench: Bench, trained: Trained):
     (bench.path / "mine.py").write_text(MINE, encoding="utf-8")
     found, _ = bench.run(Options(jobs=2), methods=["mine.py"], seeds=1, allowed=allowed([bench.path / "mine.py"]))
     assert states(found) == ["done"], found.cells[0].reason
+
+
+def test_tables_are_made_from_the_store_where_the_rows_are_missing(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    folder = bench.path / "rows"
+    folder.mkdir()
+    shutil.copy(bench.base["data"]["source"], folder / "train.jsonl")
+    data = {**bench.base["data"], "source": "rows", "train": "train.jsonl"}
+    keys: Mapping[str, Any] = {"base": {**bench.base, "data": data}, "store": str(bench.path / "cells.jsonl.gz"), "seeds": 1}
+    found, _ = bench.run(**keys)
+    shutil.rmtree(folder)
+    shutil.rmtree(bench.path / "runs")
+    poison(monkeypatch)
+    again, events = bench.run(**keys)
+    assert (shown(again), events) == (shown(found), [])
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "purr", "label": "cats"}\n', encoding="utf-8")
+    assert states(comparison_of(bench.work(**keys))) == ["missing", "missing"], "other rows are another cell"

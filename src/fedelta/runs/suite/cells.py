@@ -12,7 +12,7 @@ from fedelta.runs.config.checks import check, demand_here
 from fedelta.runs.config.own import NOTHING, Own
 from fedelta.runs.config.read import Overrides, pairs
 from fedelta.runs.config.section import RefusedByClaim
-from fedelta.runs.suite.digests import digest_of
+from fedelta.runs.suite.digests import NOTHING_KNOWN, Known, digest_of
 from fedelta.runs.suite.schema import Entry, SuiteFile, Values, slug, text_of
 
 
@@ -58,6 +58,7 @@ class Plan:
         settings: by name, the swept keys and values.
         refused: by setting and label, the claim's sentence of a method that cannot serve the setting.
         own: the Python files that may run.
+        known: stands in for files that are not here.
         tasks: by folder, those that were made so far.
     """
 
@@ -67,6 +68,7 @@ class Plan:
     settings: Mapping[str, Values]
     refused: Mapping[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     own: Own = NOTHING
+    known: Known = NOTHING_KNOWN
     tasks: dict[Path, Task] = field(default_factory=dict[Path, Task])
 
     @property
@@ -89,7 +91,7 @@ class Plan:
         if folder not in self.tasks:
             config = with_seed(self.config(setting, entry, values), seed)
             first = not text and seed == self.seeds[0] and entry.label == self._first(setting)
-            self.tasks[folder] = Task(setting, entry.label, seed, config, folder, digest_of(config), text, first)
+            self.tasks[folder] = Task(setting, entry.label, seed, config, folder, digest_of(config, self.known), text, first)
         return self.tasks[folder]
 
     def _first(self, setting: str) -> str:
@@ -114,7 +116,7 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
     return read_config({**config.model_dump(mode="json"), "seed": each})
 
 
-def plan_of(file: SuiteFile, folder: Path, changes: Overrides = (), own: Own = NOTHING) -> Plan:
+def plan_of(file: SuiteFile, folder: Path, changes: Overrides = (), own: Own = NOTHING, known: Known = NOTHING_KNOWN) -> Plan:
     """Expands a suite, and checks the config of every cell.
 
     Args:
@@ -122,6 +124,7 @@ def plan_of(file: SuiteFile, folder: Path, changes: Overrides = (), own: Own = N
         folder: of all its runs.
         changes: of a person, on top of the base.
         own: the Python files that may run.
+        known: stands in for files that are not here.
 
     Raises:
         ConfigError: with one line for each fault; a method that refuses a setting by a claim is none.
@@ -141,7 +144,7 @@ def plan_of(file: SuiteFile, folder: Path, changes: Overrides = (), own: Own = N
                 faults.setdefault(str(error), []).append(" ".join(filter(None, (setting, entry.label))))
     if faults:
         raise ConfigError("\n".join(f"{_some(cells)}: {fault}" for fault, cells in faults.items()))
-    return Plan(file, folder, changes, plan.settings, refused, own)
+    return Plan(file, folder, changes, plan.settings, refused, own, known)
 
 
 def combinations(entry: Entry) -> list[Values]:

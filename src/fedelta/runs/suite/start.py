@@ -81,10 +81,11 @@ def ready(source: str, wanted: Wanted) -> Ready:
     folder = wanted.output or Path("runs") / file.name
     if (folder / CONFIG).exists():
         raise ConfigError(f"{folder} is the folder of a run: give the suite another --output")
-    plan = plan_of(file, folder, wanted.changes, Own(wanted.allowed))
     own_store = str(file.place / file.suite.store) if file.suite.store else None
     store = own_store if wanted.store is None else demand_store(wanted.store)
     book = Book(Place(folder, wanted.allowed), None if store is None else Store(Path(store)))
+    book.refresh()
+    plan = plan_of(file, folder, wanted.changes, Own(wanted.allowed), book.known())
     text = _resolved(file, folder, wanted.changes)
     files.commit(folder / SUITE, f"{_made_by()}\n{text}".encode())
     return Ready(plan, book, text)
