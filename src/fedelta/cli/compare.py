@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -10,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedelta.cli.options import AsJson, Overrides
+from fedelta.cli import completion
+from fedelta.cli.options import AllowFiles, AsJson, Overrides, Trust, allowed_files
 from fedelta.cli.output import STOPPED, note
 
 if TYPE_CHECKING:
     from fedelta.report.comparison import Comparison
     from fedelta.report.terminal import Mode
+    from fedelta.runs.suite.cells import Plan
     from fedelta.runs.suite.work import Options, Work
 
 FAILED = 1
@@ -23,7 +27,10 @@ FAILED = 1
 
 
 def compare(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite file; or, with --methods, a config.")],
+    suite: Annotated[
+        str,
+        typer.Argument(metavar="SUITE", help="A suite file; or, with --methods, a config.", autocompletion=completion.configs),
+    ],
     methods: Annotated[
         str | None, typer.Option("--methods", metavar="A,B,...", help="Of a config: names, or files of your own methods.")
     ] = None,
@@ -48,6 +55,9 @@ def compare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells, bytes, memory and time, and do not train.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Try cells that failed once more.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove adapters and checkpoints of finished cells.")] = False,
+    rounds: Annotated[bool, typer.Option("--rounds", help="Write rounds.csv, too: every number of every round.")] = False,
+    trust: Trust = False,
+    allow_files: AllowFiles = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -55,23 +65,43 @@ def compare(
 
     What is done is not done again: call it once more to go on. Several calls may share one folder. Ctrl-C ends after the round.
     """
+    from fedelta.registry import is_code
     from fedelta.report.terminal import quieten_libraries, show_warnings
+    from fedelta.runs.suite.preflight import demand_sources
     from fedelta.runs.suite.start import Wanted, ready
     from fedelta.runs.suite.work import Work
 
     mode: Mode = "json" if as_json else "quiet" if quiet else "screen"
     show_warnings(mode)
+    logging.getLogger("fedelta").handlers[0].addFilter(Once())
     quieten_libraries()
     listed = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    wanted = Wanted(overrides or [], listed, _seeds(seeds), baseline, store, output)
-    made = ready(suite, wanted)
-    work = Work(made.plan, made.book, _options(only, hours, retry, prune))
+    may_run = allowed_files(overrides, [*(allow_files or []), *(name for name in listed or () if is_code(name))])
+    changes = [*(overrides or []), *(["model.trust_remote_code=true"] if trust else [])]
+    made = ready(suite, Wanted(changes, listed, _seeds(seeds), baseline, store, output, may_run))
+    work = Work(made.plan, made.book, _options(made.plan, only, hours, retry, prune))
     work.book.refresh()
     work.options = replace(work.options, jobs=_jobs(jobs, made.plan.file.suite.jobs, work))
+    demand_sources(work)
     if dry_run:
         _show_plan(work, made.text, as_json)
     else:
-        _play(work, made.text, mode)
+        _play(work, made.text, mode, rounds)
+
+
+class Once(logging.Filter):
+    """Lets each message through once: the cells of a suite have most of their warnings in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns whether a message is new."""
+        message = record.getMessage()
+        is_new = message not in self._said
+        self._said.add(message)
+        return is_new
 
 
 def _seeds(text: str | None) -> int | list[int] | None:
@@ -85,14 +115,21 @@ def _seeds(text: str | None) -> int | list[int] | None:
     return numbers if "," in text else numbers[0]
 
 
-def _options(only: Sequence[str] | None, hours: float | None, retry: bool, prune: bool) -> Options:
+def _options(plan: Plan, only: Sequence[str] | None, hours: float | None, retry: bool, prune: bool) -> Options:
     from fedelta.runs.suite.work import Options
 
+    there = {
+        "setting": list(plan.settings),
+        "method": [entry.label for entry in plan.file.entries],
+        "seed": [str(seed) for seed in plan.seeds],
+    }
     chosen: dict[str, list[str]] = {}
     for text in only or ():
         key, _, value = text.partition("=")
-        if key not in ("setting", "method", "seed") or not value:
+        if key not in there or not value:
             raise ValueError(f"--only {text!r}: write setting=..., method=... or seed=..., such as method=hetlora")
+        if value not in there[key]:
+            raise ValueError(f"--only {text!r}: the suite has no {key} {value!r}; there are {', '.join(there[key])}")
         chosen.setdefault(key, []).append(value)
     deadline = None if hours is None else time.monotonic() + hours * 3600
     return Options(1, chosen, retry, deadline, prune)
@@ -110,15 +147,16 @@ def _jobs(text: str | None, suites: int | str, work: Work) -> int:
     return int(asked)
 
 
-def _play(work: Work, text: str, mode: Mode) -> None:
+def _play(work: Work, text: str, mode: Mode, rounds: bool) -> None:
+    """Runs what is left, writes tables and page of all that is there, and shows them."""
     from fedelta.cli.compare_view import SuiteView
     from fedelta.report.terminal import CtrlC
     from fedelta.runs.suite.gather import comparison_of
 
     with CtrlC() as ctrl_c, SuiteView(work, mode).shown() as view:
         work.run(lambda: ctrl_c.asked, view.show)
-    found = comparison_of(work, text)
-    _show(work, found, mode)
+    found = comparison_of(work, text, _command())
+    _show(work, found, mode, rounds)
     if ctrl_c.asked:
         note("stopped after a whole round; call it once more to go on")
         raise typer.Exit(STOPPED)
@@ -126,17 +164,24 @@ def _play(work: Work, text: str, mode: Mode) -> None:
         raise typer.Exit(FAILED)
 
 
-def _show(work: Work, found: Comparison, mode: Mode) -> None:
-    """Writes tables and page of what is done, and shows them."""
+def _show(work: Work, found: Comparison, mode: Mode, rounds: bool) -> None:
+    from fedelta.report.results import terminal_table
+    from fedelta.report.terminal import out
     from fedelta.runs.suite.gather import write
 
-    write(found, work.plan.folder)
+    paths = [str(path) for path in write(found, work.plan.folder, rounds=rounds)]
+    shown = [path for path in paths if path.endswith((".csv", ".html"))]
     if mode == "screen":
-        for cell in found.cells:
-            print(cell.setting, cell.label, cell.seed, cell.state, cell.reason, cell.run and cell.run.records[-1].get("test"))
-    left = work.progress()
-    if left.done + left.failed < left.total and mode != "quiet":
-        note(f"{left.total - left.done - left.failed} of {left.total} runs are left: call it once more to go on")
+        out.print(terminal_table(found, out.width, paths=shown), soft_wrap=True)
+    progress = work.progress()
+    left = progress.total - progress.done - progress.failed
+    if left and mode != "quiet":
+        note(f"{left} of {progress.total} runs are left: call it once more to go on")
+
+
+def _command() -> str:
+    """Returns the command as it was typed, for provenance."""
+    return " ".join(["fedelta", *sys.argv[1:]])
 
 
 def _show_plan(work: Work, text: str, as_json: bool) -> None:

@@ -17,11 +17,15 @@ from fedelta.report.numerals import Measure
 from fedelta.report.terminal import Mode, err, print_json
 from fedelta.report.words import Record, duration, main_metric, number, size, total_bytes
 from fedelta.runs.suite.cells import Task
+from fedelta.runs.suite.gather import comparison_of, write_csv
 from fedelta.runs.suite.play import Event
 from fedelta.runs.suite.work import Progress, Work
 
 BAR = 30
 """Characters of the bar."""
+
+BETWEEN_TABLES = 30.0
+"""Seconds after which a finished cell writes the table of all anew, which costs more than a small cell."""
 
 
 @dataclass
@@ -44,7 +48,7 @@ class SuiteView:
     def __init__(self, work: Work, mode: Mode) -> None:
         self.work, self.mode = work, mode
         self._going: dict[str, _Going] = {}
-        self._began = time.monotonic()
+        self._began = self._written = time.monotonic()
         self._progress: Progress | None = None
         self._live = Live(console=err, get_renderable=self._picture, transient=True, refresh_per_second=4)
 
@@ -70,9 +74,18 @@ class SuiteView:
         if event.what in ("begun", "round"):
             return
         del self._going[event.task.digest]
+        if event.what == "done":
+            self._keep_csv()
         if self.mode == "screen":
             err.print(_ended(event, going), soft_wrap=True)
             self._progress = self.work.progress() if err.is_terminal else None
+
+    def _keep_csv(self) -> None:
+        """Writes results.csv as it is by now, for whoever looks before the end."""
+        now = time.monotonic()
+        if now - self._written >= BETWEEN_TABLES:
+            write_csv(comparison_of(self.work), self.work.plan.folder)
+            self._written = now
 
     # --- the picture -------------------------------------------------------------------------------------------------
 

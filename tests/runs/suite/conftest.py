@@ -31,7 +31,7 @@ class Bench:
 
     def work(self, options: Options | None = None, **keys: Any) -> Work:
         """Returns the suite, ready to be run."""
-        wanted = {key: keys.pop(key) for key in ("changes", "store") if key in keys}
+        wanted = {key: keys.pop(key) for key in ("changes", "store", "allowed") if key in keys}
         made = ready(str(self.write(**keys)), Wanted(output=self.path / "runs", **wanted))
         return Work(made.plan, made.book, options or Options())
 

@@ -39,7 +39,7 @@ def test_a_refusal_by_a_claim_is_no_fault(tiny_config: dict[str, Any]):
 
 def test_a_sweep_is_a_grid_or_a_list_of_named_settings(tiny_config: dict[str, Any]):
     grid = plan(tiny_config, sweep={"training.learning_rate": [0.01, 0.1], "federation.rounds": [1, 2]})
-    assert list(grid.settings)[0] == "learning_rate=0.01 rounds=1"
+    assert next(iter(grid.settings)) == "learning_rate=0.01 rounds=1"
     assert len(grid.settings) == 4
     listed = plan(tiny_config, sweep=[{"name": "short", "federation.rounds": 1}, {"federation.rounds": 3}])
     assert listed.settings == {"short": {"federation.rounds": 1}, "rounds=3": {"federation.rounds": 3}}

@@ -1,5 +1,6 @@
 """A suite file is read strictly: what is wrong is named, with the nearest key and the remedy."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def test_methods_are_names_files_or_mappings_with_reserved_words():
     )
     assert [entry.label for entry in file.entries] == ["flexlora", "mine", "Het 0.9"]
     assert [entry.name for entry in file.entries] == ["flexlora", "mine", "hetlora"]
-    assert file.entries[1].choice == {"path": "own/mine.py"}
+    assert file.entries[1].choice == {"path": os.path.abspath("own/mine.py")}
     assert file.entries[2].choice == {"name": "hetlora", "gamma": 0.9}
     assert file.entries[2].changes == {"lora.rank": 4}
     assert file.entries[0].tune is not None

@@ -22,7 +22,15 @@ RECORD = {
 
 
 def line(digest: str, **changes: Any) -> dict[str, Any]:
-    cell = {"kind": "cell", "digest": digest, "code": {"fedelta": "1", "commit": ""}, "config": {}, "facts": {}, "split": None}
+    cell = {
+        "kind": "cell",
+        "digest": digest,
+        "code": {"fedelta": "1", "commit": ""},
+        "config": {},
+        "files": {},
+        "facts": {},
+        "split": None,
+    }
     return {**cell, "records": [RECORD], "clients": None, **changes}
 
 
@@ -97,6 +105,7 @@ def test_damage_before_the_end_is_refused(tmp_path: Path):
         (json.dumps(line("y", records=[])).encode(), "line 2: has records that are none"),
         (json.dumps(line("y", clients=[{"t": "0"}])).encode(), "line 2: has lines of clients that are none"),
         (json.dumps(line("y", facts=3)).encode(), "line 2: has no 'facts'"),
+        (json.dumps(line("y", files={"data.source": 3})).encode(), "line 2: has digests of files that are none"),
         (json.dumps(line("y", code={})).encode(), "line 2: does not say by which code"),
         (json.dumps({"kind": "untrained", "digest": "u", "scores": {"test": 3}}).encode(), "line 2: has scores that are none"),
     ],

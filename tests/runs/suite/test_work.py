@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from fedelta.report.comparison import Comparison
-from fedelta.runs.config import load_config
+from fedelta.runs.config import ConfigError, load_config
+from fedelta.runs.config.allowed import allowed
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.runner import run
 from fedelta.runs.suite import play
@@ -282,3 +283,61 @@ def test_a_worker_that_dies_is_a_failed_cell(bench: Bench, monkeypatch: pytest.M
     assert cell.state == "failed"
     assert "signal 9" in cell.reason
     assert TUNING not in work.begun
+
+
+MINE = '''
+from dataclasses import dataclass
+
+from fedelta.methods.zeropad import ZeroPad
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(ZeroPad):
+    """Does what zeropad does."""
+
+    half: float = 0.5
+'''
+
+
+def test_a_file_of_ones_own_is_a_method_where_a_person_named_it(bench: Bench, trained: Trained):
+    file = bench.path / "own" / "mine.py"
+    file.parent.mkdir()
+    file.write_text(MINE, encoding="utf-8")
+    methods = ["zeropad", {"path": "own/mine.py", "half": 0.25}]
+    with pytest.raises(ConfigError, match="name it yourself by --allow-file"):
+        bench.work(methods=methods, seeds=1)
+    keys: Mapping[str, Any] = {"methods": methods, "seeds": 1, "store": str(bench.path / "cells.jsonl.gz")}
+    found, events = bench.run(allowed=allowed([file]), **keys)
+    assert trained(events) == ["zeropad seed 0", "mine seed 0"]
+    assert found.methods == {"zeropad": "zeropad", "mine": "mine"}
+    shutil.rmtree(bench.path / "runs")
+    shutil.move(file.parent, bench.path / "moved")
+    methods[1] = {"path": "moved/mine.py", "half": 0.25}
+    again, events = bench.run(allowed=allowed([bench.path / "moved" / "mine.py"]), **keys)
+    assert (states(again), events) == (["done", "done"], []), "another place of the file made it another cell"
+    (bench.path / "moved" / "mine.py").write_text(MINE + "\n# edited\n", encoding="utf-8")
+    _, events = bench.run(allowed=allowed([bench.path / "moved" / "mine.py"]), **keys)
+    assert trained(events) == ["mine seed 0"]
+
+
+def test_workers_run_a_file_of_ones_own_too(bench: Bench, trained: Trained):
+    (bench.path / "mine.py").write_text(MINE, encoding="utf-8")
+    found, _ = bench.run(Options(jobs=2), methods=["mine.py"], seeds=1, allowed=allowed([bench.path / "mine.py"]))
+    assert states(found) == ["done"], found.cells[0].reason
+
+
+def test_tables_are_made_from_the_store_where_the_rows_are_missing(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    folder = bench.path / "rows"
+    folder.mkdir()
+    shutil.copy(bench.base["data"]["source"], folder / "train.jsonl")
+    data = {**bench.base["data"], "source": "rows", "train": "train.jsonl"}
+    keys: Mapping[str, Any] = {"base": {**bench.base, "data": data}, "store": str(bench.path / "cells.jsonl.gz"), "seeds": 1}
+    found, _ = bench.run(**keys)
+    shutil.rmtree(folder)
+    shutil.rmtree(bench.path / "runs")
+    poison(monkeypatch)
+    again, events = bench.run(**keys)
+    assert (shown(again), events) == (shown(found), [])
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "purr", "label": "cats"}\n', encoding="utf-8")
+    assert states(comparison_of(bench.work(**keys))) == ["missing", "missing"], "other rows are another cell"

@@ -11,8 +11,8 @@ from typing import Any
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.suite import play
 from fedelta.runs.suite.cells import Task
-from fedelta.runs.suite.digests import untrained_digest
-from fedelta.runs.suite.lines import Line, encoded, line_of, parsed, untrained_line
+from fedelta.runs.suite.digests import Known, untrained_digest
+from fedelta.runs.suite.lines import Line, encoded, known_of, line_of, parsed, untrained_line
 from fedelta.runs.suite.store import Store
 
 
@@ -35,6 +35,10 @@ class Book:
         if self.store is not None:
             self.store.refresh()
 
+    def known(self) -> Known:
+        """Returns digests of files that the store's cells were made of."""
+        return known_of(() if self.store is None else self.store.lines.values())
+
     def find(self, task: Task) -> Line | None:
         """Returns the line of a finished cell; None for one that is not finished.
 
@@ -48,7 +52,7 @@ class Book:
 
     def untrained(self, task: Task) -> Mapping[str, Mapping[str, float]]:
         """Returns the scores, by part and metric, of the model that a cell begins with; empty where they are not known yet."""
-        digest = untrained_digest(task.config)
+        digest = untrained_digest(task.config, self.known())
         known = self.lines.get(digest) or self._stored(digest)
         path = self.place.untrained(digest)
         if known is None and path.is_file():

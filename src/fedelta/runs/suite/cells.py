@@ -6,17 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from fedelta.runs.config import ConfigError, RunConfig, read_config
 from fedelta.runs.config.checks import check, demand_here
+from fedelta.runs.config.own import NOTHING, Own
 from fedelta.runs.config.read import Overrides, pairs
 from fedelta.runs.config.section import RefusedByClaim
-from fedelta.runs.suite.digests import digest_of
-from fedelta.runs.suite.schema import Entry, SuiteFile, slug
-
-Values = Mapping[str, Any]
-"""Chosen values by dotted key."""
+from fedelta.runs.suite.digests import NOTHING_KNOWN, Known, digest_of
+from fedelta.runs.suite.schema import Entry, SuiteFile, Values, slug, text_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +57,8 @@ class Plan:
         changes: of a person, on top of the base.
         settings: by name, the swept keys and values.
         refused: by setting and label, the claim's sentence of a method that cannot serve the setting.
+        own: the Python files that may run.
+        known: stands in for files that are not here.
         tasks: by folder, those that were made so far.
     """
 
@@ -68,6 +67,8 @@ class Plan:
     changes: Overrides
     settings: Mapping[str, Values]
     refused: Mapping[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
+    own: Own = NOTHING
+    known: Known = NOTHING_KNOWN
     tasks: dict[Path, Task] = field(default_factory=dict[Path, Task])
 
     @property
@@ -90,7 +91,7 @@ class Plan:
         if folder not in self.tasks:
             config = with_seed(self.config(setting, entry, values), seed)
             first = not text and seed == self.seeds[0] and entry.label == self._first(setting)
-            self.tasks[folder] = Task(setting, entry.label, seed, config, folder, digest_of(config), text, first)
+            self.tasks[folder] = Task(setting, entry.label, seed, config, folder, digest_of(config, self.known), text, first)
         return self.tasks[folder]
 
     def _first(self, setting: str) -> str:
@@ -115,32 +116,27 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
     return read_config({**config.model_dump(mode="json"), "seed": each})
 
 
-def text_of(values: Values) -> str:
-    """Returns tuned values as a reader sees them: the value alone where there is one key."""
-    if len(values) == 1:
-        return shown(next(iter(values.values())))
-    return ",".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in values.items())
-
-
-def shown(value: object) -> str:
-    """Returns a value in few characters."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def plan_of(file: SuiteFile, folder: Path, changes: Overrides = ()) -> Plan:
+def plan_of(file: SuiteFile, folder: Path, changes: Overrides = (), own: Own = NOTHING, known: Known = NOTHING_KNOWN) -> Plan:
     """Expands a suite, and checks the config of every cell.
+
+    Args:
+        file: the suite.
+        folder: of all its runs.
+        changes: of a person, on top of the base.
+        own: the Python files that may run.
+        known: stands in for files that are not here.
 
     Raises:
         ConfigError: with one line for each fault; a method that refuses a setting by a claim is none.
     """
-    plan = Plan(file, folder, changes, _settings(file.suite.sweep))
+    plan = Plan(file, folder, changes, file.settings())
     refused: dict[tuple[str, str], str] = {}
     faults: dict[str, list[str]] = {}
     for setting, entry in product(plan.settings, file.entries):
         for values in combinations(entry):
             try:
                 config = plan.config(setting, entry, values)
-                check(config)
+                check(config, own)
                 demand_here(config)
             except RefusedByClaim as claim:
                 refused[setting, entry.label] = str(claim)
@@ -148,7 +144,7 @@ def plan_of(file: SuiteFile, folder: Path, changes: Overrides = ()) -> Plan:
                 faults.setdefault(str(error), []).append(" ".join(filter(None, (setting, entry.label))))
     if faults:
         raise ConfigError("\n".join(f"{_some(cells)}: {fault}" for fault, cells in faults.items()))
-    return Plan(file, folder, changes, plan.settings, refused)
+    return Plan(file, folder, changes, plan.settings, refused, own, known)
 
 
 def combinations(entry: Entry) -> list[Values]:
@@ -162,29 +158,6 @@ def combinations(entry: Entry) -> list[Values]:
 def _some(cells: Sequence[str]) -> str:
     named = list(dict.fromkeys(cells))
     return ", ".join(named[:3]) + (f" and {len(named) - 3} others" if len(named) > 3 else "")
-
-
-def _settings(sweep: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | None) -> dict[str, Values]:
-    """Returns the swept values of each setting by its name; one without a name where nothing is swept."""
-    if not sweep:
-        return {"": {}}
-    if isinstance(sweep, Mapping):
-        if empty := [key for key, values in sweep.items() if not values]:
-            raise ConfigError(f"sweep.{empty[0]} has no value: list those of its settings")
-        grid = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
-        return _unlike({_grid_name(values): values for values in grid}, len(grid))
-    named = [(str(s["name"]) if "name" in s else _grid_name(s), {k: v for k, v in s.items() if k != "name"}) for s in sweep]
-    return _unlike(dict(named), len(named))
-
-
-def _unlike(settings: Mapping[str, Values], count: int) -> dict[str, Values]:
-    if len(settings) < count or len({slug(name) for name in settings}) < count:
-        raise ConfigError("sweep: two settings have the same name: give each a `name` of its own")
-    return dict(settings)
-
-
-def _grid_name(values: Values) -> str:
-    return " ".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in values.items())
 
 
 def _folder(setting: str) -> str:

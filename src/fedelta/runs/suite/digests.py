@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -17,21 +18,55 @@ from fedelta.runs.config.resume import fixed_values, keep_choices
 LEFT_OUT = OF_THE_MACHINE | {"name", "output"}
 """Keys that say where a run is, or how it is computed, and not what."""
 
-FILES = ("data.source", "data.validation", "data.test", "model.name", "lora.start", "method.path", "task.path")
+SOURCE, CLIENTS, ROUNDS = "data.source", "data.clients", "federation.rounds"
+
+PARTS = ("train", "validation", "test")
+
+FILES = (SOURCE, "data.validation", "data.test", "model.name", "lora.start", "method.path", "task.path")
 """Keys that may name a file or a folder, which counts by its content."""
 
-ROUNDS = "federation.rounds"
+DEFAULTS = flat(RunConfig().model_dump(mode="json"))
+"""By dotted key, what a config has that says nothing."""
 
 
-def digest_of(config: RunConfig) -> str:
-    """Returns the sha256 of a config as a suite asks for it; files count by their content, not by their path."""
-    return _sha256(_counted(config))
+@dataclass(frozen=True)
+class Known:
+    """Digests of files that a store's cells were made of, for a machine that has the store and not the files.
+
+    Attributes:
+        digests: by key of the config and name, of the file or the folder.
+    """
+
+    digests: Mapping[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
 
 
-def untrained_digest(config: RunConfig) -> str:
+NOTHING_KNOWN = Known()
+
+
+def digest_of(config: RunConfig, known: Known = NOTHING_KNOWN) -> str:
+    """Returns the sha256 of a config as a suite asks for it; files count by their content, not by their path.
+
+    Args:
+        config: of a cell.
+        known: stands in for files that are not here.
+    """
+    return _sha256(_counted(config, known))
+
+
+def files_of(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Returns, by key of the config and name, the digest of each file or folder that it names and that is here."""
+    found: dict[str, dict[str, str]] = {}
+    for key, text, named in _places(_flat(config)):
+        digest = _content(text, named)
+        if digest is not None:
+            found.setdefault(key, {})[_name(text, named)] = digest
+    return found
+
+
+def untrained_digest(config: RunConfig, known: Known = NOTHING_KNOWN) -> str:
     """Returns the digest of what the scores before any training depend on: model, adapter, task, data and seeds."""
     kept = ("seed", "model.", "lora.", "task.", "data.", "partition.clients")
-    values = {key: value for key, value in _counted(config).items() if key.startswith(kept)}
+    values = {key: value for key, value in _counted(config, known).items() if key.startswith(kept)}
     return _sha256({"untrained": values})
 
 
@@ -39,39 +74,59 @@ def is_same_cell(there: RunConfig, asked: RunConfig) -> bool:
     """Returns whether a run's own config is the asked one, but for choices that it left open, and fewer rounds."""
     settled = keep_choices(fixed_values(there), asked)
     now, before = _counted(settled), _counted(there)
-    return now.pop(ROUNDS) >= before.pop(ROUNDS) and _sha256(now) == _sha256(before)
+    now.pop(ROUNDS, None)
+    before.pop(ROUNDS, None)
+    return asked.federation.rounds >= there.federation.rounds and _sha256(now) == _sha256(before)
 
 
 def _sha256(values: Mapping[str, Any]) -> str:
     return sha256(json.dumps(values, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
 
 
-def _counted(config: RunConfig) -> dict[str, Any]:
+def _flat(config: RunConfig) -> dict[str, Any]:
     values = {key: value for key, value in flat(config.model_dump(mode="json")).items() if key not in LEFT_OUT}
-    named = [str(values[f"data.{part}"]) for part in ("train", "validation", "test") if values.get(f"data.{part}")]
-    for key in FILES:
-        if isinstance(values.get(key), str):
-            values[key] = _by_content(values[key], named if key == "data.source" else [])
+    # A key at its default counts for nothing, so that a key which a later version adds makes no finished cell another one.
+    return {key: value for key, value in values.items() if key not in DEFAULTS or DEFAULTS[key] != value}
+
+
+def _counted(config: RunConfig, known: Known = NOTHING_KNOWN) -> dict[str, Any]:
+    values = _flat(config)
+    contents: dict[str, list[str]] = {}
+    for key, text, named in _places(values):
+        found = _content(text, named) or known.digests.get((key, _name(text, named)))
+        contents.setdefault(key, []).append(found or text)
+    return values | {key: found if isinstance(values[key], list) else found[0] for key, found in contents.items()}
+
+
+def _places(values: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Yields key and text of all that may be the path of a file or a folder, and the names that count within a folder."""
+    named = [str(values[f"data.{part}"]) for part in PARTS if values.get(f"data.{part}")]
     for key, value in values.items():
-        if key == "data.clients" and isinstance(value, list):
-            values[key] = [_by_content(str(file), []) for file in cast("list[object]", value)]
-        elif key.startswith("data.clients."):
-            values[key] = _by_content(str(value), [])
-    return values
+        if key in FILES or key == CLIENTS or key.startswith(f"{CLIENTS}."):
+            for text in cast("list[object]", value) if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    yield key, text, named if key == SOURCE else ()
 
 
-def _by_content(text: str, named: list[str]) -> str:
-    """Returns the digest of the file or folder at a path; a text that is no path as it is.
+def _name(text: str, named: Sequence[str]) -> str:
+    """Returns what a file or a folder is called wherever it lies, with what counts within it."""
+    return "/".join([Path(text).name, *sorted(Path(part).name for part in named)])
+
+
+def _content(text: str, named: Sequence[str]) -> str | None:
+    """Returns the digest of the file or folder at a path; None where there is none.
 
     Args:
         text: what the config says.
         named: the files that count if it is a folder; all where none is named.
     """
-    path = Path(text).expanduser()
+    path = Path(text)
+    if not path.is_absolute():
+        return None  # a config's paths are: anything else is a name
     if path.is_file():
         return _file_digest(path)
     if not path.is_dir():
-        return text
+        return None
     chosen = [path / name for name in named if (path / name).is_file()]
     within = chosen or sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     return _sha256({p.relative_to(path).as_posix(): _file_digest(p) for p in within})

@@ -12,7 +12,9 @@ from fedelta.report.statistics import seeds_to_separate
 from fedelta.report.study import Run
 from fedelta.runs.config import RunConfig
 from fedelta.runs.config.checks import check
-from fedelta.runs.suite.cells import Values, combinations
+from fedelta.runs.config.own import Own
+from fedelta.runs.suite.cells import combinations
+from fedelta.runs.suite.schema import Values
 from fedelta.runs.suite.work import Work
 from fedelta.tasks.metrics import LOWER_IS_BETTER
 
@@ -69,7 +71,7 @@ def _row(work: Work, setting: str, label: str) -> Row:
     if entry.tune is not None and entry.tune.setting == "first" and setting != next(iter(plan.settings)):
         tuned_here = False
     tuning = len(values) * len(entry.tune.seeds) if tuned_here and entry.tune is not None else 0
-    cost = cost_of(plan.config(setting, entry, _first(values, chosen)))
+    cost = cost_of(plan.config(setting, entry, _first(values, chosen)), plan.own)
     return Row(setting, label, "", len(plan.seeds), done, tuning, cost["bytes"], cost["steps"], cost["memory"])
 
 
@@ -77,12 +79,12 @@ def _first(values: list[Values], chosen: Values | None) -> Values:
     return values[0] if chosen is None else chosen
 
 
-def cost_of(config: RunConfig) -> Mapping[str, int]:
+def cost_of(config: RunConfig, own: Own) -> Mapping[str, int]:
     """Returns bytes, steps and memory of a run, from the plan that `fedelta run --dry-run` shows."""
     from fedelta.runs.experiment import build
     from fedelta.runs.plan import plan
 
-    found = plan(build(config, check(config)))
+    found = plan(build(config, check(config, own)))
     return {"bytes": int(found.bytes["total"]), "steps": found.steps, "memory": sum(found.memory.values()) + OVERHEAD}
 
 
@@ -96,7 +98,7 @@ def jobs_for(work: Work) -> int:
 
     if pick_device(task.config.device).type != "cpu":
         return 1  # one device has room for one cell at a time
-    free, needed = free_memory(), cost_of(task.config)["memory"]
+    free, needed = free_memory(), cost_of(task.config, work.plan.own)["memory"]
     return max(1, min(cores, cores if free is None else free // needed))
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from fedelta.report.comparison import Cell, Comparison, Tuned
+from fedelta.exchange import files
+from fedelta.report import results
+from fedelta.report.comparison import Cell, Comparison
 from fedelta.runs.suite import play
-from fedelta.runs.suite.lines import commit_of
+from fedelta.runs.suite.lines import commit_of, shortened
 from fedelta.runs.suite.schema import Entry
 from fedelta.runs.suite.tuning import Choice
 from fedelta.runs.suite.work import Work
@@ -15,25 +18,28 @@ from fedelta.runs.suite.work import Work
 NO_VALUE = "none of its tuning runs ended with a score"
 
 
-def comparison_of(work: Work, text: str) -> Comparison:
+def comparison_of(work: Work, text: str = "", command: str = "") -> Comparison:
     """Returns what is there of a suite, finished or not.
 
     Args:
         work: the suite's cells.
         text: of the suite file as resolved.
+        command: that made it.
     """
     file, plan = work.plan.file, work.plan
     choices = {(setting, entry.label): work.choice(setting, entry) for setting, entry in work.served()}
     return Comparison(
         name=file.name,
         methods={entry.label: entry.name for entry in file.entries},
-        settings=plan.settings,
+        settings={name: shortened(values) for name, values in plan.settings.items()},
         seeds=plan.seeds,
         baseline=file.baseline,
         metric=file.suite.metric,
         cells=list(_cells(work, choices)),
         tuned={key: choice.tuned for key, choice in choices.items() if choice.tuned is not None and choice.tuned.values},
         text=text,
+        named=file.suite.baseline is not None,
+        command=command,
         untrained={setting: scores for setting in plan.settings if (scores := _untrained(work, choices, setting))},
     )
 
@@ -73,11 +79,22 @@ def _untrained(work: Work, choices: Mapping[tuple[str, str], Choice], setting: s
     return {}
 
 
-def tuned_of(comparison: Comparison, setting: str, label: str) -> Tuned | None:
-    """Returns the values that a method got in a setting; None where it was not tuned."""
-    return comparison.tuned.get((setting, label))
+def write(comparison: Comparison, folder: Path, *, rounds: bool = False) -> list[Path]:
+    """Writes tables, picture and page of a comparison into its folder; returns their paths.
+
+    Raises:
+        BlockingIOError: if another process is writing them.
+        ImportError: for several seeds without scipy, naming the extra.
+    """
+    found = results.files(comparison, rounds=rounds)
+    with files.locked(folder / play.CLAIMS / "results"):
+        for name, content in found.items():
+            files.commit(folder / name, content)
+    return [folder / name for name in found]
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Writes the tables of a comparison; returns their files."""
-    return []
+def write_csv(comparison: Comparison, folder: Path) -> None:
+    """Writes results.csv alone, as it is after a cell; another process that is writing it has the same cells, or more."""
+    text = results.results_csv(comparison)
+    with suppress(BlockingIOError), files.locked(folder / play.CLAIMS / "results"):
+        files.commit(folder / "results.csv", text.encode())

@@ -1,7 +1,7 @@
 """A finished cell as one line of JSON: all that tables and pages need, without adapters. And what reads such a line.
 
-    {"kind": "cell", "digest": ..., "code": {"fedelta", "commit"}, "config": ..., "facts": run.json, "split": split.json or null,
-     "records": [...], "clients": lines of clients.jsonl or null}
+    {"kind": "cell", "digest": ..., "code": {"fedelta", "commit"}, "config": ..., "files": digests by
+     key and name, "facts": run.json, "split": split.json or null, "records": [...], "clients": lines of clients.jsonl or null}
     {"kind": "untrained", "digest": ..., "scores": {"test": {metric: value}, ...}}
 
 Tables are made of such lines alone, whether they come from the folders of a suite or from its store.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from fedelta.runs import client_lines, reports
 from fedelta.runs.config import RunConfig
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.records import is_record
+from fedelta.runs.suite.digests import Known, files_of
 
 Line: TypeAlias = Mapping[str, Any]
 """One line; plain JSON values."""
@@ -40,6 +41,7 @@ def line_of(folder: RunFolder, digest: str) -> Line:
         "digest": digest,
         "code": _code_of(facts),
         "config": portable(folder.config()),
+        "files": files_of(folder.config()),
         "facts": facts,
         "split": reports.json_object(folder.split_file) or None,
         "records": [_without_layers(record) for record in folder.records()],
@@ -83,9 +85,12 @@ def _demand_cell(line: Mapping[str, Any]) -> None:
         isinstance(clients, list) and all(map(client_lines.is_line, cast("list[object]", clients)))
     ):
         raise ValueError("has lines of clients that are none")
-    for key in ("code", "config", "facts"):
+    for key in ("code", "config", "facts", "files"):
         if not isinstance(line.get(key), dict):
             raise ValueError(f"has no {key!r} with keys and values")
+    for named in cast("dict[str, object]", line["files"]).values():
+        if not isinstance(named, dict) or not all(isinstance(x, str) for x in cast("dict[str, object]", named).values()):
+            raise ValueError("has digests of files that are none")
     code = cast("dict[str, object]", line["code"])
     if not all(isinstance(code.get(key), str) for key in ("fedelta", "commit")):
         raise ValueError("does not say by which code it was run")
@@ -106,6 +111,15 @@ def run_of(line: Line, name: str) -> Run:
     return Run(name, line["records"], line["config"], facts, split, line.get("clients"))
 
 
+def known_of(lines: Iterable[Line]) -> Known:
+    """Returns the digests of the files that finished cells were made of; of two for one name the later counts."""
+    found: dict[tuple[str, str], str] = {}
+    for line in lines:
+        for key, named in line.get("files", {}).items():
+            found |= {(key, name): digest for name, digest in named.items()}
+    return Known(found)
+
+
 def commit_of(line: Line) -> str:
     """Returns the commit of the code that ran a cell, with "+" for local changes; empty where it is not known."""
     return str(line["code"]["commit"])
@@ -114,14 +128,15 @@ def commit_of(line: Line) -> str:
 def portable(config: RunConfig) -> dict[str, Any]:
     """Returns a config without the folder of the run and without paths of one machine: of those the name alone is kept."""
     values = config.model_dump(mode="json")
-    return {**_shortened(values), "output": None}
+    return {**shortened(values), "output": None}
 
 
-def _shortened(value: Any) -> Any:
+def shortened(value: Any) -> Any:
+    """Returns plain values in which of an absolute path the name alone is left."""
     if isinstance(value, dict):
-        return {key: _shortened(inner) for key, inner in cast("dict[str, Any]", value).items()}
+        return {key: shortened(inner) for key, inner in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [_shortened(inner) for inner in cast("list[Any]", value)]
+        return [shortened(inner) for inner in cast("list[Any]", value)]
     if isinstance(value, str) and Path(value).is_absolute():
         return Path(value).name
     return value

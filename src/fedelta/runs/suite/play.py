@@ -8,12 +8,14 @@ import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fedelta.exchange import files
 from fedelta.runs import reports
 from fedelta.runs.config import ConfigError, RunConfig
+from fedelta.runs.config.allowed import Allowed
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.open_run import OpenRun
 from fedelta.runs.records import Record
@@ -51,13 +53,15 @@ class Event:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs of a suite are.
+    """The folder of a suite's runs, and the code that may run in them.
 
     Attributes:
         folder: of the suite.
+        allowed: digests of the Python files that may run.
     """
 
     folder: Path
+    allowed: Allowed = frozenset()
 
     def claim(self, digest: str) -> Path:
         """Returns the folder whose lock belongs to the process that runs a cell."""
@@ -94,7 +98,7 @@ def _rounds(task: Task, place: Place) -> Generator[Record]:
         folder = RunFolder(task.folder)
         _put_away(task, place)
         folder.failed_file.unlink(missing_ok=True)
-        with _open(task) as going:
+        with _open(task, place) as going:
             going.pictures = False  # they take longer than a small cell, and the suite's own page has all cells
             yield from going.records()
             if task.scores_start:
@@ -102,13 +106,13 @@ def _rounds(task: Task, place: Place) -> Generator[Record]:
 
 
 @contextmanager
-def _open(task: Task) -> Generator[OpenRun]:
+def _open(task: Task, place: Place) -> Generator[OpenRun]:
     config = task.config.model_copy(update={"output": str(task.folder)})
     with ExitStack() as stack:
         if RunFolder(task.folder).config_file.is_file():
-            yield stack.enter_context(opened(config, resume=task.folder))
+            yield stack.enter_context(opened(config, resume=task.folder, allow_files=place.allowed))
         else:
-            yield stack.enter_context(opened(config))
+            yield stack.enter_context(opened(config, allow_files=place.allowed))
 
 
 def _score_untrained(task: Task, place: Place, going: OpenRun) -> None:
@@ -171,10 +175,8 @@ def _put_away(task: Task, place: Place) -> None:
     if config is None or is_same_cell(config, task.config):
         return
     within = task.folder.relative_to(place.folder)
-    for number in range(1, 1000):
-        target = place.folder / STALE / within.with_name(f"{within.name}.{number}")
-        if not target.exists():
-            break
+    names = (place.folder / STALE / within.with_name(f"{within.name}.{number}") for number in count(1))
+    target = next(path for path in names if not path.exists())
     target.parent.mkdir(parents=True, exist_ok=True)
     with RunFolder(task.folder).locked():
         os.replace(task.folder, target)

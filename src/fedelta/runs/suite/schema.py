@@ -6,15 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Field, ValidationError, field_validator
 
-from fedelta.runs.config.read import explained, read_yaml
+from fedelta.registry import is_code
+from fedelta.runs.config.paths import place_code, placed, resolved
+from fedelta.runs.config.read import BUILT_IN, explained, read_yaml
 from fedelta.runs.config.section import ConfigError, Section
 
-RESERVED = ("label", "set", "tune")
+OF_THE_SUITE = ("label", "set", "tune")
 """Words of a method's mapping that are the suite's, beside `name` and `path`, which choose the method."""
 
 TUNING_SEEDS = (100, 101)
@@ -22,6 +25,9 @@ TUNING_SEEDS = (100, 101)
 
 PLAIN_NAMES = ("suite", "study")
 """Names of a file that say nothing: such a suite is called after its folder."""
+
+Values: TypeAlias = Mapping[str, Any]
+"""Chosen values by dotted key."""
 
 Grid: TypeAlias = Mapping[str, Sequence[Any]]
 """By dotted key, the values to try."""
@@ -75,7 +81,7 @@ class Suite(Section):
     seeds: int | list[int] = Field(default=3, description="a list, or a number n for 0 to n - 1")
     sweep: dict[str, list[Any]] | list[dict[str, Any]] | None = Field(
         default=None,
-        description="settings: {dotted.key: [values]} for all combinations, or a list of mappings, each with an optional `name`",
+        description="settings: {dotted.key: [values]} for all combinations, or a list of mappings, perhaps with a `name`",
     )
     baseline: str | None = Field(default=None, description="the label that differences are taken to; the first by default")
     tune: dict[str, Any] | None = Field(
@@ -115,7 +121,7 @@ class SuiteFile:
         name: of the suite, and of its folder.
         place: the folder from which its paths are taken.
         suite: as it is written.
-        entries: its methods.
+        entries: its methods; a path in them, as in all else, counts from `place`.
     """
 
     name: str
@@ -129,11 +135,24 @@ class SuiteFile:
         return self.suite.baseline or self.entries[0].label
 
     def base(self) -> str | Path | Mapping[str, Any]:
-        """Returns the base config; a path is one from the working folder."""
+        """Returns the base config: its file, the name of a built-in one, or the mapping with its paths placed."""
         base = self.suite.base
-        if isinstance(base, str) and (self.place / base).is_file():
-            return self.place / base
-        return base
+        if isinstance(base, Mapping):
+            return resolved(base, self.place)
+        return self.place / base if base not in BUILT_IN else base
+
+    def settings(self) -> dict[str, Mapping[str, Any]]:
+        """Returns the swept values of each setting by its name; one without a name where nothing is swept.
+
+        Raises:
+            ConfigError: for a key without a value, or two settings of one name.
+        """
+        found = _settings(self.suite.sweep)
+        return {name: self.placed(values) for name, values in found.items()}
+
+    def placed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns values by dotted key with the paths in them placed."""
+        return {key: placed(key, value, self.place) for key, value in values.items()}
 
 
 def read_suite(path: Path) -> SuiteFile:
@@ -154,7 +173,7 @@ def suite_of(raw: Mapping[str, Any], name: str, place: Path) -> SuiteFile:
         suite = Suite.model_validate(dict(raw))
     except ValidationError as error:
         raise ConfigError("\n".join(explained(error, Suite))) from None
-    entries = [_entry(given, suite.tune) for given in suite.methods]
+    entries = [_entry(given, suite.tune, place) for given in suite.methods]
     _demand_labels(entries)
     labels = [entry.label for entry in entries]
     if suite.baseline is not None and suite.baseline not in labels:
@@ -170,20 +189,33 @@ def demand_store(store: str) -> str:
     return store
 
 
+def text_of(values: Values) -> str:
+    """Returns tuned values as a reader sees them: the value alone where there is one key."""
+    if len(values) == 1:
+        return shown(next(iter(values.values())))
+    return ",".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in values.items())
+
+
+def shown(value: object) -> str:
+    """Returns a value in few characters."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def slug(text: str) -> str:
     """Returns a name of a folder for a label or a setting."""
     return re.sub(r"[^\w.=,+-]+", "-", text).strip("-.") or "-"
 
 
-def _entry(given: str | Mapping[str, Any], suites_tune: Mapping[str, Any] | None) -> Entry:
+def _entry(given: str | Mapping[str, Any], suites_tune: Mapping[str, Any] | None, place: Path) -> Entry:
     mapping = _choice(given) if isinstance(given, str) else dict(given)
     if ("name" in mapping) == ("path" in mapping):
         raise ConfigError(f"methods: {given!r} needs a name or a path, and one of them only")
     changes = mapping.get("set") or {}
     if not isinstance(changes, Mapping):
         raise ConfigError(f"methods: `set` of {given!r} must be a mapping of dotted keys to values")
-    choice = {key: value for key, value in mapping.items() if key not in RESERVED}
-    entry = Entry("", choice, cast("Mapping[str, Any]", changes))
+    choice = place_code({key: value for key, value in mapping.items() if key not in OF_THE_SUITE}, place)
+    own = {key: placed(key, value, place) for key, value in cast("Mapping[str, Any]", changes).items()}
+    entry = Entry("", choice, own)
     label = str(mapping.get("label", entry.name))
     if "tune" in mapping:
         tune = _own_tune(mapping["tune"], suites_tune, f"methods: {label}: tune")
@@ -193,7 +225,7 @@ def _entry(given: str | Mapping[str, Any], suites_tune: Mapping[str, Any] | None
 
 
 def _choice(text: str) -> dict[str, Any]:
-    return {"path": text} if text.endswith(".py") else {"name": text}
+    return {"path": text} if is_code(text) else {"name": text}
 
 
 def _own_tune(given: object, suites: Mapping[str, Any] | None, where: str) -> Tune | None:
@@ -235,6 +267,29 @@ def _demand_other_seeds(entries: Sequence[Entry], seeds: Sequence[int]) -> None:
         both = sorted(set(seeds) & set(entry.tune.seeds if entry.tune else ()))
         if both:
             raise ConfigError(
-                f"tune.seeds: {', '.join(map(str, both))} are among the compared seeds, so that {entry.label} would be chosen by "
-                f"what it is judged by: tune on others, such as {list(TUNING_SEEDS)}"
+                f"tune.seeds: {', '.join(map(str, both))} are among the compared seeds, so that {entry.label} would be chosen "
+                f"by what it is judged by: tune on others, such as {list(TUNING_SEEDS)}"
             )
+
+
+def _settings(sweep: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | None) -> dict[str, Values]:
+    """Returns the swept values of each setting by its name; one without a name where nothing is swept."""
+    if not sweep:
+        return {"": {}}
+    if isinstance(sweep, Mapping):
+        if empty := [key for key, values in sweep.items() if not values]:
+            raise ConfigError(f"sweep.{empty[0]} has no value: list those of its settings")
+        grid = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
+        return _unlike({_grid_name(values): values for values in grid}, len(grid))
+    named = [(str(s["name"]) if "name" in s else _grid_name(s), {k: v for k, v in s.items() if k != "name"}) for s in sweep]
+    return _unlike(dict(named), len(named))
+
+
+def _unlike(settings: Mapping[str, Values], count: int) -> dict[str, Values]:
+    if len(settings) < count or len({slug(name) for name in settings}) < count:
+        raise ConfigError("sweep: two settings have the same name: give each a `name` of its own")
+    return dict(settings)
+
+
+def _grid_name(values: Values) -> str:
+    return " ".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in values.items())

@@ -12,14 +12,18 @@ from typing import Any
 import yaml
 
 from fedelta.exchange import files
-from fedelta.runs.config import BUILT_IN, ConfigError, dump_config, read_config
+from fedelta.registry import is_code
+from fedelta.runs.config import BUILT_IN, ConfigError, read_config
+from fedelta.runs.config.allowed import Allowed
+from fedelta.runs.config.own import Own
+from fedelta.runs.config.paths import place_code, placed, relative
 from fedelta.runs.config.read import Overrides, pairs, read_yaml
 from fedelta.runs.folder import CONFIG
 from fedelta.runs.suite.book import Book
 from fedelta.runs.suite.cells import Plan, plan_of
 from fedelta.runs.suite.lines import code_commit
 from fedelta.runs.suite.play import Place
-from fedelta.runs.suite.schema import SuiteFile, read_suite, suite_of
+from fedelta.runs.suite.schema import SuiteFile, demand_store, read_suite, suite_of
 from fedelta.runs.suite.store import Store
 
 SUITE = "suite.yaml"
@@ -36,6 +40,7 @@ class Wanted:
         baseline: the same.
         store: the file of finished cells.
         output: the folder of all runs.
+        allowed: digests of the Python files that may run.
     """
 
     changes: Overrides = ()
@@ -44,6 +49,7 @@ class Wanted:
     baseline: str | None = None
     store: str | None = None
     output: Path | None = None
+    allowed: Allowed = frozenset()
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,13 @@ def ready(source: str, wanted: Wanted) -> Ready:
     folder = wanted.output or Path("runs") / file.name
     if (folder / CONFIG).exists():
         raise ConfigError(f"{folder} is the folder of a run: give the suite another --output")
-    plan = plan_of(file, folder, wanted.changes)
-    store = wanted.store or (str(file.place / file.suite.store) if file.suite.store else None)
-    book = Book(Place(folder), None if store is None else Store(Path(store)))
+    own_store = str(file.place / file.suite.store) if file.suite.store else None
+    store = own_store if wanted.store is None else demand_store(wanted.store)
+    book = Book(Place(folder, wanted.allowed), None if store is None else Store(Path(store)))
+    book.refresh()
+    plan = plan_of(file, folder, wanted.changes, Own(wanted.allowed), book.known())
     text = _resolved(file, folder, wanted.changes)
-    files.commit(folder / SUITE, text.encode())
+    files.commit(folder / SUITE, f"{_made_by()}\n{text}".encode())
     return Ready(plan, book, text)
 
 
@@ -94,38 +102,49 @@ def _file(source: str, wanted: Wanted) -> SuiteFile:
     path = Path(source)
     if path.is_file() and "methods" in read_yaml(path):
         raise ConfigError(f"{source} is a suite, which names its methods itself: leave --methods out")
-    raw: dict[str, Any] = {"base": source, "methods": list(wanted.methods)}
+    raw: dict[str, Any] = {"base": source if source in BUILT_IN else str(path), "methods": list(wanted.methods)}
     raw |= {"seeds": wanted.seeds} if wanted.seeds is not None else {}
     raw |= {"baseline": wanted.baseline} if wanted.baseline is not None else {}
-    return suite_of(raw, f"{path.stem}-compare", Path())
+    return suite_of(raw, f"{path.stem}-compare", Path.cwd())
 
 
 def _resolved(file: SuiteFile, folder: Path, changes: Overrides) -> str:
     """Returns the suite file as it lies in the suite's folder: it can be run from there."""
     values = file.suite.model_dump(mode="json", exclude_none=True)
-    values["base"] = _moved_base(file, folder, changes)
-    values["methods"] = [_moved_method(method, file.place, folder) for method in values["methods"]]
-    if "store" in values:
-        values["store"] = _moved(file.place / values["store"], folder)
-    said = f"# fedelta {version('fedelta')}" + (f", commit {commit}" if (commit := code_commit()) else "")
-    return f"{said}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
+    moved = {
+        **values,
+        "base": _moved_base(file, folder, changes),
+        "methods": [_moved_method(method, file.place, folder) for method in file.suite.methods],
+    }
+    if file.suite.sweep is not None:
+        settings = file.settings()
+        moved["sweep"] = [{"name": name, **relative(chosen, folder)} for name, chosen in settings.items()]
+    if file.suite.store is not None:
+        moved["store"] = _moved(file.place / file.suite.store, folder)
+    return yaml.safe_dump(moved, sort_keys=False, allow_unicode=True)
+
+
+def _made_by() -> str:
+    return f"# fedelta {version('fedelta')}" + (f", commit {commit}" if (commit := code_commit()) else "")
 
 
 def _moved_base(file: SuiteFile, folder: Path, changes: Overrides) -> str | dict[str, Any]:
     base = file.base()
     if pairs(changes):
-        values = yaml.safe_load(dump_config(read_config(base, changes)))
-        return {key: value for key, value in values.items() if key not in ("name", "output")}
+        values = read_config(base, changes).model_dump(mode="json")
+        return relative({key: value for key, value in values.items() if key not in ("name", "output")}, folder)
     if isinstance(base, Mapping):
-        return dict(base)
-    return _moved(Path(base), folder) if Path(base).is_file() else str(base)
+        return relative(base, folder)
+    return _moved(base, folder) if isinstance(base, Path) else base
 
 
-def _moved_method(method: str | dict[str, Any], place: Path, folder: Path) -> str | dict[str, Any]:
-    """Returns a method's entry with the path of its file as it is from the suite's folder."""
+def _moved_method(method: str | Mapping[str, Any], place: Path, folder: Path) -> str | dict[str, Any]:
+    """Returns a method's entry with its paths as they are from the suite's folder."""
     if isinstance(method, str):
-        return _moved(place / method, folder) if method.endswith(".py") else method
-    return {**method, "path": _moved(place / str(method["path"]), folder)} if "path" in method else method
+        return _moved(place / method, folder) if is_code(method) else method
+    changes: Mapping[str, Any] = method.get("set") or {}
+    own = {"set": {key: placed(key, value, place) for key, value in changes.items()}} if changes else {}
+    return relative({**place_code(method, place), **own}, folder)
 
 
 def _moved(path: Path, folder: Path) -> str:

@@ -1,7 +1,8 @@
 """Keeps finished cells in one file that can be committed and shared: gzip members of JSON lines, one for each cell.
 
-A cell is appended as a member of its own, under a lock, so that several processes may write to one store. A writer that is killed
-leaves at most a last member that breaks off: it does not count, and the next writer cuts it away. Bytes depend on the cells alone.
+A cell is appended as a member of its own, under a lock, so that several processes may write to one store. A writer that
+is killed leaves at most a last member that breaks off: it does not count, and the next writer cuts it away. The bytes depend
+on the cells alone.
 """
 
 from __future__ import annotations

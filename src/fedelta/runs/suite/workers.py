@@ -1,7 +1,7 @@
 """Runs cells one after another in this process, or several at a time in processes of one thread each.
 
-A worker is given cells as lines of JSON on its standard input, and answers with lines on its output. It ends after its round when
-the input ends, so that none goes on for long without the process that started it.
+A worker is given cells as lines of JSON on its standard input, and answers with lines on its output. It ends after its round
+when the input ends, so that none goes on for long without the process that started it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, cast
 
 from fedelta.runs.config import RunConfig
 from fedelta.runs.suite.cells import Task
@@ -53,6 +53,7 @@ def side_by_side(next_task: NextTask, place: Place, stopping: Stopping, jobs: in
                 going[worker] = task
                 worker.give(task)
                 yield Event("begun", task)
+            look = False
             if not going:
                 return
             if stopping():
@@ -67,8 +68,10 @@ def side_by_side(next_task: NextTask, place: Place, stopping: Stopping, jobs: in
                         del going[worker]
                         idle += [worker] if message is not None else []
     finally:
-        for worker in (*idle, *going):
-            worker.end()
+        for worker in going:  # somebody wants an end at once
+            worker.kill()
+        for worker in idle:
+            worker.let_end()
 
 
 def _event(task: Task, worker: _Worker, message: dict[str, Any] | None) -> Event:
@@ -104,8 +107,9 @@ class _Worker:
     def give(self, task: Task) -> None:
         """Hands a cell over."""
         assert self._process.stdin is not None
+        place = {"folder": str(self._place.folder), "allowed": sorted(self._place.allowed)}
         with suppress(BrokenPipeError):  # that it is dead comes as news
-            self._process.stdin.write(json.dumps({"folder": str(self._place.folder), "task": _plain(task)}).encode() + b"\n")
+            self._process.stdin.write(json.dumps({"place": place, "task": _plain(task)}).encode() + b"\n")
             self._process.stdin.flush()
 
     def let_end(self) -> None:
@@ -114,14 +118,10 @@ class _Worker:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
 
-    def end(self) -> None:
-        """Ends the process: an idle one at once by itself, any other by force."""
-        self.let_end()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+    def kill(self) -> None:
+        """Ends the process by force; its round is lost."""
+        self._process.kill()
+        self._process.wait()
 
     def epitaph(self) -> str:
         """Returns how the process ended."""
@@ -144,7 +144,8 @@ def _plain(task: Task) -> dict[str, Any]:
 
 
 def _task(plain: dict[str, Any]) -> Task:
-    return Task(**{**plain, "config": RunConfig.model_validate(plain["config"]), "folder": Path(plain["folder"])})
+    known = {**plain, "config": RunConfig.model_validate(plain["config"]), "folder": Path(plain["folder"])}
+    return Task(**cast("dict[str, Any]", known))
 
 
 # --- within a worker -------------------------------------------------------------------------------------------------
@@ -161,7 +162,8 @@ def serve() -> None:
     _quieten()
     while (line := given.get()) is not None:
         order = json.loads(line)
-        for event in events(_task(order["task"]), Place(Path(order["folder"])), ended.is_set):
+        place = Place(Path(order["place"]["folder"]), frozenset(order["place"]["allowed"]))
+        for event in events(_task(order["task"]), place, ended.is_set):
             if event.what != "begun":
                 _answer(answers, {"what": event.what, "record": event.record, "reason": event.reason})
 

@@ -1,0 +1,49 @@
+"""Reads the rows and finds the models of a suite before its first cell, so that no missing file comes out in the night."""
+
+from __future__ import annotations
+
+import json
+
+from fedelta.models.base_files import find_base
+from fedelta.runs.config import ConfigError, RunConfig
+from fedelta.runs.config.checks import check
+from fedelta.runs.deal import deal
+from fedelta.runs.suite.cells import Task
+from fedelta.runs.suite.work import Work
+
+
+def demand_sources(work: Work) -> None:
+    """Reads each source of rows, deals it once, and finds each model that open cells need.
+
+    A suite whose cells are all finished needs none of them.
+
+    Raises:
+        ConfigError: with one line for each source or model that cannot be used, and the first cell that needs it.
+    """
+    faults: dict[str, str] = {}
+    for what, task in _first_needs(work).items():
+        try:
+            _use(what, task.config, work)
+        except (ValueError, OSError, ImportError) as error:
+            faults.setdefault(str(error), task.title)
+    if faults:
+        raise ConfigError("\n".join(f"{title}: {fault}" for fault, title in faults.items()))
+
+
+def _first_needs(work: Work) -> dict[tuple[str, str], Task]:
+    """Returns the first open cell for each model, and for each section of rows and what is made of them."""
+    found: dict[tuple[str, str], Task] = {}
+    for tasks in work.left().values():
+        for task in tasks:
+            config = task.config
+            rows = [config.data.model_dump(mode="json"), config.task, config.partition.model_dump(mode="json")]
+            found.setdefault(("model", json.dumps([config.model.name, config.model.revision])), task)
+            found.setdefault(("rows", json.dumps(rows, sort_keys=True, default=str)), task)
+    return found
+
+
+def _use(what: tuple[str, str], config: RunConfig, work: Work) -> None:
+    if what[0] == "model":
+        find_base(config.model.name, config.model.revision)
+    else:
+        deal(config, check(config, work.plan.own).task)
