@@ -410,7 +410,7 @@ def test_settings_are_shown_side_by_side(a_comparison: Make):
     text = page(a_comparison(("a", "b", "c"), ("mild", "harsh"), without=[("harsh", "c", "not applicable", "no server")]))
     read = words(text)
     assert "Which setting matters?" in read
-    assert "The order changes with the setting: " in read
+    assert "No method has the best mean in every setting: " in read
     assert "In mild: c is ahead of b and a." in read
     assert "Who wins in harsh" in read
     assert 'title="not applicable: no server"' in text

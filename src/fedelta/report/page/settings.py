@@ -20,6 +20,9 @@ from fedelta.report.settings import by_setting, settings_line
 from fedelta.report.study import Group
 from fedelta.report.verdict import across as verdict_across
 
+MOST_COLUMNS = 4
+"""Settings for which half the page has room."""
+
 
 def settings(comparison: Comparison, found: Mapping[str, Compared]) -> Section | None:
     """Returns the section; None where nothing is swept."""
@@ -45,7 +48,12 @@ def table(comparison: Comparison, found: Mapping[str, Compared]) -> Figure:
     lines = [_line(comparison, found, label, rows.texts[label], rows.bold[label], rows.reasons[label]) for label in rows.labels]
     whole = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *lines), class_="data tbl sets")
     caption = f"{settings_line(next(iter(found.values()))).capitalize()}; bold: the best mean, and all not separated from it."
-    return Figure("Every method in every setting", caption, body=tag("div", whole, class_="scroll"))
+    return Figure(
+        "Every method in every setting",
+        caption,
+        body=tag("div", whole, class_="scroll"),
+        whole=len(comparison.settings) > MOST_COLUMNS,
+    )
 
 
 def _line(
