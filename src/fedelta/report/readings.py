@@ -159,10 +159,23 @@ def clients_of(run: Run, metric: str) -> dict[str, float] | None:
     return None
 
 
+def called(run: Run, client: str) -> str:
+    """Returns a client's name, or `client 3` where it has none."""
+    return name_of(run, client) or f"client {client}"
+
+
+def name_of(run: Run, client: str) -> str | None:
+    """Returns a client's name as split.json or clients.jsonl has it; None where it has none."""
+    entries = [(run.split or {}).get("clients", {}).get(client, {})]
+    entries += [line.get("clients", {}).get(client, {}) for line in run.clients or ()]
+    return next((entry["name"] for entry in entries if isinstance(entry.get("name"), str)), None)
+
+
 def worst_client(run: Run, metric: str) -> tuple[float, float, object] | None:
-    """Returns the worst client's value, the spread and the worst one's id at the last evaluated round, from rounds.jsonl."""
+    """Returns the worst client's value, the spread and the worst one's name or id, at the last evaluated round."""
     for record in reversed(run.records):
         found = (record.get("clients") or {}).get(metric)
         if found:
-            return float(found["worst"]), float(found["spread"]), found.get("worst_client", DASH)
+            client = found.get("worst_client", DASH)
+            return float(found["worst"]), float(found["spread"]), name_of(run, str(client)) or client
     return None

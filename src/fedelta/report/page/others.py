@@ -145,7 +145,7 @@ def _dots(c: Compared, group: Group) -> Dots | None:
     for run in _scored(c, group):
         seed = f", seed {run.seed}" if c.seeds > 1 else ""
         scores = readings.clients_of(run, c.measure.metric) or {}
-        values += [(value, f"client {k}{seed}: {c.measure.with_unit(value)}") for k, value in scores.items()]
+        values += [(value, f"{readings.called(run, k)}{seed}: {c.measure.with_unit(value)}") for k, value in scores.items()]
     if not values:
         return None
     pick = max if c.measure.lower_is_better else min
@@ -164,7 +164,7 @@ def split(c: Compared) -> Figure | None:
         return None
     found: Mapping[str, Any] = run.split["clients"]
     styles = _label_styles(found)
-    drawn = [_bar(k, client, styles) for k, client in found.items()]
+    drawn = [_bar(readings.called(run, k), client, styles) for k, client in found.items()]
     sizes = [int(client["rows"]) for client in found.values()]
     fold = f"{max(sizes) / min(sizes):.0f}-fold" if min(sizes) else "without bound"
     skew = skew_of([client.get("labels") or {} for client in found.values()])
@@ -191,8 +191,8 @@ def split(c: Compared) -> Figure | None:
     return Figure(title, caption, wide, narrow, body=body, data=data)
 
 
-def _bar(k: str, client: Mapping[str, Any], styles: Mapping[str, str]) -> Bar:
-    name = f"client {k} · r {client.get('rank', DASH)}"
+def _bar(called: str, client: Mapping[str, Any], styles: Mapping[str, str]) -> Bar:
+    name = f"{called} · r {client.get('rank', DASH)}"
     labels: Mapping[str, int] = client.get("labels") or {"": int(client["rows"])}
     parts: dict[str, int] = dict.fromkeys(styles, 0)
     for label, count in labels.items():
