@@ -43,7 +43,10 @@ def energy_bands(c: Compared) -> Figure | None:
     over = "layers and seeds" if c.seeds > 1 else "layers"
     caption = f"Share of ‖ΔW‖² by component, ordered by size; mean over {over}. A band that closes is a rank in no use."
     return Figure(
-        _bands_title(ends, next(iter(styles))), caption, body=body, data=Grid(["at the end", *map(_components, styles)], rows)
+        _bands_title(ends, next(iter(styles))),
+        caption,
+        body=body,
+        data=Grid(["at the end", *map(_components, styles)], rows, keys=[group.key for group in measured]),
     )
 
 

@@ -183,7 +183,8 @@ def against_bytes(c: Compared) -> Figure | None:
         return None
     factor, unit = unit_for([mean_total(study, group) for group in study.groups])
     lines = [line for group in study.groups if (line := _by_bytes(study, group, m, factor)).points]
-    if not lines or not any(line.points[-1][0] for line in lines):
+    lines = [line for line in lines if line.points[-1][0]]  # what sends nothing has no place on this axis
+    if not lines:
         return None
     methods = competitors(lines)
     budget = min(line.points[-1][0] for line in methods)

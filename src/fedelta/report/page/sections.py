@@ -22,7 +22,7 @@ def sections_of(c: Compared) -> Iterator[Section]:
         "At what cost?",
         "At what cost?",
         "",
-        [figure for figure in (curves.against_bytes(c), _takes(c), _stages(c)) if figure],
+        [figure for figure in (curves.against_bytes(c), _stages(c), _takes(c)) if figure],
     )
     large = [
         bands.energy_bands(c),

@@ -76,7 +76,7 @@ def by_stage(c: Compared) -> Grid | None:
         return None
     shown = [k for k in range(len(STAGES)) if any(row[k] is not None for row in times.values())]
     factor, unit = unit_for([peak for peak in peaks.values() if peak is not None])
-    head = ["method", *(f"{STAGES[k]}, s" for k in shown), *([f"memory, {unit}"] if any(peaks.values()) else [])]
+    head = ["method", *(STAGES[k] for k in shown), *([f"memory, {unit}"] if any(peaks.values()) else [])]
     rows: list[list[str]] = []
     for g in groups:
         peak = peaks[g.key]
