@@ -205,6 +205,10 @@ class LocalClient:
                 total[name] += grad / num_batches
         return tree.with_parameters(start, {n: g.cpu() for n, g in total.items()})
 
+    def base_weight(self, layer: str) -> Tensor:
+        """Returns the pretrained weight (o, i) of a layer; see `fedelta.method.Client`."""
+        return self.model.base_weight(layer)
+
     def batches(self, t: int, purpose: str = "batches") -> Iterator[Batch]:
         """Yields endless batches of a round: epochs of a fresh order each, drawn for this client and round alone."""
         ahead, self._ahead = self._ahead, None

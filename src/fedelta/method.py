@@ -40,6 +40,12 @@ Trainable: TypeAlias = Literal["A", "B"] | Mapping[str, Literal["A", "B", "AB", 
 
 Names that a mapping does not mention train fully; None freezes."""
 
+Asked: TypeAlias = Literal["base", "trainable", "penalty", "gradient", "optimizer", "num_steps", "lr_scale"]
+"""An argument of `Client.train` beyond the round and the start, which a method may use."""
+
+EVERYTHING: frozenset[str] = frozenset(get_args(Asked))
+"""All arguments of `Client.train` that a method may use; what a client takes that does not say otherwise."""
+
 Penalty: TypeAlias = Callable[[Adapter], Tensor]
 """A scalar to add to the loss, from the live adapter."""
 
@@ -97,6 +103,9 @@ class Client(Protocol):
 
     A client that keeps the base between rounds may also have `restore(base)`, which gives it back what it held before its
     process was lost. Without it a run that resumes sends such a client the whole base delta once.
+
+    A client that cannot honour all arguments of `train` has the attribute `takes`, a frozenset of those that it can
+    (`EVERYTHING` for one without it). A method that `asks` for more is refused before the first round.
     """
 
     peer: Peer
@@ -132,6 +141,14 @@ class Client(Protocol):
         `start`; over batches that are the same ones at every call of a round."""
         ...
 
+    def base_weight(self, layer: str) -> Tensor:
+        """Returns the pretrained weight (o, i) of a layer that carries an adapter, without any base delta; for reading only.
+
+        It is for a start that is made of the base, which so never travels. Raises ValueError, naming the layer, for a weight
+        that is no plain matrix of numbers, such as a quantised one.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Method(ABC):
@@ -154,6 +171,8 @@ class Method(ABC):
         personal: participants run different models (`deploy` reads the client's state).
         one_shot: a single aggregation without training makes sense (`fedelta.aggregate`).
         travels: what goes up, in words, for listings.
+        asks: the arguments of `Client.train` that `local_update` uses, of those in `Asked`; clients that cannot honour them are
+            refused before the first round.
         sums: "exact" if the next state needs no more of a cohort than sum_k p_k summand_k, so that updates may be summed before
             the server sees them; None if it needs single updates.
         aliases: other names of the same method.
@@ -170,6 +189,7 @@ class Method(ABC):
     needs_validation: ClassVar[bool] = False
     personal: ClassVar[bool] = False
     one_shot: ClassVar[bool] = True
+    asks: ClassVar[frozenset[str]] = frozenset()
     sums: ClassVar[Literal["exact", "sketch"] | None] = None
     travels: ClassVar[str] = "A, B, head"
     aliases: ClassVar[tuple[str, ...]] = ()

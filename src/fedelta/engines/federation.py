@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 
 from fedelta import sampling, tree
-from fedelta.engines.guards import ROUNDS, Size, check_population, check_templates, reason_of
+from fedelta.engines.guards import ROUNDS, Size, check_population, check_takes, check_templates, reason_of
 from fedelta.engines.letters import Visit
 from fedelta.engines.memories import Memories
 from fedelta.engines.participants import Doors, Holding, by_id, holding, in_order, peers_of, samples
@@ -74,6 +74,7 @@ class Federation:
         shown = samples(by_id(served))
         template = template or largest_template(shown)
         method.check(template, peers_of(by_id(served)))
+        check_takes(method, shown)
         check_templates(shown, template)
         if method.needs_validation and settings.score is None:
             raise ValueError(f"{type(method).__name__} weighs updates by their validation scores: give `score`")
@@ -234,6 +235,9 @@ def largest_template(clients: Sequence[Client]) -> Adapter:
         return max((c.template.layers[layer] for c in clients), key=lambda x: x.rank)
 
     first = clients[0].template
+    for client in clients:
+        who, other = f"client {client.peer.id}", f"client {clients[0].peer.id}"
+        tree.check_names(client.template.layers, first.layers, who, other, "layers")
     return replace(first, layers={n: most(n) for n in first.layers})
 
 

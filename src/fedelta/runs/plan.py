@@ -61,6 +61,9 @@ class _IdleClient:
     def gradient(self, start: Adapter, num_batches: int, **request: Any) -> Adapter:
         return tree.map_tensors(torch.zeros_like, start)
 
+    def base_weight(self, layer: str) -> Tensor:
+        return self._client.base_weight(layer)
+
     def pool(self, others: Sequence[_IdleClient], cohort: int | None = None) -> _IdleClient:
         return _IdleClient(self._client.pool([other._client for other in others], cohort))
 
