@@ -444,6 +444,28 @@ def test_bands_of_energy_come_from_the_spectrum_where_ranks_are_equal(a_study: S
         assert f" {band} " in text
     assert "70 %" in text
     assert "10 %" in text
+    narrow = a_study(diagnostics=lambda r: {"spectrum": spectrum if r["t"] == 0 else [0.9, 0.1]})
+    assert "5–8" in words(page(narrow)), "bands do not move when components vanish"
+
+
+def test_what_a_run_was_made_of_stands_at_the_end(a_study: Study):
+    origin = {
+        "versions": {"python": "3.11.7", "peft": "0.21"},
+        "commit": "abc1234+",
+        "command": "fedelta run first.yaml",
+        "cores": 2,
+        "device": "NVIDIA H200",
+        "base": "sha256:12",
+        "data": {"train": "d" * 64},
+        "start": "2026-11-30T10:00:00Z",
+    }
+    runs = [replace(run, facts={**run.facts, **origin}) for run in a_study(at="2026-11-30T11:00:00Z")]
+    text = words(page(runs))
+    for name, value in [("python", "3.11.7"), ("device", "NVIDIA H200"), ("command", "fedelta run first.yaml"), ("torch", "2")]:
+        assert f"{name} {value}" in text, name
+    assert "dates 2026-11-30T10:00:00Z to 2026-11-30T11:00:00Z" in text
+    assert "digests train dddddddddddd" in text
+    assert "local changes" in text
 
 
 def test_what_seeds_draw_is_said(a_study: Study):
@@ -459,17 +481,17 @@ def test_what_seeds_draw_is_said(a_study: Study):
 
 
 def test_a_busy_machine_is_said_to_be_one(a_study: Study):
-    runs = [replace(run, facts={**run.facts, "platform": {"cores": 2}}) for run in a_study(load=2.5)]
+    runs = [replace(run, facts={**run.facts, "cores": 2}) for run in a_study(load=2.5)]
     assert "busy machine 6 of 6 runs had more load than cores" in words(page(runs))
-    quiet = [replace(run, facts={**run.facts, "platform": {"cores": 4}}) for run in a_study(load=2.5)]
+    quiet = [replace(run, facts={**run.facts, "cores": 4}) for run in a_study(load=2.5)]
     assert "busy machine" not in words(page(quiet))
     assert "busy machine" not in words(page(a_study()))
 
 
 def test_seconds_by_stage_and_memory_are_shown_where_they_were_logged(a_study: Study):
     stages = {"round": 2.0, "train": 1.5, "aggregate": 0.5, "evaluation": 1.0, "save": 0.25}
-    text = words(page(a_study(seconds=stages, memory={"peak": 3 * 2**30})))
+    text = words(page(a_study(seconds=stages, memory={"peak": 3 * 2**30, "cuda": 2**29})))
     assert "Where the time goes" in text
-    assert "train aggregate evaluation save memory, GiB" in text
-    assert "6.0 2.0 4.0 1.0 3.0" in text
+    assert "train aggregate evaluation save memory, GiB GPU, GiB" in text
+    assert "6.0 2.0 4.0 1.0 3.0 0.5" in text
     assert "Where the time goes" not in words(page(a_study()))
