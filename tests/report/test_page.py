@@ -432,6 +432,9 @@ def test_three_settings_are_put_together_and_five_are_ranked(a_comparison: Make)
     assert "Performance profile" in three
     assert "0 is commonest label, 1 is all right" in three
     assert "mean rank" not in three
+    assert "which lack" not in three
+    lacking = a_comparison(("a", "b", "c"), ("x", "y", "z"), without=[("y", "b", "failed", "")])
+    assert words(page(lacking)).count("Without b, which lacks a run.") == 2
     five = words(page(a_comparison(("a", "b", "c"), [*"vwxyz"])))
     assert "5 settings part no method from" in five
     assert "interquartile" not in words(page(a_comparison(("a", "b"), ("x", "y", "z"), seeds=2)))

@@ -106,10 +106,8 @@ def _cells(c: Compared) -> Iterator[Caution]:
     refused = list(dict.fromkeys(cell.label for cell in cells if cell.state == "not applicable"))
     if refused:
         yield Caution("not applicable", f"{listed(refused)}: the table says why", False)
-    commits = sorted(
-        {cell.commit for cell in cells if cell.commit} or {str(run.facts.get("commit") or "") for run in c.study.runs}
-    )
-    commits = [commit for commit in commits if commit]
+    of_runs = {str(run.facts.get("commit") or "") for run in c.study.runs}
+    commits = sorted(({cell.commit for cell in cells} if cells else of_runs) - {""})
     if len(commits) > 1:
         yield Caution("several commits", f"cells were run by the code of {listed(commits)}")
     changed = [commit for commit in commits if commit.endswith("+")]

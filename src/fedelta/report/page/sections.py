@@ -8,7 +8,7 @@ from fedelta.report.compared import Compared
 from fedelta.report.page import bands, curves, diagnostics, others, tables
 from fedelta.report.page.parts import Figure, Section
 
-WIDEST = 7
+WIDEST = 6
 """Columns of a table that half the page has room for."""
 
 
