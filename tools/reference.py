@@ -28,7 +28,7 @@ from fedelta.cli import app
 from fedelta.exchange.codecs import codec_class, list_codecs
 from fedelta.optim import OPTIMIZERS
 from fedelta.report import catalogue
-from fedelta.runs.config import RunConfig
+from fedelta.runs.config.json_schema import json_schema, schema_text
 from fedelta.runs.config.node import Node
 from fedelta.split.partition import SCHEMES
 from fedelta.tasks import METRICS, list_tasks, task_class
@@ -48,7 +48,7 @@ def files() -> dict[Path, str]:
     return {
         reference / "config.md": config_page(),
         reference / "node-file.md": node_page(),
-        reference / SCHEMA: json.dumps(schema(), indent=2) + "\n",
+        reference / SCHEMA: schema_text(),
         reference / "cli.md": command_line(),
         ROOT / "src/fedelta/methods/catalogue.json": json.dumps(catalogue.entries(), indent=1, ensure_ascii=False) + "\n",
         **{reference / f"methods/{name}.md": text for name, text in pages.items()},
@@ -71,14 +71,9 @@ def with_methods(settings: str, names: Iterable[str]) -> str:
 # --- config ----------------------------------------------------------------------------------------------------------
 
 
-def schema() -> dict[str, Any]:
-    """Returns the JSON schema of a config, for editors that complete and check YAML."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()}
-
-
 def config_page() -> str:
     """Returns the page of config keys."""
-    whole = schema()
+    whole = json_schema()
     sections = {key: whole["$defs"][ref(about)] for key, about in whole["properties"].items() if ref(about)}
     alone = {key: about for key, about in whole["properties"].items() if key not in sections}
     parts = [

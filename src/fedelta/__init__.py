@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from fedelta.methods import get_method, list_methods
     from fedelta.models.adapter_files import load_adapter, save_adapter
     from fedelta.models.clients import hf_clients
+    from fedelta.models.trainer.client import TrainerClient
+    from fedelta.models.trainer.turn import Turn
     from fedelta.peers import Peer
     from fedelta.runs.runner import run
     from fedelta.topology import mixing
@@ -42,7 +44,9 @@ _HOME = {
     "Peer": "fedelta.peers",
     "Round": "fedelta.engines.rounds",
     "TrainResult": "fedelta.method",
+    "TrainerClient": "fedelta.models.trainer.client",
     "Training": "fedelta.client",
+    "Turn": "fedelta.models.trainer.turn",
     "aggregate": "fedelta.adapters.aggregation",
     "diagnose": "fedelta.diagnostics",
     "federate": "fedelta.engines.server",
@@ -67,7 +71,9 @@ __all__ = [
     "Peer",
     "Round",
     "TrainResult",
+    "TrainerClient",
     "Training",
+    "Turn",
     "aggregate",
     "diagnose",
     "federate",

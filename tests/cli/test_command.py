@@ -93,7 +93,7 @@ def test_version(succeed: Call):
         (["run", "quickstart", "--set", "lora.rnk=3"], "unknown key 'lora.rnk'; did you mean 'lora.rank'?"),
         (["run", "--resume", "nowhere"], "nowhere is not the folder of a run"),
         (["run", "--resume", "nowhere", "--force"], "leave --output and --force out"),
-        (["partition", "quickstart", "--set", "data.source=missing.csv"], "no file missing.csv"),
+        (["partition", "quickstart", "--set", "data.source=missing.csv"], "missing.csv (looked in"),
         (["inspect", "nowhere"], "no adapter folder nowhere"),
         (["evaluate", "nowhere", "rows.jsonl"], "no folder nowhere"),
         (["evaluate", "nowhere", "rows.jsonl", "--rank", "2"], "is not the folder of a run"),

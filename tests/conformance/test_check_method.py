@@ -16,6 +16,7 @@ from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods import get_method
 from fedelta.methods.fedavg import FedAvg
 from fedelta.methods.fedsa_lora import FedSALoRA
+from fedelta.methods.ffa_lora import FFALoRA
 from fedelta.methods.flexlora import FlexLoRA
 from fedelta.methods.zeropad import ZeroPad
 from fedelta.peers import Peer
@@ -322,6 +323,12 @@ class Impersonal(FedAvg):
     personal = True
 
 
+class AsksInSecret(FFALoRA):
+    """Freezes A, and does not say that its clients must."""
+
+    asks = frozenset()
+
+
 class SecretlyPersonal(FedSALoRA):
     """Has them, and does not say so."""
 
@@ -393,6 +400,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a text for a claim of yes or no": (TextForTruth, "claims"),
     "claims to be personal": (Impersonal, "personal"),
     "is personal": (SecretlyPersonal, "personal"),
+    "an argument that it does not claim": (AsksInSecret, "asks"),
     "cannot do without training": (NotAtOnce, "one shot"),
     "learns nothing": (Idle, "learns"),
     "ignores missing layers": (RowMajor, "fits"),

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedelta import sampling, tree
-from fedelta.client import Training
+from fedelta import sampling, topology, tree
+from fedelta.client import LocalClient, Training
+from fedelta.engines.gossip import gossip
 from fedelta.engines.rounds import Round
 from fedelta.engines.server import federate
 from fedelta.exchange import wire
@@ -169,6 +170,41 @@ def test_a_federation_that_cannot_run_is_refused_before_the_first_round() -> Non
         federate(FedAvg(), toy_federation((1, 2)), rounds=1)
     with pytest.raises(ValueError, match=r"ids must differ, got \[0\] more than once"):
         federate(FedAvg(), [*toy_federation((2,)), *toy_federation((2,))], rounds=1)
+
+
+class Modest(LocalClient):
+    """A client that can freeze factors, and nothing else that a method may ask for."""
+
+    takes = frozenset({"trainable"})
+
+
+def modest(federation: Sequence[LocalClient]) -> list[LocalClient]:
+    return [Modest(c.peer, c.template, c.model, c.examples, c.collate, c.loss, c.training, c.seed) for c in federation]
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        ("fedprox", "FedProx .* hook on the gradients"),
+        ("hetlora", "HetLoRA .* penalty on the loss"),
+        ("fedlada", "FedLADA .* optimiser of its own"),
+        ("flora", "FLoRA .* base that moves"),
+    ],
+)
+def test_a_method_that_asks_for_what_a_client_cannot_do_is_refused_before_the_first_round(method: str, what: str) -> None:
+    able, *others = toy_federation()
+    with pytest.raises(ValueError, match=f"{what}.*client 1, a Modest, cannot do"):
+        federate(get_method(method), [able, *modest(others)], rounds=1)
+
+
+def test_so_it_is_on_a_graph() -> None:
+    with pytest.raises(ValueError, match="HetLoRA asks clients for a penalty"):
+        gossip(get_method("hetlora"), modest(toy_federation()), rounds=1, mixing=topology.complete(3))
+
+
+def test_what_a_client_takes_may_be_asked_of_it() -> None:
+    [done] = federate(get_method("ffa_lora"), modest(toy_federation()), rounds=1, engine="sequential")
+    assert not done.dropped
 
 
 def test_clients_without_examples_are_refused_by_id() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from fedelta.methods import list_methods, method_class
 from fedelta.testing import LAWS, UNEQUAL_RANKS, Law, judge, scene_of
+from fedelta.testing.claims import arguments_used
 from fedelta.testing.scene import Scene, quiet
 
 
@@ -25,6 +26,12 @@ def test_every_method_keeps_every_law_or_says_why_not(name: str, law: Law[Scene]
     with quiet():
         verdict = judge(law, scene(name), method_class(name).exempt)
     assert verdict.outcome != "broken", verdict.detail
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_every_method_uses_what_it_asks_clients_for(name: str) -> None:
+    with quiet():
+        assert arguments_used(scene(name)) == method_class(name).asks
 
 
 def test_laws_have_names_of_their_own_and_one_line_each() -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from fedelta.cli.options import AsJson, Folders, OfClient, OfRank, Overrides, Plot, Trust, Which
+from fedelta.cli import completion
+from fedelta.cli.options import AllowFiles, AsJson, Folders, OfClient, OfRank, Overrides, Plot, Trust, Which, allowed_files
 from fedelta.cli.output import note
 
 if TYPE_CHECKING:
@@ -21,7 +22,14 @@ T = TypeVar("T", int, float)
 def aggregate(
     folders: Folders,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write.")],
-    method: Annotated[str, typer.Option(metavar="NAME", help="One of `fedelta methods`.")] = "fedavg",
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="One of `fedelta methods`, or a Python file, which runs.",
+            autocompletion=completion.method_names,
+        ),
+    ] = "fedavg",
     ranks: Annotated[str | None, typer.Option(metavar="R,...", help="Of the results; by default those of the inputs.")] = None,
     weights: Annotated[
         str | None,
@@ -114,6 +122,7 @@ def evaluate(
     rank: OfRank = None,
     client: OfClient = None,
     trust: Trust = False,
+    allow_files: AllowFiles = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -127,7 +136,15 @@ def evaluate(
 
     show_warnings("screen")
     quieten_libraries()
-    source = deployment.find(target, overrides or [], which=which, rank=rank, client=client, trust_remote_code=trust)
+    source = deployment.find(
+        target,
+        overrides or [],
+        which=which,
+        rank=rank,
+        client=client,
+        trust_remote_code=trust,
+        allow_files=allowed_files(overrides, allow_files),
+    )
     scores = deployment.score(source, data, split=split, limit=limit)
     print_json({"adapter": str(source.adapter), **scores}) if as_json else out.print(scores_table(str(source.adapter), scores))
 
@@ -140,6 +157,7 @@ def export(
     rank: OfRank = None,
     client: OfClient = None,
     trust: Trust = False,
+    allow_files: AllowFiles = None,
     overrides: Overrides = None,
 ) -> None:
     """Write an adapter of a run as a PEFT folder, or merged as a Hugging Face model, with a model card.
@@ -151,7 +169,15 @@ def export(
 
     show_warnings("screen")
     quieten_libraries()
-    source = deployment.find(target, overrides or [], which=which, rank=rank, client=client, trust_remote_code=trust)
+    source = deployment.find(
+        target,
+        overrides or [],
+        which=which,
+        rank=rank,
+        client=client,
+        trust_remote_code=trust,
+        allow_files=allowed_files(overrides, allow_files),
+    )
     told = deployment.export(source, output, merged=merged)
     note(f"wrote {source.adapter} to {output}{', merged into its model' if merged else ''}")
     _show_usage(told, str(output))

@@ -10,8 +10,8 @@ from itertools import accumulate
 
 import torch
 
-from fedelta import tree
-from fedelta.engines.guards import ROUNDS, Size, check_population, check_templates, reason_of
+from fedelta import sampling, tree
+from fedelta.engines.guards import ROUNDS, Size, check_population, check_takes, check_templates, reason_of
 from fedelta.engines.letters import Visit
 from fedelta.engines.memories import Memories
 from fedelta.engines.participants import Doors, Holding, by_id, holding, in_order, peers_of, samples
@@ -66,11 +66,15 @@ class Federation:
     def prepare(cls, method: Method, clients: Sequence[Client], template: Adapter | None, settings: RunSettings) -> Federation:
         """Returns a federation that the method can serve, or raises ValueError that says why it cannot."""
         ordered = in_order(clients)
-        check_population(peers_of(by_id(ordered)).doubtful())
-        served = method.population(ordered)
+        given = peers_of(by_id(ordered))
+        check_population(given.doubtful())
+        served = method.population(ordered, lambda: settings.cohort_size(given))
+        if served is not ordered:  # who stands for many has no cohort to be drawn from, and no quorum to miss
+            settings = replace(settings, cohort=sampling.everyone, quorum=1.0)
         shown = samples(by_id(served))
         template = template or largest_template(shown)
         method.check(template, peers_of(by_id(served)))
+        check_takes(method, shown)
         check_templates(shown, template)
         if method.needs_validation and settings.score is None:
             raise ValueError(f"{type(method).__name__} weighs updates by their validation scores: give `score`")
@@ -231,6 +235,9 @@ def largest_template(clients: Sequence[Client]) -> Adapter:
         return max((c.template.layers[layer] for c in clients), key=lambda x: x.rank)
 
     first = clients[0].template
+    for client in clients:
+        who, other = f"client {client.peer.id}", f"client {clients[0].peer.id}"
+        tree.check_names(client.template.layers, first.layers, who, other, "layers")
     return replace(first, layers={n: most(n) for n in first.layers})
 
 

@@ -17,7 +17,7 @@ from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
-from fedelta.method import Client, Method, State, check_count
+from fedelta.method import EVERYTHING, Client, Method, State, check_count
 from fedelta.numerics import threads
 from fedelta.peers import Peer, Peers
 from fedelta.tree import Adapter, find
@@ -262,6 +262,34 @@ def check_population(peers: Sequence[Peer]) -> None:
         raise ValueError(f"clients {empty} have no training examples: leave them out, or give them a share of the data")
     for p in peers:
         check_count(p.num_examples, "examples", f"client {p.id}")
+
+
+ASKED: Mapping[str, str] = {
+    "base": "a base that moves (base)",
+    "trainable": "training of some factors alone (trainable)",
+    "penalty": "a penalty on the loss (penalty)",
+    "gradient": "a hook on the gradients (gradient)",
+    "optimizer": "an optimiser of its own (optimizer)",
+    "num_steps": "a number of steps (num_steps)",
+    "lr_scale": "a scaled learning rate (lr_scale)",
+}
+"""The arguments of `Client.train` in words."""
+
+
+def takes_of(client: Client) -> frozenset[str]:
+    """Returns the arguments of `train` that a client can honour: all, if it says nothing else."""
+    return getattr(client, "takes", EVERYTHING)
+
+
+def check_takes(method: Method, clients: Sequence[Client]) -> None:
+    """Raises ValueError, before anything trains, if the method asks clients for what one of them cannot do."""
+    for client in clients:
+        if lacking := sorted(method.asks - takes_of(client)):
+            what = " and ".join(ASKED.get(name, name) for name in lacking)
+            raise ValueError(
+                f"{type(method).__name__} asks clients for {what}, which client {client.peer.id}, a {type(client).__name__}, "
+                "cannot do: choose a method that does without, such as fedavg or flexlora, or another kind of client"
+            )
 
 
 def warn_of_claims(peers: Peers, max_share: float | None) -> None:

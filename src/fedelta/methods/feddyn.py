@@ -60,6 +60,7 @@ class FedDyn(LocalRule):
 
     paper = "Acar et al. 2021, FedDyn, arXiv 2111.04263"
     follows = "published code"
+    asks = frozenset({"gradient"})
     reported = "none collected by us"
     stable = True
     needs_updates = True

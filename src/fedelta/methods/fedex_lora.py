@@ -65,6 +65,7 @@ class FedExLoRA(Method):
     )
     hetero_rank = True
     coordinates = "base"
+    asks = frozenset({"base"})
     travels = "up: A, B, head; down: A, B, head, base delta"
 
     def __post_init__(self) -> None:

@@ -104,6 +104,7 @@ class FedGaLore(Method):
     reported = "none available to us: no figure in what could be read (the abstract, the first page, a topic page)"
     hetero_rank = True
     coordinates = "base"
+    asks = frozenset({"base", "trainable", "optimizer"})
     one_shot = False
     travels = "up: coordinates, second moments, head; down: base delta, second moments, head"
 

@@ -63,6 +63,7 @@ class FedGLOMO(LocalRule):
 
     paper = "Das et al. 2022, FedGLOMO, arXiv 2012.04061"
     follows = "others' readings"
+    asks = frozenset({"gradient"})
     reported = (
         "no figures available to us; its abstract claims an eps-stationary point in O(eps^-1.5) iterations against O(eps^-2) "
         "of most work before it"

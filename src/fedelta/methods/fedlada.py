@@ -70,6 +70,7 @@ class FedLADA(LocalRule):
 
     paper = "Sun et al. 2023, FedLADA, arXiv 2308.00522"
     follows = "others' readings"
+    asks = frozenset({"optimizer"})
     reported = "none available to us"
     stable = True
     needs_updates = True

@@ -33,6 +33,7 @@ class FedProx(LocalRule):
 
     paper = "Li et al. 2020, FedProx, arXiv 1812.06127"
     follows = "published code"
+    asks = frozenset({"gradient"})
     reported = "none collected by us"
 
     def __post_init__(self) -> None:

@@ -38,6 +38,7 @@ class FedSAM(LocalRule):
 
     paper = "Qu et al. 2022, FedSAM, arXiv 2206.02618"
     follows = "published code"
+    asks = frozenset({"gradient"})
     reported = "none collected by us"
     sole = ELSEWHERE
     order = -1

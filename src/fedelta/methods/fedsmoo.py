@@ -69,6 +69,7 @@ class FedSMOO(LocalRule):
 
     paper = "Sun et al. 2023, FedSMOO, arXiv 2305.11584"
     follows = "the authors' code"
+    asks = frozenset({"gradient"})
     reported = "none available to us"
     stable = True
     needs_updates = True

@@ -59,6 +59,7 @@ class FedSVD(Method):
     )
     sums = "exact"
     travels = "up: B, head; down: A, B, head"
+    asks = frozenset({"trainable"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

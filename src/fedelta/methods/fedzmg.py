@@ -44,6 +44,7 @@ class FedZMG(LocalRule):
 
     paper = "Zantalis et al. 2026, FedZMG, arXiv 2602.18384"
     follows = "the abstract"
+    asks = frozenset({"gradient"})
     reported = (
         "CIFAR-100: 250 rounds to a given accuracy against 805 for FedAvg; 39.5 % against 34.7 %. Second-hand, unverified; "
         "full training, no adapters"

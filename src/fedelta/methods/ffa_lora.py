@@ -40,6 +40,7 @@ class FFALoRA(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
+    asks = frozenset({"trainable"})
     sums = "exact"
     travels = "B, head"
 

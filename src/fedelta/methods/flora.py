@@ -62,6 +62,7 @@ class FLoRA(Method):
     )
     hetero_rank = True
     coordinates = "base"
+    asks = frozenset({"base"})
     travels = "up: A, B, head; down: base delta, head"
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:

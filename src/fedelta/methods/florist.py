@@ -57,6 +57,7 @@ class FLoRIST(Method):
     )
     hetero_rank = True
     coordinates = "base"
+    asks = frozenset({"base"})
     travels = "up: A, B, head; down: base delta, head"
     lawful: ClassVar[Mapping[str, Any]] = {"tau": 1.0}
     exempt: ClassVar[Mapping[str, str]] = {"bytes": "the energy of each round decides the rank of what goes down"}

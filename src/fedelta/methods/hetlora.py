@@ -78,6 +78,7 @@ class HetLoRA(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
+    asks = frozenset({"penalty"})
     exempt: ClassVar[Mapping[str, str]] = {"bytes": "clients prune their ranks as they train"}
 
     def __post_init__(self) -> None:

@@ -56,6 +56,7 @@ class LoRAA2(Method):
         "/ 45.78, FFA-LoRA 40.88 / 33.68, FlexLoRA 69.84 / 42.75. Read in the paper"
     )
     coordinates = "factors"
+    asks = frozenset({"trainable", "gradient", "num_steps", "lr_scale"})
     travels = "up: kept components of A or B in turn, head; down: A, B, head"
     exempt: ClassVar[Mapping[str, str]] = {"bytes": "a budget is of components over all layers, whose sizes differ"}
 

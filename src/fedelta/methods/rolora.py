@@ -50,6 +50,7 @@ class RoLoRA(Method):
     hetero_rank = True
     decentralised = True
     coordinates = "factors"
+    asks = frozenset({"trainable"})
     sums = "exact"
     travels = "up: A or B in turn, head; down: A, B, head"
 

@@ -83,6 +83,7 @@ class SubspaceReg(Method):
     )
     hetero_rank = True
     decentralised = True
+    asks = frozenset({"penalty"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

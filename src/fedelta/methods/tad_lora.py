@@ -57,6 +57,7 @@ class TadLoRA(Method):
     )
     decentralised = True
     coordinates = "factors"
+    asks = frozenset({"trainable"})
     aliases = ("adf_lora",)
     lawful: ClassVar[Mapping[str, Any]] = {"interval": 1}  # the laws ask without an engine, which would fill it in
 

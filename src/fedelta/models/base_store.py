@@ -17,49 +17,26 @@ from fedelta.tree import BaseDelta
 Term: TypeAlias = LoRA | Tensor
 
 
-class BaseStore:
-    """Brings base layers to a version and remembers which one they have.
+class BaseSum:
+    """Follows what a method adds to a base, from message to message.
 
-    Two ways to apply a delta. A floating-point weight is rewritten as pristine + dW, from a copy of the pristine weight that
-    is kept for touched layers only. A quantised weight stays as it is and the delta is added in the forward pass, as a frozen
-    low-rank term.
+    It follows one federation at a time: a delta does not say which run it comes from.
 
-    The store knows two things: the sum that it has followed (`version`, `total`), and whether the layers show it or the
-    pristine base. So a look at the pristine base does not lose the history that a later step builds on. It follows one
-    federation at a time: a delta does not say which run it comes from.
-
-    Args:
-        layers: base layers by name: Linear, Conv1D, Embedding, or quantised ones.
-        hook: layers to which the delta is added in the forward pass. By default those whose weight is not a plain
-            floating-point matrix.
+    Attributes:
+        version: the one that it has followed the base to.
+        total: by layer, all that was added up to it.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], *, hook: bool | None = None) -> None:
+    def __init__(self) -> None:
         self.version = 0
         self.total: dict[str, Term] = {}
-        self._layers = layers
-        self._writers = {n: _writer(layer, hook) for n, layer in layers.items()}
-        self._last: BaseDelta | None = None
-        self._shown: set[str] = set()
 
-    def apply(self, base: BaseDelta | None) -> None:
-        """Makes the layers show the base delta; does nothing if they show that very one already.
+    def follow(self, base: BaseDelta) -> bool:
+        """Brings `total` to the delta's version; returns False if it was there already.
 
         Raises:
-            ValueError: for a layer that the model does not adapt, a shape that is not the layer's, or steps that begin after
-                the version held.
+            ValueError: for steps that begin after the version held.
         """
-        if base is None or base.version == 0:
-            self._show({})
-        elif base is not self._last or not self._shown:
-            fresh = self._follow(base)
-            self._show(self.total, rewrite=fresh)
-            self._last = base
-
-    def _follow(self, base: BaseDelta) -> bool:
-        """Brings `total` to the delta's version; returns False if it was there already."""
-        for name, terms in base.terms.items():
-            self._check(name, terms)
         if base.since == 0:
             if self._repeats(base):
                 return False
@@ -76,6 +53,10 @@ class BaseStore:
         self.version = base.version
         return True
 
+    def whole(self) -> BaseDelta:
+        """Returns all that was added, as one delta."""
+        return BaseDelta(self.version, {name: [term] for name, term in self.total.items()})
+
     def _replay(self, base: BaseDelta) -> None:
         """Adds the steps after the version held, one by one as the server did, so that all bits agree."""
         done = self.version - base.since
@@ -88,6 +69,72 @@ class BaseStore:
         if base.version != self.version or base.terms.keys() != self.total.keys():
             return False
         return all(_equal(term, self.total[n]) for n, term in tree.total(base).items())
+
+
+class BaseStore:
+    """Brings base layers to a version and remembers which one they have.
+
+    Two ways to apply a delta. A floating-point weight is rewritten as pristine + dW, from a copy of the pristine weight that
+    is kept for touched layers only. A quantised weight stays as it is and the delta is added in the forward pass, as a frozen
+    low-rank term.
+
+    The store knows two things: the sum that it has followed, and whether the layers show it or the pristine base. So a look at
+    the pristine base does not lose the history that a later step builds on.
+
+    Args:
+        layers: base layers by name: Linear, Conv1D, Embedding, or quantised ones.
+        hook: layers to which the delta is added in the forward pass. By default those whose weight is not a plain
+            floating-point matrix.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], *, hook: bool | None = None) -> None:
+        self._sum = BaseSum()
+        self._layers = layers
+        self._writers = {n: _writer(layer, hook) for n, layer in layers.items()}
+        self._last: BaseDelta | None = None
+        self._shown: set[str] = set()
+
+    @property
+    def version(self) -> int:
+        """The version of the sum that it has followed."""
+        return self._sum.version
+
+    @property
+    def total(self) -> Mapping[str, Term]:
+        """The sum that it has followed, by layer."""
+        return self._sum.total
+
+    def apply(self, base: BaseDelta | None) -> None:
+        """Makes the layers show the base delta; does nothing if they show that very one already.
+
+        Raises:
+            ValueError: for a layer that the model does not adapt, a shape that is not the layer's, or steps that begin after
+                the version held.
+        """
+        if base is None or base.version == 0:
+            self._show({})
+        elif base is not self._last or not self._shown:
+            for name, terms in base.terms.items():
+                self._check(name, terms)
+            fresh = self._sum.follow(base)
+            self._show(self.total, rewrite=fresh)
+            self._last = base
+
+    def pristine(self, name: str) -> Tensor:
+        """Returns the pretrained weight of a layer as (o, i): the model's own memory, on its device, to be read only.
+
+        Raises:
+            ValueError: for a layer whose weight is no plain matrix of floating-point numbers.
+        """
+        if not is_plain(self._layers[name]):
+            raise ValueError(
+                f"layer {name!r}: its weight is quantised or packed, so that no start can be made of it: load the base in "
+                "bfloat16 or float32, or take a method whose start is drawn"
+            )
+        writer, layer = self._writers[name], self._layers[name]
+        kept = writer.pristine if isinstance(writer, _WeightWriter) else None
+        weight: Any = layer.weight if kept is None else kept
+        return oriented(layer, weight.detach())
 
     def _show(self, total: Mapping[str, Term], *, rewrite: bool = True) -> None:
         for name in self._shown - total.keys():

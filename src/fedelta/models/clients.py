@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from fedelta.client import LocalClient, Training
+from fedelta.client import LocalClient, Reading, Training
 from fedelta.data.rows import Row
 from fedelta.demands import number
 from fedelta.models.base_store import delta_shape
@@ -110,7 +110,10 @@ def hf_clients(
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
     warn_of_empty_texts(task, everything, "data sets")
     warn_of_cut_texts(task, everything, list(chain.from_iterable(examples)), tokenizer, "data sets")
-    return clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed, scale=scale)
+    clients = clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed, scale=scale)
+    for client in clients:
+        client.reading = Reading(task, tokenizer)
+    return clients
 
 
 def clients_on(
@@ -122,12 +125,15 @@ def clients_on(
     training: Training,
     *,
     seed: int = 0,
+    start_seed: int | None = None,
     start: Adapter | None = None,
     scale: float | None = None,
 ) -> list[LocalClient]:
     """Makes clients 0, 1, ... with these encoded examples and ranks, on a model that is in memory.
 
     Args:
+        seed: of batches and of dropout.
+        start_seed: of the initial adapter; `seed` if None.
         start: what all start from in place of a fresh adapter. Where the ranks differ from its own, each client gets the
             best approximation that its rank allows.
         scale: as `peers_for` takes it.
@@ -136,7 +142,7 @@ def clients_on(
         ValueError: for a start that does not fit the model.
     """
     peers = peers_for(ranks, lora_config, [len(part) for part in examples], list(adapted.adapted_layers), scale=scale)
-    common = common_adapter(adapted, peers, seed=seed, start=start)
+    common = common_adapter(adapted, peers, seed=seed if start_seed is None else start_seed, start=start)
     return [
         client_on(adapted, task, part, peer, common, training, seed=seed) for peer, part in zip(peers, examples, strict=True)
     ]

@@ -55,12 +55,25 @@ def fingerprint(model: nn.Module, tokenizer: Any, targets: Collection[str], head
     digest = hashlib.blake2b(digest_size=8)
     for part in (_architecture(model), _vocabulary(tokenizer), sorted(targets)):
         digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+    for part in _weights(model, heads):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def weights_digest(model: nn.Module, heads: Collection[str] = ()) -> str:
+    """Returns 16 hexadecimal digits that name a base's weights alone, as `fingerprint` reads them."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in _weights(model, heads):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _weights(model: nn.Module, heads: Collection[str]) -> Iterator[bytes | memoryview]:
     tensors = sorted(base_tensors(model, heads), key=lambda item: item[0])
     sampled = sum(x.numel() for _, x in tensors) > WHOLE
     for name, x in tensors:
-        digest.update(json.dumps([name, list(x.shape)]).encode())
-        digest.update(_content(x, sampled))
-    return digest.hexdigest()
+        yield json.dumps([name, list(x.shape)]).encode()
+        yield _content(x, sampled)
 
 
 def base_tensors(model: nn.Module, heads: Collection[str]) -> Iterator[tuple[str, Tensor]]:

@@ -19,17 +19,18 @@ from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND, SEQ_CLS_HEAD_N
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from fedelta import seeding, tree
+from fedelta import tree
 from fedelta.adapted import Batch
 from fedelta.lowrank import LoRA, wide
 from fedelta.models import pass_sizes
 from fedelta.models.adapter_files import Layout
 from fedelta.models.aliases import portable_name
-from fedelta.models.base_store import BaseStore, delta_shape
+from fedelta.models.base_store import BaseStore
 from fedelta.models.checkpointing import as_checkpointed_before, recompute
 from fedelta.models.cohort import sharing
 from fedelta.models.cohort.cohort import Cohort
 from fedelta.models.fingerprint import fingerprint
+from fedelta.models.initial import initial_layer
 from fedelta.models.lora_options import check_training_options
 from fedelta.models.passes import Backend, FastPass, PassSettings, installed
 from fedelta.models.patches import Patch, Undo, remove_all, whole_or_undone
@@ -167,6 +168,10 @@ class PeftAdaptedModel:
             setattr(holder, attribute, self._parameter(adapter.dense[name]))
         self._live = self._read()
 
+    def base_weight(self, layer: str) -> Tensor:
+        """Returns a layer's pretrained weight (o, i), whatever base delta it shows now. Refuses a quantised one."""
+        return self.base_store.pristine(layer)
+
     def live(self) -> Adapter:
         """Returns the trained tensors themselves; the next `load` replaces them."""
         return self._live
@@ -236,32 +241,14 @@ class PeftAdaptedModel:
         return list(names.items())
 
     def initial(self, peer: Peer, seed: int = 0) -> Adapter:
-        """Draws the common initial adapter at a peer's ranks and scales, on the CPU.
-
-        A is uniform in +-1/sqrt(i) (Kaiming, as PEFT's Linear layers), or standard normal for an Embedding; B is zero. Each
-        row of A has its place in the layer's stream, so a smaller rank is the leading rows of a larger one. PEFT starts
-        Embeddings with A zero and B random; here A is the live factor everywhere, since methods that freeze A would
-        otherwise never train them. Heads are as the model had them when it was given.
-        """
-        layers = {n: self._initial_layer(n, peer, seed) for n in self._layers}
+        """Draws the common initial adapter at a peer's ranks and scales (`initial_layer`); heads are as the model had them."""
+        layers = {n: initial_layer(n, layer.get_base_layer(), peer, seed, self.dtype) for n, layer in self._layers.items()}
         return Adapter(layers, {n: t.clone() for n, t in self._first_heads.items()}, self.fingerprint)
 
     def unload(self) -> None:
         """Gives the model back as it was: pristine weights, PEFT's layers taken out. Heads keep the values last loaded."""
         remove_all(self.patches)
         self.passes.clear()
-
-    def _initial_layer(self, name: str, peer: Peer, seed: int) -> LoRA:
-        o, i = delta_shape(self._layers[name].get_base_layer())
-        rank = peer.rank_of(name)
-        generator = seeding.generator(seed, 0, seeding.SERVER, "template", name)
-        draw, factor, shift = (
-            (torch.randn, 1.0, 0.0) if name in self.layout.embeddings else (torch.rand, 2 * i**-0.5, -(i**-0.5))
-        )
-        # In float32 whatever the base: another dtype would take other numbers out of the same stream. Row by row, so that a
-        # smaller rank is the leading rows of a larger one.
-        rows = [draw(i, generator=generator, dtype=torch.float32) * factor + shift for _ in range(rank)]
-        return LoRA(torch.zeros(o, rank, dtype=self.dtype), torch.stack(rows).to(self.dtype), peer.scale_of(name, rank))
 
     def _parameter(self, value: Tensor) -> nn.Parameter:
         # A copy, since training writes into it. Contiguous, since the bits of a product depend on its factors' memory layout.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -58,9 +59,15 @@ def _layer_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 
 def split_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Lists each client's share, from the rows of `fedelta.split.view.partition_table` with the client's "rank"."""
+    """Lists each client's share, from the rows of `fedelta.split.view.partition_table` with "rank" and perhaps "name"."""
     lines = [
-        [str(row["client"]), str(row["rank"]), str(row["examples"]), number(row["distance"], 2), _commonest(row)]
+        [
+            escape(str(row.get("name", row["client"]))),
+            str(row["rank"]),
+            str(row["examples"]),
+            number(row["distance"], 2),
+            _commonest(row),
+        ]
         for row in rows
     ]
     table = _table("Split of the training rows", ["client", "rank", "examples", "distance", "commonest labels"], lines)
@@ -186,6 +193,42 @@ def overlap_table(pair: str, layers: Sequence[Mapping[str, Any]]) -> Table:
     table = _layer_table(pair, ["cosine", "A\noverlap", "\nmin°", "\nmax°", "B\noverlap", "\nmin°", "\nmax°"], rows)
     table.caption = "overlap: mean squared cosine of the principal angles, 1 for one subspace inside the other"
     return table
+
+
+def suite_plan_table(
+    rows: Sequence[Mapping[str, Any]], seconds: float, jobs: int, seeds: Mapping[str, Mapping[str, int | None]]
+) -> RenderableType:
+    """Lists what the cells of a suite would cost.
+
+    Args:
+        rows: one for each setting and method, as `fedelta.runs.suite.estimate.Row` has them.
+        seconds: that all open cells would take; 0.0 while none is finished.
+        jobs: cells at a time.
+        seeds: by setting and method, how many would separate it from the best mean; None for more than 100.
+    """
+    lines = [_plan_row(row) for row in rows]
+    columns = ["setting", "method", "cells", "done", "tuning", "steps", "bytes", "memory"]
+    served = [row for row in rows if not row["refused"]]
+    runs = sum(row["cells"] + row["tuning"] for row in served)
+    sent = sum((row["cells"] + row["tuning"]) * row["bytes"] for row in served)
+    memory = max((row["memory"] for row in served), default=0)
+    took = f"about {duration(seconds)} are left" if seconds else "time unknown until a cell is finished"
+    said = f"{runs} runs, {size(sent)} on the wire, {jobs} at a time of up to {size(memory)} without activations; {took}"
+    refused = [Text(f"not applicable: {row['setting']} {row['label']}: {row['refused']}") for row in rows if row["refused"]]
+    more = [Text(_more_seeds(setting, needed)) for setting, needed in seeds.items() if needed]
+    return Group(_table("What one cell costs", columns, lines, left=2), Text(said), *refused, *more)
+
+
+def _plan_row(row: Mapping[str, Any]) -> list[str]:
+    if row["refused"]:
+        return [row["setting"], row["label"], *["–"] * 6]
+    counts = [str(row[key]) for key in ("cells", "done", "tuning", "steps")]
+    return [row["setting"], row["label"], *counts, size(row["bytes"]), size(row["memory"])]
+
+
+def _more_seeds(setting: str, needed: Mapping[str, int | None]) -> str:
+    each = ", ".join(f"{label} {'more than 100' if count is None else count}" for label, count in needed.items())
+    return f"seeds that would separate it from the best mean, roughly{f', in {setting}' if setting else ''}: {each}"
 
 
 def fidelity_table(name: str, facts: Mapping[str, Any]) -> Table:

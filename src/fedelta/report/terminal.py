@@ -37,6 +37,11 @@ def note(message: str) -> None:
     err.print(Text(message, style="dim"), soft_wrap=True)
 
 
+def is_watched() -> bool:
+    """Returns whether somebody may be looking: in a terminal or a notebook."""
+    return err.is_terminal or err.is_jupyter
+
+
 def show_code(text: str) -> None:
     """Prints lines that are to be copied, on stdout, as they are."""
     out.print(Text(text), soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -17,8 +17,10 @@ from fedelta.models.export import merge_into
 from fedelta.models.loading import load_model
 from fedelta.report.model_card import Exported, model_card
 from fedelta.runs.base import evaluator, load_adapted, peft_config
-from fedelta.runs.config import RunConfig, load_config
-from fedelta.runs.config.choices import choices_of
+from fedelta.runs.config import RunConfig, read_config
+from fedelta.runs.config.allowed import allowed
+from fedelta.runs.config.checks import checked_alone
+from fedelta.runs.config.own import NOTHING, Own
 from fedelta.runs.config.resume import demand_leave, without_leave
 from fedelta.runs.deal import deal
 from fedelta.runs.exported import exported
@@ -42,12 +44,14 @@ class Source:
         adapter: the PEFT folder.
         config: of the run; for a bare PEFT folder, as far as the folder tells.
         stored: the run's config as its folder has it; None for a bare PEFT folder.
+        own: the Python files that may run. A method's is never needed, and a task's is for scores and merged models.
         run: the run's folder; None for a bare PEFT folder.
     """
 
     adapter: Path
     config: RunConfig
     stored: RunConfig | None = None
+    own: Own = NOTHING
     run: RunFolder | None = None
 
     @property
@@ -69,6 +73,7 @@ def find(
     rank: int | None = None,
     client: int | None = None,
     trust_remote_code: bool = False,
+    allow_files: Collection[str | os.PathLike[str]] = (),
 ) -> Source:
     """Finds the adapter that is meant by a run's folder, by the folder of one of its adapters, or by any PEFT folder.
 
@@ -80,25 +85,27 @@ def find(
         rank: what a participant of this rank ran at the end.
         client: what this client ran at the end, for methods whose participants run different models.
         trust_remote_code: allows the model's own code to run. The folder's word for it does not count.
+        allow_files: the Python files, by path or sha256, that may run, where the run's task is one of a file.
 
     Raises:
         FileNotFoundError: for a folder that is neither, or an adapter that the run did not leave, naming those it left.
         ValueError: for the best round together with a rank or a client, or a choice where there is none.
     """
+    own = Own(allowed(allow_files))
     path, changes = Path(path), [*overrides, *(["model.trust_remote_code=true"] if trust_remote_code else [])]
     if (path / "config.yaml").is_file():
-        return _of_run(_adapter_of(RunFolder(path), which, rank, client), path, changes)
+        return _of_run(_adapter_of(RunFolder(path), which, rank, client), path, changes, own)
     if which is not None or rank is not None or client is not None:
         raise ValueError(f"{path} is not the folder of a run, so there is no choice of round, rank or client in it")
     run = path.resolve().parent.parent
     if path.resolve().parent.name == "adapters" and (run / "config.yaml").is_file():
-        return _of_run(path, run, changes)
-    return Source(path, _config_of(path, changes))
+        return _of_run(path, run, changes, own)
+    return Source(path, _config_of(path, changes), own=own)
 
 
-def _of_run(adapter: Path, run: Path, changes: Sequence[str]) -> Source:
-    stored = load_config(run / "config.yaml")
-    return Source(adapter, load_config(without_leave(stored), changes), stored, RunFolder(run))
+def _of_run(adapter: Path, run: Path, changes: Sequence[str], own: Own) -> Source:
+    stored = checked_alone(read_config(run / "config.yaml"))
+    return Source(adapter, checked_alone(read_config(without_leave(stored), changes)), stored, own, RunFolder(run))
 
 
 def score(source: Source, data: str, *, split: str | None = None, limit: int | None = None) -> dict[str, float]:
@@ -116,12 +123,14 @@ def score(source: Source, data: str, *, split: str | None = None, limit: int | N
     source.demand_leave()
     config = source.config
     revision = config.data.revision if data == config.data.source else None
-    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seed, revision=revision)
+    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seeds().data, revision=revision)
     task = task_of(source)
-    rows = subsample(without_empty(rows, task.label_field(), config.data.empty, data), limit, config.seed)
+    rows = subsample(without_empty(rows, task.label_field(), config.data.empty, data), limit, config.seeds().data)
     if lacks_labels(task):
         task = deal(config, task).task if source.of_run else task.settled(rows)
-    model, tokenizer = load_adapted(config.model, task, peft_config(config.lora), device=config.device, seed=config.seed)
+    model, tokenizer = load_adapted(
+        config.model, task, peft_config(config.lora), device=config.device, seed=config.seeds().start
+    )
     deployed = {"adapter": load_adapter(source.adapter)}
     scores = evaluator(task, model, config.evaluation.batch_size).score(deployed, task.encode(rows, tokenizer))
     return {"examples": len(rows), **scores}
@@ -182,7 +191,7 @@ def _merged(source: Source, task: Task) -> Any:
         use_safetensors=settings.use_safetensors,
         revision=settings.revision,
         digest=settings.digest,
-        seed=source.config.seed,  # what the checkpoint lacks and nobody trained is part of the base
+        seed=source.config.seeds().start,  # what the checkpoint lacks and nobody trained is part of the base
     )
     # A quantised base has a fingerprint of its own, which the adapter keeps. The delta goes into the whole model, whose
     # fingerprint is another, so that the two cannot be compared.
@@ -235,12 +244,12 @@ def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
         "task": TASK_OF.get(str(layout.get("task_type")), "classification"),
         "lora": {"target_modules": layout.get("target_modules"), "modules_to_save": layout.get("modules_to_save")},
     }
-    return load_config(raw, overrides)
+    return checked_alone(read_config(raw, overrides))
 
 
 def task_of(source: Source) -> Task:
     """Returns the task of an adapter, with the labels that are kept beside it where the config names none."""
-    return with_labels(choices_of(source.config).task, read_layout(source.adapter).labels)
+    return with_labels(source.own.task_alone(source.config), read_layout(source.adapter).labels)
 
 
 def _task_with_labels(source: Source) -> Task:

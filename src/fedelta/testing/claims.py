@@ -280,6 +280,37 @@ def personal(scene: Scene) -> None:
             raise Violation(f"client {peer.id} runs another model with its memory than without: declare `personal`")
 
 
+@law("asks")
+def asks(scene: Scene) -> None:
+    """A method gives `client.train` no argument but those that it claims in `asks`, by which engines refuse in time."""
+    if hidden := sorted(arguments_used(scene) - scene.method.asks):
+        raise Violation(f"local_update gives `train` {' and '.join(hidden)}: declare `asks = frozenset({{...}})` with it")
+
+
+def arguments_used(scene: Scene) -> set[str]:
+    """Returns the arguments that the method gives to `train`, beyond round and start, in two rounds of the first client."""
+    method = scene.served()
+    client = _Watched(method.population(scene.clients(lora_alpha=8.0))[0])
+    for done in scene.rounds:
+        peer = replace(done.peers[0], base_version=0)
+        method.local_update(done.t, method.broadcast(done.t, done.before, peer), {}, cast("Client", client))
+    return client.used
+
+
+class _Watched:
+    """A client that notes the arguments that it is given."""
+
+    def __init__(self, client: Client) -> None:
+        self._client, self.used = client, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def train(self, t: int, start: Adapter, **request: Any) -> TrainResult:
+        self.used |= {name for name, value in request.items() if value is not None}
+        return self._client.train(t, start, **request)
+
+
 @law("bytes")
 def bytes_as_declared(scene: Scene) -> None:
     """A message holds what `traffic` declares: the encoded bytes of each message, without its header, are 8 per number."""

@@ -32,5 +32,6 @@ LAWS: tuple[Law[Scene], ...] = (
     claims.one_shot,
     claims.validation,
     claims.personal,
+    claims.asks,
     claims.bytes_as_declared,
 )

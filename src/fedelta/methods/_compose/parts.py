@@ -52,6 +52,7 @@ class Part:
         equal_ranks: serves clients of one rank only.
         reads_moves: its part at the server reads each client's own displacement, the entry `moved` of an update's content.
         order: of a rule among others: a gradient goes through the lower ones first.
+        asks: the arguments of `Client.train` that it uses beside those of the method that it goes with.
         sole: something that it does and that only one rule can do, in words: "brings the clients' optimiser".
         extra: what it sends, in words.
         exempt: as in `Method`.
@@ -62,6 +63,7 @@ class Part:
     equal_ranks: ClassVar[bool] = False
     reads_moves: ClassVar[bool] = False
     order: ClassVar[int] = 0
+    asks: ClassVar[frozenset[str]] = frozenset()
     sole: ClassVar[str] = ""
     extra: ClassVar[str] = ""
     exempt: ClassVar[Mapping[str, str]] = {}
@@ -141,6 +143,7 @@ class Claims(TypedDict):
     coordinates: str
     needs_validation: bool
     personal: bool
+    asks: frozenset[str]
     sums: str | None
     travels: str
     exempt: Mapping[str, str]
@@ -161,6 +164,7 @@ def claims(
         "coordinates": server.coordinates,
         "needs_validation": server.needs_validation,
         "personal": server.personal,
+        "asks": server.asks.union(*(rule.asks for rule in local)),
         "sums": None if any(rule.needs_updates for rule in local) else server.sums,
         "travels": "; ".join([server.travels, *(rule.extra for rule in local if rule.extra)]),
         "exempt": exempt,
