@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedelta.method import RESERVED
 from fedelta.models.adapter_files import Layout
 from fedelta.models.aliases import portable_name
 from fedelta.models.base_facts import BaseFacts
@@ -55,6 +56,7 @@ def exported(
         labels=labels_of(task),
         ranks=sorted({layout.config["r"], *ranks.values()}),
         one_scale=not ranks and not layout.config.get("alpha_pattern"),
+        drawn=layout.drawn,
         saved=layout.config.get("modules_to_save") or (),
         loading={} if merged else _loading(config, task, facts),
         tokenizer=fits(facts),
@@ -90,7 +92,7 @@ def _loading(config: RunConfig, task: Task, facts: BaseFacts) -> dict[str, Any]:
 
 
 def _training(config: RunConfig, run: RunFolder) -> dict[str, str]:
-    settings = {key: value for key, value in config.method.items() if key != "name"}
+    settings = {key: value for key, value in config.method.items() if key not in RESERVED}
     told = ", ".join(f"{key}={value}" for key, value in settings.items())
     clients = config.num_clients()
     lora = config.lora
