@@ -17,7 +17,7 @@ Call = Callable[..., Result]
 
 OPTIONS = {
     "": ["--debug", "--version"],
-    "aggregate": ["--method", "--output", "--ranks", "--set", "--weights", "-o"],
+    "aggregate": ["--allow-file", "--json", "--method", "--output", "--ranks", "--same-base", "--set", "--weights", "-o"],
     "certs": ["--host", "--site"],
     "check": ["--all", "--json"],
     "evaluate": ["--client", "--json", "--limit", "--rank", "--round", "--set", "--split", "--trust-remote-code"],
