@@ -79,6 +79,7 @@ ELSEWHERE = {
     "exchange/files.py": "engines/test_checkpoint.py",
     "models/adapter_config.py": "models/test_adapter_files.py",
     "models/adapter_entries.py": "models/test_adapter_files.py",
+    "models/base_facts.py": "runs/test_exported.py",
     "models/base_files.py": "security/test_trust.py",
     "models/checkpointing.py": "engines/test_checkpointing.py",
     "models/devices.py": "models/test_loading.py",

@@ -35,7 +35,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], le
 
 
 class _Folded:
-    """A name that loses its middle where its column is too narrow."""
+    """A name that is folded where its column is too narrow."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -48,7 +48,7 @@ class _Folded:
 
 
 def _layer_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Returns a table of layers: what does not fit is taken from the middle of their names, and no figure is broken."""
+    """Returns a table of layers: what does not fit is taken from their names, and no figure is broken."""
     table = Table(title=title, title_justify="left", caption_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("layer", vertical="bottom")
     for column in columns:
