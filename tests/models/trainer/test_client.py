@@ -230,13 +230,15 @@ def test_heads_travel(classifier):
 # --- what a Trainer does beside --------------------------------------------------------------------------------------
 
 
-def test_bf16_wraps_a_shared_model_anew_in_each_round_and_not_around_itself(classifier):
-    shared = replace(classifier, model=classifier.fresh(), options={"bf16": True})
-    client = shared.client()
+def test_a_shared_model_trains_in_the_precision_of_each_trainer(classifier):
+    model = classifier.fresh()
+    half, full = (replace(classifier, options={"bf16": on}) for on in (True, False))
+    kept = [replace(site, model=model).client() for site in (half, full)]
     for t in range(2):
-        client.train(t, client.template)
-        assert "forward" not in vars(shared.model)
-        assert "_original_forward" not in vars(shared.model)
+        for shared, fresh in zip(kept, (half.client(), full.client()), strict=True):
+            assert same(shared.train(t, shared.template).adapter, fresh.train(t, fresh.template).adapter)
+            assert not {"forward", "_original_forward"} & vars(model).keys()
+    assert not same(kept[0].train(0, kept[0].template).adapter, kept[1].train(0, kept[1].template).adapter)
 
 
 def test_a_base_in_half_precision_trains_factors_in_float32(classifier):

@@ -159,9 +159,12 @@ class TrainerModel:
 
         That is other adapters, such as the reference of a preference loss, and what a mixed precision wraps around `forward`.
         """
-        vars(self.peft).pop("_original_forward", None)
+        own = vars(self.peft)
         if self._forward is None:
-            vars(self.peft).pop("forward", None)
+            own.pop("forward", None)
+        # With its mark accelerate would take the model for prepared, and the next Trainer's precision would be another.
+        for name in ("_original_forward", "_is_accelerate_prepared"):
+            own.pop(name, None)
         for name in [n for n in self.peft.peft_config if n != SLOT]:
             self.peft.delete_adapter(name)
         self.peft.set_adapter(SLOT)
