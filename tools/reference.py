@@ -28,7 +28,7 @@ from fedelta.cli import app
 from fedelta.exchange.codecs import codec_class, list_codecs
 from fedelta.optim import OPTIMIZERS
 from fedelta.report import catalogue
-from fedelta.runs.config import RunConfig
+from fedelta.runs.config.json_schema import json_schema, schema_text
 from fedelta.runs.config.node import Node
 from fedelta.split.partition import SCHEMES
 from fedelta.tasks import METRICS, list_tasks, task_class
@@ -48,7 +48,7 @@ def files() -> dict[Path, str]:
     return {
         reference / "config.md": config_page(),
         reference / "node-file.md": node_page(),
-        reference / SCHEMA: json.dumps(schema(), indent=2) + "\n",
+        reference / SCHEMA: schema_text(),
         reference / "cli.md": command_line(),
         ROOT / "src/fedelta/methods/catalogue.json": json.dumps(catalogue.entries(), indent=1, ensure_ascii=False) + "\n",
         **{reference / f"methods/{name}.md": text for name, text in pages.items()},
@@ -71,14 +71,9 @@ def with_methods(settings: str, names: Iterable[str]) -> str:
 # --- config ----------------------------------------------------------------------------------------------------------
 
 
-def schema() -> dict[str, Any]:
-    """Returns the JSON schema of a config, for editors that complete and check YAML."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()}
-
-
 def config_page() -> str:
     """Returns the page of config keys."""
-    whole = schema()
+    whole = json_schema()
     sections = {key: whole["$defs"][ref(about)] for key, about in whole["properties"].items() if ref(about)}
     alone = {key: about for key, about in whole["properties"].items() if key not in sections}
     parts = [
@@ -137,8 +132,10 @@ The site's own config is its consent to the model, to the weights of it that tra
 `lora.modules_to_save`) and to the task: its labels, and all that it reads of a row. Sequences get no longer than there.
 `data.limit` and `data.client_test_fraction`, which say how many of its rows train, must be the same there and in the run. All
 else that changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of
-`allow`. No code, no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and
-logged at the site. The reasons, and what this does not hold against: [ADR 10](../adr/0010-trust-between-sites-and-server.md).
+`allow`. No code, no path and no leave to run a model's code comes from there: a method or a task of a file of one's own is
+named by its digest, and runs if `code` names this site's own file of that digest. What is beyond a bound is refused by name,
+and logged at the site. The reasons, and what this does not hold against:
+[ADR 10](../adr/0010-trust-between-sites-and-server.md).
 
 ```text
 name: north

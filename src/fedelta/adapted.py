@@ -32,6 +32,10 @@ class AdaptedModel(Protocol):
         """Takes over the adapter's values, of any rank and scale, and brings the base to `base`."""
         ...
 
+    def base_weight(self, layer: str) -> Tensor:
+        """Returns a layer's pretrained weight (o, i), without any base delta; see `fedelta.method.Client.base_weight`."""
+        ...
+
     def live(self) -> Adapter:
         """The trained tensors themselves, not copies: what gradients are taken of."""
         ...

@@ -22,6 +22,7 @@ from fedelta.demands import Check, demand_all, instance, number, optional, whole
 from fedelta.method import MOST, Displacing, GradientHook, Penalty, Trainable, TrainResult
 from fedelta.optim import AdamW, Optimizer, OptimizerState
 from fedelta.peers import Peer
+from fedelta.tasks.task import Task
 from fedelta.tree import Adapter, BaseDelta, Tensors
 
 Example: TypeAlias = Mapping[str, Any]
@@ -87,6 +88,19 @@ class Request:
     lr_scale: float = 1.0
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The way in which a client's examples were made of rows, for whoever scores its model on other rows.
+
+    Attributes:
+        task: with its labels known.
+        tokenizer: of the model.
+    """
+
+    task: Task
+    tokenizer: Any
+
+
 class LocalClient:
     """A client whose data and model are in this process.
 
@@ -119,17 +133,23 @@ class LocalClient:
             raise ValueError(f"client {peer.id} is said to have {peer.num_examples} examples but has {len(examples)}")
         self.peer, self.template, self.model, self.examples = peer, template, model, examples
         self.collate, self.loss, self.training, self.seed = collate, loss, training, seed
+        self.reading: Reading | None = None
         self._ahead: tuple[tuple[int, str], Iterator[Batch]] | None = None
 
     @property
     def num_steps(self) -> int:
         return self.training.steps_for(len(self.examples))
 
-    def pool(self, others: Sequence[LocalClient]) -> LocalClient:
-        """Joins clients into one with all their examples, the largest ranks, and as many steps as they take together."""
+    def pool(self, others: Sequence[LocalClient], cohort: int | None = None) -> LocalClient:
+        """Joins clients into one with all their examples, the largest ranks, and the steps of a cohort.
+
+        Its steps in a round are those that `cohort` of the clients take together in the mean, rounded half up; None for all.
+        """
         top = max(others, key=lambda c: c.peer.rank)
         examples = [e for c in others for e in c.examples]
-        training = replace(self.training, local_steps=sum(c.num_steps for c in others))
+        steps, count = sum(c.num_steps for c in others), len(others)
+        asked = count if cohort is None else cohort
+        training = replace(self.training, local_steps=max(1, (2 * steps * asked + count) // (2 * count)))
         peer = replace(top.peer, id=0, num_examples=len(examples))
         return LocalClient(peer, top.template, self.model, examples, self.collate, self.loss, training, self.seed)
 
@@ -184,6 +204,10 @@ class LocalClient:
             for name, grad in self._gradients(params, batch, None)[1].items():
                 total[name] += grad / num_batches
         return tree.with_parameters(start, {n: g.cpu() for n, g in total.items()})
+
+    def base_weight(self, layer: str) -> Tensor:
+        """Returns the pretrained weight (o, i) of a layer; see `fedelta.method.Client`."""
+        return self.model.base_weight(layer)
 
     def batches(self, t: int, purpose: str = "batches") -> Iterator[Batch]:
         """Yields endless batches of a round: epochs of a fresh order each, drawn for this client and round alone."""

@@ -19,7 +19,7 @@ gossip node i. So one method object serves both.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints, runtime_checkable
@@ -141,6 +141,14 @@ class Client(Protocol):
         `start`; over batches that are the same ones at every call of a round."""
         ...
 
+    def base_weight(self, layer: str) -> Tensor:
+        """Returns the pretrained weight (o, i) of a layer that carries an adapter, without any base delta; for reading only.
+
+        It is for a start that is made of the base, which so never travels. Raises ValueError, naming the layer, for a weight
+        that is no plain matrix of numbers, such as a quantised one.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Method(ABC):
@@ -188,13 +196,20 @@ class Method(ABC):
     exempt: ClassVar[Mapping[str, str]] = {}
     lawful: ClassVar[Mapping[str, Any]] = {}
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _demand_free(cls, vars(cls).get("__annotations__", {}))
+
     def __post_init__(self) -> None:
         check_choices(self)
 
-    def population(self, clients: Sequence[Client]) -> Sequence[Client]:
+    def population(self, clients: Sequence[Client], cohort: Callable[[], int] | None = None) -> Sequence[Client]:
         """Returns the clients that the engine is to work with; only a baseline that pools data replaces them.
 
-        `clients` are in the order of ids. There may be millions, each made when it is asked for: do not go through them.
+        Args:
+            clients: in the order of ids. There may be millions, each made when it is asked for: do not go through them.
+            cohort: counts those of them that a round asks; None where all take part. Whom a method puts in their place the
+                engine asks in every round.
         """
         return clients
 
@@ -295,6 +310,24 @@ class Method(ABC):
         """
         own = template_for(peer, template)
         return tree.count(own), tree.count(self.upload(own))
+
+
+RESERVED = ("name", "path", "label", "set", "tune")
+"""Words that mean something else where a config writes a method with its hyper-parameters: no field has such a name."""
+
+
+def demand_free_names(cls: type[Method]) -> None:
+    """Raises ValueError for a method one of whose fields has a reserved name, wherever it inherits the field from."""
+    _demand_free(cls, {entry.name: None for entry in fields(cls)})
+
+
+def _demand_free(cls: type[Method], names: Iterable[str]) -> None:
+    for name in names:
+        if name in RESERVED:
+            raise ValueError(
+                f"{cls.__name__}.{name}: a config could not give this field a value, since {', '.join(RESERVED)} mean "
+                f"something else beside the hyper-parameters of a method: call the field otherwise, such as {name}_value"
+            )
 
 
 def check_choices(method: Method) -> None:

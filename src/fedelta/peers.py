@@ -29,11 +29,12 @@ class Peer:
         rank: capacity of a layer that `rank_pattern` does not mention. The current rank is the shape of the factors in hand.
         num_examples: n_k, its training examples.
         base_version: of the base delta that it holds; 0 after a loss.
-        lora_alpha: numerator of the scale; None means a constant scale of 1.
+        lora_alpha: numerator of the scale; None means a constant scale, `scale`.
         rslora: scale lora_alpha / sqrt(r) in place of lora_alpha / r.
         rank_pattern: ranks of single layers, by their exact names. A file's or a user's regular expressions are resolved into
             names where they come in, by `fedelta.models.patterns`.
         alpha_pattern: the same for `lora_alpha`.
+        scale: of every layer at every rank where there is no `lora_alpha`: ranks can then be compared at one learning rate.
     """
 
     id: int
@@ -44,6 +45,7 @@ class Peer:
     rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
+    scale: float = 1.0
 
     def rank_of(self, layer: str) -> int:
         """The rank that this peer can hold at a layer."""
@@ -53,7 +55,7 @@ class Peer:
         """The scale with which this peer applies a rank-`rank` delta at a layer; without components, that of rank 1."""
         lora_alpha = self.alpha_pattern.get(layer, self.lora_alpha)
         if lora_alpha is None:
-            return 1.0
+            return self.scale
         rank = max(rank, 1)
         return lora_alpha / (math.sqrt(rank) if self.rslora else rank)
 
@@ -110,7 +112,7 @@ def kinds_of(peers: Sequence[Peer]) -> Sequence[Peer]:
 
 def _kind(p: Peer) -> Hashable:
     patterns = (tuple(sorted(pattern.items())) for pattern in (p.rank_pattern, p.alpha_pattern))
-    return p.rank, p.lora_alpha, p.rslora, *patterns
+    return p.rank, p.lora_alpha, p.rslora, p.scale, *patterns
 
 
 def named(peers: Sequence[Peer]) -> Sequence[Peer]:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
@@ -98,6 +99,11 @@ def one_spelling(package: str, name: str) -> str:
         return name
     known = {_letters(known): known for known in (*aliases_in(package), *names_in(package))}
     return known.get(_letters(name), name)
+
+
+def is_code(value: object) -> bool:
+    """Returns whether what stands in the place of a name is the path of a Python file."""
+    return isinstance(value, str | PathLike) and str(value).endswith(".py")
 
 
 def find_name(kind: str, package: str, name: str) -> str:

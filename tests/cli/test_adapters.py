@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from typer.testing import Result
 
-from fedelta.models.adapter_files import load_adapter
+from fedelta.models.adapter_files import load_adapter, save_adapter
 
 Call = Callable[..., Result]
 Lines = Callable[[Result], list[Any]]
@@ -25,6 +26,53 @@ def test_aggregate_writes_adapters_that_load(succeed: Call, finished: Path, tmp_
     assert {x.rank for x in load_adapter(out / "rank-4").layers.values()} == {4}
     succeed("aggregate", *inputs, "--method", "flexlora", "--set", "sigma_on=A", "-o", tmp_path / "each")
     assert {x.rank for x in load_adapter(tmp_path / "each" / "rank-1").layers.values()} == {1}
+
+
+def test_aggregate_tells_how_near_the_result_is(succeed: Call, json_lines: Lines, finished: Path, tmp_path: Path):
+    inputs = [finished / "adapters" / name for name in ("rank-1", "rank-4")]
+    call = ("aggregate", *inputs, "--method", "flexlora", "--ranks", "1,4")
+    found = json_lines(succeed(*call, "-o", tmp_path / "a", "--json"))[0]["results"]
+    assert [result["folder"] for result in found] == [str(tmp_path / "a" / name) for name in ("rank-1", "rank-4")]
+    assert found[0]["distance"] == pytest.approx(found[0]["least"], rel=1e-4)
+    assert found[0]["distance"] > 1e-3 > found[1]["distance"]
+    assert {layer["layer"] for layer in found[0]["layers"]} == set(load_adapter(inputs[0]).layers)
+    shown = succeed(*call, "-o", tmp_path / "b").stdout
+    assert "all 4 layers" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_aggregate_refuses_other_bases_and_takes_the_users_word(call: Call, succeed: Call, finished: Path, tmp_path: Path):
+    for name in ("mine", "yours"):
+        succeed("export", finished, "-o", tmp_path / name, "--rank", 2)
+        for file in ("fedelta.json", "README.md"):
+            (tmp_path / name / file).unlink()
+        save_adapter(
+            replace(load_adapter(tmp_path / name), base=None), tmp_path / name, like=tmp_path / name, base_model_name=name
+        )
+    arguments = ("aggregate", tmp_path / "mine", tmp_path / "yours", "--ranks", "2", "-o", tmp_path / "out")
+    assert "on base model 'mine'" in call(*arguments).stderr
+    succeed(*arguments, "--same-base")
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_inspect_breaks_no_figure_and_no_line(succeed: Call, finished: Path, width: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fedelta.report.terminal.out.width", width)
+    shown = succeed("inspect", finished / "adapters/rank-1", finished / "adapters/rank-4").stdout
+    layers = load_adapter(finished / "adapters/rank-4").layers
+    assert max(map(len, shown.splitlines())) <= width
+    for name in layers:
+        lines = [line for line in shown.splitlines() if line.startswith(name[:3]) and line.split()[0].endswith(name[-6:])]
+        assert len(lines) >= 3  # of two adapters, and of their overlap
+        assert all(len(line.split()) > 5 for line in lines)
+
+
+def test_export_prints_the_lines_to_use_it_by(succeed: Call, finished: Path, tmp_path: Path):
+    result = succeed("export", finished, "-o", tmp_path / "mine", "--round", "last")
+    python, upload = result.stdout.rstrip().rsplit("\n", 1)
+    assert f"from_pretrained('{tmp_path / 'mine'}', num_labels=2, id2label={{0: 'cats', 1: 'dogs'}})" in python
+    compile(python, "printed", "exec")
+    assert upload == f"hf upload YOUR-NAME/mine {tmp_path / 'mine'}"
+    assert python.splitlines()[0] in (tmp_path / "mine/README.md").read_text()
 
 
 def test_aggregate_does_not_write_over_an_adapter(call: Call, succeed: Call, finished: Path, tmp_path: Path):

@@ -7,6 +7,7 @@ from torch import nn
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
+from fedelta.methods._shared.qr import leading_qr
 from fedelta.models.base_store import BaseStore
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tree import Adapter, BaseDelta
@@ -77,6 +78,14 @@ def test_a_look_at_the_pristine_base_does_not_lose_the_history(store, layer):
     store.apply(None)
     store.apply(BaseDelta(2, {LAYER: steps[1:]}, since=1))
     torch.testing.assert_close(shown(layer), pristine + sum(s.dense() for s in steps))
+
+
+def test_the_pretrained_weight_can_be_read_whatever_is_shown(store, layer):
+    pristine = layer.weight.detach().clone()
+    for base in (None, BaseDelta(1, {LAYER: [term(2, 0)]}), BaseDelta(2, {LAYER: [term(2, 1)]}, since=1), None):
+        store.apply(base)
+        assert torch.equal(store.pristine(LAYER), pristine)
+        assert not store.pristine(LAYER).requires_grad
 
 
 def test_steps_from_a_version_that_is_not_held_are_refused(store):
@@ -155,6 +164,22 @@ def test_moving_the_adapter_into_the_base_keeps_the_forward(case, randomised, lo
     torch.testing.assert_close(logits(adapted.module, ids), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_slices_of_the_base_that_are_taken_off_it_keep_the_forward(case, logits, ids):
+    """drift-IL1 on every kind of layer: what the base loses, an adapter cut from its own weights gives back."""
+    adapted = PeftAdaptedModel(case.model().double(), case.lora())
+    initial = adapted.initial(case.peer(3))
+    adapted.load(initial)
+    adapted.mode(None)
+    expected = logits(adapted.module, ids)
+    cut = {n: leading_qr(adapted.base_weight(n), x.rank) for n, x in initial.layers.items()}
+    start = Adapter({n: LoRA(x.B, x.A, 0.5) for n, x in cut.items()}, initial.dense, initial.base)
+    less = BaseDelta(2, {n: [LoRA(-x.B, x.A, x.scale)] for n, x in start.layers.items()})
+    adapted.load(initial, less)
+    assert not torch.allclose(logits(adapted.module, ids), expected, rtol=0, atol=1e-8)
+    adapted.load(start, less)
+    torch.testing.assert_close(logits(adapted.module, ids), expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_both_ways_agree_in_forward_and_gradient(case, randomised, ids, dense):
     results = []
@@ -201,6 +226,8 @@ def test_a_quantised_weight_stays_as_it_is():
     store.apply(BaseDelta(1, {LAYER: [term(2, 0)]}))
     torch.testing.assert_close(layer(torch.eye(5)).T, pristine + term(2, 0).dense())
     assert torch.equal(layer.weight, before)
+    with pytest.raises(ValueError, match=r"'layer': its weight is quantised or packed"):
+        store.pristine(LAYER)
 
 
 def test_a_half_precision_weight_is_summed_wide(layer):

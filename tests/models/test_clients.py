@@ -252,3 +252,31 @@ def test_a_client_without_a_model_of_peft_is_refused_as_a_layout(tmp_path):
     client = toy_federation((2,))[0]
     with pytest.raises(TypeError, match=r"client 0 has a ToyModel, not a model of PEFT; give a LoraConfig"):
         save_adapter(client.template, tmp_path / "out", like=client)
+
+
+def test_one_scale_serves_every_rank(make, linear, tmp_path):
+    parts, ranks = [ROWS[:8], ROWS[8:16], ROWS[4:12]], [1, 2, 4]
+    clients = make(parts, ranks, scale=2.0, lora={"rank_pattern": {"query": 3}})
+    done = list(federate(get_method("flexlora"), clients, rounds=2))[-1]
+
+    for client in clients:
+        assert {x.scale for x in client.template.layers.values()} == {2.0}
+        assert {client.peer.scale_of(name, r) for name in client.template.layers for r in (1, 2, 7)} == {2.0}
+    assert {x.scale for update in done.updates for x in update.content["adapter"].layers.values()} == {2.0}
+    save_adapter(done.participant_model(clients[0].peer)["adapter"], tmp_path, like=clients[0])
+    saved = PeftModel.from_pretrained(linear.model(), tmp_path)
+    assert {m.scaling["default"] for m in saved.modules() if hasattr(m, "lora_A")} == {2.0}
+
+
+def test_one_scale_equals_the_lora_alpha_that_gives_it(make):
+    by_alpha = make([ROWS, ROWS], 8, lora={"lora_alpha": 16})
+    by_scale = make([ROWS, ROWS], 8, scale=2.0)
+    first, second = (list(federate(get_method("fedavg"), clients, rounds=2))[-1].state for clients in (by_alpha, by_scale))
+    for name, value in tree.parameters(first["adapter"]).items():
+        assert torch.equal(value, tree.parameters(second["adapter"])[name])
+
+
+@pytest.mark.parametrize("lora", [{"use_rslora": True}, {"alpha_pattern": {"query": 4}}])
+def test_one_scale_beside_another_rule_is_refused(make, lora):
+    with pytest.raises(ValueError, match="scale is one for every layer and rank"):
+        make(scale=2.0, lora=lora)

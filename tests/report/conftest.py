@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fedelta.report.comparison import Cell, Comparison, State
 from fedelta.report.study import Run
 
 
@@ -99,3 +100,43 @@ def _record(t: int, i: int, seed: int, generator: random.Random) -> dict[str, An
 
 def _clients(record: dict[str, Any], generator: random.Random) -> dict[str, Any]:
     return {str(k): {"weight": 0.25, "loss": 1.0, "scores": {"accuracy": generator.random()}} for k in record["cohort"]}
+
+
+@pytest.fixture
+def a_comparison() -> Callable[..., Comparison]:
+    """Makes a comparison of several methods, settings and seeds; see `compared_runs`."""
+    return compared_runs
+
+
+def compared_runs(
+    methods: Sequence[str] = ("flexlora", "raflora"),
+    settings: Sequence[str] = ("",),
+    seeds: int = 3,
+    rounds: int = 4,
+    without: Sequence[tuple[str, str, State, str]] = (),
+    **more: Any,
+) -> Comparison:
+    """A comparison whose numbers are functions of method, setting, seed and round.
+
+    Args:
+        methods: their names, which are the labels, too.
+        settings: their names; the one without a name sweeps nothing.
+        seeds: of each.
+        rounds: of each run.
+        without: (setting, method, state, reason) whose cells were not run.
+        more: fields of the comparison.
+    """
+    states: dict[tuple[str, str], tuple[State, str]] = {(s, method): (state, reason) for s, method, state, reason in without}
+    cells: list[Cell] = []
+    for k, setting in enumerate(settings):
+        for i, method in enumerate(methods):
+            for seed in range(seeds):
+                state, reason = states.get((setting, method), ("done", ""))
+                run = synthetic_run(method, (i + k * i * i) % len(methods), seed, rounds, {}) if state == "done" else None
+                digest = f"{setting}-{method}-{seed}" if run else ""
+                cells.append(Cell(setting, method, seed, state, run, reason, digest, "abc1234" if run else ""))
+    swept = {setting: {"partition.concentration": k + 1.0} if setting else {} for k, setting in enumerate(settings)}
+    known: dict[str, Any] = {"name": "trial", "baseline": methods[0], "metric": "accuracy"}
+    return Comparison(
+        methods={method: method for method in methods}, settings=swept, seeds=range(seeds), cells=cells, **(known | more)
+    )

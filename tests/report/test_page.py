@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from fedelta.report.comparison import Cell, Comparison, Tuned
+from fedelta.report.grouping import study_of
 from fedelta.report.page import page
-from fedelta.report.study import Run, study_of
+from fedelta.report.study import Run
+from fedelta.report.summary import summary
 
 Study = Callable[..., list[Run]]
+Make = Callable[..., Comparison]
 
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 
@@ -27,6 +31,7 @@ class Reader(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.faults: list[str] = []
         self.words = ""
+        self.data = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -40,7 +45,9 @@ class Reader(HTMLParser):
             self.faults.append(tag)
 
     def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
+        if self.open and self.open[-1] == "script":
+            self.data = data
+        elif not self.open or self.open[-1] != "style":
             self.words += data
 
 
@@ -58,7 +65,9 @@ def test_a_page_is_one_file_without_script_or_network(a_study: Study):
         assert not read.faults
         assert not read.open
         names = {tag for tag, _ in read.tags}
-        assert not names & {"script", "img", "iframe", "object", "embed", "base", "form", "video", "audio"}
+        scripts = [attributes for tag, attributes in read.tags if tag == "script"]
+        assert scripts == [{"type": "application/json", "id": "summary"}], "data, which does not run"
+        assert not names & {"img", "iframe", "object", "embed", "base", "form", "video", "audio"}
         policies = [a["content"] for tag, a in read.tags if tag == "meta" and a.get("http-equiv")]
         assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
         links = [value for _, a in read.tags for key, value in a.items() if key in ("href", "src", "xlink:href", "style")]
@@ -95,9 +104,10 @@ def test_nothing_that_comes_from_a_folder_becomes_markup(a_study: Study):
         text = page(shown, title=HOSTILE)
         read = Reader(text)
         assert not read.faults
-        assert "<script" not in text
+        assert text.count("<script") == text.count("</script") == 1
+        assert json.loads(read.data)["settings"], "no name ends the block of data"
         assert "</style>{{" not in text
-        assert not [a for tag, a in read.tags if tag in ("script", "img") or "onerror" in a]
+        assert not [a for tag, a in read.tags if tag == "img" or "onerror" in a or (tag == "script" and a.get("type") is None)]
         assert text.count("<style>") == text.count("</style>") == 1
         assert HOSTILE in read.words, "it is shown, as text"
     plain = {tag for tag, _ in Reader(page(a_study())).tags}
@@ -301,3 +311,161 @@ def test_records_are_plain_json_when_they_come_from_a_file(a_study: Study):
     """A page takes what `json.loads` gives."""
     runs = [replace(run, records=json.loads(json.dumps(list(run.records)))) for run in a_study()]
     assert page(runs) == page(a_study())
+
+
+# --- a suite ---------------------------------------------------------------------------------------------------------
+
+
+def lead_row(text: str, label: str) -> str:
+    """The words of a method's row in the first table."""
+    row = next(x for x in re.findall(r"<tr[^>]*>.*?</tr>", text.split('class="lead"')[1], re.DOTALL) if f">{label}</bdi>" in x)
+    return words(row)
+
+
+def test_a_suite_embeds_its_summary_and_its_text(a_comparison: Make):
+    comparison = a_comparison(text="base: <mine>\nseeds: 3\n", command="fedelta compare trial.yaml")
+    text = page(comparison)
+    assert json.loads(Reader(text).data) == json.loads(json.dumps(summary(comparison)))
+    assert "base: <mine> seeds: 3" in words(text)
+    assert "fedelta compare trial.yaml" in words(text)
+    assert "commit abc1234" in words(text)
+    assert re.search("sha256 [0-9a-f]{64}", words(text))
+    assert page(comparison) == page(comparison)
+
+
+def test_a_refused_method_is_a_row_with_the_claims_sentence(a_comparison: Make):
+    text = page(a_comparison(("a", "b", "c"), without=[("", "c", "not applicable", "c <needs> a server")]))
+    assert lead_row(text, "c").split() == ["c", "not", "applicable", "c", "<needs>", "a", "server"]
+    assert "not applicable c: the table says why" in words(text)
+    assert "empty cells" not in words(text)
+    assert 'id="m2"' in text, "it has a chip, too"
+
+
+def test_a_failed_cell_is_greyed_and_says_why(a_comparison: Make):
+    comparison = a_comparison(("a", "b"))
+    cells = [*comparison.cells[:-1], Cell("", "b", 2, "failed", None, "out of memory")]
+    text = page(replace(comparison, cells=cells))
+    assert "2 of 3 seeds" in lead_row(text, "b")
+    assert "failed b seed 2 (out of memory)" in words(text)
+    row = next(x for x in re.findall(r"<tr[^>]*>.*?</tr>", text, re.DOTALL) if "failed: out of memory" in x)
+    assert 'class="gone"' in row
+    waiting = replace(comparison, cells=[*comparison.cells[:-1], Cell("", "b", 2, "missing")])
+    assert "not all cells 1 missing of 6" in words(page(waiting))
+
+
+def test_how_rates_were_found_stands_beside_them(a_comparison: Make):
+    edge, inside = Tuned({"training.learning_rate": 0.01}, {}, True), Tuned({"training.learning_rate": 0.01}, {})
+    text = page(a_comparison(tuned={("", "flexlora"): edge, ("", "raflora"): inside}))
+    assert "at the edge of the grid flexlora (learning_rate 0.01)" in words(text)
+    assert "0.01 at the edge" in lead_row(text, "flexlora")
+    assert "at the edge" not in lead_row(text, "raflora")
+    assert "rate tuned" in words(text)
+    assert "not tuned" not in words(text)
+    part = page(a_comparison(tuned={("", "flexlora"): inside}))
+    assert "not tuned raflora: values are those of the config" in words(part)
+    assert "0.01 not tuned" in lead_row(part, "raflora")
+
+
+def test_cells_of_several_commits_are_marked(a_comparison: Make):
+    comparison = a_comparison()
+    text = words(page(replace(comparison, cells=[replace(comparison.cells[0], commit="9999999+"), *comparison.cells[1:]])))
+    assert "several commits cells were run by the code of 9999999+ and abc1234" in text
+    assert "local changes" in text
+    assert "several commits" not in words(page(comparison))
+
+
+def test_lines_to_compare_with_stand_in_the_forest_and_in_the_curves(a_comparison: Make):
+    comparison = a_comparison(("a", "b", "local_only"), untrained={"": {"test": {"accuracy": 0.44}}})
+    text = page(comparison)
+    forest = re.search(r'<td class="fc">.*?</td>', text.split('data-m="m1"')[-1].join(["", text]), re.DOTALL)
+    assert forest is not None
+    assert text.count("<title>local_only</title>") >= 3, "each row has the line"
+    assert lead_row(text, "untrained").split()[:2] == ["untrained", "44.0"]
+    how = text.split('id="how"')[1].split("</figure>")[0]
+    assert ">untrained</text>" in how
+    assert ">commonest label</text>" in how
+
+
+def test_macro_f1_stands_beside_accuracy_where_classes_are_unequal(a_comparison: Make):
+    text = words(page(a_comparison()))
+    assert "macro-F1, % the same round" in text
+    comparison = a_comparison()
+    cells = [replace(cell, run=with_labels(cell.run, {"cats": 20, "dogs": 20})) for cell in comparison.cells]
+    assert "macro-F1" not in words(page(replace(comparison, cells=cells)))
+    scored = [replace(cell, run=with_macro_f1(cell.run)) for cell in comparison.cells]
+    assert "41.0" in lead_row(page(replace(comparison, cells=scored)), "raflora")
+
+
+def with_labels(run: Run | None, labels: dict[str, int]) -> Run:
+    assert run is not None
+    return replace(run, split={"clients": {"0": {"rows": 40, "test_rows": 30, "rank": 4, "labels": labels}}})
+
+
+def with_macro_f1(run: Run | None) -> Run:
+    assert run is not None
+    return replace(run, records=[{**r, "test": {**r["test"], "macro_f1": 0.41}} for r in run.records])
+
+
+def test_settings_are_shown_side_by_side(a_comparison: Make):
+    text = page(a_comparison(("a", "b", "c"), ("mild", "harsh"), without=[("harsh", "c", "not applicable", "no server")]))
+    read = words(text)
+    assert "Which setting matters?" in read
+    assert "The order changes with the setting: " in read
+    assert "In mild: c is ahead of b and a." in read
+    assert "Who wins in harsh" in read
+    assert 'title="not applicable: no server"' in text
+    section = text.split('id="settings"')[1]
+    ticks = [re.findall(r'<text class="e"[^>]*>([^<]*)</text>', panel) for panel in section.split("<figure>")[2:]]
+    assert len(ticks) == 2
+    assert ticks[0] == ticks[1], "the panels share their axes"
+    assert "Interquartile" not in read
+    assert "Which setting matters?" not in words(page(a_comparison()))
+
+
+def test_three_settings_are_put_together_and_five_are_ranked(a_comparison: Make):
+    three = words(page(a_comparison(("a", "b", "c"), ("x", "y", "z"))))
+    assert "highest interquartile mean" in three
+    assert "Performance profile" in three
+    assert "0 is commonest label, 1 is all right" in three
+    assert "mean rank" not in three
+    five = words(page(a_comparison(("a", "b", "c"), [*"vwxyz"])))
+    assert "5 settings part no method from" in five
+    assert "interquartile" not in words(page(a_comparison(("a", "b"), ("x", "y", "z"), seeds=2)))
+
+
+def test_bands_of_energy_come_from_the_spectrum_where_ranks_are_equal(a_study: Study):
+    spectrum = [0.5, 0.2, 0.1, 0.1, 0.05, 0.03, 0.01, 0.01]
+    text = words(page(a_study(diagnostics={"energy_by_band": None, "spectrum": spectrum})))
+    for band in ("1–2", "3–4", "5–8"):
+        assert f" {band} " in text
+    assert "70 %" in text
+    assert "10 %" in text
+
+
+def test_what_seeds_draw_is_said(a_study: Study):
+    assert "the partition changes with the seed" in words(page(a_study()))
+    assert "test rows change with the seed" in words(page(a_study()))
+    fixed = [
+        changed(run, seed={"data": 0, "partition": run.seed, "schedule": run.seed, "start": run.seed}) for run in a_study()
+    ]
+    assert "the partition changes with the seed" in words(page(fixed))
+    assert "test rows change with the seed" not in words(page(fixed))
+    still = [changed(run, seed={"data": 0, "partition": 0, "schedule": run.seed, "start": run.seed}) for run in a_study()]
+    assert "the partition changes" not in words(page(still))
+
+
+def test_a_busy_machine_is_said_to_be_one(a_study: Study):
+    runs = [replace(run, facts={**run.facts, "platform": {"cores": 2}}) for run in a_study(load=2.5)]
+    assert "busy machine 6 of 6 runs had more load than cores" in words(page(runs))
+    quiet = [replace(run, facts={**run.facts, "platform": {"cores": 4}}) for run in a_study(load=2.5)]
+    assert "busy machine" not in words(page(quiet))
+    assert "busy machine" not in words(page(a_study()))
+
+
+def test_seconds_by_stage_and_memory_are_shown_where_they_were_logged(a_study: Study):
+    stages = {"round": 2.0, "train": 1.5, "aggregate": 0.5, "evaluation": 1.0, "save": 0.25}
+    text = words(page(a_study(seconds=stages, memory={"peak": 3 * 2**30})))
+    assert "Where the time goes" in text
+    assert "train, s aggregate, s evaluation, s save, s memory, GiB" in text
+    assert "6.0 2.0 4.0 1.0 3.0" in text
+    assert "Where the time goes" not in words(page(a_study()))

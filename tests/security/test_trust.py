@@ -323,7 +323,8 @@ def test_export_copies_the_known_files_only(adapter: Path, tmp_path: Path):
     (adapter / "code.py").write_text("import os")
     (adapter / "more").mkdir()
     deployment.export(deployment.find(adapter.parent.parent), tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([CONFIG, WEIGHTS, EXTRA])
+    written = ["README.md", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([CONFIG, WEIGHTS, EXTRA, *written])
     assert all((tmp_path / "out" / name).read_bytes() == (adapter / name).read_bytes() for name in (CONFIG, WEIGHTS, EXTRA))
 
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -31,15 +30,17 @@ def aggregate(
     weights: Sequence[float] | None = None,
     method: str | Method = "fedavg",
     ranks: Sequence[int] | None = None,
+    same_base: bool = False,
     **hyper: Any,
 ) -> list[Adapter]:
     """Aggregates trained adapters once, as a server would after one round.
 
     Args:
         adapters: adapters, or folders that PEFT wrote; all of one base model, layers and head.
-        weights: one for each adapter, scaled to sum one; uniform by default.
+        weights: one for each adapter, such as the examples that it was trained on; scaled to sum one, uniform by default.
         method: a name, with its hyper-parameters in `hyper`, or a method.
         ranks: ranks of the results. By default there is one result for each adapter, at its own ranks and scales.
+        same_base: takes the bases of folders for one, though they have different names; fingerprints count in any case.
 
     Returns:
         The adapters that the method would send back, in the dtype of the first input. A method that moves the base (flora,
@@ -56,9 +57,9 @@ def aggregate(
     """
     if isinstance(adapters, str | os.PathLike | Adapter):
         raise TypeError(f"aggregate takes a list of adapters, got one {type(adapters).__name__}: put it in a list")
-    p = _normalised(weights, len(adapters))
+    p = shares(weights, len(adapters))
     rule = _rule(method, hyper)
-    loaded = [_load(a) for a in adapters]
+    loaded = _loaded(adapters, same_base)
     tree.check_alike(loaded)
     senders = [_peer(k, a.layers, lambda n, _, a=a: a.layers[n].scale) for k, a in enumerate(loaded)]
     receivers = senders if ranks is None else _receivers(ranks, loaded)
@@ -108,15 +109,18 @@ class _Once:
         return tree.map(lambda x, first: x.to(first.dtype), whole, self.adapters[0])
 
 
-def _load(adapter: Adapter | str | os.PathLike[str]) -> Adapter:
-    if isinstance(adapter, Adapter):
-        return adapter
-    from fedelta.models.adapter_files import load_adapter  # slow to import, and not needed for adapters in memory
+def _loaded(adapters: Sequence[Adapter | str | os.PathLike[str]], same_base: bool) -> list[Adapter]:
+    folders = [a for a in adapters if not isinstance(a, Adapter)]
+    if not folders:
+        return [a for a in adapters if isinstance(a, Adapter)]
+    from fedelta.adapters.reading import read_alike  # slow to import, and not needed for adapters in memory
 
-    return load_adapter(Path(adapter))
+    read = iter(read_alike(folders, same_base=same_base))
+    return [a if isinstance(a, Adapter) else next(read) for a in adapters]
 
 
-def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
+def shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Returns weights that sum to one: of as many adapters, all equal where none are given."""
     if not count:
         raise ValueError("nothing to aggregate: give at least one adapter")
     given = [1.0] * count if weights is None else [float(w) for w in weights]

@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import os
 
-from fedelta.cli import adapters, certs, data, flower, gossip, methods, report, run, sites
+from fedelta.cli import adapters, certs, code, compare, data, flower, gossip, init, methods, report, run, setup, sites
 from fedelta.cli.command import app
 
 __all__ = ["app", "main"]
 
 # In the order in which `fedelta --help` lists them.
 for command in (
+    init.init,
     run.run,
     sites.site,
     gossip.gossip,
     gossip.relay,
+    compare.compare,
     report.report,
     data.partition,
     methods.methods,
     methods.check,
+    code.allow,
     adapters.aggregate,
     adapters.inspect,
     adapters.evaluate,
     adapters.export,
     certs.certs,
+    setup.doctor,
+    setup.schema,
 ):
     app.command()(command)
 app.add_typer(flower.app, name="flower")

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from fedelta.cli.options import AsJson, Folders, OfClient, OfRank, Overrides, Plot, Trust, Which
+from fedelta.cli import completion
+from fedelta.cli.options import AllowFiles, AsJson, Folders, OfClient, OfRank, Overrides, Plot, Trust, Which, allowed_files
 from fedelta.cli.output import note
+
+if TYPE_CHECKING:
+    from fedelta.report.model_card import Exported
 
 T = TypeVar("T", int, float)
 
@@ -18,30 +22,51 @@ T = TypeVar("T", int, float)
 def aggregate(
     folders: Folders,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Where to write.")],
-    method: Annotated[str, typer.Option(metavar="NAME", help="One of `fedelta methods`.")] = "fedavg",
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="One of `fedelta methods`, or a Python file, which runs.",
+            autocompletion=completion.method_names,
+        ),
+    ] = "fedavg",
     ranks: Annotated[str | None, typer.Option(metavar="R,...", help="Of the results; by default those of the inputs.")] = None,
-    weights: Annotated[str | None, typer.Option(metavar="W,...", help="One for each input; equal by default.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="W,...", help="One for each input, such as its number of training examples; equal by default."),
+    ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the method.")] = None,
+    same_base: Annotated[bool, typer.Option("--same-base", help="Take bases of different names for one model.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Merge PEFT adapters on disk by a method, without training.
+    """Merge PEFT adapters on disk by a method, without training, and show how near the result is to their exact mean.
 
     One result is written to OUT itself, several to OUT/rank-R or, without --ranks, to OUT under the inputs' names.
     """
-    from fedelta.adapters.aggregation import aggregate
+    from fedelta.adapters.aggregation import aggregate, shares
+    from fedelta.adapters.fidelity import fidelity
+    from fedelta.adapters.reading import read_alike
     from fedelta.models.adapter_files import save_adapter
+    from fedelta.report.tables import fidelity_table
+    from fedelta.report.terminal import out, print_json
     from fedelta.runs.config import pairs
     from fedelta.runs.export import demand_unused
 
-    wanted = _numbers(ranks, "--ranks", int)
+    wanted, given = _numbers(ranks, "--ranks", int), _numbers(weights, "--weights", float)
     places = _places(output, folders, wanted)
     for place in places:
         demand_unused(place)
-    results = aggregate(
-        folders, method=method, ranks=wanted, weights=_numbers(weights, "--weights", float), **dict(pairs(settings or []))
-    )
+    adapters = read_alike(folders, same_base=same_base)
+    results = aggregate(adapters, method=method, ranks=wanted, weights=given, **dict(pairs(settings or [])))
+    facts = [asdict(fidelity(result, adapters, shares(given, len(adapters)))) for result in results]
     for place, (k, result) in zip(places, enumerate(results), strict=True):
         save_adapter(result, place, like=folders[k % len(folders)])
         note(f"wrote {place}")
+    if as_json:
+        print_json({"results": [{"folder": str(place), **found} for place, found in zip(places, facts, strict=True)]})
+        return
+    for place, found in zip(places, facts, strict=True):
+        out.print(fidelity_table(str(place), found))
 
 
 def _numbers(text: str | None, option: str, kind: type[T]) -> list[T] | None:
@@ -81,7 +106,7 @@ def inspect(folders: Folders, plot: Plot = None, as_json: AsJson = False) -> Non
         print_json({"adapters": facts, "overlaps": [{"between": pair, "layers": rows} for pair, rows in overlaps.items()]})
     else:
         for name, rows in facts.items():
-            out.print(tables.spectra_table(name, rows))
+            out.print(tables.spectra_table(name, rows, out.width))
         for (a, b), rows in overlaps.items():
             out.print(tables.overlap_table(f"{a} and {b}", rows))
     if plot:
@@ -97,6 +122,7 @@ def evaluate(
     rank: OfRank = None,
     client: OfClient = None,
     trust: Trust = False,
+    allow_files: AllowFiles = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -110,7 +136,15 @@ def evaluate(
 
     show_warnings("screen")
     quieten_libraries()
-    source = deployment.find(target, overrides or [], which=which, rank=rank, client=client, trust_remote_code=trust)
+    source = deployment.find(
+        target,
+        overrides or [],
+        which=which,
+        rank=rank,
+        client=client,
+        trust_remote_code=trust,
+        allow_files=allowed_files(overrides, allow_files),
+    )
     scores = deployment.score(source, data, split=split, limit=limit)
     print_json({"adapter": str(source.adapter), **scores}) if as_json else out.print(scores_table(str(source.adapter), scores))
 
@@ -123,14 +157,44 @@ def export(
     rank: OfRank = None,
     client: OfClient = None,
     trust: Trust = False,
+    allow_files: AllowFiles = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write an adapter of a run as a PEFT folder, or merged as a Hugging Face model."""
+    """Write an adapter of a run as a PEFT folder, or merged as a Hugging Face model, with a model card.
+
+    On stdout come the lines that load, serve and publish it.
+    """
     from fedelta.report.terminal import quieten_libraries, show_warnings
     from fedelta.runs import export as deployment
 
     show_warnings("screen")
     quieten_libraries()
-    source = deployment.find(target, overrides or [], which=which, rank=rank, client=client, trust_remote_code=trust)
-    deployment.export(source, output, merged=merged)
+    source = deployment.find(
+        target,
+        overrides or [],
+        which=which,
+        rank=rank,
+        client=client,
+        trust_remote_code=trust,
+        allow_files=allowed_files(overrides, allow_files),
+    )
+    told = deployment.export(source, output, merged=merged)
     note(f"wrote {source.adapter} to {output}{', merged into its model' if merged else ''}")
+    _show_usage(told, str(output))
+
+
+def _show_usage(told: Exported, place: str) -> None:
+    """Prints what can be done with an exported folder; each line works as it stands, but for the name on the Hub."""
+    from fedelta.report.model_card import load_lines, serve_line, upload_line, why_not_served
+    from fedelta.report.terminal import show_code
+
+    name = Path(place).resolve().name
+    note("to load it, in Python:")
+    show_code("\n".join(load_lines(told, place)))
+    if (line := serve_line(told, place, name)) is not None:
+        note("to serve it:")
+        show_code(line)
+    if reason := why_not_served(told):
+        note(f"{reason}: export it with --merged to serve it")
+    note("to publish it:")
+    show_code(upload_line(place, name))

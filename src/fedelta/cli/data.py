@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedelta.cli.options import AsJson, Config, Overrides, Plot
+from fedelta.cli.options import AllowFiles, AsJson, Config, Overrides, Plot, allowed_files
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def partition(
     config: Config,
     overrides: Overrides = None,
+    allow_files: AllowFiles = None,
     plot: Plot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -24,14 +25,15 @@ def partition(
 
     settled = read_config(config, overrides or [])
     from fedelta.runs.config.checks import check  # with torch, which a wrong key need not wait for
+    from fedelta.runs.config.own import Own
     from fedelta.runs.deal import deal
 
-    dealt = deal(settled, check(settled).task)
+    dealt = deal(settled, check(settled, Own(allowed_files(overrides, allow_files))).task)
     print_json(_split_rows(dealt)) if as_json else out.print(split_table(dealt))
     if plot:
         from fedelta.split.view import plot_partition
 
-        plot_partition(dealt.parts, dealt.labels(dealt.splits.train), plot)
+        plot_partition(dealt.parts, dealt.labels(dealt.splits.train), plot, names=dealt.names)
 
 
 def split_table(dealt: Deal) -> RenderableType:
@@ -45,4 +47,5 @@ def _split_rows(dealt: Deal) -> list[dict[str, Any]]:
     from fedelta.split.view import partition_table
 
     rows = partition_table(dealt.parts, dealt.labels(dealt.splits.train))
-    return [{**row, "rank": rank} for row, rank in zip(rows, dealt.ranks, strict=True)]
+    named = [{"name": name} for name in dealt.names] or [{}] * len(rows)
+    return [{**row, **name, "rank": rank} for row, name, rank in zip(rows, named, dealt.ranks, strict=True)]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedelta.cli.options import AsJson, Config, Overrides, Trust
+from fedelta.cli.options import AllowFiles, AsJson, Config, Overrides, Trust, allowed_files
 from fedelta.cli.output import STOPPED, note
 
 if TYPE_CHECKING:
     from fedelta.runs.config import RunConfig
+    from fedelta.runs.config.allowed import Allowed
     from fedelta.runs.config.node import Node
     from fedelta.runs.config.roster import Roster
     from fedelta.runs.peers_here import Nodes
@@ -45,6 +46,7 @@ def gossip(
     ] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder; below `runs/<name>` by default.")] = None,
     overrides: Overrides = None,
+    allow_files: AllowFiles = None,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
@@ -61,13 +63,14 @@ def gossip(
     settled = read_config(config, changes)
     if here is not None and settled.data.clients is None:  # where each node has a file, there are as many as files
         settled = read_config(settled, [f"partition.clients={here}"])
+    may_run = allowed_files(overrides, allow_files)
     quieten_libraries()
     if write is not None:
-        _write(settled, write, roster)
+        _write(settled, write, roster, may_run)
     elif here is not None:
-        _run_all(settled, output or settled.folder(), here, relayed, as_json)
+        _run_all(settled, output or settled.folder(), here, relayed, may_run, as_json)
     elif node is not None:
-        _run_one(settled, node, roster, certs, output, as_json)
+        _run_one(settled, node, roster, certs, output, may_run, as_json)
 
 
 def relay(roster: RosterFile = Path("roster.yaml"), certs: CertificateFolder = None) -> None:
@@ -92,21 +95,24 @@ def relay(roster: RosterFile = Path("roster.yaml"), certs: CertificateFolder = N
     serve(members.names(), members.relay.endpoint, found)
 
 
-def _write(config: RunConfig, endpoints: list[str], path: Path) -> None:
+def _write(config: RunConfig, endpoints: list[str], path: Path, may_run: Allowed) -> None:
     from fedelta.runs.config.roster import write_roster
     from fedelta.runs.peers_here import roster_of_config
 
-    write_roster(path, roster_of_config(config, endpoints))
+    write_roster(path, roster_of_config(config, endpoints, may_run))
     note(f"wrote {path}: give it to every node, with its key and certificates; `name` is that of the certificate")
 
 
-def _run_one(config: RunConfig, node: str, roster: Path, certs: Path | None, output: Path | None, as_json: bool) -> None:
+def _run_one(
+    config: RunConfig, node: str, roster: Path, certs: Path | None, output: Path | None, may_run: Allowed, as_json: bool
+) -> None:
     """Runs one node; its log goes to stderr with the time, its rounds to stdout."""
     from fedelta.report.terminal import CtrlC, RunView, show_lines
     from fedelta.runs.config.roster import read_roster
 
     members = read_roster(roster)
     bounds = _node(node, roster)
+    bounds = bounds.model_copy(update={"code": [*bounds.code, *may_run]})
     members.id_of(bounds.name)
     if certs is not None:
         bounds = bounds.model_copy(update={"certificates": str(certs)})
@@ -139,7 +145,7 @@ def _node(node: str, roster: Path) -> Node:
     return node_from({"name": node, "state": str(roster.parent / "state" / node)})
 
 
-def _run_all(config: RunConfig, folder: Path, count: int, relayed: bool, as_json: bool) -> None:
+def _run_all(config: RunConfig, folder: Path, count: int, relayed: bool, may_run: Allowed, as_json: bool) -> None:
     """Runs all nodes here, and shows their rounds as they end."""
     from fedelta.report.terminal import show_warnings
 
@@ -147,9 +153,9 @@ def _run_all(config: RunConfig, folder: Path, count: int, relayed: bool, as_json
     _need_zenoh()
     from fedelta.runs.peers_here import Nodes, prepare
 
-    roster = prepare(config, folder, count, relayed=relayed)
+    roster = prepare(config, folder, count, relayed=relayed, may_run=may_run)
     note(f"{count} nodes in {folder}, one process each; what a node says is in {folder}/<name>.log; Ctrl-C ends them all")
-    with Nodes(folder, roster) as nodes:
+    with Nodes(folder, roster, may_run) as nodes:
         _follow(nodes, roster, folder, as_json)
     _summarise(folder, roster, config.federation.rounds)
 
@@ -166,16 +172,16 @@ def _follow(nodes: Nodes, roster: Roster, folder: Path, as_json: bool) -> None:
             sent[name] += record["bytes"]["up"]
             out.print(f"{name}  {round_line(record, sent[name])}", soft_wrap=True)
         elif (code := nodes.running[name].wait()) != 0:
-            note(f"{name} has ended with code {code}, see {folder / name}.log; {_remedy(name, roster, folder)}")
+            note(f"{name} has ended with code {code}, see {folder / name}.log; {_remedy(name, nodes)}")
 
 
-def _remedy(name: str, roster: Roster, folder: Path) -> str:
+def _remedy(name: str, nodes: Nodes) -> str:
     """Returns what to do about a process that has ended."""
     from fedelta.runs.peers_here import command_for
 
-    if name not in roster.names():
+    if name not in nodes.roster.names():
         return "without the relay no node hears another: Ctrl-C, and the same command again"
-    return "it joins the others again by: fedelta " + " ".join(command_for(folder, name)[:-1])
+    return "it joins the others again by: fedelta " + " ".join(command_for(nodes.folder, name, nodes.may_run)[:-1])
 
 
 def _summarise(folder: Path, roster: Roster, rounds: int) -> None:

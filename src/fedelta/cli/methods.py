@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedelta.cli import completion
 from fedelta.cli.options import AsJson
 
 
@@ -30,7 +31,11 @@ def _catalogue() -> list[dict[str, Any]]:
 def check(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", help="Of methods or tasks, or Python files with one of them each."),
+        typer.Argument(
+            metavar="NAME...",
+            help="Of methods or tasks, or Python files with one of them each.",
+            autocompletion=completion.method_names,
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All methods and tasks there are.")] = False,
     as_json: AsJson = False,

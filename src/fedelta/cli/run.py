@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedelta.cli import completion
 from fedelta.cli.data import split_table
-from fedelta.cli.options import AsJson, Overrides, Trust
+from fedelta.cli.options import AllowFiles, AsJson, Overrides, Trust, allowed_files
 from fedelta.cli.output import STOPPED, note
 
 if TYPE_CHECKING:
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
 
     from fedelta.report.terminal import Mode
     from fedelta.runs.config import RunConfig
+    from fedelta.runs.config.allowed import Allowed
     from fedelta.runs.open_run import OpenRun
     from fedelta.runs.shards import Processes
 
 
 def run(
-    config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="A YAML file, or `quickstart`.")] = None,
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG", help="A YAML file, or `quickstart`.", autocompletion=completion.configs),
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in this folder.")] = None,
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; `runs/<name>` by default.")] = None,
@@ -32,6 +37,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show bytes, memory and steps, and do not train.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     trust: Trust = False,
+    allow_files: AllowFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a federation: a folder with config, log, adapters, checkpoint and picture.
@@ -40,8 +46,9 @@ def run(
     """
     from fedelta.runs import shards
 
+    may_run = allowed_files(overrides, allow_files)
     if shards.rank() > 0:
-        shards.serve()
+        shards.serve(may_run)
         return
     changes = [*(overrides or []), *([f"output={output}"] if output else [])]
     changes += ["model.trust_remote_code=true"] if trust else []
@@ -49,9 +56,9 @@ def run(
     with shards.processes() as processes:
         settled = _settled(config, changes, resume, keeps_folder=output is None and not force, mode=mode)
         if dry_run:
-            _show_plan(settled, as_json)
+            _show_plan(settled, may_run, as_json)
         else:
-            _play(settled, resume, force, mode, processes)
+            _play(settled, may_run, resume, force, mode, processes)
 
 
 def _settled(config: str | None, changes: list[str], resume: Path | None, *, keeps_folder: bool, mode: Mode) -> RunConfig:
@@ -77,14 +84,14 @@ def _stored(folder: Path) -> RunConfig:
     return without_leave(RunFolder(folder).config())
 
 
-def _play(config: RunConfig, resume: Path | None, force: bool, mode: Mode, processes: Processes) -> None:
+def _play(config: RunConfig, may_run: Allowed, resume: Path | None, force: bool, mode: Mode, processes: Processes) -> None:
     """Runs round by round, and shows what a person wants to see."""
     from fedelta.report.terminal import CtrlC, RunView, out
     from fedelta.runs.folder import RunFolder
     from fedelta.runs.runner import opened
 
     view = RunView(mode, config.federation.rounds, RunFolder(resume).survey()[0] if resume else [])
-    opening = opened(config, resume=resume, force=force, processes=processes)
+    opening = opened(config, resume=resume, force=force, allow_files=may_run, processes=processes)
     with CtrlC() as ctrl_c, view.shown(), opening as going:
         if mode == "screen" and going.experiment.deal is not None:
             out.print(split_table(going.experiment.deal))
@@ -113,12 +120,16 @@ def _summary(ended: OpenRun) -> RenderableType:
     )
 
 
-def _show_plan(config: RunConfig, as_json: bool) -> None:
+def _show_plan(config: RunConfig, may_run: Allowed, as_json: bool) -> None:
     from fedelta.report.tables import plan_table
     from fedelta.report.terminal import out, print_json
-    from fedelta.runs.config.checks import check
+    from fedelta.runs.config.checks import check, demand_here
+    from fedelta.runs.config.own import Own
+    from fedelta.runs.config.schema import PROGRAM
     from fedelta.runs.experiment import build
     from fedelta.runs.plan import plan
 
-    found = asdict(plan(build(config, check(config))))
+    if config.federation.where == PROGRAM:
+        demand_here(config)
+    found = asdict(plan(build(config, check(config, Own(may_run)))))
     print_json(found) if as_json else out.print(plan_table(found))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedelta.cli.options import Config, Overrides, Trust
+from fedelta.cli.options import AllowFiles, Config, Overrides, Trust, allowed_files
 from fedelta.cli.output import note
 
 if TYPE_CHECKING:
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 NodeFile = Annotated[Path, typer.Option("--node", metavar="FILE", help="The node file: what belongs to this machine.")]
 
 
-def site(config: Config, node: NodeFile, overrides: Overrides = None, trust: Trust = False) -> None:
+def site(
+    config: Config, node: NodeFile, overrides: Overrides = None, allow_files: AllowFiles = None, trust: Trust = False
+) -> None:
     """Run one site of a federation: a worker that answers a server through a socket, within the bounds of its node file.
 
     The socket, the log and all that the site remembers lie in its state folder, for its owner alone. Ctrl-C ends it.
@@ -28,6 +30,7 @@ def site(config: Config, node: NodeFile, overrides: Overrides = None, trust: Tru
 
     changes = [*(overrides or []), *(["model.trust_remote_code=true"] if trust else [])]
     own, bounds = read_config(config, changes), read_node(node)
+    bounds = bounds.model_copy(update={"code": [*bounds.code, *allowed_files(overrides, allow_files)]})
     folder = bounds.folder()
     _write_log(bounds)
     from fedelta.runs.sites import answerer  # with torch, which a wrong key need not wait for

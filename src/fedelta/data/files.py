@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
+from fedelta.data.endings import ending_of
 from fedelta.data.rows import SEPARATORS, Row
+from fedelta.registry import nearest
 
 DATA_EXTRA = "pip install 'fedelta[data]'"
 
@@ -34,7 +36,7 @@ def read_file(path: Path) -> list[Row]:
     if path.is_dir() or reader is None:
         raise ValueError(f"{path} is not a file ending in {', '.join(READERS)} (or these with .gz)")
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path} (looked in {Path.cwd()})")
+        raise FileNotFoundError(f"no file {path}{_hint(path)}")
     try:
         with path.open("rb") as raw:
             return reader(cast(IO[bytes], gzip.open(raw)) if path.suffix == ".gz" else raw, path)
@@ -44,10 +46,18 @@ def read_file(path: Path) -> list[Row]:
         raise ValueError(f"{path} is not UTF-8 text ({error})") from error
 
 
+def _hint(path: Path) -> str:
+    """Returns the part of an error that says what there is in the place of a missing file."""
+    folder = path.parent.absolute()
+    if not folder.is_dir():
+        return f": there is no folder {folder}"
+    return nearest(path.name, [file.name for file in folder.iterdir()]) or f" (looked in {folder})"
+
+
 def reader_of(path: Path) -> Reader | None:
     """Returns the function that reads files of this suffix; None if there is none."""
-    suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
-    return READERS.get(suffixes[-1]) if suffixes else None
+    ending = ending_of(path)
+    return None if ending is None else READERS[ending]
 
 
 def _text(stream: IO[bytes]) -> io.TextIOWrapper:

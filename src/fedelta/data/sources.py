@@ -1,4 +1,4 @@
-"""Loads rows from a local file, a data set of the Hub, or the embedded text of `docstrings`, and splits them."""
+"""Loads rows from a source with a name of its own, a local file or a data set of the Hub, and splits them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from huggingface_hub import constants, snapshot_download
 
-from fedelta.data import docstrings
 from fedelta.data.files import DATA_EXTRA, READERS, read_file, reader_of
 from fedelta.data.gaps import Empty, without_empty
+from fedelta.data.named import get_source, is_named, list_sources
 from fedelta.data.rounding import proportional
 from fedelta.data.rows import Row, joined, label_order, value_of
 from fedelta.seeding import SERVER, numpy_generator
 
-EMBEDDED = "docstrings"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PARTS: tuple[str, ...] = ("train", "validation", "test")
 
@@ -50,8 +49,8 @@ def load_rows(
     """Returns the rows of one split of a source, in its order.
 
     Args:
-        source: a file, a Hub data set id such as "nyu-mll/glue", or "docstrings".
-        split: which split of a Hub data set or of `docstrings`; "train" if not given. A file has none.
+        source: the name of a source such as "docstrings", a file, or a Hub data set id such as "nyu-mll/glue".
+        split: which split of a named source or a Hub data set; "train" if not given. A file has none.
         subset: which configuration of a Hub data set.
         fields: the fields to keep; a mapping {new name: name in the source} renames them.
         limit: keep that many rows, drawn with `seed`; they stay in the source's order.
@@ -84,7 +83,7 @@ def pinned_revision(source: str | Path, revision: str | None = None) -> str | No
 
 
 def _is_on_hub(source: str | Path) -> bool:
-    if source == EMBEDDED or reader_of(Path(source)) or Path(source).exists():
+    if is_named(source) or reader_of(Path(source)) or Path(source).exists():
         return False
     return isinstance(source, str) and HUB_ID.fullmatch(source) is not None
 
@@ -100,8 +99,8 @@ def _snapshot(name: str, revision: str | None) -> Path | None:
 
 
 def _read(source: str | Path, split: str | None, subset: str | None, revision: str | None) -> list[Row]:
-    if source == EMBEDDED:
-        return _embedded_split(docstrings.load(), split or "train")
+    if is_named(source):
+        return _named_split(str(source), get_source(str(source)).load(), split or "train")
     path = Path(source)
     if reader_of(path) or path.exists():
         if split:
@@ -110,15 +109,15 @@ def _read(source: str | Path, split: str | None, subset: str | None, revision: s
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return _from_hub(source, split or "train", subset, revision)
     raise ValueError(
-        f"{source!r} is not {EMBEDDED!r}, nor a Hub id such as 'owner/name', "
+        f"{source!r} is not {' or '.join(list_sources())}, nor a Hub id such as 'owner/name', "
         f"nor a file ending in {', '.join(READERS)} (or these with .gz)"
     )
 
 
-def _embedded_split(found: Mapping[str, list[Row]], split: str) -> list[Row]:
+def _named_split(source: str, found: Mapping[str, Sequence[Row]], split: str) -> list[Row]:
     if split not in found:
-        raise ValueError(f"{EMBEDDED} has no split {split!r}; it has {', '.join(found)}")
-    return found[split]
+        raise ValueError(f"{source} has no split {split!r}; it has {', '.join(found)}")
+    return list(found[split])
 
 
 def _from_hub(name: str, split: str, subset: str | None, revision: str | None) -> list[Row]:
@@ -223,7 +222,7 @@ def load_splits(
     """Loads train, validation and test rows of a source; a part without a name is carved from the training rows.
 
     Args:
-        source: "docstrings"; a Hub id; a file with the training rows; or a folder, in which the parts are files.
+        source: the name of a source; a Hub id; a file with the training rows; or a folder, in which the parts are files.
         train: the training split: a split's name for the Hub, a path for files (relative to `source` if that is a folder).
         validation: the same for validation; None to carve `validation_fraction` of the training rows.
         test: the same for test; None to carve `test_fraction` of the training rows.
@@ -277,9 +276,10 @@ def _named_parts(
     """Returns the parts that the source has, before anything is carved."""
     given = {part: name for part, name in names.items() if name}
     path = Path(source)
-    if source == EMBEDDED:
-        found = docstrings.load()
-        return {part: _with_fields(_embedded_split(found, given.get(part, part)), fields, source) for part in PARTS}
+    if is_named(source):
+        found = get_source(str(source)).load()
+        wanted = {part: given.get(part, part) for part in PARTS if part == "train" or part in found or part in given}
+        return {part: _with_fields(_named_split(str(source), found, name), fields, source) for part, name in wanted.items()}
     if path.is_dir() and "train" not in given:
         raise ValueError(f"{source} is a folder: name the file with its training rows as `train`")
     if path.is_dir():

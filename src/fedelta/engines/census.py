@@ -49,7 +49,7 @@ class RemoteClient:
         """Raises RuntimeError: nothing of this client can be trained here."""
         raise RuntimeError(f"client {self.peer.id} trains at its site {self.name!r}, not here: give the engine of its carrier")
 
-    gradient = train
+    gradient = base_weight = train
 
     def restore(self, base: BaseDelta) -> None:
         """Does nothing: a site brings its base back from its own disk."""

@@ -46,6 +46,7 @@ PEER_FIELDS: Mapping[str, Check] = {
     "rslora": instance(bool, "true or false"),
     "rank_pattern": _by_layer(_RANK),
     "alpha_pattern": _by_layer(_SCALE),
+    "scale": _SCALE,
 }
 """The fields of a `Peer` that a site says of itself, and what each may be; its base version is the server's to know."""
 

@@ -10,7 +10,7 @@ from itertools import accumulate
 
 import torch
 
-from fedelta import tree
+from fedelta import sampling, tree
 from fedelta.engines.guards import ROUNDS, Size, check_population, check_takes, check_templates, reason_of
 from fedelta.engines.letters import Visit
 from fedelta.engines.memories import Memories
@@ -66,8 +66,11 @@ class Federation:
     def prepare(cls, method: Method, clients: Sequence[Client], template: Adapter | None, settings: RunSettings) -> Federation:
         """Returns a federation that the method can serve, or raises ValueError that says why it cannot."""
         ordered = in_order(clients)
-        check_population(peers_of(by_id(ordered)).doubtful())
-        served = method.population(ordered)
+        given = peers_of(by_id(ordered))
+        check_population(given.doubtful())
+        served = method.population(ordered, lambda: settings.cohort_size(given))
+        if served is not ordered:  # who stands for many has no cohort to be drawn from, and no quorum to miss
+            settings = replace(settings, cohort=sampling.everyone, quorum=1.0)
         shown = samples(by_id(served))
         template = template or largest_template(shown)
         method.check(template, peers_of(by_id(served)))

@@ -121,6 +121,9 @@ class _Participant:
     def gradient(self, start: Adapter, num_batches: int, **request: Any) -> Adapter:
         raise NotImplementedError
 
+    def base_weight(self, layer: str) -> Tensor:
+        raise NotImplementedError
+
 
 def _federation(method: Method, client: Client, peers: Sequence[Peer], template: Adapter, settings: RunSettings) -> Federation:
     if client.peer not in peers:

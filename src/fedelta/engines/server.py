@@ -101,7 +101,7 @@ def federate(
 
     def outcome(t: int, state: State) -> Outcome:
         ids = federation.cohort(t)
-        needed = sampling.share(quorum, len(ids), "quorum", up=True)
+        needed = sampling.share(federation.settings.quorum, len(ids), "quorum", up=True)
         visits = screened(federation, t, visited(federation, visit_all, t, dict.fromkeys(ids, state)))
         demand_quorum(t, visits, needed)
         shares = shares_of([v.peer for v in visits], settings.weights or "examples")

@@ -79,6 +79,10 @@ class RunSettings:
     def __post_init__(self) -> None:
         demand_all(self, CHECKS)
 
+    def cohort_size(self, peers: Sequence[Peer]) -> int:
+        """Counts the peers that a round asks; where the rule varies, those of round 0."""
+        return len(self.cohort(0, peers, self.seed))
+
 
 def _quorum(name: str, value: object) -> None:
     """Checks a number of updates, or a fraction of a cohort."""
@@ -120,14 +124,19 @@ def check_given(method: object, clients: object, template: object) -> None:
     """Raises TypeError for a method, clients or a template that are of another kind, saying what to give instead."""
     if not isinstance(method, Method):
         raise TypeError(f"method must be a method, not {_kind(method)}{_remedy(method)}")
+    check_clients(clients)
+    if template is not None and not isinstance(template, Adapter):
+        raise TypeError(f"template must be an Adapter, or None for what the clients hold, not {_kind(template)}")
+
+
+def check_clients(clients: object) -> None:
+    """Raises TypeError for something else than clients."""
     if not isinstance(clients, Sequence) or isinstance(clients, str | bytes):
         raise TypeError(f"clients must be a list of clients, or ClientsOnDemand, not {_kind(clients)}")
     listed = cast("Sequence[object]", clients) if isinstance(clients, list | tuple) else ()
     for client in listed:
         if not isinstance(getattr(client, "peer", None), Peer):
             raise TypeError(f"clients must be clients, each with its `peer`, but one is {_kind(client)}")
-    if template is not None and not isinstance(template, Adapter):
-        raise TypeError(f"template must be an Adapter, or None for what the clients hold, not {_kind(template)}")
 
 
 def _kind(value: object) -> str:

@@ -254,7 +254,7 @@ def versions() -> dict[str, Any]:
 
 
 def _peer_entries(peer: Peer) -> dict[str, Any]:
-    names = ("id", "rank", "num_examples", "lora_alpha", "rslora", "rank_pattern", "alpha_pattern")
+    names = ("id", "rank", "num_examples", "lora_alpha", "rslora", "rank_pattern", "alpha_pattern", "scale")
     values = {name: getattr(peer, name) for name in names}
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 

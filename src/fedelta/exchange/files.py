@@ -270,6 +270,23 @@ def locked(folder: Path) -> Generator[None]:
         os.close(handle)
 
 
+@contextmanager
+def appending(path: Path) -> Generator[int]:
+    """Opens a file that several processes add to, and waits until no other writer has it; makes it if it is not there.
+
+    The handle reads and writes. What is written must be made durable in the block.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+    try:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
+
+
 def _lock(path: Path) -> int:
     """Returns the handle of a lock file that is locked; closing the handle unlocks it."""
     while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -16,8 +16,8 @@ from fedelta.tree import Adapter
 class PoolingClient(Client, Protocol):
     """A client that can make one client of many."""
 
-    def pool(self, clients: Sequence[Client]) -> Client:
-        """Returns a client with the data of all `clients`."""
+    def pool(self, clients: Sequence[Client], cohort: int | None = None) -> Client:
+        """Returns a client with the data of all `clients`, and as many steps in a round as `cohort` of them take together."""
         ...
 
 
@@ -25,9 +25,13 @@ class PoolingClient(Client, Protocol):
 class Centralised(Method):
     """One client that holds the data of all of them.
 
+    It takes as many steps in a round as a cohort takes together, in the mean over cohorts and rounded, so that it bounds what a
+    method does with the same compute. `federation.participation` sets the size of the cohort, and has no other meaning here.
+
     Algorithm:
         init            A random, B = 0
-        client          trains A, B and head on all data from what it got
+        client          trains A, B and head on all data from what it got, in every round
+                        steps: sum_k steps_k x (clients in a cohort) / (all clients)
         server          keeps what comes back
         travels         nothing in truth; the ledger shows the one client's adapter, up and down
     """
@@ -38,10 +42,11 @@ class Centralised(Method):
     one_shot = False
     travels = "nothing (the data are pooled)"
 
-    def population(self, clients: Sequence[Client]) -> Sequence[Client]:
+    def population(self, clients: Sequence[Client], cohort: Callable[[], int] | None = None) -> Sequence[Client]:
         if not hasattr(clients[0], "pool"):
             raise TypeError(f"centralised pools data, and a {type(clients[0]).__name__} has no method `pool` for that")
-        return [cast(PoolingClient, clients[0]).pool(list(clients))]  # however many: it needs the data of all
+        pool = cast(PoolingClient, clients[0]).pool
+        return [pool(list(clients), None if cohort is None else cohort())]  # however many: it needs the data of all
 
     def check(self, template: Adapter, peers: Sequence[Peer]) -> None:
         if len(peers) != 1:

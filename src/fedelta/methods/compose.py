@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 from fedelta.method import Method
-from fedelta.methods import get_method
+from fedelta.methods import named_method
 from fedelta.methods._compose.composition import Composite
 from fedelta.methods._compose.optimisers import ServerOptimizer
 from fedelta.methods._compose.parts import Parts, claims
@@ -97,7 +97,7 @@ def _method(choice: Choice, where: str) -> Method:
     settings = {"name": choice} if isinstance(choice, str) else dict(choice)
     if not isinstance(settings.get("name"), str):
         raise ValueError(f"`{where}` needs a name: write {{name: ..., and its settings}}, or the name alone; got {choice!r}")
-    return get_method(**settings)
+    return named_method(**settings)
 
 
 class _OfParts:

@@ -15,8 +15,11 @@ from fedelta.tree import Adapter, BaseDelta, Message
 class LocalOnly(Method):
     """Every client trains on its own data, from its own last adapter; nothing travels.
 
+    A client trains in the rounds whose cohort it is in, as under any other method. So over a run it takes what a federation
+    asks of it: in expectation `participation` x rounds x its steps, and with the same seed the very same number.
+
     Algorithm:
-        client k        trains A, B and head from where it stopped, at first from its template
+        client k        when in the cohort: trains A, B and head from where it stopped, at first from its template
         server          nothing
         travels         nothing
     """

@@ -8,11 +8,11 @@ from typing import ClassVar, TypedDict
 
 from torch import Tensor
 
-from fedelta import lowrank as lr
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, GradientHook, State
 from fedelta.methods._compose.parts import Trained
 from fedelta.methods._compose.rules import LocalRule, check_like, demand_one_scale
+from fedelta.methods._shared.variates import Correction
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
 
@@ -80,11 +80,11 @@ class Scaffold(LocalRule):
         return up if t else 0, up  # of what is trained; exact for a method in which this is the same in every round
 
     def hook(self, sent: Message, own: ClientState, start: Adapter) -> GradientHook | None:
-        return _Correction(sent.get("c", {}), own.get("c", {}))
+        return Correction(sent.get("c", {}), own.get("c", {}))
 
     def leave(self, sent: Message, own: ClientState, trained: Trained) -> tuple[Message, ClientState]:
         hook = trained.hook
-        if not isinstance(hook, _Correction):
+        if not isinstance(hook, Correction):
             return {}, own
         old, mean = own.get("c", {}), hook.mean()
         change = {n: x - old[n] if n in old else x for n, x in mean.items()}
@@ -100,30 +100,3 @@ class Scaffold(LocalRule):
             for name, x in u.content["dc"].items():
                 c[name] = c[name] + x / state["clients"] if name in c else x / state["clients"]
         return step, ScaffoldState(c=c, clients=state["clients"])
-
-
-class _Correction:
-    """A hook that adds c - c_k to the gradients, and sums them up as they were before."""
-
-    def __init__(self, c: Tensors, own: Tensors) -> None:
-        # c - c_k, where a variate counts as zero that the server, or this client, does not have yet.
-        self.shift: dict[str, Tensor] = {n: -x for n, x in own.items()}
-        for n, x in c.items():
-            self.shift[n] = x - own[n] if n in own else x
-        self.total: dict[str, Tensor] = {}
-        self.steps = 0
-
-    def __call__(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors:
-        if step == 0:  # a request that failed in company is answered again, by the same hook
-            self.steps, self.total = 0, {}
-            # Once for all steps: the parameters may live on a GPU.
-            self.shift = {n: self.shift[n].to(x) for n, x in gradients.items() if n in self.shift}
-        self.steps += 1
-        for n, g in gradients.items():
-            wide = g.detach().to(lr.wide(g.dtype))
-            self.total[n] = self.total[n] + wide if n in self.total else wide
-        return {n: g + self.shift[n] if n in self.shift else g for n, g in gradients.items()}
-
-    def mean(self) -> dict[str, Tensor]:
-        """Returns the mean of the gradients over the steps."""
-        return {n: (x / self.steps).cpu() for n, x in self.total.items()}

@@ -61,6 +61,15 @@ def is_values(value: object, fits: Callable[[object], bool]) -> bool:
     return isinstance(value, dict) and all(map(fits, cast("dict[str, object]", value).values()))
 
 
+def is_labels(value: object) -> bool:
+    """Returns whether a value is a list of labels that differ: texts, true or false, or numbers that JSON can hold."""
+    if not isinstance(value, list):
+        return False
+    labels = cast("list[object]", value)
+    fits = all(is_text(x) or isinstance(x, bool) or is_number(x) for x in labels)
+    return fits and len(set(labels)) == len(labels)
+
+
 LARGEST = 1e300
 """The largest number that is accepted: larger ones would overflow where they are multiplied."""
 

@@ -10,15 +10,14 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -28,7 +27,8 @@ from fedelta.client import LocalClient
 from fedelta.exchange import files
 from fedelta.exchange.wire import MalformedError
 from fedelta.lowrank import LoRA
-from fedelta.models.adapter_config import check_types, is_number, is_text, is_values, read_json
+from fedelta.models.adapter_config import check_types, is_labels, is_number, is_text, is_values, read_json
+from fedelta.models.adapter_entries import entries_of
 from fedelta.models.lora_options import check_options
 from fedelta.models.patterns import by_layer
 from fedelta.peers import Peer
@@ -63,10 +63,12 @@ class Layout:
     Attributes:
         config: entries of adapter_config.json, such as the target modules, the base model's name and the task type.
         embeddings: the layers that are Embedding modules, whose factors have other names in the file.
+        labels: of the task that the adapter was trained for, in the order of the head's outputs; empty where it has none.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     embeddings: frozenset[str] = frozenset()
+    labels: Sequence[Hashable] = ()
 
 
 def load_adapter(path: str | Path) -> Adapter:
@@ -80,13 +82,14 @@ def load_adapter(path: str | Path) -> Adapter:
     weights, config = _locate(Path(path))
     tensors, metadata = _read_tensors(weights)
     factors, dense, _ = _sort_keys(tensors, config, weights)
-    scales, base = _read_extra(weights.parent / EXTRA)
+    extra = _read_extra(weights.parent / EXTRA)
+    base = extra.base
     if base is not None and metadata.get(BASE_KEY, base) != base:
         raise MalformedError(
             f"{weights.parent}: {EXTRA} names base {base}, {WEIGHTS} base {metadata[BASE_KEY]}: files were mixed up"
         )
     peer = _as_peer(config, list(factors), weights.with_name(CONFIG))
-    layers = {n: _layer(n, pair, peer, scales.get(n), weights) for n, pair in factors.items()}
+    layers = {n: _layer(n, pair, peer, extra.scales.get(n), weights) for n, pair in factors.items()}
     return Adapter(layers, dense, metadata.get(BASE_KEY, base))
 
 
@@ -98,7 +101,8 @@ def read_layout(path: str | Path) -> Layout:
             keys = [k.removeprefix(PREFIX) for k in file.keys()]  # noqa: SIM118 - not a mapping
     except UNREADABLE as error:
         raise MalformedError(f"{weights} {_what_it_is(weights)} ({error})") from error
-    return Layout(config, frozenset(k.removesuffix(".lora_embedding_A") for k in keys if k.endswith(".lora_embedding_A")))
+    embeddings = frozenset(k.removesuffix(".lora_embedding_A") for k in keys if k.endswith(".lora_embedding_A"))
+    return Layout(config, embeddings, _read_extra(weights.parent / EXTRA).labels)
 
 
 def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -213,24 +217,39 @@ def _as_peer(config: Mapping[str, Any], layers: list[str], path: Path) -> Peer:
     )
 
 
-def _read_extra(path: Path) -> tuple[dict[str, float], str | None]:
-    if not path.is_file():
-        return {}, None
-    extra = read_json(path)
-    scales, base = extra.get("scales", {}), extra.get("base")
-    if not is_values(scales, is_number) or not (base is None or is_text(base)):
-        raise MalformedError(f"{path} must hold finite numbers by layer as `scales` and a text as `base`")
-    return scales, base
+@dataclass(frozen=True)
+class _Extra:
+    """What fedelta.json holds: scales by layer, the fingerprint of the base, the labels of the task."""
+
+    scales: Mapping[str, float]
+    base: str | None
+    labels: Sequence[Hashable]
+
+
+def _read_extra(path: Path) -> _Extra:
+    found = read_json(path) if path.is_file() else {}
+    scales, base, labels = found.get("scales", {}), found.get("base"), found.get("labels", [])
+    if not (is_values(scales, is_number) and (base is None or is_text(base)) and is_labels(labels)):
+        raise MalformedError(
+            f"{path} must hold finite numbers by layer as `scales`, a text as `base` and a list of different texts or numbers "
+            "as `labels`"
+        )
+    return _Extra(scales, base, tuple(labels))
 
 
 def copy_adapter(source: str | Path, folder: str | Path) -> None:
-    """Copies an adapter's own files, bit for bit, and nothing else that lies beside them.
+    """Copies an adapter's own files, bit for bit, and nothing else that lies beside them; errors are those of `own_files`."""
+    source = Path(source)
+    _write_folder(Path(folder), {name: _read_plain(source / name) for name in own_files(source)})
+
+
+def own_files(source: Path) -> list[str]:
+    """Returns the names of the files of the adapter in a folder.
 
     Raises:
         FileNotFoundError: for a folder that lacks one that every adapter has.
         MalformedError: for one that is a link or no plain file: a copy would hold what the folder does not.
     """
-    source = Path(source)
     if not source.is_dir():
         raise FileNotFoundError(f"no adapter folder {source}; give a folder with {CONFIG} and {WEIGHTS}")
     needed = (CONFIG, WEIGHTS)
@@ -238,13 +257,19 @@ def copy_adapter(source: str | Path, folder: str | Path) -> None:
         if not os.path.lexists(source / name):
             raise FileNotFoundError(f"{source} has no {name}; give a folder with {CONFIG} and {WEIGHTS}")
     there = [name for name in (*needed, EXTRA) if name in needed or os.path.lexists(source / name)]
-    _write_folder(Path(folder), {name: _read_plain(source / name) for name in there})
+    for name in there:
+        _demand_plain(source / name)
+    return there
+
+
+def _demand_plain(path: Path) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise MalformedError(f"{path} is a link or no plain file, which is not followed; put the file itself there")
 
 
 def _read_plain(path: Path) -> bytes:
     """Returns the bytes of a file that is no link; it is opened in one step, so that it cannot become one in between."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise MalformedError(f"{path} is a link or no plain file, which is not followed; put the file itself there")
+    _demand_plain(path)
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     with open(handle, "rb") as file:
         return file.read()
@@ -280,11 +305,18 @@ def save_adapter(
     given = {"base_model_name_or_path": base_model_name, "task_type": task_type, "modules_to_save": modules_to_save}
     settings = {**layout.config, **{k: v for k, v in given.items() if v is not None}}
     contents = {
-        CONFIG: _json(_config(adapter, settings)),
+        CONFIG: _json(entries_of(adapter, settings)),
         WEIGHTS: _weights(adapter, layout.embeddings),
-        EXTRA: _json({"format": 1, "base": adapter.base, "scales": {n: x.scale for n, x in adapter.layers.items()}}),
+        EXTRA: _json(_extra(adapter, layout.labels)),
     }
     _write_folder(Path(folder), contents)
+
+
+def _extra(adapter: Adapter, labels: Sequence[Hashable]) -> dict[str, Any]:
+    scales = {n: x.scale for n, x in adapter.layers.items()}
+    plain = [x.item() if isinstance(x, np.generic) else x for x in labels]
+    # Labels that JSON has no form for are left out: whoever needs them then reads them from the data, as they were.
+    return {"format": 1, "base": adapter.base, "scales": scales, **({"labels": plain} if plain and is_labels(plain) else {})}
 
 
 def _as_layout(like: Layout | LocalClient | LoraConfig | str | Path | None) -> Layout:
@@ -302,57 +334,6 @@ def _layout_of(client: LocalClient) -> Layout:
             f"like: client {client.peer.id} has a {type(client.model).__name__}, not a model of PEFT; give a LoraConfig"
         )
     return layout
-
-
-def _config(adapter: Adapter, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the content of adapter_config.json: the settings, with this adapter's own layers, ranks and scales."""
-    rslora = bool(settings.get("use_rslora"))
-    ranks = {n: x.rank for n, x in adapter.layers.items()}
-    alphas = {n: _lora_alpha(x.scale, x.rank, rslora) for n, x in adapter.layers.items()}
-    r, rank_pattern = _common(ranks)
-    lora_alpha, alpha_pattern = _common(alphas)
-    saved = settings.get("modules_to_save") or sorted({n.rpartition(".")[0] for n in adapter.dense}) or None
-    own = {
-        "r": r,
-        "lora_alpha": lora_alpha,
-        "rank_pattern": rank_pattern,
-        "alpha_pattern": alpha_pattern,
-        "modules_to_save": saved,
-        "inference_mode": True,
-        "peft_type": "LORA",
-        "bias": "none",
-        "use_rslora": rslora,
-    }
-    config = {**settings, **_targets(adapter, settings), **own}
-    return {k: getattr(v, "value", v) for k, v in config.items()}
-
-
-def _lora_alpha(scale: float, rank: int, rslora: bool) -> float:
-    """Returns the lora_alpha that gives a scale, as a whole number if one does."""
-    divisor = math.sqrt(rank) if rslora else rank
-    whole = round(scale * divisor)
-    return whole if whole / divisor == scale else scale * divisor
-
-
-def _common(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Returns the commonest value, and the others by a pattern that matches one layer's whole name."""
-    if not values:
-        return 8, {}
-    common = Counter(values.values()).most_common(1)[0][0]
-    return common, {f"^{re.escape(n)}": v for n, v in values.items() if v != common}
-
-
-def _targets(adapter: Adapter, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings' target modules if they match every layer, else the layers' full names."""
-    wanted = settings.get("target_modules")
-    if wanted and not isinstance(wanted, str) and all(_is_target(n, wanted) for n in adapter.layers):
-        return {"target_modules": sorted(wanted)}
-    unused = dict.fromkeys(("layers_to_transform", "layers_pattern", "exclude_modules"))
-    return {"target_modules": sorted(adapter.layers), **unused}
-
-
-def _is_target(name: str, wanted: Collection[str]) -> bool:
-    return any(name == w or name.endswith(f".{w}") for w in wanted)
 
 
 def _weights(adapter: Adapter, embeddings: frozenset[str]) -> bytes:

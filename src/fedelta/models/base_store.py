@@ -120,6 +120,22 @@ class BaseStore:
             self._show(self.total, rewrite=fresh)
             self._last = base
 
+    def pristine(self, name: str) -> Tensor:
+        """Returns the pretrained weight of a layer as (o, i): the model's own memory, on its device, to be read only.
+
+        Raises:
+            ValueError: for a layer whose weight is no plain matrix of floating-point numbers.
+        """
+        if not is_plain(self._layers[name]):
+            raise ValueError(
+                f"layer {name!r}: its weight is quantised or packed, so that no start can be made of it: load the base in "
+                "bfloat16 or float32, or take a method whose start is drawn"
+            )
+        writer, layer = self._writers[name], self._layers[name]
+        kept = writer.pristine if isinstance(writer, _WeightWriter) else None
+        weight: Any = layer.weight if kept is None else kept
+        return oriented(layer, weight.detach())
+
     def _show(self, total: Mapping[str, Term], *, rewrite: bool = True) -> None:
         for name in self._shown - total.keys():
             self._writers[name](None)

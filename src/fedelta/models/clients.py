@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from fedelta.client import LocalClient, Training
+from fedelta.client import LocalClient, Reading, Training
 from fedelta.data.rows import Row
 from fedelta.demands import number
 from fedelta.models.base_store import delta_shape
@@ -47,6 +47,7 @@ def hf_clients(
     gemm: Backend | Literal["auto"] = "auto",
     compact: bool = True,
     cache_activations: int = 0,
+    scale: float | None = None,
     **training: Any,
 ) -> list[LocalClient]:
     """Makes clients that share one model in memory and one common initial adapter.
@@ -66,6 +67,7 @@ def hf_clients(
         compact: computes no padding, and no rows of the last layer that are not read; see `fedelta.models.fast.no_padding`.
         cache_activations: MiB of memory in which to keep what the layers below all adapters compute, so that they run once
             for an example; 0 keeps nothing. See `fedelta.models.fast.activation_cache`.
+        scale: of every adapter, whatever its rank, in place of `lora_alpha` / rank.
         training: settings of `fedelta.client.Training`: batch_size, learning_rate, local_steps, ...
 
     Returns:
@@ -108,7 +110,10 @@ def hf_clients(
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
     warn_of_empty_texts(task, everything, "data sets")
     warn_of_cut_texts(task, everything, list(chain.from_iterable(examples)), tokenizer, "data sets")
-    return clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed)
+    clients = clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed, scale=scale)
+    for client in clients:
+        client.reading = Reading(task, tokenizer)
+    return clients
 
 
 def clients_on(
@@ -120,19 +125,24 @@ def clients_on(
     training: Training,
     *,
     seed: int = 0,
+    start_seed: int | None = None,
     start: Adapter | None = None,
+    scale: float | None = None,
 ) -> list[LocalClient]:
     """Makes clients 0, 1, ... with these encoded examples and ranks, on a model that is in memory.
 
     Args:
+        seed: of batches and of dropout.
+        start_seed: of the initial adapter; `seed` if None.
         start: what all start from in place of a fresh adapter. Where the ranks differ from its own, each client gets the
             best approximation that its rank allows.
+        scale: as `peers_for` takes it.
 
     Raises:
         ValueError: for a start that does not fit the model.
     """
-    peers = peers_for(ranks, lora_config, [len(part) for part in examples], list(adapted.adapted_layers))
-    common = common_adapter(adapted, peers, seed=seed, start=start)
+    peers = peers_for(ranks, lora_config, [len(part) for part in examples], list(adapted.adapted_layers), scale=scale)
+    common = common_adapter(adapted, peers, seed=seed if start_seed is None else start_seed, start=start)
     return [
         client_on(adapted, task, part, peer, common, training, seed=seed) for peer, part in zip(peers, examples, strict=True)
     ]
@@ -175,7 +185,14 @@ def pad_token_of(adapted: PeftAdaptedModel) -> int:
     return getattr(adapted.module.config, "pad_token_id", None) or 0
 
 
-def peers_for(ranks: Sequence[int], lora_config: LoraConfig, sizes: Sequence[int], layers: Collection[str]) -> list[Peer]:
+def peers_for(
+    ranks: Sequence[int],
+    lora_config: LoraConfig,
+    sizes: Sequence[int],
+    layers: Collection[str],
+    *,
+    scale: float | None = None,
+) -> list[Peer]:
     """Makes peers 0, 1, ... with a LoRA configuration's scales and patterns; a rank pattern beats a rank, as in PEFT.
 
     Args:
@@ -183,17 +200,23 @@ def peers_for(ranks: Sequence[int], lora_config: LoraConfig, sizes: Sequence[int
         lora_config: its patterns are resolved here, and nowhere later.
         sizes: the number of each peer's examples.
         layers: the names of the layers that carry the adapter.
+        scale: one for every rank and layer, in place of those that follow from `lora_alpha`.
 
     Raises:
-        ValueError: for a pattern that is not accepted.
+        ValueError: for a pattern that is not accepted, or a scale beside patterns of `lora_alpha` or rsLoRA.
     """
+    if scale is not None:
+        number(above=0)("scale", scale)
+        if lora_config.alpha_pattern or lora_config.use_rslora:
+            raise ValueError("scale is one for every layer and rank: leave alpha_pattern and rslora out, or leave scale out")
     common = Peer(
         id=0,
         rank=1,
-        lora_alpha=lora_config.lora_alpha,
+        lora_alpha=lora_config.lora_alpha if scale is None else None,
         rslora=lora_config.use_rslora,
         rank_pattern=by_layer(lora_config.rank_pattern or {}, layers, "rank_pattern"),
         alpha_pattern=by_layer(lora_config.alpha_pattern or {}, layers, "alpha_pattern"),
+        scale=1.0 if scale is None else scale,
     )
     both = zip(ranks, sizes, strict=True)
     return [replace(common, id=k, rank=rank, num_examples=size) for k, (rank, size) in enumerate(both)]

@@ -238,10 +238,16 @@ def draw_parameters(model: nn.Module, names: Collection[str], seed: int) -> None
 
 def set_padding(model: Any, tokenizer: Any) -> None:
     """Gives tokenizer and model a padding token: the end of text where there is none, as for GPT-2."""
-    if tokenizer is not None and tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer is not None:
+        pad_by_end_of_text(tokenizer)
     if tokenizer is not None and tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def pad_by_end_of_text(tokenizer: Any) -> None:
+    """Gives a tokenizer without a padding token the end of text as one."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:

@@ -168,6 +168,10 @@ class PeftAdaptedModel:
             setattr(holder, attribute, self._parameter(adapter.dense[name]))
         self._live = self._read()
 
+    def base_weight(self, layer: str) -> Tensor:
+        """Returns a layer's pretrained weight (o, i), whatever base delta it shows now. Refuses a quantised one."""
+        return self.base_store.pristine(layer)
+
     def live(self) -> Adapter:
         """Returns the trained tensors themselves; the next `load` replaces them."""
         return self._live

@@ -60,6 +60,9 @@ class ToyModel:
         self._held = tree.catch_up(self._held, base)
         self.module.base = tree.total(self._held)
 
+    def base_weight(self, layer: str) -> Tensor:
+        return self.module.frozen[layer]
+
     def live(self) -> Adapter:
         return self.module.adapter
 

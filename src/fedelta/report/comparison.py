@@ -71,6 +71,8 @@ class Comparison:
         tuned: by setting and label; methods that were not tuned are missing.
         text: of the suite file as resolved, for provenance.
         untrained: by setting, the scores of the model before any training, by part and metric.
+        named: whether the suite names the baseline: verdicts are then against it (Holm), else against the best mean.
+        command: that made it, for provenance; empty where that is not known.
     """
 
     name: str
@@ -85,3 +87,13 @@ class Comparison:
     untrained: Mapping[str, Mapping[str, Mapping[str, float]]] = field(
         default_factory=dict[str, Mapping[str, Mapping[str, float]]]
     )
+    named: bool = False
+    command: str = ""
+
+    def cells_of(self, setting: str) -> list[Cell]:
+        """Returns the cells of a setting, in the order method, seed."""
+        return [cell for cell in self.cells if cell.setting == setting]
+
+    def tuned_of(self, setting: str) -> dict[str, Tuned]:
+        """Returns how methods were tuned in a setting, by label; a method that was not is missing."""
+        return {label: tuned for (where, label), tuned in self.tuned.items() if where == setting}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fedelta.report.statistics import Interval
 from fedelta.tasks.metrics import LOWER_IS_BETTER
 
 DASH, MINUS, NO_BREAK = "–", "\u2212", "\u00a0"
@@ -76,6 +77,10 @@ class Measure:
             return DASH
         return minus(f"{value * self.factor:+.{self._digits()}f}")
 
+    def bounds(self, interval: Interval | None) -> str:
+        """Writes an interval of differences: `−1.2 to +5.3`; empty for none."""
+        return "" if interval is None else f"{self.difference(interval.low)} to {self.difference(interval.high)}"
+
     def _digits(self) -> int:
         if self.metric not in SHARES:
             return 3
@@ -99,6 +104,11 @@ def seconds(value: float) -> str:
 def significant(value: float | None, digits: int = 3) -> str:
     """Writes a number with so many significant digits and no exponent where it can be helped."""
     return DASH if value is None or not math.isfinite(value) else minus(f"{value:.{digits}g}")
+
+
+def count(value: float | None) -> str:
+    """Writes a number of steps or rows, with thousands apart: `12,800`."""
+    return DASH if value is None else f"{value:,.0f}"
 
 
 def listed(names: list[str]) -> str:

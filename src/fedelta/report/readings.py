@@ -10,7 +10,7 @@ from typing import Any
 
 from fedelta.report.numerals import DASH
 from fedelta.report.statistics import t_interval
-from fedelta.report.study import LARGEST, Group, Run, Study
+from fedelta.report.study import LARGEST, REFERENCES, Group, Run, Study
 from fedelta.report.words import Record
 
 FEWEST_FOR_T = 5
@@ -86,7 +86,63 @@ def total(run: Run, way: str | None = None) -> int:
 
 def seconds(run: Run) -> float:
     """Returns the time of all rounds, without evaluation."""
-    return sum(float(record["seconds"].get("round", 0.0)) for record in run.records)
+    return sum(_round_seconds(record["seconds"]) for record in run.records)
+
+
+def _round_seconds(stages: Mapping[str, Any]) -> float:
+    return float(stages["round"] if "round" in stages else stages.get("train", 0.0) + stages.get("aggregate", 0.0))
+
+
+def steps(run: Run) -> int | None:
+    """Returns the optimiser steps of all participants in a whole run; None where nothing says how many there were.
+
+    They are those of the records, else of the clients' own lines, else the config's steps a round for all that took part.
+    """
+    logged = [record.get("steps") for record in run.records]
+    if logged and all(isinstance(count, int) for count in logged):
+        return sum(int(count) for count in logged if count is not None)
+    return _steps_of_clients(run) or _steps_of_config(run)
+
+
+def _steps_of_clients(run: Run) -> int | None:
+    lines = {line.get("t"): line.get("clients") for line in run.clients or ()}
+    found = [lines.get(record["t"]) for record in run.records]
+    if not found or not all(isinstance(clients, Mapping) for clients in found):
+        return None
+    return sum(int(entry.get("steps", 0)) for clients in found if clients for entry in clients.values())
+
+
+def _steps_of_config(run: Run) -> int | None:
+    a_round = (run.config.get("training") or {}).get("local_steps")
+    if not isinstance(a_round, int) or run.method in REFERENCES:  # a line to compare with has steps of its own
+        return None
+    return a_round * sum(len(record["cohort"]) - len(record["dropped"]) for record in run.records)
+
+
+def rows_seen(run: Run) -> int | None:
+    """Returns the training rows of all steps of a run, a row as often as it was seen; a step counts as a whole batch."""
+    taken, batch = steps(run), (run.config.get("training") or {}).get("batch_size")
+    return taken * batch if taken is not None and isinstance(batch, int) else None
+
+
+def seconds_of(run: Run, stage: str) -> float | None:
+    """Returns the time of a stage in all rounds; None where no record has it."""
+    found = [record["seconds"][stage] for record in run.records if is_number(record["seconds"].get(stage))]
+    return sum(float(x) for x in found) if found else None
+
+
+def peak_memory(run: Run) -> float | None:
+    """Returns the largest peak of memory that a record has, in bytes; None where none has one."""
+    peaks = [record["memory"].get("peak") for record in run.records if isinstance(record.get("memory"), Mapping)]
+    found = [float(x) for x in peaks if is_number(x)]
+    return max(found) if found else None
+
+
+def was_busy(run: Run) -> bool:
+    """Returns whether a round had more load than the machine has cores; False where one of the two is not known."""
+    cores = (run.facts.get("platform") or {}).get("cores")
+    loads = [float(record["load"]) for record in run.records if is_number(record.get("load"))]
+    return is_number(cores) and any(load > float(cores or 0) for load in loads)
 
 
 def clients_of(run: Run, metric: str) -> dict[str, float] | None:
@@ -103,10 +159,23 @@ def clients_of(run: Run, metric: str) -> dict[str, float] | None:
     return None
 
 
+def called(run: Run, client: str) -> str:
+    """Returns a client's name, or `client 3` where it has none."""
+    return name_of(run, client) or f"client {client}"
+
+
+def name_of(run: Run, client: str) -> str | None:
+    """Returns a client's name as split.json or clients.jsonl has it; None where it has none."""
+    entries = [(run.split or {}).get("clients", {}).get(client, {})]
+    entries += [line.get("clients", {}).get(client, {}) for line in run.clients or ()]
+    return next((entry["name"] for entry in entries if isinstance(entry.get("name"), str)), None)
+
+
 def worst_client(run: Run, metric: str) -> tuple[float, float, object] | None:
-    """Returns the worst client's value, the spread and the worst one's id at the last evaluated round, from rounds.jsonl."""
+    """Returns the worst client's value, the spread and the worst one's name or id, at the last evaluated round."""
     for record in reversed(run.records):
         found = (record.get("clients") or {}).get(metric)
         if found:
-            return float(found["worst"]), float(found["spread"]), found.get("worst_client", DASH)
+            client = found.get("worst_client", DASH)
+            return float(found["worst"]), float(found["spread"]), name_of(run, str(client)) or client
     return None

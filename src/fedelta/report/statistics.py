@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean, median, stdev
 from types import ModuleType
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 LEVEL = 0.05
 """The share of tables of equal methods in which some method may be marked as different."""
@@ -30,6 +30,8 @@ MOST_SEEDS = 100
 """Where the search for the seeds that a verdict would need ends."""
 
 COMPARE_EXTRA = "pip install 'fedelta[compare]'"
+
+Key = TypeVar("Key")
 
 Scores: TypeAlias = Mapping[int, float]
 """A method's scores by seed."""
@@ -83,7 +85,7 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     if len(values) < 2:
         return None
     middle = fmean(values)
-    half = float(_stats().t.ppf(1 - LEVEL / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    half = float(scipy_stats().t.ppf(1 - LEVEL / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return Interval(middle, middle - half, middle + half)
 
 
@@ -93,7 +95,7 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
         return None
     import numpy as np
 
-    found = _stats().bootstrap(
+    found = scipy_stats().bootstrap(
         (list(values),), np.mean, n_resamples=10_000, confidence_level=1 - LEVEL, method="BCa", rng=np.random.default_rng(0)
     )
     return Interval(fmean(values), float(found.confidence_interval.low), float(found.confidence_interval.high))
@@ -121,12 +123,12 @@ def _paired_p(differences: Sequence[float]) -> float:
     if sd == 0:
         return 1.0 if differences[0] == 0 else 0.0
     t = fmean(differences) / (sd / math.sqrt(len(differences)))
-    return float(2 * _stats().t.sf(abs(t), len(differences) - 1))
+    return float(2 * scipy_stats().t.sf(abs(t), len(differences) - 1))
 
 
-def holm(raw: Mapping[str, float]) -> dict[str, float]:
+def holm(raw: Mapping[Key, float]) -> dict[Key, float]:
     """Returns p-values adjusted that hold together (Holm 1979): the i-th smallest of m, from 0, counts m - i times."""
-    adjusted: dict[str, float] = {}
+    adjusted: dict[Key, float] = {}
     so_far = 0.0
     for rank, name in enumerate(sorted(raw, key=lambda name: raw[name])):
         so_far = max(so_far, min(1.0, (len(raw) - rank) * raw[name]))
@@ -172,6 +174,23 @@ def marks_against_best(table: Mapping[str, Scores], *, lower_is_better: bool = F
     return marks
 
 
+def p_against_best(table: Mapping[str, Scores], *, lower_is_better: bool = False) -> dict[str, float]:
+    """Returns for each method behind the best mean the share of tables of equal methods with so large a range of means.
+
+    It is the p of `marks_against_best`: below 5 % where that says `behind`. Empty where the seeds allow no such mark.
+    """
+    whole = complete(table)
+    if len(whole) < 2 or len(next(iter(whole.values()))) < FEWEST:
+        return {}
+    best = best_of(whole, lower_is_better=lower_is_better)
+    seeds, error = len(whole[best]), math.sqrt(residual_variance(whole) / len(whole[best]))
+    degrees = (len(whole) - 1) * (seeds - 1)
+    gaps = {name: abs(fmean(whole[best].values()) - fmean(whole[name].values())) for name in whole if name != best}
+    if error == 0:
+        return {name: 1.0 if gap == 0 else 0.0 for name, gap in gaps.items()}
+    return {name: float(scipy_stats().studentized_range.sf(gap / error, len(whole), degrees)) for name, gap in gaps.items()}
+
+
 def best_of(table: Mapping[str, Scores], *, lower_is_better: bool = False) -> str:
     """Returns the method with the best mean, the first of equal ones."""
     pick = min if lower_is_better else max
@@ -199,7 +218,7 @@ def residual_variance(table: Mapping[str, Scores]) -> float:
 @lru_cache(maxsize=1024)
 def critical_range(methods: int, seeds: int) -> float:
     """Returns the range of means, in standard errors of one mean, that 5 % of tables of equal methods exceed."""
-    return float(_stats().studentized_range.ppf(1 - LEVEL, methods, (methods - 1) * (seeds - 1)))
+    return float(scipy_stats().studentized_range.ppf(1 - LEVEL, methods, (methods - 1) * (seeds - 1)))
 
 
 def separable(table: Mapping[str, Scores], baseline: str) -> float | None:
@@ -244,7 +263,7 @@ def sampling_error(share: float, rows: int) -> float:
     return math.sqrt(share * (1 - share) / rows)
 
 
-def _stats() -> ModuleType:
+def scipy_stats() -> ModuleType:
     """Returns scipy.stats.
 
     Raises:

@@ -1,23 +1,18 @@
-"""Groups runs by method, with seeds side by side, and reads from their records what a comparison needs.
-
-A run is its records and settings; nothing here reads a folder. Runs whose configs differ in nothing but the seed are one group.
-"""
+"""Holds runs by method with seeds side by side, and reads from their records what a comparison needs; reads no folder."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
-from fedelta.report.words import Record, main_metric
-from fedelta.tasks.metrics import LOWER_IS_BETTER, is_better
+from fedelta.report.words import Record
+from fedelta.tasks.metrics import is_better
 
 Plain = Mapping[str, Any]
 
-OF_THE_RUN = frozenset({"seed", "name", "output"})
+OF_THE_RUN = frozenset({"seed", "seed.data", "seed.partition", "seed.schedule", "seed.start", "name", "output"})
 """Keys that say which run it is, and not what it does."""
 
 OF_THE_MACHINE = frozenset(
@@ -39,13 +34,8 @@ COMMON = ("model.name", "task", "data", "partition")
 REFERENCES = frozenset({"local_only", "centralised"})
 """Methods that are lines to compare with, not competitors."""
 
-LONGEST_LABEL = 60
-
 LARGEST = 1e15
 """From here on a number counts as none: a loss that went there has diverged, and no axis could show it."""
-
-COLOURS = 5
-"""Methods that have a colour, a dash and a mark of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +60,18 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Returns the seed of everything that is drawn."""
-        return int(self.config.get("seed", 0))
+        """Returns the seed that tells runs apart: of all draws, or the one other than the data's; `schedule` of several."""
+        given: object = self.config.get("seed", 0)
+        if not isinstance(given, Mapping):
+            return int(self.config.get("seed", 0))
+        seeds = cast("Mapping[str, int]", given)
+        other = {seeds.get(kind, 0) for kind in ("partition", "schedule", "start")} - {seeds.get("data", 0)}
+        return other.pop() if len(other) == 1 else seeds.get("schedule", 0)
+
+    def seed_of(self, drawn: str) -> int:
+        """Returns the seed of one of the things that are drawn: data, partition, schedule or start."""
+        seed: object = self.config.get("seed", 0)
+        return int(cast("Mapping[str, int]", seed).get(drawn, 0)) if isinstance(seed, Mapping) else self.seed
 
     @property
     def method(self) -> str:
@@ -217,97 +217,6 @@ class Study:
 
 def _is_lost(value: float | None) -> bool:
     return value is None or abs(value) >= LARGEST
-
-
-def study_of(runs: Sequence[Run], *, metric: str | None = None, baseline: str | None = None) -> Study:
-    """Groups runs.
-
-    Args:
-        runs: at least one; those with the same settings and seed are groups of their own.
-        metric: to show first; accuracy, or what is measured, by default.
-        baseline: the label or method name that differences are taken to; the first group by default.
-
-    Raises:
-        ValueError: for no run, or a baseline that none of them has.
-    """
-    if not runs:
-        raise ValueError("there is no run to report on: give the folder of at least one")
-    bundles = _bundles(runs)
-    differing = _differing([bundle[0] for bundle in bundles])
-    labels = _labels(bundles, differing)
-    groups = [
-        Group(f"m{i}", _plain_style(bundle[0]), labels[i], {run.seed: run for run in sorted(bundle, key=lambda run: run.seed)})
-        for i, bundle in enumerate(bundles)
-    ]
-    records = [record for run in runs for record in run.records]
-    part = next((p for p in ("test", "validation") if any(r.get(p) for r in records)), None)
-    shown = metric or main_metric(records)
-    plain = Study(groups, part, shown, differing, _baseline(groups, baseline), baseline is not None)
-    coloured = {group.key: group for group in _coloured(plain)}
-    return replace(plain, groups=list(coloured.values()), baseline=coloured[plain.baseline.key])
-
-
-def _baseline(groups: Sequence[Group], name: str | None) -> Group:
-    if name is None:
-        return next((group for group in groups if group.style != "kr"), groups[0])
-    found = [group for group in groups if name in (group.label, group.first.method)]
-    if not found:
-        raise ValueError(f"no run of the baseline {name!r}: there are {', '.join(group.label for group in groups)}")
-    return found[0]
-
-
-def _bundles(runs: Sequence[Run]) -> list[list[Run]]:
-    """Returns runs by what they do; a second run of the same seed begins another bundle."""
-    found: dict[str, list[list[Run]]] = {}
-    for run in runs:
-        settings = {k: v for k, v in run.settings.items() if k not in OF_THE_MACHINE and k != "federation.rounds"}
-        bundles = found.setdefault(json.dumps(settings, sort_keys=True, default=str), [[]])
-        room = next((b for b in bundles if all(other.seed != run.seed for other in b)), None)
-        if room is None:
-            bundles.append([run])
-        else:
-            room.append(run)
-    order = {id(run): i for i, run in enumerate(runs)}
-    return sorted((b for bundles in found.values() for b in bundles), key=lambda bundle: order[id(bundle[0])])
-
-
-def _differing(firsts: Sequence[Run]) -> dict[str, list[Any]]:
-    """Returns the settings that differ between groups, without the method's own name."""
-    keys = sorted({key for run in firsts for key in run.settings} - OF_THE_MACHINE - {"method.name"})
-    columns = {key: [run.settings.get(key) for run in firsts] for key in keys}
-    return {key: values for key, values in columns.items() if any(value != values[0] for value in values)}
-
-
-def _labels(bundles: Sequence[Sequence[Run]], differing: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Returns the method's name, with the settings that tell apart those of one name, else with the run's name."""
-    methods = [bundle[0].method for bundle in bundles]
-    labels: list[str] = []
-    for i, method in enumerate(methods):
-        namesakes = [j for j, other in enumerate(methods) if other == method]
-        apart = [f"{k.split('.')[-1]} {v[i]}" for k, v in differing.items() if any(v[j] != v[i] for j in namesakes)]
-        labels.append(", ".join([method, *apart]) if len(namesakes) > 1 else method)
-    return [label if labels.count(label) == 1 else f"{label} ({bundles[i][0].name})" for i, label in enumerate(_cut(labels))]
-
-
-def _cut(labels: Sequence[str]) -> list[str]:
-    return [label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…" for label in labels]
-
-
-def _plain_style(run: Run) -> str:
-    """Returns the class of a line to compare with, or grey."""
-    return "kr" if run.method in REFERENCES else "kg"
-
-
-def _coloured(study: Study) -> list[Group]:
-    """Gives five methods a colour, in the order of the runs: of more than five the baseline and the four best."""
-    names = [group.key for group in study.groups if group.style != "kr"]
-    if len(names) > COLOURS:
-        better = -1 if study.metric in LOWER_IS_BETTER else 1
-        means = {key: better * fmean(study.table[key].values()) for key in names if study.table[key]}
-        ranked = sorted((key for key in means if key != study.baseline.key), key=lambda key: -means[key])
-        names = [key for key in names if key in (study.baseline.key, *ranked[: COLOURS - 1])]
-    style = {key: f"k{i}" for i, key in enumerate(names)}
-    return [replace(group, style=style.get(group.key, group.style)) for group in study.groups]
 
 
 def _flat(tree: Plain, above: str = "") -> dict[str, Any]:

@@ -6,11 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from fedelta.report.words import Record, duration, main_metric, number, size, total_bytes
+from fedelta.report.words import Record, duration, folded, main_metric, number, share, size, total_bytes
+
+NARROWEST = 12
+"""Characters in the column of layers below which it is not made narrower."""
+
+MOST_LAYERS = 40
+"""Layers of a merged adapter that are all listed; of more, half as many that are farthest from the mean."""
+
+WIDE = 100
+"""Columns of a terminal from which four singular values of a layer are shown, and not two."""
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
@@ -23,10 +34,40 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], le
     return table
 
 
+class _Folded:
+    """A name that loses its middle where its column is too narrow."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(folded(self.name, options.max_width))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(len(self.name), NARROWEST), len(self.name))
+
+
+def _layer_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Returns a table of layers: what does not fit is taken from the middle of their names, and no figure is broken."""
+    table = Table(title=title, title_justify="left", caption_justify="left", header_style="bold", box=None, pad_edge=False)
+    table.add_column("layer", vertical="bottom")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, *figures in rows:
+        table.add_row(_Folded(name), *figures)
+    return table
+
+
 def split_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Lists each client's share, from the rows of `fedelta.split.view.partition_table` with the client's "rank"."""
+    """Lists each client's share, from the rows of `fedelta.split.view.partition_table` with "rank" and perhaps "name"."""
     lines = [
-        [str(row["client"]), str(row["rank"]), str(row["examples"]), number(row["distance"], 2), _commonest(row)]
+        [
+            escape(str(row.get("name", row["client"]))),
+            str(row["rank"]),
+            str(row["examples"]),
+            number(row["distance"], 2),
+            _commonest(row),
+        ]
         for row in rows
     ]
     table = _table("Split of the training rows", ["client", "rank", "examples", "distance", "commonest labels"], lines)
@@ -120,18 +161,25 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     return table
 
 
-def spectra_table(name: str, layers: Sequence[Mapping[str, Any]]) -> Table:
-    """Shows one adapter layer by layer, from the facts of `fedelta.adapters.inspection.describe`."""
+def spectra_table(name: str, layers: Sequence[Mapping[str, Any]], width: int) -> Table:
+    """Shows one adapter layer by layer.
+
+    Args:
+        name: of the adapter.
+        layers: from `fedelta.adapters.inspection.describe`.
+        width: of the terminal.
+    """
+    count = 4 if width >= WIDE else 2
 
     def row(x: Mapping[str, Any]) -> list[str]:
         ranks = [number(x["effective_rank"], 2), number(x["stable_rank"], 2)]
-        return [str(x["layer"]), str(x["rank"]), f"{x['scale']:g}", f"{x['norm']:.3g}", *ranks, _leading(x["spectrum"])]
+        return [str(x["layer"]), str(x["rank"]), f"{x['scale']:g}", f"{x['norm']:.3g}", *ranks, _leading(x["spectrum"], count)]
 
-    rows = [row(x) for x in layers]
-    return _table(name, ["layer", "rank", "scale", "‖dW‖", "effective rank", "stable rank", "largest singular values"], rows)
+    columns = ["rank", "scale", "‖dW‖", "effective\nrank", "stable\nrank", "largest\nsingular values"]
+    return _layer_table(name, columns, [row(x) for x in layers])
 
 
-def _leading(spectrum: Sequence[float], count: int = 4) -> str:
+def _leading(spectrum: Sequence[float], count: int) -> str:
     return " ".join(f"{s:.3g}" for s in spectrum[:count]) + (" …" if len(spectrum) > count else "")
 
 
@@ -142,7 +190,59 @@ def overlap_table(pair: str, layers: Sequence[Mapping[str, Any]]) -> Table:
         return [number(x["overlap"], 3), number(x["smallest"], 1), number(x["largest"], 1)]
 
     rows = [[str(x["layer"]), number(x["cosine"], 3), *angles(x["A"]), *angles(x["B"])] for x in layers]
-    columns = ["layer", "cosine", "A overlap", "min°", "max°", "B overlap", "min°", "max°"]
-    table = _table(pair, columns, rows)
+    table = _layer_table(pair, ["cosine", "A\noverlap", "\nmin°", "\nmax°", "B\noverlap", "\nmin°", "\nmax°"], rows)
     table.caption = "overlap: mean squared cosine of the principal angles, 1 for one subspace inside the other"
+    return table
+
+
+def suite_plan_table(
+    rows: Sequence[Mapping[str, Any]], seconds: float, jobs: int, seeds: Mapping[str, Mapping[str, int | None]]
+) -> RenderableType:
+    """Lists what the cells of a suite would cost.
+
+    Args:
+        rows: one for each setting and method, as `fedelta.runs.suite.estimate.Row` has them.
+        seconds: that all open cells would take; 0.0 while none is finished.
+        jobs: cells at a time.
+        seeds: by setting and method, how many would separate it from the best mean; None for more than 100.
+    """
+    lines = [_plan_row(row) for row in rows]
+    columns = ["setting", "method", "cells", "done", "tuning", "steps", "bytes", "memory"]
+    served = [row for row in rows if not row["refused"]]
+    runs = sum(row["cells"] + row["tuning"] for row in served)
+    sent = sum((row["cells"] + row["tuning"]) * row["bytes"] for row in served)
+    memory = max((row["memory"] for row in served), default=0)
+    took = f"about {duration(seconds)} are left" if seconds else "time unknown until a cell is finished"
+    said = f"{runs} runs, {size(sent)} on the wire, {jobs} at a time of up to {size(memory)} without activations; {took}"
+    refused = [Text(f"not applicable: {row['setting']} {row['label']}: {row['refused']}") for row in rows if row["refused"]]
+    more = [Text(_more_seeds(setting, needed)) for setting, needed in seeds.items() if needed]
+    return Group(_table("What one cell costs", columns, lines, left=2), Text(said), *refused, *more)
+
+
+def _plan_row(row: Mapping[str, Any]) -> list[str]:
+    if row["refused"]:
+        return [row["setting"], row["label"], *["–"] * 6]
+    counts = [str(row[key]) for key in ("cells", "done", "tuning", "steps")]
+    return [row["setting"], row["label"], *counts, size(row["bytes"]), size(row["memory"])]
+
+
+def _more_seeds(setting: str, needed: Mapping[str, int | None]) -> str:
+    each = ", ".join(f"{label} {'more than 100' if count is None else count}" for label, count in needed.items())
+    return f"seeds that would separate it from the best mean, roughly{f', in {setting}' if setting else ''}: {each}"
+
+
+def fidelity_table(name: str, facts: Mapping[str, Any]) -> Table:
+    """Shows how near a merged adapter is to the exact mean, from `fedelta.adapters.fidelity.fidelity`."""
+    layers: Sequence[Mapping[str, Any]] = facts["layers"]
+    shown = layers if len(layers) <= MOST_LAYERS else sorted(layers, key=lambda x: -(x["distance"] or 0))[: MOST_LAYERS // 2]
+
+    def row(label: str, rank: str, x: Mapping[str, Any]) -> list[str]:
+        return [label, rank, *(share(x[key]) for key in ("energy", "distance", "least"))]
+
+    rows = [row(str(x["layer"]), str(x["rank"]), x) for x in shown]
+    rows.append(row(f"all {len(layers)} layers", "", facts))
+    table = _layer_table(name, ["rank", "energy\nkept", "distance to\nthe exact mean", "least at\nthis rank"], rows)
+    table.caption = "energy: the squared norm, in shares of the exact mean's; distances: in shares of its norm"
+    if len(shown) < len(layers):
+        table.caption += f". The {len(shown)} layers farthest from it are shown, all by --json"
     return table

@@ -37,6 +37,16 @@ def note(message: str) -> None:
     err.print(Text(message, style="dim"), soft_wrap=True)
 
 
+def is_watched() -> bool:
+    """Returns whether somebody may be looking: in a terminal or a notebook."""
+    return err.is_terminal or err.is_jupyter
+
+
+def show_code(text: str) -> None:
+    """Prints lines that are to be copied, on stdout, as they are."""
+    out.print(Text(text), soft_wrap=True)
+
+
 def print_json(value: object) -> None:
     """Prints one line of JSON on stdout."""
     out.print(Text(json.dumps(value, allow_nan=False, ensure_ascii=False)), soft_wrap=True)

@@ -21,6 +21,22 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def folded(name: str, width: int) -> str:
+    """Returns a name in at most `width` characters, without its middle where it is longer: both ends of a layer tell."""
+    if len(name) <= width:
+        return name
+    kept = max(width - 1, 0)
+    tail = kept - kept // 3  # layers of one model begin alike
+    return f"{name[: kept // 3]}…{name[len(name) - tail :]}"[:width]
+
+
+def share(value: float | None) -> str:
+    """Writes a share of one in percent, small ones as a power of ten; a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if value == 0 or value >= 5e-4 else f"{value:.0e}"
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Writes a number, or a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from peft import LoraConfig
@@ -14,6 +15,7 @@ from fedelta.models.loading import load_model
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.runs.config import Lora, Model
 from fedelta.runs.evaluation import Evaluator
+from fedelta.runs.labels import labels_of
 from fedelta.tasks.task import Task
 
 
@@ -74,6 +76,7 @@ def load_adapted(
         compact=model.compact,
         cache_activations=model.cache_activations,
     )
+    adapted.layout = replace(adapted.layout, labels=labels_of(task))
     return adapted, tokenizer
 
 

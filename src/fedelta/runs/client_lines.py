@@ -2,10 +2,11 @@
 
 A line is one round. Of up to 1,000 clients it holds each:
 
-    {"t": 3, "clients": {"0": {"weight": 0.4, "steps": 8, "loss": 1.2, "scores": {"accuracy": 0.5}}, ...}}
+    {"t": 3, "clients": {"0": {"name": "north", "weight": 0.4, "steps": 8, "loss": 1.2, "scores": {"accuracy": 0.5}}, ...}}
 
-`weight`, `steps` and `loss` are of those whose update counted, `scores` (on the client's own held-out rows) of those that were
-scored. Of more clients it holds quantiles, and the ten worst by loss and by each score:
+`name` is there where the config names the clients; `weight`, `steps` and `loss` are of those whose update counted, `scores` (on
+the client's own held-out rows) of those that were scored. Of more clients it holds quantiles, and the ten worst by loss and by
+each score:
 
     {"t": 3, "count": 5000, "quantiles": {"loss": {"0.25": 1.1, ...}, ...}, "worst": {"loss": {"17": 3.2, ...}, ...}}
 
@@ -42,14 +43,17 @@ WORST = 10
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
-def client_line(done: Round, scores: Mapping[int, Scores]) -> ClientLine:
+def client_line(done: Round, scores: Mapping[int, Scores], names: Sequence[str] = ()) -> ClientLine:
     """Returns what a round says of each client, or of more than 1,000 of them together.
 
     Args:
         done: the round, before the next one is asked for.
         scores: of clients on their own rows, by id; empty where the round was not evaluated.
+        names: of all clients, in the order of ids; empty where they have none.
     """
     clients = _entries(done, scores)
+    if names:
+        clients = {k: {"name": names[k], **entry} for k, entry in clients.items()}
     if len(clients) <= EACH:
         return {"t": done.t, "clients": {str(k): clients[k] for k in sorted(clients)}}
     columns = _columns(clients)
@@ -140,13 +144,17 @@ def _parsed(raw: bytes) -> ClientLine | None:
         line: object = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(line, dict):
-        return None
-    known = cast("dict[str, Any]", line)
+    return cast("dict[str, Any]", line) if is_line(line) else None
+
+
+def is_line(found: object) -> bool:
+    """Returns whether a value is a line that its readers could use."""
+    if not isinstance(found, dict):
+        return False
+    known = cast("dict[str, Any]", found)
     t, parts = known.get("t"), [known.get(key, {}) for key in ("clients", "quantiles", "worst")]
-    is_line = isinstance(t, int) and not isinstance(t, bool) and t >= 0
-    is_line = is_line and all(isinstance(part, dict) and all(map(_is_entry, part.values())) for part in parts)
-    return known if is_line else None
+    counts = isinstance(t, int) and not isinstance(t, bool) and t >= 0
+    return counts and all(isinstance(part, dict) and all(map(_is_entry, part.values())) for part in parts)
 
 
 def _is_entry(value: object) -> bool:

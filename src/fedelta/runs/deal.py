@@ -35,6 +35,7 @@ class Deal:
         held_out: for each client, the positions of the rows kept to test it by.
         ranks: one for each client.
         revision: the commit of a data set on the Hub; None for any other source.
+        names: of the clients; empty where they have numbers only.
     """
 
     task: Task
@@ -43,6 +44,7 @@ class Deal:
     held_out: Sequence[np.ndarray]
     ranks: Sequence[int]
     revision: str | None = None
+    names: Sequence[str] = ()
 
     def labels(self, rows: Sequence[Row]) -> list[Hashable]:
         """Returns the label of each row; None where the task has none."""
@@ -59,11 +61,13 @@ def deal(config: RunConfig, task: Task) -> Deal:
     Raises:
         ValueError, FileNotFoundError, ImportError: for data that cannot be read, or a split that cannot be made.
     """
+    seeds = config.seeds()
     read = _read_source if config.data.clients is None else _read_files
     splits, parts, task, revision = read(config, task)
-    kept = [hold_out(part, config.data.client_test_fraction, config.seed, k) for k, part in enumerate(parts)]
-    ranks = ranks_for(config.lora.rank, len(parts), config.seed)
-    return Deal(task, splits, [train for train, _ in kept], [test for _, test in kept], ranks, revision)
+    kept = [hold_out(part, config.data.client_test_fraction, seeds.data, k) for k, part in enumerate(parts)]
+    ranks = ranks_for(config.lora.rank, len(parts), seeds.partition)
+    names = list(config.client_files())
+    return Deal(task, splits, [train for train, _ in kept], [test for _, test in kept], ranks, revision, names)
 
 
 Read: TypeAlias = tuple[Splits, Sequence[np.ndarray], Task, str | None]
@@ -72,7 +76,7 @@ Read: TypeAlias = tuple[Splits, Sequence[np.ndarray], Task, str | None]
 
 def _read_source(config: RunConfig, task: Task) -> Read:
     """Reads one source and deals its training rows to clients."""
-    data, split, seed = config.data, config.partition, config.seed
+    data, split, seeds = config.data, config.partition, config.seeds()
     revision = pinned_revision(data.source, data.revision)
     splits = load_splits(
         data.source,
@@ -87,13 +91,15 @@ def _read_source(config: RunConfig, task: Task) -> Read:
         limit=data.limit,
         label=task.label_field(),
         empty=data.empty,
-        seed=seed,
+        seed=seeds.data,
         revision=revision,
     )
     task = task.settled(splits.train)
     # The task's label is what skews the parts, unless the config names a field of the rows.
     labels = splits.train if split.by else [task.label_of(row) for row in splits.train]
-    parts = partition(labels, scheme_of(split), split.clients, by=split.by, seed=seed, min_examples=split.min_examples)
+    parts = partition(
+        labels, scheme_of(split), split.clients, by=split.by, seed=seeds.partition, min_examples=split.min_examples
+    )
     return splits, parts, task, revision
 
 
@@ -135,16 +141,17 @@ def read_own(config: RunConfig, task: Task, file: str, part: str, client: str | 
     given = load_rows(Path(file), fields=data.fields)
     rows = without_empty(given, task.label_field(), data.empty, whose)
     limit = data.limit.get(part) if isinstance(data.limit, Mapping) else data.limit
-    return OwnRows(subsample(rows, limit, config.seed), len(given) - len(rows))
+    return OwnRows(subsample(rows, limit, config.seeds().data), len(given) - len(rows))
 
 
 def row_digests(splits: Splits) -> dict[str, str]:
     """Returns a digest of the rows of each split that has any, by which a resumed run recognises its data."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    return {name: _digest(rows) for name, rows in parts.items() if rows}
+    return {name: rows_digest(rows) for name, rows in parts.items() if rows}
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def rows_digest(rows: Sequence[Row]) -> str:
+    """Returns the sha256 of rows, in their order."""
     found = sha256()
     for row in rows:
         found.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")

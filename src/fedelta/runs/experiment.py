@@ -64,13 +64,13 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
     """
     # The model's files first, which are quickly found wrong; then the data; the weights last, since they take longest.
     model_section, files = pinned_model(config.model, config.device)
-    dealt = deal(config, chosen.task)
-    mixing = None if chosen.topology is None else chosen.topology.mixing(len(dealt.parts), seed=config.seed)
+    seeds, dealt = config.seeds(), deal(config, chosen.task)
+    mixing = None if chosen.topology is None else chosen.topology.mixing(len(dealt.parts), seed=seeds.schedule)
     contraction = {} if mixing is None else topology.numbers(mixing)
     method = chosen.method.for_topology(chosen.settings.rounds, lambda: contraction.get("rho_sq", 0.0))
     warn_of_missing_rows(config.data, dealt)
     adapter = peft_config(config.lora)
-    model, tokenizer = load_adapted(model_section, dealt.task, adapter, device=config.device, seed=config.seed, files=files)
+    model, tokenizer = load_adapted(model_section, dealt.task, adapter, device=config.device, seed=seeds.start, files=files)
     check_ranks(model, adapter, dealt.ranks)
     train, validation, test = _encoded(dealt, tokenizer) if scored else ([], [], [])
     clients = clients_on(
@@ -80,8 +80,10 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
         adapter,
         dealt.ranks,
         chosen.training,
-        seed=config.seed,
+        seed=seeds.schedule,
+        start_seed=seeds.start,
         start=load_adapter(config.lora.start) if config.lora.start else None,
+        scale=config.lora.scale,
     )
     template = largest_template(clients)
     choice = choose(config.federation.engine, clients, config.federation.token_budget)

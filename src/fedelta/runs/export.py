@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -11,18 +11,27 @@ from typing import Any, Literal, TypeAlias
 from fedelta.data.gaps import without_empty
 from fedelta.data.sources import load_rows, subsample
 from fedelta.exchange import files
-from fedelta.models.adapter_files import CONFIG, WEIGHTS, copy_adapter, load_adapter, read_layout
+from fedelta.models.adapter_files import CONFIG, WEIGHTS, copy_adapter, load_adapter, own_files, read_layout
+from fedelta.models.base_facts import BaseFacts, base_facts
 from fedelta.models.export import merge_into
 from fedelta.models.loading import load_model
+from fedelta.report.model_card import Exported, model_card
 from fedelta.runs.base import evaluator, load_adapted, peft_config
-from fedelta.runs.config import RunConfig, load_config
-from fedelta.runs.config.choices import choices_of
+from fedelta.runs.config import ConfigError, RunConfig, read_config
+from fedelta.runs.config.allowed import allowed
+from fedelta.runs.config.checks import checked_alone
+from fedelta.runs.config.own import NOTHING, Own
 from fedelta.runs.config.resume import demand_leave, without_leave
+from fedelta.runs.config.schema import PROGRAM
 from fedelta.runs.deal import deal
+from fedelta.runs.exported import exported
 from fedelta.runs.folder import RunFolder
+from fedelta.runs.labels import lacks_labels, with_labels
 from fedelta.tasks.task import Task
 
 Which: TypeAlias = Literal["best", "last"]
+
+CARD = "README.md"
 
 TASK_OF = {"SEQ_CLS": "classification", "CAUSAL_LM": "instruction"}
 """The task to take if a PEFT folder names only its own task type."""
@@ -36,19 +45,27 @@ class Source:
         adapter: the PEFT folder.
         config: of the run; for a bare PEFT folder, as far as the folder tells.
         stored: the run's config as its folder has it; None for a bare PEFT folder.
+        own: the Python files that may run. A method's is never needed, and a task's is for scores and merged models.
+        run: the run's folder; None for a bare PEFT folder.
     """
 
     adapter: Path
     config: RunConfig
     stored: RunConfig | None = None
+    own: Own = NOTHING
+    run: RunFolder | None = None
 
     @property
     def of_run(self) -> bool:
-        """Returns whether a run's config was found: then the task's labels can be read from its data."""
+        """Returns whether a run's config was found: then a task that lacks its labels can read them from the run's data."""
         return self.stored is not None
 
     def demand_leave(self) -> None:
-        """Raises ConfigError if loading the model needs what only a person may allow, and nobody has."""
+        """Raises ConfigError if the model is not known, or loading it needs what only a person may allow, and nobody has."""
+        if self.config.model.name == PROGRAM:
+            raise ConfigError(
+                "the base model of this run was an object of a program: say where it lies by --set model.name=FOLDER"
+            )
         if self.stored is not None:
             demand_leave(self.stored.model, self.config.model)
 
@@ -61,6 +78,7 @@ def find(
     rank: int | None = None,
     client: int | None = None,
     trust_remote_code: bool = False,
+    allow_files: Collection[str | os.PathLike[str]] = (),
 ) -> Source:
     """Finds the adapter that is meant by a run's folder, by the folder of one of its adapters, or by any PEFT folder.
 
@@ -72,25 +90,27 @@ def find(
         rank: what a participant of this rank ran at the end.
         client: what this client ran at the end, for methods whose participants run different models.
         trust_remote_code: allows the model's own code to run. The folder's word for it does not count.
+        allow_files: the Python files, by path or sha256, that may run, where the run's task is one of a file.
 
     Raises:
         FileNotFoundError: for a folder that is neither, or an adapter that the run did not leave, naming those it left.
         ValueError: for the best round together with a rank or a client, or a choice where there is none.
     """
+    own = Own(allowed(allow_files))
     path, changes = Path(path), [*overrides, *(["model.trust_remote_code=true"] if trust_remote_code else [])]
     if (path / "config.yaml").is_file():
-        return _of_run(_adapter_of(RunFolder(path), which, rank, client), path, changes)
+        return _of_run(_adapter_of(RunFolder(path), which, rank, client), path, changes, own)
     if which is not None or rank is not None or client is not None:
         raise ValueError(f"{path} is not the folder of a run, so there is no choice of round, rank or client in it")
     run = path.resolve().parent.parent
     if path.resolve().parent.name == "adapters" and (run / "config.yaml").is_file():
-        return _of_run(path, run, changes)
-    return Source(path, _config_of(path, changes))
+        return _of_run(path, run, changes, own)
+    return Source(path, _config_of(path, changes), own=own)
 
 
-def _of_run(adapter: Path, run: Path, changes: Sequence[str]) -> Source:
-    stored = load_config(run / "config.yaml")
-    return Source(adapter, load_config(without_leave(stored), changes), stored)
+def _of_run(adapter: Path, run: Path, changes: Sequence[str], own: Own) -> Source:
+    stored = checked_alone(read_config(run / "config.yaml"))
+    return Source(adapter, checked_alone(read_config(without_leave(stored), changes)), stored, own, RunFolder(run))
 
 
 def score(source: Source, data: str, *, split: str | None = None, limit: int | None = None) -> dict[str, float]:
@@ -108,20 +128,26 @@ def score(source: Source, data: str, *, split: str | None = None, limit: int | N
     source.demand_leave()
     config = source.config
     revision = config.data.revision if data == config.data.source else None
-    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seed, revision=revision)
-    task = choices_of(config).task
-    rows = subsample(without_empty(rows, task.label_field(), config.data.empty, data), limit, config.seed)
-    task = deal(config, task).task if source.of_run else task.settled(rows)
-    model, tokenizer = load_adapted(config.model, task, peft_config(config.lora), device=config.device, seed=config.seed)
+    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seeds().data, revision=revision)
+    task = task_of(source)
+    rows = subsample(without_empty(rows, task.label_field(), config.data.empty, data), limit, config.seeds().data)
+    if lacks_labels(task):
+        task = deal(config, task).task if source.of_run else task.settled(rows)
+    model, tokenizer = load_adapted(
+        config.model, task, peft_config(config.lora), device=config.device, seed=config.seeds().start
+    )
     deployed = {"adapter": load_adapter(source.adapter)}
     scores = evaluator(task, model, config.evaluation.batch_size).score(deployed, task.encode(rows, tokenizer))
     return {"examples": len(rows), **scores}
 
 
-def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
-    """Writes the adapter as a PEFT folder, or a whole model with the delta in its weights, tokenizer included.
+def export(source: Source, folder: str | Path, *, merged: bool = False) -> Exported:
+    """Writes the adapter as a PEFT folder, or a whole model with the delta in its weights; with model card and tokenizer.
 
-    The folder appears whole or not at all.
+    The folder appears whole or not at all. What cannot be read of the base model is left out, with a warning.
+
+    Returns:
+        What the card tells, from which `fedelta.report.model_card` makes the lines to use the folder by.
 
     Raises:
         FileExistsError: if the folder holds anything.
@@ -129,12 +155,37 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
     """
     folder = Path(folder)
     demand_unused(folder)
-    if not merged:
-        with files.whole_folder(folder) as draft:
+    own_files(source.adapter)  # before one is read
+    if merged:
+        source.demand_leave()
+    layout, task, facts = read_layout(source.adapter), _task_with_labels(source), _facts_of(source)
+    told = exported(layout, source.config, task, facts, source.run, source.adapter.name, merged=merged)
+    # The model first, which takes memory and may not fit: no draft is begun for what cannot be written.
+    whole = _merged(source, task) if merged else None
+    with files.whole_folder(folder) as draft:
+        if whole is None:
             copy_adapter(source.adapter, draft)
-        return
-    source.demand_leave()
-    task = _task_with_labels(source)
+        else:
+            whole.save_pretrained(draft)
+        if told.tokenizer:
+            facts.tokenizer.save_pretrained(draft)
+        files.write(draft / CARD, model_card(told, folder.resolve().name).encode())
+    return told
+
+
+def _facts_of(source: Source) -> BaseFacts:
+    settings = source.config.model
+    return base_facts(
+        settings.name,
+        settings.revision,
+        digest=settings.digest,
+        trust_remote_code=settings.trust_remote_code,
+        use_safetensors=settings.use_safetensors,
+    )
+
+
+def _merged(source: Source, task: Task) -> Any:
+    """Returns the base model with the adapter in its weights."""
     settings = source.config.model
     model, tokenizer = load_model(
         settings.name,
@@ -145,15 +196,12 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> None:
         use_safetensors=settings.use_safetensors,
         revision=settings.revision,
         digest=settings.digest,
-        seed=source.config.seed,  # what the checkpoint lacks and nobody trained is part of the base
+        seed=source.config.seeds().start,  # what the checkpoint lacks and nobody trained is part of the base
     )
     # A quantised base has a fingerprint of its own, which the adapter keeps. The delta goes into the whole model, whose
     # fingerprint is another, so that the two cannot be compared.
     checked_by = None if settings.quantization else tokenizer
-    merged_model = merge_into(model, load_adapter(source.adapter), tokenizer=checked_by)
-    with files.whole_folder(folder) as draft:
-        merged_model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
+    return merge_into(model, load_adapter(source.adapter), tokenizer=checked_by)
 
 
 def demand_unused(folder: Path) -> None:
@@ -201,9 +249,14 @@ def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
         "task": TASK_OF.get(str(layout.get("task_type")), "classification"),
         "lora": {"target_modules": layout.get("target_modules"), "modules_to_save": layout.get("modules_to_save")},
     }
-    return load_config(raw, overrides)
+    return checked_alone(read_config(raw, overrides))
+
+
+def task_of(source: Source) -> Task:
+    """Returns the task of an adapter, with the labels that are kept beside it where the config names none."""
+    return with_labels(source.own.task_alone(source.config), read_layout(source.adapter).labels)
 
 
 def _task_with_labels(source: Source) -> Task:
-    task = choices_of(source.config).task
-    return deal(source.config, task).task if source.of_run else task
+    task = task_of(source)
+    return deal(source.config, task).task if source.of_run and lacks_labels(task) else task

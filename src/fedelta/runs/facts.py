@@ -1,8 +1,11 @@
 """Writes down once what a run is made of: `run.json` of the whole, and `split.json` of each client, which can be withheld.
 
     run.json     {"rows": {"train", "validation", "test"}, "majority": share of the commonest label of the test rows or null,
-                  "personal": whether participants run models of their own, "platform": versions, device and threads}
-    split.json   {"labels": [...], "clients": {"0": {"rows", "test_rows", "rank", "labels": {label: rows}}, ...}}
+                  "personal": whether participants run models of their own, "platform": versions, device and threads,
+                  "code": by "method" and "task", the sha256 of the user's file that defines it, where there is one}
+    split.json   {"labels": [...], "clients": {"0": {"name", "rows", "test_rows", "rank", "labels": {label: rows}}, ...}}
+
+A client has a `name` where the config gives it one.
 
 A resumed run keeps them as they are. Where the rows are elsewhere there is no split.json, and `rows` is empty.
 """
@@ -13,8 +16,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from fedelta.code_files import CodeFile
 from fedelta.exchange import files
 from fedelta.runs.client_lines import EACH
 from fedelta.runs.deal import Deal
@@ -24,13 +29,20 @@ MOST_LABELS = 1000
 """Different labels up to which they are counted by client."""
 
 
-def write_once(run_file: Path, split_file: Path, experiment: Experiment, platform: Mapping[str, Any]) -> None:
+def write_once(
+    run_file: Path,
+    split_file: Path,
+    experiment: Experiment,
+    platform: Mapping[str, Any],
+    code: Mapping[str, CodeFile] = MappingProxyType({}),
+) -> None:
     """Writes both files where they are not there."""
     dealt = experiment.deal
     if not run_file.exists():
         splits = {} if dealt is None else _rows(dealt)
         facts = {"rows": splits, "majority": experiment.majority(), **_kind(experiment), "platform": dict(platform)}
-        files.commit(run_file, _json(facts))
+        digests = {key: file.digest for key, file in code.items()}
+        files.commit(run_file, _json(facts | ({"code": digests} if digests else {})))
     if dealt is not None and len(dealt.parts) <= EACH and not split_file.exists():
         files.commit(split_file, _json(split_of(dealt)))
 
@@ -44,7 +56,8 @@ def split_of(dealt: Deal) -> dict[str, Any]:
     for k, part in enumerate(dealt.parts):
         found = Counter(labels[i] for i in part)
         own = {"labels": {name: found[name] for name in names if found[name]}} if counted else {}
-        clients[str(k)] = {"rows": len(part), "test_rows": len(dealt.held_out[k]), "rank": int(dealt.ranks[k]), **own}
+        name = {"name": dealt.names[k]} if dealt.names else {}
+        clients[str(k)] = {**name, "rows": len(part), "test_rows": len(dealt.held_out[k]), "rank": int(dealt.ranks[k]), **own}
     return {"labels": names if counted else [], "clients": clients}
 
 

@@ -81,9 +81,6 @@ from fedelta.runs.flower_app import site_of
 app = client_app(partial(site_of, Path(__file__).with_name("config.yaml")))
 '''
 
-PATHS = (("data", "source"), ("data", "validation"), ("data", "test"), ("model", "name"), ("lora", "start"))
-"""Keys that may hold a path."""
-
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 """Environment under which Flower tells nobody what is run."""
 
@@ -95,7 +92,7 @@ def write_app(config: RunConfig, folder: Path) -> None:
     """Writes the folder of a Flower app.
 
     Args:
-        config: of the run; its paths that lead to something here are written in full, since Flower runs the app elsewhere.
+        config: of the run.
         folder: to make; an empty one may be there.
 
     Raises:
@@ -115,23 +112,11 @@ def write_app(config: RunConfig, folder: Path) -> None:
 
 
 def placed(config: RunConfig) -> RunConfig:
-    """Returns a config for Flower's sites, whose paths that lead to something here are absolute."""
+    """Returns a config for Flower, which runs the app elsewhere: its folder is written in full, as all other paths are."""
     raw = config.model_dump(mode="json")
-    for section, key in PATHS:
-        raw[section][key] = _in_full(raw[section][key])
-    clients = raw["data"]["clients"]
-    if isinstance(clients, Mapping):
-        raw["data"]["clients"] = {name: _in_full(file) for name, file in clients.items()}
-    elif clients is not None:
-        raw["data"]["clients"] = [_in_full(file) for file in clients]
     raw["output"] = str(config.folder().resolve())
     raw["federation"]["where"] = "flower"
     return read_config(raw)
-
-
-def _in_full(value: Any) -> Any:
-    """Returns a path that leads to something here as an absolute one, and any other value as it is."""
-    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
 
 
 # --- the server ------------------------------------------------------------------------------------------------------

@@ -5,10 +5,12 @@
     split.json       what each client has, written once
     rounds.jsonl     one record for each round; the first in which a diagnostic is null says why
     clients.jsonl    what each round says of each client: see `client_lines`
+    code/            copies of the user's own files that define the method or the task; none of them runs by itself
     adapters/        PEFT folders: last, best, and at the end one for each rank (or client)
     checkpoint/      what the next round needs, and what the last round needed
     curves.png       the records as a picture
     report.html      the records as a page
+    failed.json      of a suite's cell that failed: the error; the next try removes it
     .lock            locked by the process that writes here
 
 A round writes its adapters, then its clients' line and its record, then its checkpoint; the checkpoint is what makes it
@@ -30,21 +32,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from fedelta.code_files import CodeFile
 from fedelta.engines import checkpoint
 from fedelta.exchange import files
 from fedelta.runs import client_lines
-from fedelta.runs.config import RunConfig, dump_config, load_config
+from fedelta.runs.config import RunConfig, dump_config, read_config
+from fedelta.runs.config.checks import checked_alone
 from fedelta.runs.records import Record, read_record
 
 logger = logging.getLogger("fedelta.resume")
 
 CONFIG, RECORDS, DAMAGED = "config.yaml", "rounds.jsonl", "rounds.damaged.jsonl"
 RUN, SPLIT, CLIENTS = "run.json", "split.json", "clients.jsonl"
-ADAPTERS, CHECKPOINT, CURVES, REPORT = "adapters", "checkpoint", "curves.png", "report.html"
+ADAPTERS, CHECKPOINT, CURVES, REPORT, CODE = "adapters", "checkpoint", "curves.png", "report.html", "code"
+FAILED = "failed.json"
 
-COMMITTED = (CONFIG, RECORDS, DAMAGED, RUN, SPLIT, CLIENTS, REPORT)
+COMMITTED = (CONFIG, RECORDS, DAMAGED, RUN, SPLIT, CLIENTS, REPORT, FAILED)
 """The files that are written by `files.commit`, which a kill may leave under its temporary name."""
 
 TEMPORARY = tuple(f".{name}.tmp" for name in COMMITTED)
@@ -52,10 +58,10 @@ TEMPORARY = tuple(f".{name}.tmp" for name in COMMITTED)
 DRAFT = re.compile(r"\.(last|best|rank-[0-9]+|client-[0-9]+)\.(draft|swap|[a-z0-9_]{8})")
 """The names under which a kill may leave an adapter's folder half-written; the last kind is one that `tempfile` makes."""
 
-OWN = frozenset({*COMMITTED, *TEMPORARY, ADAPTERS, CHECKPOINT, CURVES, files.LOCK})
+OWN = frozenset({*COMMITTED, *TEMPORARY, ADAPTERS, CHECKPOINT, CURVES, CODE, files.LOCK})
 """All that a run may leave in its folder."""
 
-FOLDERS = frozenset({ADAPTERS, CHECKPOINT})
+FOLDERS = frozenset({ADAPTERS, CHECKPOINT, CODE})
 """Those of them that are folders."""
 
 
@@ -100,6 +106,10 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / REPORT
+
+    @property
+    def failed_file(self) -> Path:
+        return self.path / FAILED
 
     @property
     def old(self) -> RunFolder:
@@ -162,7 +172,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what a run left here, but for its lock."""
-        for folder in (self.adapters, self.checkpoint):
+        for folder in (self.adapters, self.checkpoint, self.path / CODE):
             shutil.rmtree(folder, ignore_errors=True)
         for name in sorted(OWN - FOLDERS - {files.LOCK}):
             (self.path / name).unlink(missing_ok=True)
@@ -205,8 +215,17 @@ class RunFolder:
 
     # --- what is here ------------------------------------------------------------------------------------------------
 
-    def write_config(self, config: RunConfig) -> None:
-        """Writes the resolved config, and makes the folder if it is not there."""
+    def write_config(self, config: RunConfig, code: Mapping[str, CodeFile] = MappingProxyType({})) -> None:
+        """Writes the resolved config, and makes the folder if it is not there.
+
+        Args:
+            config: of the run.
+            code: by key, the Python files that it names: they are copied, and the config that is written names the copies.
+        """
+        for key, file in code.items():
+            files.commit(self.path / CODE / f"{key}.py", file.source)
+            copied = {**getattr(config, key), "path": f"{CODE}/{key}.py"}
+            config = config.model_copy(update={key: copied})
         files.commit(self.config_file, dump_config(config).encode())
 
     def config(self) -> RunConfig:
@@ -226,7 +245,7 @@ class RunFolder:
                 f"{self.path} is not the folder of a run: it has no {CONFIG}; a run that was stopped before it wrote one "
                 "has done nothing yet, start it again"
             )
-        return load_config(self.config_file)
+        return checked_alone(read_config(self.config_file))
 
     def append(self, record: Record) -> None:
         """Adds one record, which is on the disk when this returns."""

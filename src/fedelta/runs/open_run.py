@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fedelta.code_files import CodeFile
 from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Round, Snapshot
@@ -42,6 +43,8 @@ class OpenRun:
         notes: what a checkpoint keeps beside the method's state.
         target: the folder that the run is to be in: it differs from `folder` until the run takes the place of an earlier one.
         start: the snapshot to go on from; None from the first round.
+        code: by key of the config, the Python files that define its method or its task.
+        pictures: the end of the run leaves curves and a page.
     """
 
     experiment: Experiment
@@ -50,12 +53,14 @@ class OpenRun:
     notes: dict[str, Any]
     target: RunFolder
     start: Snapshot | None = None
+    code: Mapping[str, CodeFile] = field(default_factory=dict[str, CodeFile])
+    pictures: bool = True
 
     def records(self) -> Iterator[Record]:
         """Runs the rounds that are left; each is on disk when its record is yielded."""
         e = self.experiment
-        self.folder.write_config(e.config)
-        facts.write_once(self.folder.run_file, self.folder.split_file, e, self.notes["platform"])
+        self.folder.write_config(e.config, self.code)
+        facts.write_once(self.folder.run_file, self.folder.split_file, e, self.notes["platform"], self.code)
         settings = replace(e.settings, score=_validate(e), start=self.start, engine=self.visit_all)
         for done in play(e, e.clients, settings):
             yield self.write(done)
@@ -85,7 +90,8 @@ class OpenRun:
             self._save_adapters(done, record)
             record["seconds"]["evaluation"] = round(time.perf_counter() - began, 3)
         record = finite(record)
-        client_lines.append(self.folder.clients_file, finite(client_lines.client_line(done, own)))
+        names = list(self.experiment.config.client_files())
+        client_lines.append(self.folder.clients_file, finite(client_lines.client_line(done, own, names)))
         self.folder.append(record)
         # Without the times, which are no result: equal runs have equal checkpoints.
         self.notes["record"] = {k: v for k, v in record.items() if k != "seconds"} | {"seconds": {}}
@@ -98,7 +104,7 @@ class OpenRun:
 
     def draw(self) -> None:
         """Draws the curves of the rounds so far and writes their page, if there are any."""
-        records = self.folder.records()
+        records = self.folder.records() if self.pictures else []
         if records:
             e = self.experiment
             curves(records, self.folder.curves, title=e.config.name, majority=e.majority())
@@ -142,6 +148,8 @@ class OpenRun:
 
     def _evaluate(self, done: Round) -> Record:
         e = self.experiment
+        if e.measure is not None:
+            return dict(e.measure(done))
         scores: Record = {}
         for name, rows in _common_rows(e):
             # A participant's own model needs what it remembers, which may be elsewhere.

@@ -1,4 +1,4 @@
-"""Digests of the files of methods that are not the library's own, so that a run notices an edit of one."""
+"""Digests of the files of methods and tasks that are not the library's own, so that a run notices an edit of one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,41 @@ from pathlib import Path
 from typing import cast
 
 from fedelta import methods
+from fedelta.code_files import digest_of_class
 from fedelta.method import Method
+from fedelta.tasks.task import Task
 
 
-def code_digests(method: Method) -> dict[str, str]:
-    """Returns, by module, the sha256 of each user's own file that defines the method or a part of it.
+def code_digests(method: Method, task: Task | None = None) -> dict[str, str]:
+    """Returns, by module, the sha256 of each user's own file that defines the method, a part of it, or the task.
 
-    Only the file of a class itself counts, not what it imports. The library's own methods are left out: another version of the
-    library is only warned about when a run is taken up.
+    Only the file of a class itself counts, not what it imports; of a program or a notebook, which says more than that, the text
+    of the class. The library's own are left out: another version of the library is only warned about when a run is taken up.
     """
-    modules = {type(part).__module__: type(part) for part in parts_of(method) if not is_catalogued(type(part))}
-    return {module: sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest() for module, cls in sorted(modules.items())}
+    own: list[type] = [type(part) for part in parts_of(method) if not is_catalogued(type(part))]
+    if task is not None and not type(task).__module__.startswith("fedelta.tasks."):
+        own.append(type(task))
+    found = {_place(cls): digest for cls in own if (digest := _digest(cls)) is not None}
+    return dict(sorted(found.items()))
+
+
+def _place(cls: type) -> str:
+    # a file that a config names is known by its class, since its copy in the run's folder has another name
+    is_script = cls.__module__ == "__main__" or digest_of_class(cls) is not None
+    kind = "method" if issubclass(cls, Method) else "task"
+    return f"the {kind} {cls.__qualname__}" if is_script else cls.__module__
+
+
+def _digest(cls: type) -> str | None:
+    """Returns the digest of a class's code; None for one that was typed where nothing keeps it."""
+    if (known := digest_of_class(cls)) is not None:
+        return known
+    try:
+        if cls.__module__ == "__main__":
+            return sha256(inspect.getsource(cls).encode()).hexdigest()
+        return sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        return None
 
 
 def parts_of(value: object) -> Iterator[Method]:

@@ -32,7 +32,9 @@ from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.node import Node
+from fedelta.runs.config.own import Own
 from fedelta.runs.config.read import flat
+from fedelta.runs.config.resume import fixed_values
 from fedelta.runs.config.roster import Roster
 from fedelta.runs.config.terms import terms_of
 from fedelta.runs.folder import RunFolder, finite
@@ -147,7 +149,7 @@ def opened(config: RunConfig, node: Node, roster: Roster, folder: Path) -> Gener
         BlockingIOError: for a folder that another process is writing to.
         ValueError, OSError, ImportError: as `runs.sites.build_site`.
     """
-    chosen, mixing = _checked(config, roster)
+    chosen, mixing = _checked(config, roster, node)
     target = RunFolder(folder)
     target.bring_back()
     if not checkpoint.exists(target.checkpoint) and not _is_begun(target, config):
@@ -156,25 +158,25 @@ def opened(config: RunConfig, node: Node, roster: Roster, folder: Path) -> Gener
         stack.enter_context(target.locked())
         stack.callback(target.remove_if_unused)  # of a node that could not be built
         peering = _built(config, node, roster, target, chosen, mixing)
-        target.write_config(config)
+        target.write_config(config, chosen.files)
         target.rewind(0 if peering.start is None else peering.start.t, skipping=True)
         yield peering
 
 
 def _is_begun(folder: RunFolder, config: RunConfig) -> bool:
     """Returns whether a folder is that of this very run; a node may have been killed before its first checkpoint."""
-    return folder.config_file.is_file() and folder.config() == config
+    return folder.config_file.is_file() and fixed_values(folder.config()) == fixed_values(config)
 
 
-def _checked(config: RunConfig, roster: Roster) -> tuple[Choices, Mixing]:
-    chosen, count = check(config), len(roster.nodes)
+def _checked(config: RunConfig, roster: Roster, node: Node) -> tuple[Choices, Mixing]:
+    chosen, count = check(config, Own(node.may_run())), len(roster.nodes)
     if chosen.topology is None:
         raise ConfigError("federation.topology is missing: nodes without a server need a graph, such as `topology: ring`")
     if config.num_clients() not in (None, count):
         raise ConfigError(f"the config has {config.num_clients()} clients, the roster {count} nodes: they must be the same")
     if config.federation.link_drop:
         raise ConfigError("federation.link_drop loses messages of a simulation: leave it out where messages travel")
-    return chosen, chosen.topology.mixing(count, seed=config.seed)
+    return chosen, chosen.topology.mixing(count, seed=config.seeds().schedule)
 
 
 def _built(config: RunConfig, node: Node, roster: Roster, folder: RunFolder, chosen: Choices, mixing: Mixing) -> Peering:
@@ -182,10 +184,10 @@ def _built(config: RunConfig, node: Node, roster: Roster, folder: RunFolder, cho
     start = checkpoint.load(folder.checkpoint) if checkpoint.exists(folder.checkpoint) else None
     built = build_site(config, node.model_copy(update={"client": k}))
     ranks, sizes = [n.rank for n in roster.nodes], [n.examples for n in roster.nodes]
-    peers = peers_for(ranks, peft_config(config.lora), sizes, list(built.model.adapted_layers))
+    peers = peers_for(ranks, peft_config(config.lora), sizes, list(built.model.adapted_layers), scale=config.lora.scale)
     _demand_as_in_roster(built, peers[k], node.name)
     common = load_adapter(config.lora.start) if config.lora.start else None
-    template = common_adapter(built.model, peers, seed=config.seed, start=common)
+    template = common_adapter(built.model, peers, seed=config.seeds().start, start=common)
     terms = _terms(config, chosen, mixing, roster, built)
     if start is not None:
         _demand_same_terms(start.notes.get("terms", {}), terms, folder.path)
@@ -202,7 +204,7 @@ def _demand_as_in_roster(built: BuiltSite, listed: Peer, name: str) -> None:
 def _terms(config: RunConfig, chosen: Choices, mixing: Mixing, roster: Roster, built: BuiltSite) -> dict[str, str]:
     """Returns what all nodes must agree in, by dotted name: all that changes numbers, and what reads messages."""
     method = chosen.method.for_topology(config.federation.rounds, lambda: topology.expected_rho_sq(mixing))
-    terms = terms_of(config, method)
+    terms = terms_of(config, method, chosen.files)
     terms["model"] = {**terms["model"], "name": Path(config.model.name).name, "base": built.fingerprint}
     if config.model.gemm == "auto":
         del terms["model"]["gemm"]  # each machine's own choice

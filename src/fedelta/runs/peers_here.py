@@ -26,8 +26,10 @@ from typing import IO
 from fedelta.exchange import files
 from fedelta.lowrank import dist2, norm
 from fedelta.models.adapter_files import load_adapter
-from fedelta.runs.config import ConfigError, RunConfig, dump_config, load_config
+from fedelta.runs.config import ConfigError, RunConfig, dump_config, read_config
+from fedelta.runs.config.allowed import Allowed
 from fedelta.runs.config.checks import check
+from fedelta.runs.config.own import Own
 from fedelta.runs.config.roster import Roster, read_roster, roster_for, roster_from, write_roster
 from fedelta.runs.deal import deal
 from fedelta.runs.records import Record
@@ -47,17 +49,17 @@ LAST_WORDS = 10.0
 
 def names_for(config: RunConfig, count: int) -> list[str]:
     """Returns the nodes' names: those of `data.clients`, or node-0, node-1, ..."""
-    return list(config.data.clients) if isinstance(config.data.clients, dict) else [f"node-{k}" for k in range(count)]
+    return list(config.client_files()) or [f"node-{k}" for k in range(count)]
 
 
-def roster_of_config(config: RunConfig, endpoints: Sequence[str | None]) -> Roster:
+def roster_of_config(config: RunConfig, endpoints: Sequence[str | None], may_run: Allowed = frozenset()) -> Roster:
     """Returns the roster of a config whose rows all lie here; its endpoints say how many nodes there are.
 
     Raises:
         ConfigError: for another number of clients.
         ValueError, OSError, ImportError: for rows that cannot be read.
     """
-    dealt = deal(config, check(config).task)
+    dealt = deal(config, check(config, Own(may_run)).task)
     if len(dealt.parts) != len(endpoints):
         key = "partition.clients" if config.data.clients is None else "data.clients"
         raise ConfigError(f"the config has {len(dealt.parts)} clients, not {len(endpoints)}: change that number, or {key}")
@@ -65,7 +67,7 @@ def roster_of_config(config: RunConfig, endpoints: Sequence[str | None]) -> Rost
     return roster_for(names_for(config, len(sizes)), dealt.ranks, sizes, endpoints)
 
 
-def prepare(config: RunConfig, folder: Path, count: int, *, relayed: bool) -> Roster:
+def prepare(config: RunConfig, folder: Path, count: int, *, relayed: bool, may_run: Allowed = frozenset()) -> Roster:
     """Writes what the nodes need into a folder, or reads it where it is there already.
 
     Args:
@@ -73,6 +75,7 @@ def prepare(config: RunConfig, folder: Path, count: int, *, relayed: bool) -> Ro
         folder: of all nodes.
         count: of nodes.
         relayed: they only dial out, to a relay.
+        may_run: digests of the Python files that may run.
 
     Raises:
         ConfigError: for a folder of another config or number of nodes.
@@ -82,11 +85,11 @@ def prepare(config: RunConfig, folder: Path, count: int, *, relayed: bool) -> Ro
     roster_file, config_file = folder / "roster.yaml", folder / "config.yaml"
     if roster_file.is_file():
         roster = read_roster(roster_file)
-        if load_config(config_file) != config or len(roster.nodes) != count or (roster.relay is not None) != relayed:
+        if read_config(config_file) != config or len(roster.nodes) != count or (roster.relay is not None) != relayed:
             raise ConfigError(f"{folder} holds nodes of another config: give another --output, or take away {folder}")
         return roster
     ports = free_ports(count + 1)
-    roster = roster_of_config(config, [None if relayed else _here(port) for port in ports[:count]])
+    roster = roster_of_config(config, [None if relayed else _here(port) for port in ports[:count]], may_run)
     if relayed:
         roster = roster_from({**roster.model_dump(), "relay": {"name": RELAY, "endpoint": _here(ports[count])}})
     make_certificates(folder / "certs", [*roster.names(), *([RELAY] if relayed else [])])
@@ -102,10 +105,12 @@ class Nodes:
     Args:
         folder: as `prepare` left it.
         roster: of the nodes.
+        may_run: digests of the Python files that may run.
     """
 
     folder: Path
     roster: Roster
+    may_run: Allowed = frozenset()
     running: dict[str, subprocess.Popen[str]] = field(default_factory=dict[str, "subprocess.Popen[str]"])
     _said: queue.Queue[tuple[str, Record | None]] = field(default_factory=queue.Queue[tuple[str, "Record | None"]])
 
@@ -114,7 +119,7 @@ class Nodes:
             if self.roster.relay is not None:
                 self._start(RELAY, ["relay", "--roster", str(self.folder / "roster.yaml")])
             for name in self.roster.names():
-                self._start(name, command_for(self.folder, name))
+                self._start(name, command_for(self.folder, name, self.may_run))
         except BaseException:
             self.__exit__()
             raise
@@ -167,10 +172,15 @@ class Nodes:
         self._said.put((name, None))
 
 
-def command_for(folder: Path, name: str) -> list[str]:
-    """Returns the arguments of the command that runs one node, or starts it again."""
+def command_for(folder: Path, name: str, may_run: Allowed = frozenset()) -> list[str]:
+    """Returns the arguments of the command that runs one node, or starts it again; files that may run go by their digests."""
     config, roster = str(folder / "config.yaml"), str(folder / "roster.yaml")
-    return ["gossip", config, "--node", name, "--roster", roster, "--output", str(folder / name), "--json"]
+    return ["gossip", config, "--node", name, "--roster", roster, "--output", str(folder / name), *_leave(may_run), "--json"]
+
+
+def _leave(may_run: Allowed) -> Iterator[str]:
+    for digest in sorted(may_run):
+        yield from ("--allow-file", digest)
 
 
 def distances(folder: Path, names: Sequence[str]) -> Mapping[str, float]:

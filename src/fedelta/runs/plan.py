@@ -61,8 +61,11 @@ class _IdleClient:
     def gradient(self, start: Adapter, num_batches: int, **request: Any) -> Adapter:
         return tree.map_tensors(torch.zeros_like, start)
 
-    def pool(self, others: Sequence[_IdleClient]) -> _IdleClient:
-        return _IdleClient(self._client.pool([other._client for other in others]))
+    def base_weight(self, layer: str) -> Tensor:
+        return self._client.base_weight(layer)
+
+    def pool(self, others: Sequence[_IdleClient], cohort: int | None = None) -> _IdleClient:
+        return _IdleClient(self._client.pool([other._client for other in others], cohort))
 
     def restore(self, base: BaseDelta) -> None:
         """Does nothing, since an idle client holds no model."""
@@ -77,7 +80,7 @@ def plan(experiment: LocalExperiment) -> Plan:
     settings, played = experiment.settings, _play(experiment)
     peers = len(played[0].peers)
     cohort = len(settings.cohort(0, played[0].peers, settings.seed))
-    idle = experiment.method.population([_IdleClient(c) for c in experiment.clients])
+    idle = experiment.method.population([_IdleClient(c) for c in experiment.clients], experiment.cohort_size)
     steps = sum(c.num_steps for c in idle) * cohort / peers
     return Plan(
         clients=peers,

@@ -18,10 +18,11 @@ def read_record(line: bytes) -> Record | None:
         json.dumps(record, allow_nan=False)  # it is written again when a run is taken up
     except (ValueError, RecursionError):
         return None
-    return cast("Record", record) if _is_record(record) else None
+    return cast("Record", record) if is_record(record) else None
 
 
-def _is_record(found: object) -> bool:
+def is_record(found: object) -> bool:
+    """Returns whether a value is a record with the keys and types that its readers count on."""
     if not isinstance(found, dict):
         return False
     record = cast("Record", found)

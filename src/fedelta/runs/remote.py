@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,14 +24,16 @@ from fedelta.engines.rounds import Round
 from fedelta.engines.settings import RunSettings
 from fedelta.engines.visits import VisitAll
 from fedelta.exchange.parcels import Parcel
-from fedelta.method import Method
+from fedelta.models.adapter_files import Layout
 from fedelta.runs import layouts
-from fedelta.runs.config import ConfigError, RunConfig, read_config
+from fedelta.runs.config import ConfigError, RefusedByClaim, RunConfig, read_config
 from fedelta.runs.config.choices import Choices
+from fedelta.runs.config.claims import pools
 from fedelta.runs.config.read import Overrides, Source
 from fedelta.runs.config.terms import terms_of
 from fedelta.runs.evaluation import Scores
 from fedelta.runs.folder import RunFolder
+from fedelta.runs.labels import labels_of
 from fedelta.runs.open_run import OpenRun
 from fedelta.runs.rounds import Experiment, taken
 from fedelta.runs.runner import opened
@@ -129,8 +131,8 @@ def build_at_sites(
     held = _server_model(config, chosen)
     addresses = carrier.gather(_count(config, sites), federation.deadline)
     ask = partial(carrier.ask, seconds=federation.deadline)
-    config, known = _census(config, method, ask, addresses, run)
-    terms = terms_of(config, method)
+    config, known = _census(config, partial(terms_of, method=method, files=chosen.files), ask, addresses, run)
+    terms = terms_of(config, method, chosen.files)
     found = census.enrol(ask, known, run, terms)
     if held is not None:
         held.demand_base(found.base)
@@ -141,12 +143,16 @@ def build_at_sites(
         template=found.template,
         settings=_asking_more(chosen.settings, federation.participation, federation.over_selection),
         engine=partial(carrier.visits, run, terms, federation.deadline, federation.over_selection),
-        layout=layouts.received(found.layout, config.model.name) if held is None else held.layout,
+        layout=_layout(found, config, chosen) if held is None else held.layout,
         **_scored_here(held),
         own_scores=OwnScores(config, chosen, carrier, run, terms, found.clients),
         memories_here=False,
         notes={"run": run, "sites": {str(site.peer.id): _identity(site) for site in known}},
     )
+
+
+def _layout(found: census.Sites, config: RunConfig, chosen: Choices) -> Layout:
+    return replace(layouts.received(found.layout, config.model.name), labels=labels_of(chosen.task))
 
 
 def demand_for_sites(config: RunConfig, chosen: Choices) -> None:
@@ -155,12 +161,14 @@ def demand_for_sites(config: RunConfig, chosen: Choices) -> None:
     if federation.where != "flower":
         raise ConfigError(f"federation.where = {federation.where}: set it to flower to run over Flower's sites")
     if chosen.method.needs_validation and not federation.server_model:
-        raise ConfigError(
+        raise RefusedByClaim(
+            "needs_validation",
             f"method {name!r} weighs updates by their validation scores, and a server of real sites has no model to score by: "
-            "set federation.server_model to true and give it validation rows, or choose another method"
+            "set federation.server_model to true and give it validation rows, or choose another method",
         )
     if pools(chosen.method):
-        raise ConfigError(f"method {name!r} trains on the data of all clients together, which no site gives away")
+        sentence = f"method {name!r} trains on the data of all clients together, which no site gives away"
+        raise RefusedByClaim("population", sentence)
 
 
 def _server_model(config: RunConfig, chosen: Choices) -> ServerModel | None:
@@ -186,28 +194,15 @@ def _count(config: RunConfig, sites: int | None) -> int:
     return count
 
 
-def pools(method: Method) -> bool:
-    """Returns whether a method puts other clients, with the data of several, in the place of those that it is given."""
-    given: Any = [_Unpooled()]
-    try:
-        return method.population(given) is not given
-    except TypeError:  # says that these cannot be pooled
-        return True
-
-
-class _Unpooled:
-    """A client of which nothing is known but that it gives its data to nobody."""
-
-
 def _census(
-    config: RunConfig, method: Method, ask: census.Ask, addresses: Sequence[Any], run: str
+    config: RunConfig, terms: Callable[[RunConfig], Terms], ask: census.Ask, addresses: Sequence[Any], run: str
 ) -> tuple[RunConfig, list[CensusEntry]]:
     """Asks all sites who they are; where the form of products is open it is settled, and they are asked again under it."""
-    known = census.survey(ask, addresses, run, terms_of(config, method))
+    known = census.survey(ask, addresses, run, terms(config))
     if config.model.gemm == "auto":
         gemm = census.agreed(known, "gemm", "default")
         config = read_config(config, {"model.gemm": gemm})  # read anew: the word is that of sites
-        known = census.survey(ask, addresses, run, terms_of(config, method))
+        known = census.survey(ask, addresses, run, terms(config))
     return config, known
 
 

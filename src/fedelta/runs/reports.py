@@ -72,10 +72,12 @@ def read_run(folder: RunFolder, name: str, config: RunConfig | None = None) -> R
     clients = client_lines.read(folder.clients_file) if folder.clients_file.is_file() else None
     records, _ = folder.survey()
     values = (config or folder.config()).model_dump(mode="json")
-    return Run(name, records, values, _facts(folder.run_file), _split(folder.split_file), clients)
+    return Run(
+        name, records, values, known_facts(json_object(folder.run_file)), known_split(json_object(folder.split_file)), clients
+    )
 
 
-def _object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file; an empty one where there is none that can be read."""
     try:
         found: object = json.loads(path.read_bytes())
@@ -84,9 +86,8 @@ def _object(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
-def _facts(path: Path) -> Mapping[str, Any]:
-    """Returns run.json, without parts of the wrong kind."""
-    facts = _object(path)
+def known_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns what run.json says, without parts of the wrong kind."""
     rows = {part: n for part, n in _mapping(facts.get("rows")).items() if _is_count(n)}
     majority = facts.get("majority")
     shown = majority if isinstance(majority, float | int) and 0 <= majority <= 1 else None
@@ -94,9 +95,9 @@ def _facts(path: Path) -> Mapping[str, Any]:
     return {"rows": rows, "majority": shown, "platform": platform, "personal": facts.get("personal") is True}
 
 
-def _split(path: Path) -> Mapping[str, Any] | None:
-    """Returns split.json if every client in it can be drawn."""
-    clients = _mapping(_object(path).get("clients"))
+def known_split(split: object) -> Mapping[str, Any] | None:
+    """Returns the clients of split.json if every one of them can be drawn."""
+    clients = _mapping(_mapping(split).get("clients"))
     whole = [_is_client(client) for client in clients.values()]
     return {"clients": clients} if whole and all(whole) else None
 

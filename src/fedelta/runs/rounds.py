@@ -43,6 +43,7 @@ class Experiment:
         deal: data and split; None where they are not here.
         evaluator: scores models; None without a model in this process.
         validation, test: encoded rows that nobody owns; empty where there are none.
+        measure: what scores a round in the place of evaluator and rows, by part and metric; None where these do.
         own_scores: scores each participant's own model on its own rows after a round, by client id.
         memories_here: whether what clients remember is in this process, so that their own models can be written.
         device: where this process computes.
@@ -63,6 +64,7 @@ class Experiment:
     evaluator: Evaluator | None
     validation: Sequence[Example] = ()
     test: Sequence[Example] = ()
+    measure: Callable[[Round], Mapping[str, Scores]] | None = None
     own_scores: Callable[[Round], Mapping[int, Scores]] = _none
     memories_here: bool = True
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a value, and frozen
@@ -70,6 +72,10 @@ class Experiment:
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     mixing: Mixing | None = None
     contraction: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def cohort_size(self) -> int:
+        """Counts the clients that a round asks."""
+        return self.settings.cohort_size([client.peer for client in self.clients])
 
     def majority(self) -> float | None:
         """Returns the share of the commonest label among the rows to report on; None where there are none here."""

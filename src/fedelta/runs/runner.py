@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Unpack
 
 from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Snapshot
+from fedelta.method import Client, Method
+from fedelta.report.terminal import RunView, is_watched
 from fedelta.runs import best, platforms
 from fedelta.runs.config import RunConfig, read_config
 from fedelta.runs.config.checks import check, demand_here
@@ -30,14 +33,16 @@ from fedelta.runs.config.resume import (
 from fedelta.runs.deal import row_digests
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.open_run import OpenRun
+from fedelta.runs.opening import Build, Opening, Options, changes_of, opening_of
 from fedelta.runs.own_methods import code_digests
 from fedelta.runs.records import Record
 from fedelta.runs.rounds import Experiment
 from fedelta.runs.shards import Alone, Processes
+from fedelta.tasks.task import Task
 from fedelta.tree import Adapter
 
-Build: TypeAlias = Callable[[RunConfig, Choices, Mapping[str, Any]], Experiment]
-"""Makes a run's experiment of its config, what that names, and the notes of the checkpoint that it goes on from, if any."""
+if TYPE_CHECKING:
+    from fedelta.runs.given import Evaluate
 
 
 @dataclass(frozen=True)
@@ -65,38 +70,37 @@ def run(
     config: Source | None = None,
     overrides: Overrides = (),
     *,
+    method: str | Method | None = None,
+    task: str | Task | None = None,
+    clients: Sequence[Client] | None = None,
+    evaluate: Evaluate | None = None,
     resume: str | Path | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
+    allow_files: Collection[str | PathLike[str]] = (),
+    progress: bool | None = None,
 ) -> RunResult:
-    """Runs a config to its end; arguments and errors are those of `rounds`."""
-    with opened(config, overrides, resume=resume, force=force, trust_remote_code=trust_remote_code) as going:
-        for _ in going.records():
-            pass
-    folder = going.folder
-    return RunResult(folder.path, folder.records(), best.last_of(folder.adapters))
+    """Runs a config to its end.
 
-
-def rounds(
-    config: Source | None = None,
-    overrides: Overrides = (),
-    *,
-    resume: str | Path | None = None,
-    force: bool = False,
-    trust_remote_code: bool = False,
-) -> Generator[Record]:
-    """Runs a config and yields each round's record once the round is on disk; the caller owns the loop.
-
-    Leaving the loop, or closing the iterator, ends the run cleanly after the round that it yielded last. A new run that ends
-    before its first round is on disk leaves nothing.
+    A new run that ends before its first round is on disk leaves nothing.
 
     Args:
         config: a YAML file, a built-in name, a mapping or a `RunConfig`; not needed with `resume`.
         overrides: changes by dotted key, as `fedelta.runs.config.load_config` takes them.
+        method: a name, the path of a Python file, which runs, or a method, in place of the config's.
+        task: likewise.
+        clients: such as `fedelta.hf_clients` makes, or your own. They bring data, model, ranks, task and training, of which the
+            config says nothing. To resume, make the same ones again: ids, ranks, numbers of examples and the adapter that
+            they begin from are compared, their rows cannot be.
+        evaluate: with `clients`, rows to score on under "validation" and "test", where `fedelta.hf_clients` made them; or a
+            function that takes a `Round` and returns scores, such as {"test": {"accuracy": 0.5}}.
         resume: the folder of a run to go on with after its last checkpoint, to more rounds where the overrides say so.
+        force: takes the place of a run in the folder, which becomes `<name>.old` once the first round of the new one is done.
         trust_remote_code: allows the model's own code to run; asked for again at every resumption, since a folder's word for
             it does not count.
-        force: takes the place of a run in the folder, which becomes `<name>.old` once the first round of the new one is done.
+        allow_files: the Python files, by path or sha256, that may run if the config names them, be it a file, a mapping or a
+            `RunConfig`: any of them may have come from somebody else. Files in the user's own list may, too (`fedelta allow`).
+        progress: shows the run round by round; by default in a terminal and in a notebook.
 
     Raises:
         ConfigError: for a config that cannot be run, or changes that would make a resumed run another one.
@@ -104,7 +108,41 @@ def rounds(
         BlockingIOError: for a folder that another process is writing to.
         QuorumError: in a round with too few usable updates.
     """
-    with opened(config, overrides, resume=resume, force=force, trust_remote_code=trust_remote_code) as going:
+    opening = opened(
+        config,
+        overrides,
+        method=method,
+        task=task,
+        clients=clients,
+        evaluate=evaluate,
+        resume=resume,
+        force=force,
+        trust_remote_code=trust_remote_code,
+        allow_files=allow_files,
+    )
+    with opening as going, _shown(going, progress) as show:
+        for record in going.records():
+            show(record)
+    folder = going.folder
+    return RunResult(folder.path, folder.records(), best.last_of(folder.adapters))
+
+
+@contextmanager
+def _shown(going: OpenRun, progress: bool | None) -> Generator[Callable[[Record], None]]:
+    """Shows a run, where it is to be, for as long as the block of a `with` runs; gives what shows one more round."""
+    shown = is_watched() if progress is None else progress
+    view = RunView("screen" if shown else "quiet", going.experiment.config.federation.rounds, going.folder.survey()[0])
+    with view.shown():
+        yield view.show
+
+
+def rounds(config: Source | None = None, overrides: Overrides = (), **options: Unpack[Options]) -> Generator[Record]:
+    """Runs a config and yields each round's record once the round is on disk; the caller owns the loop.
+
+    Leaving the loop, or closing the iterator, ends the run cleanly after the round that it yielded last. Arguments and errors
+    are those of `run`.
+    """
+    with opened(config, overrides, **options) as going:
         yield from going.records()
 
 
@@ -123,38 +161,32 @@ def opened(
     config: Source | None = None,
     overrides: Overrides = (),
     *,
-    resume: str | Path | None = None,
-    force: bool = False,
-    trust_remote_code: bool = False,
     processes: Processes = Alone(),  # noqa: B008 - it holds nothing
     build: Build | None = None,
+    **options: Unpack[Options],
 ) -> Generator[OpenRun]:
-    """Builds a run, for the block of a `with` that plays its rounds; errors and other arguments are those of `rounds`.
+    """Builds a run, for the block of a `with` that plays its rounds; errors and other arguments are those of `run`.
 
     Args:
         processes: those that answer, from `runs.shards`.
         build: makes the experiment of a run whose clients are elsewhere.
     """
-    build = build or partial(_here, processes=processes)
-    changes = _with_leave(overrides) if trust_remote_code else overrides
-    if resume is not None:
-        with _resumed(RunFolder(Path(resume)), config, changes, build) as going:
+    opening = opening_of(options, build or partial(_here, processes=processes))
+    changes = changes_of(options, overrides)
+    if (resume := options.get("resume")) is not None:
+        with _resumed(RunFolder(Path(resume)), config, changes, opening) as going:
             yield going
     else:
-        with _new(read_config(config if config is not None else {}, changes), force, build) as going:
+        settled = read_config(config if config is not None else {}, changes)
+        with _new(settled, options.get("force", False), opening) as going:
             yield going
-
-
-def _with_leave(overrides: Overrides) -> Overrides:
-    if isinstance(overrides, Mapping):
-        return {**overrides, "model.trust_remote_code": True}
-    return [*overrides, "model.trust_remote_code=true"]
 
 
 @contextmanager
-def _new(config: RunConfig, force: bool, build: Build) -> Generator[OpenRun]:
+def _new(config: RunConfig, force: bool, opening: Opening) -> Generator[OpenRun]:
     """Opens a run at its first round. All that can fail is built before anything in the folder is touched."""
-    chosen, target = check(config), RunFolder(config.folder())
+    config = opening.settled(config)
+    chosen, target = check(config, opening.own), RunFolder(config.folder())
     target.bring_back()
     target.demand_room(force=force)  # before the lock, which would make a file in a folder that is not ours
     with ExitStack() as stack:
@@ -163,7 +195,7 @@ def _new(config: RunConfig, force: bool, build: Build) -> Generator[OpenRun]:
         stack.enter_context(target.locked())
         stack.callback(target.remove_if_unused)
         target.demand_room(force=force)  # again, since another run may have ended here before we had the lock
-        experiment = build(config, chosen, {})
+        experiment = opening.build(config, chosen, {})
         visit_all = experiment.engine()
         folder = target
         if target.holds_results():
@@ -172,7 +204,7 @@ def _new(config: RunConfig, force: bool, build: Build) -> Generator[OpenRun]:
             stack.enter_context(folder.locked())  # the lock moves with it, so that its new name is never without one
             stack.callback(folder.remove_if_unused)
         folder.clear()
-        going = OpenRun(experiment, visit_all, folder, _notes(experiment), target)
+        going = OpenRun(experiment, visit_all, folder, _notes(experiment, chosen), target, code=chosen.files)
         try:
             yield going
         finally:
@@ -183,7 +215,7 @@ def _new(config: RunConfig, force: bool, build: Build) -> Generator[OpenRun]:
 
 
 @contextmanager
-def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, build: Build) -> Generator[OpenRun]:
+def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, opening: Opening) -> Generator[OpenRun]:
     """Opens a run at the round after its last checkpoint."""
     folder.bring_back()
     folder.config()  # raises if there is no run; taking the lock would make a folder
@@ -197,13 +229,13 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, bui
         given = old if config is None else read_config(config)
         if config is None or isinstance(config, str | Path):
             given = without_leave(given)  # the file may be the folder's own config.yaml, which may not allow itself anything
-        settled = keep_choices(fixed, read_config(given, overrides), overrides)
-        chosen = check(settled)
+        settled = keep_choices(fixed, opening.settled(read_config(given, overrides)), overrides)
+        chosen = check(settled, opening.own)
         demand_leave(old.model, settled.model)
         demand_same_run(fixed, settled)
         demand_rounds(settled.federation.rounds, start.t if start else 0)
-        experiment = build(settled, chosen, notes)
-        now = _notes(experiment)
+        experiment = opening.build(settled, chosen, notes)
+        now = _notes(experiment, chosen)
         demand_same_rows(notes.get("rows", {}), now["rows"], settled.data)
         demand_same_sites(notes.get("sites", {}), now.get("sites", {}))
         demand_same_code(notes.get("code", {}), now.get("code", {}))
@@ -212,7 +244,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, bui
         folder.rewind(start.t if start else 0, notes.get("record"))
         best.say_missing(folder.adapters, notes)
         # The new notes win: the next checkpoint names the platform that the run goes on with.
-        going = OpenRun(experiment, visit_all, folder, {**notes, **now}, folder, start)
+        going = OpenRun(experiment, visit_all, folder, {**notes, **now}, folder, start, chosen.files)
         going.choose_best_anew()
         try:
             yield going
@@ -230,10 +262,10 @@ def _demand_checkpoint(folder: RunFolder, start: Snapshot | None) -> None:
         )
 
 
-def _notes(experiment: Experiment) -> dict[str, Any]:
+def _notes(experiment: Experiment, chosen: Choices) -> dict[str, Any]:
     """Returns what a checkpoint keeps of the run beside the method's state: what makes it this run, and where it runs."""
     graph = {"topology": dict(experiment.contraction)} if experiment.contraction else {}
-    code = code_digests(experiment.method)
+    code = code_digests(experiment.method, chosen.task)
     rows = {} if experiment.deal is None else row_digests(experiment.deal.splits)
     return {
         **graph,

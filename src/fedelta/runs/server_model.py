@@ -63,7 +63,7 @@ def server_model(config: RunConfig, chosen: Choices) -> ServerModel:
             "data.test, or set it to false"
         )
     model, tokenizer = load_adapted(
-        section, task, peft_config(config.lora), device=config.device, seed=config.seed, files=files
+        section, task, peft_config(config.lora), device=config.device, seed=config.seeds().start, files=files
     )
     validation, test = (encoded(task, rows[part], tokenizer, part) for part in ("validation", "test"))
     return ServerModel(model, evaluator(task, model, config.evaluation.batch_size), validation, test, dealt)

@@ -11,12 +11,14 @@ import logging
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from fedelta.engines.runners.sharded.ranks import Crew
     from fedelta.engines.runners.sharded.worker import Shard
     from fedelta.engines.visits import VisitAll
+    from fedelta.runs.config.allowed import Allowed
     from fedelta.runs.experiment import LocalExperiment
 
 WORLD_SIZE, RANK, LOCAL_RANK = "WORLD_SIZE", "RANK", "LOCAL_RANK"
@@ -97,8 +99,11 @@ def processes() -> Generator[Processes]:
         yield Together(crew)
 
 
-def serve() -> None:
+def serve(may_run: Allowed = frozenset()) -> None:
     """Takes part in a run as another rank than 0, until it ends; Ctrl-C is rank 0's to answer.
+
+    Args:
+        may_run: digests of the Python files that may run, as this rank's own command line names them.
 
     Raises:
         ConnectionError: if rank 0 has ended before the run.
@@ -112,22 +117,23 @@ def serve() -> None:
     logging.getLogger("fedelta").addHandler(logging.NullHandler())
     logging.getLogger("fedelta").propagate = False  # rank 0 says it
     quieten_libraries()
-    answer_letters(_shard)
+    answer_letters(partial(_shard, may_run=may_run))
 
 
-def _shard(settled: str) -> Shard:
+def _shard(settled: str, may_run: Allowed) -> Shard:
     """Builds a run's clients from its settled config, as rank 0 sends it."""
     from fedelta.engines.choice import runner_of
     from fedelta.engines.runners.sharded.worker import shard_of
     from fedelta.runs.config import read_config
     from fedelta.runs.config.checks import check
+    from fedelta.runs.config.own import Own
     from fedelta.runs.experiment import build
 
     given = json.loads(settled)
     config = read_config(given["config"])
     config = config.model_copy(update={"device": own_device(config.device, given["device"])})
-    e = build(config, check(config), scored=False)
-    return shard_of(e.method, e.clients, e.settings.channel, runner_of(e.choice), _facts(e))
+    e = build(config, check(config, Own(may_run)), scored=False)
+    return shard_of(e.method, e.clients, e.settings.channel, runner_of(e.choice), _facts(e), e.cohort_size)
 
 
 def own_device(asked: str, chosen: str) -> str:

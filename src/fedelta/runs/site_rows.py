@@ -49,7 +49,7 @@ def rows_of(config: RunConfig, node: Node, task: Task) -> SiteRows:
         own = read_own(config, task, file, "train", node.name)
         if own.left_out:
             logger.warning("%s: %d rows without a label are left out (data.empty = drop)", file, own.left_out)
-        parts = hold_out(np.arange(len(own.rows)), config.data.client_test_fraction, config.seed, k)
+        parts = hold_out(np.arange(len(own.rows)), config.data.client_test_fraction, config.seeds().data, k)
         train, held = ([own.rows[i] for i in part] for part in parts)
     test = held if node.test is None else read_own(config, task, node.test, "test", node.name).rows
     return SiteRows(k, train, test)

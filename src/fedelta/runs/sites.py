@@ -30,9 +30,11 @@ from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.node import Allow, Node, Refusal
+from fedelta.runs.config.own import Own
 from fedelta.runs.config.terms import demand_memory, demand_steps, terms_of, under_terms
 from fedelta.runs.deal import ranks_for
 from fedelta.runs.encoded import encoded
+from fedelta.runs.labels import labels_of
 from fedelta.runs.site_rows import SiteRows, rows_of
 from fedelta.tasks.task import Task
 from fedelta.tree import Adapter
@@ -102,7 +104,7 @@ def build_site(config: RunConfig, node: Node, terms: object = None) -> BuiltSite
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
     if terms is None:
-        chosen = check(config)
+        chosen = check(config, Own(node.may_run()))
         demand_steps(config.training.local_steps, node.allow)
     else:
         config, chosen = under_terms(config, terms, node)
@@ -116,7 +118,7 @@ def build_site(config: RunConfig, node: Node, terms: object = None) -> BuiltSite
 def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> BuiltSite:
     section, files = pinned_model(config.model, config.device)
     lora, task = peft_config(config.lora), chosen.task
-    model, tokenizer = load_adapted(section, task, lora, device=config.device, seed=config.seed, files=files)
+    model, tokenizer = load_adapted(section, task, lora, device=config.device, seed=config.seeds().start, files=files)
     _demand_base(model, node.allow)
     peers, common = _begin(config, model, rows.client, node.allow)
     cache = node.folder() / "rows"
@@ -124,7 +126,7 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
         encoded(task, part, tokenizer, name, cache) for name, part in (("train", rows.train), ("test", rows.test))
     )
     peer = replace(peers[0], id=rows.client, num_examples=len(examples))
-    client = client_on(model, task, examples, peer, common, chosen.training, seed=config.seed)
+    client = client_on(model, task, examples, peer, common, chosen.training, seed=config.seeds().schedule)
     return BuiltSite(
         name=node.name,
         client=client,
@@ -132,7 +134,7 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
         method=chosen.method.for_topology(config.federation.rounds, lambda: 0.0),
         channel=chosen.settings.channel,
         fingerprint=model.fingerprint,
-        labels=_labels(task),
+        labels=labels_of(task) or None,
         gemm=model.gemm,
         layout=layouts.to_send(model.layout),
         folder=node.folder(),
@@ -166,8 +168,9 @@ class Answerer:
         Raises:
             ValueError, OSError, ImportError: as `build_site`.
         """
-        method = check(self.config).method.for_topology(self.config.federation.rounds, lambda: 0.0)
-        built = self._under(terms_of(self.config, method))
+        chosen = check(self.config, Own(self.node.may_run()))
+        method = chosen.method.for_topology(self.config.federation.rounds, lambda: 0.0)
+        built = self._under(terms_of(self.config, method, chosen.files))
         logger.info(
             "site %s is client %d: %d rows to train on, %d to score by, rank %d, base %s",
             built.name,
@@ -253,12 +256,12 @@ def _begin(config: RunConfig, model: PeftAdaptedModel, k: int, allow: Allow) -> 
     """
     lora, ranks = peft_config(config.lora), _ranks(config, k, allow.max_rank)
     check_ranks(model, lora, ranks)
-    peers = peers_for(ranks, lora, [1] * len(ranks), list(model.adapted_layers))
+    peers = peers_for(ranks, lora, [1] * len(ranks), list(model.adapted_layers), scale=config.lora.scale)
     start = None if config.lora.start is None else load_adapter(config.lora.start)
     held = peers[:1] if start is None else peers
     largest = max(held, key=lambda peer: peer.rank)
     demand_memory(_bytes_of(model, largest), allow, "the adapter")
-    return peers, common_adapter(model, held, seed=config.seed, start=start)
+    return peers, common_adapter(model, held, seed=config.seeds().start, start=start)
 
 
 def _bytes_of(model: PeftAdaptedModel, peer: Peer) -> int:
@@ -271,11 +274,6 @@ def _bytes_of(model: PeftAdaptedModel, peer: Peer) -> int:
 def _ranks(config: RunConfig, k: int, most: int | None) -> list[int]:
     """Returns this site's rank, within its node's bound, and then the other ranks of the run, each once."""
     count = config.num_clients()
-    ranks = ranks_for(config.lora.rank, k + 1 if count is None else count, config.seed)
+    ranks = ranks_for(config.lora.rank, k + 1 if count is None else count, config.seeds().partition)
     own = ranks[k] if most is None else min(ranks[k], most)
     return [own, *sorted(set(ranks) - {own})]
-
-
-def _labels(task: Task) -> Sequence[Any] | None:
-    found = getattr(task, "labels", None)
-    return None if found is None else list(found)

@@ -57,13 +57,14 @@ def _line(client: int, held: dict[Hashable, int], overall: np.ndarray) -> dict[s
     return line
 
 
-def plot_partition(parts: Sequence[Part], labels: Sequence[Hashable], path: str | Path) -> None:
+def plot_partition(parts: Sequence[Part], labels: Sequence[Hashable], path: str | Path, names: Sequence[str] = ()) -> None:
     """Draws who holds which labels: a bar for each client, or a field of shades where there are more than `MOST_BARS` labels.
 
     Args:
         parts: positions of each client's examples.
         labels: the label of every example.
         path: the file to write; its suffix says the format (.png, .svg, .pdf).
+        names: of the clients; their numbers if not given.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -77,7 +78,7 @@ def plot_partition(parts: Sequence[Part], labels: Sequence[Hashable], path: str 
     figure = Figure(figsize=(8.5, float(np.clip(1.6 + 0.32 * len(parts), low, high))), layout="constrained")
     axes = figure.subplots()
     draw(axes, [str(label) for label in known], counts)
-    _label_clients(axes, len(parts))
+    _label_clients(axes, names or [str(k) for k in range(len(parts))])
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(f"{counts.sum():,} examples, {len(known)} labels, {len(parts)} clients", loc="left", fontsize=11)
     figure.savefig(path, dpi=150)
@@ -116,10 +117,11 @@ def shortened(name: str, longest: int = 22) -> str:
     return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
-def _label_clients(axes: Axes, clients: int) -> None:
-    """Numbers the clients, client 0 on top; where there are many, not every one."""
-    shown = np.arange(0, clients, -(-clients // 45))
-    axes.set_yticks(shown, [str(i) for i in shown])
-    axes.set_ylim(clients - 0.4, -0.6)
+def _label_clients(axes: Axes, names: Sequence[str]) -> None:
+    """Names the clients, client 0 on top; where there are many, not every one."""
+    shown = np.arange(0, len(names), -(-len(names) // 45))
+    # a dollar sign begins mathematics in matplotlib
+    axes.set_yticks(shown, [shortened(names[int(i)]).replace("$", r"\$") for i in shown])
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_ylabel("client")
     axes.tick_params(axis="y", length=0)

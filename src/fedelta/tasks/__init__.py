@@ -6,11 +6,14 @@ starts with an underscore is no task; `_template.py` is one to copy. What tasks 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from fedelta.code_files import CodeFile, read_code
 from fedelta.data.rows import Row, labels_from
-from fedelta.registry import check_settings, class_in, class_named, classes_in, find_name, names_in
+from fedelta.registry import check_settings, class_in, class_named, classes_in, find_name, is_code, names_in
 from fedelta.tasks.metrics import METRICS, Predictions
 from fedelta.tasks.task import (
     IGNORED,
@@ -70,13 +73,29 @@ def task_class(name: str) -> type[Task]:
     return class_in(__name__, find_name("task", __name__, name), Task)
 
 
-def get_task(name: str, **settings: Any) -> Task:
-    """Returns a task by its name; lists among the settings become tuples, as YAML has no tuples.
+def get_task(name: str | PathLike[str], **settings: Any) -> Task:
+    """Returns a task by its name, or by the path of a Python file that defines it.
+
+    Lists among the settings become tuples, as YAML has no tuples. A file's code runs: give no path that came from somebody
+    else.
 
     Raises:
-        ValueError: the name or a setting is unknown (the nearest known one is named), or a value does not fit.
+        ValueError: the name or a setting is unknown (the nearest known one is named), a value does not fit, or a file cannot be
+            imported or does not define one task.
+        FileNotFoundError: if there is no such file.
     """
-    cls = task_class(name)
+    if is_code(name):
+        return task_of(task_in(read_code(name)), str(name), settings)
+    return task_of(task_class(str(name)), str(name), settings)
+
+
+def task_in(code: CodeFile) -> type[Task]:
+    """Runs a Python file and returns the one task that it defines; raises ValueError as `CodeFile.class_of`."""
+    return code.class_of(Task)
+
+
+def task_of(cls: type[Task], name: str, settings: Mapping[str, Any]) -> Task:
+    """Returns a task of a class, called `name` in messages; raises ValueError for settings that it does not have."""
     check_settings(f"task {name!r}", settings, [field.name for field in fields(cls)])
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     return cls(**values)

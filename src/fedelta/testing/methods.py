@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedelta.method import Method
+from fedelta.method import Method, demand_free_names
 from fedelta.testing.laws import LAWS, UNEQUAL_RANKS
 from fedelta.testing.reports import ConformanceError, Report, examine, judge
 from fedelta.testing.scene import Scene, quiet
@@ -32,8 +32,9 @@ def check_method(
 
     Raises:
         ConformanceError: if a law is broken, with the report.
-        ValueError: for an exemption from no law, or a class that cannot be made without arguments.
+        ValueError: for an exemption from no law, a field of a reserved name, or a class that cannot be made without arguments.
     """
+    demand_free_names(method if isinstance(method, type) else type(method))
     with quiet():
         scene = scene_of(method, hetero_ranks, seed)
         report = examine(_title(scene.method), scene, (UNEQUAL_RANKS, *LAWS), scene.method.exempt)

@@ -210,11 +210,15 @@ def check_weights(weights: Sequence[float], count: int) -> None:
         raise ValueError(f"weights must be non-negative with sum 1, got {list(weights)}")
 
 
-def check_alike(adapters: Sequence[Adapter]) -> None:
-    """Raises ValueError unless all adapters have the same layers, outer shapes, dense tensors and base."""
+def check_alike(adapters: Sequence[Adapter], names: Sequence[str] | None = None) -> None:
+    """Raises ValueError unless all adapters have the same layers, outer shapes, dense tensors and base.
+
+    `names` says what a message calls them; by default they are counted.
+    """
+    who = names or [f"adapter {k}" for k in range(len(adapters))]
     like = next((k for k, a in enumerate(adapters) if a.base is not None), 0)  # an unknown base would match two that differ
     for k, adapter in enumerate(adapters):
-        check_fits(adapter, adapters[like], f"adapter {k}", f"adapter {like}")
+        check_fits(adapter, adapters[like], who[k], who[like])
 
 
 def check_fits(adapter: Adapter, like: Adapter, who: str, other: str) -> None:

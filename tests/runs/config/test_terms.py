@@ -65,6 +65,14 @@ def test_what_changes_numbers_comes_from_the_server_and_all_else_is_the_sites_ow
     assert found.method["name"] == "fedavg"
 
 
+def test_the_seeds_of_single_kinds_of_draw_travel() -> None:
+    own = read_config({"task": TASK})
+    server = read_config(own, {"seed": {"data": 1, "start": 2}})
+    found, chosen = under_terms(own, terms_of(server, get_method("fedavg")), NODE)
+    assert found.seed == server.seed
+    assert chosen.settings.seed == 0
+
+
 def test_every_key_is_a_term_or_known_to_be_none() -> None:
     """A new key of a section that changes numbers belongs into the terms."""
     own = {

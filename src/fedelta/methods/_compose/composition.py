@@ -33,8 +33,8 @@ class Composite(ABC):
     def parts(self) -> Parts:
         """Returns the parts that it is made of."""
 
-    def population(self, clients: Sequence[Client]) -> Sequence[Client]:
-        return self.parts.server.population(clients)
+    def population(self, clients: Sequence[Client], cohort: Callable[[], int] | None = None) -> Sequence[Client]:
+        return self.parts.server.population(clients, cohort)
 
     def for_topology(self, rounds: int, rho_sq: Callable[[], float]) -> Method:
         for rule in self.parts.local:

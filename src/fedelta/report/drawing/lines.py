@@ -60,9 +60,10 @@ class Frame:
         y_tick: writes a tick, given all of them.
         rounds: whether x counts rounds: ticks are whole, with the first and the last.
         logarithmic: whether y is.
-        reference: a dashed line at this y, with its name.
+        references: dashed lines at these y, with their names.
         floor: the lowest end of y that must be shown.
         ceiling: the highest end of y that may be shown.
+        x_span, y_span: ends that must be shown, such that charts side by side share their axes.
     """
 
     x_label: str
@@ -72,9 +73,11 @@ class Frame:
     y_tick: Callable[[float, Sequence[float]], str] = field(default=tick_text)
     rounds: bool = True
     logarithmic: bool = False
-    reference: tuple[float, str] | None = None
+    references: Sequence[tuple[float, str]] = ()
     floor: float | None = None
     ceiling: float | None = None
+    x_span: Sequence[float] = ()
+    y_span: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def line_chart(lines: Sequence[Line], frame: Frame, size: Size, label: str) -> M
         tag("text", frame.y_label, class_="yl", x=0, y=10),
         _grid(x, y, frame),
         tag("text", frame.x_label, class_="m", x=(x.start + x.end) / 2, y=size.height - 4),
-        *([_reference(frame.reference, x, y)] if frame.reference else []),
+        _references(frame, x, y),
         *(_band(line, x, y) for line in lines if line.band),
         *(_line(line, x, y) for line in lines),
         _labels(lines, x, y, room),
@@ -114,7 +117,7 @@ def _label_room(lines: Sequence[Line], size: Size) -> float:
 
 
 def _x_axis(lines: Sequence[Line], frame: Frame, start: float, end: float) -> Axis:
-    xs = [x for line in lines for x, _ in line.points]
+    xs = [x for line in lines for x, _ in line.points] + list(frame.x_span)
     low, high = min(xs), max(xs)
     if frame.rounds:
         return Axis(low, high, start, end, round_ticks(int(low), int(high)))
@@ -129,8 +132,7 @@ def _y_axis(lines: Sequence[Line], frame: Frame, start: float, end: float) -> Ax
         positive = [y for y in values if y > 0]
         ticks = log_ticks(min(positive), max(positive))
         return Axis(ticks[0], ticks[-1], start, end, ticks, logarithmic=True)
-    if frame.reference:
-        values.append(frame.reference[0])
+    values += [y for y, _ in frame.references] + list(frame.y_span)
     low = min(values) if frame.floor is None else min(frame.floor, *values)
     ticks = nice_ticks(low, max(values))
     if frame.ceiling is not None:
@@ -145,10 +147,15 @@ def _grid(x: Axis, y: Axis, frame: Frame) -> Markup:
     return joined([*rules, *names, *below])
 
 
-def _reference(reference: tuple[float, str], x: Axis, y: Axis) -> Markup:
-    value, name = reference
-    rule = tag("path", class_="ref", d=path([(x.start, y.at(value)), (x.end, y.at(value))]))
-    return joined([rule, tag("text", name, class_="e halo", x=x.end, y=y.at(value) - 4)])
+def _references(frame: Frame, x: Axis, y: Axis) -> Markup:
+    """Draws the dashed lines; the names of two that lie close are above and below."""
+    parts: list[Markup] = []
+    ordered = sorted(frame.references)
+    for k, (value, name) in enumerate(ordered):
+        close = k + 1 < len(ordered) and y.at(value) - y.at(ordered[k + 1][0]) < LABEL_STEP
+        parts.append(tag("path", class_="ref", d=path([(x.start, y.at(value)), (x.end, y.at(value))])))
+        parts.append(tag("text", name, class_="e halo", x=x.end, y=y.at(value) + (12 if close else -4)))
+    return joined(parts)
 
 
 def _band(line: Line, x: Axis, y: Axis) -> Markup:

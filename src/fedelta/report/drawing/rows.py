@@ -49,10 +49,21 @@ def forest_head(axis: Axis) -> Markup:
     return picture(FOREST.width, 16, "axis of the differences", *names)
 
 
-def forest_row(row: Interval, axis: Axis, label: str) -> Markup:
-    """Draws a mean with its interval and one tick a seed; an arrow stands where the interval is cut."""
+def forest_row(row: Interval, axis: Axis, label: str, references: Sequence[tuple[float, str]] = ()) -> Markup:
+    """Draws a mean with its interval and one tick a seed; an arrow stands where the interval is cut.
+
+    Args:
+        row: the mean, its interval and the seeds.
+        axis: that all rows share.
+        label: says what it is, for a screen reader.
+        references: differences of lines to compare with, and their names; those beyond the axis are left out.
+    """
     middle = FOREST.height / 2
     parts = [tag("path", class_="zero", d=path([(axis.at(0.0), 0), (axis.at(0.0), FOREST.height)]))]
+    for value, name in references:
+        if axis.low <= value <= axis.high:
+            rule = path([(axis.at(value), 0), (axis.at(value), FOREST.height)])
+            parts.append(tag("path", tag("title", name), class_="ref", d=rule))
     if row.bounds:
         left, right = (axis.at(x) for x in row.bounds)
         parts.append(tag("path", class_="ci", d=path([(left, middle), (right, middle)])))

@@ -2,87 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import degrees
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from fedelta.report import readings
+from fedelta.report.compared import Compared, mean_total, unit_for
 from fedelta.report.drawing.lines import NARROW, THIRD, WIDE, Frame, Line, data_rows, line_chart
-from fedelta.report.drawing.svg import tick_text
-from fedelta.report.numerals import DASH, Measure, share, significant
-from fedelta.report.page.parts import Compared, Figure, Grid, mean_total, unit_for
+from fedelta.report.numerals import DASH, Measure
+from fedelta.report.page.parts import Figure, Grid
 from fedelta.report.readings import Number, Point
 from fedelta.report.study import Group, Study
 
 LEVEL_WITHIN = 0.03
 """A difference of shares below which two methods are called level at the same bytes."""
-
-FOLD = 3.0
-"""The ratio of last values from which a title says that one method loses what another keeps."""
-
-
-@dataclass(frozen=True)
-class Diagnostic:
-    """A number of `diagnostics` as a figure: its key, title, caption, and name of the axis."""
-
-    key: str
-    title: str
-    caption: str
-    axis: str
-    factor: Callable[[float], float] = float
-
-
-OF_THE_UPDATE = (
-    Diagnostic(
-        "effective_rank",
-        "Effective rank",
-        "of the mean update: exp of the entropy of its singular values; mean over layers",
-        "effective rank",
-    ),
-    Diagnostic(
-        "increment_overlap_B_squared",
-        "Do clients move the same way?",
-        "overlap of the column spaces of what clients added this round; 1 = one subspace",
-        "overlap of B, mean cos²",
-    ),
-    Diagnostic(
-        "increment_angle_with_mean_B_average",
-        "Angle to the mean",
-        "mean principal angle between a client’s increment and the mean’s",
-        "angle, degrees",
-        degrees,
-    ),
-    Diagnostic(
-        "increment_client_cosine",
-        "Agreement of increments",
-        "mean cosine between two clients’ increments; 0 = unrelated",
-        "cosine",
-    ),
-    Diagnostic(
-        "increment_cancellation_ratio", "What survives the averaging", "‖mean‖ / mean ‖·‖ of increments; 1 = all agree", "ratio"
-    ),
-    Diagnostic("update_norm", "Size of the update", "mean ‖ΔW‖ of the clients", "‖ΔW‖"),
-)
-
-OF_NODES = (
-    Diagnostic(
-        "consensus_product_relative",
-        "How far apart the nodes’ models are",
-        "√(Σ‖ΔWᵢ − mean‖² / Σ‖ΔWᵢ‖²); 0 = consensus",
-        "distance",
-    ),
-    Diagnostic(
-        "cross_term_norm", "What averaging the factors gets wrong", "‖mean(BA) − mean(B) mean(A)‖ over the nodes", "norm"
-    ),
-)
-
-AGGREGATION_ERROR = Diagnostic(
-    "aggregation_error",
-    "What averaging the factors would get wrong",
-    "‖mean(BA) − mean(B) mean(A)‖ / ‖mean(BA)‖; equal ranks only",
-    "relative error",
-)
 
 
 def lines_of(study: Study, number: Number, *, banded: bool = True, factor: Callable[[float], float] = float) -> list[Line]:
@@ -149,21 +81,27 @@ def scores(c: Compared) -> Figure | None:
     lines = _of_parts(c) if study.one_run else lines_of(study, readings.at(study.part, study.metric))
     if not lines:
         return None
-    majority = study.groups[0].first.facts.get("majority") if m.metric == "accuracy" else None
     name = f"{study.part} {m.name}".capitalize() if not study.one_run else m.name.capitalize()
-    reference = (majority * m.factor, "commonest label") if majority else None
     scaled = [_scaled(line, m.factor) for line in lines]
     frame = Frame(
         "round",
         _with_unit(name.lower(), m.unit),
         round_text,
         lambda y: m.text(y / m.factor),
-        reference=reference,
+        references=references(c),
         floor=0.0 if m.factor != 1 else None,
         ceiling=100.0 if m.factor != 1 else None,
     )
     caption = f"{_with_unit(name, m.unit)}, after each evaluated round. {seeds_text(study)}".strip()
     return figure_of(_score_title(c), caption, scaled, frame)
+
+
+def references(c: Compared) -> list[tuple[float, str]]:
+    """Returns the lines that scores are seen against, in the page's unit: the commonest label, and the untrained model."""
+    m = c.measure
+    majority = c.study.groups[0].first.facts.get("majority") if m.metric == "accuracy" else None
+    found = [(majority, "commonest label"), (c.untrained, "untrained")]
+    return [(value * m.factor, name) for value, name in found if value is not None and value > 0]
 
 
 def _of_parts(c: Compared) -> list[Line]:
@@ -282,42 +220,3 @@ def _budget_title(lines: Sequence[Line], budget: float, m: Measure, unit: str) -
     near = abs(reached[order[0]] - reached[order[1]]) < LEVEL_WITHIN * m.factor
     words = f"{order[0]} and {order[1]} are level" if near else f"{order[0]} is ahead of {order[1]}"
     return f"Within {budget:.1f} {unit}, {words}"
-
-
-# --- why -------------------------------------------------------------------------------------------------------------
-
-
-def higher_rank_energy(c: Compared) -> Figure | None:
-    """Draws the share of energy beyond the smallest rank, on a logarithmic axis; zeros are left out, and said to be."""
-    lines = lines_of(c.study, readings.at("diagnostics", "higher_rank_energy_ratio"))
-    positive = [_positive(line) for line in lines]
-    zeros = sum(len(a.points) - len(b.points) for a, b in zip(lines, positive, strict=True))
-    positive = [line for line in positive if line.points]
-    if not positive:
-        return None
-    ends = {line.label: line.points[-1][1] for line in positive}
-    low, high = min(ends, key=lambda k: ends[k]), max(ends, key=lambda k: ends[k])
-    told = len(ends) > 1 and ends[high] > FOLD * ends[low]
-    title = f"{low} loses the higher ranks; {high} keeps them" if told else "Energy in the higher ranks"
-    dropped = f" {zeros} zeros cannot be drawn." if zeros else ""
-    caption = f"Share of the server’s energy beyond the smallest rank; logarithmic. {seeds_text(c.study)}{dropped}".strip()
-    frame = Frame(
-        "round", "share of energy, logarithmic", round_text, share, y_tick=lambda v, _: f"{v * 100:g} %", logarithmic=True
-    )
-    return figure_of(title, caption, positive, frame)
-
-
-def _positive(line: Line) -> Line:
-    band = [(x, low, high) for x, low, high in line.band if low > 0]
-    return Line(line.key, line.style, line.label, [(x, y) for x, y in line.points if y > 0], band)
-
-
-def diagnostics(c: Compared, wanted: Sequence[Diagnostic], *, small: bool = True) -> Iterator[Figure]:
-    """Draws those of these diagnostics that some run has."""
-    for d in wanted:
-        lines = lines_of(c.study, readings.at("diagnostics", d.key), banded=not small, factor=d.factor)
-        if lines:
-            whole = d.factor is degrees
-            frame = Frame("round", d.axis, round_text, (lambda y: f"{y:.0f}") if whole else significant, y_tick=tick_text)
-            caption = d.caption if small else f"{d.caption}. {seeds_text(c.study)}".strip()
-            yield figure_of(d.title, caption, lines, frame, small=small)

@@ -1,19 +1,20 @@
-"""Figures that are no lines: energy by band, maps by layer, the strip of clients, and the split of the data."""
+"""Figures that are no lines: maps by layer, the strip of clients, and the split of the data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any, TypeGuard
+from typing import Any
 
 from markupsafe import Markup
 
 from fedelta.report import readings
+from fedelta.report.compared import Compared
 from fedelta.report.drawing.lines import NARROW, WIDE
-from fedelta.report.drawing.rows import Bar, Dots, areas, bars, strip
-from fedelta.report.drawing.svg import joined, swatch, tag
-from fedelta.report.numerals import DASH, listed, share, significant
-from fedelta.report.page.parts import Compared, Figure, Grid
+from fedelta.report.drawing.rows import Bar, Dots, bars, strip
+from fedelta.report.drawing.svg import swatch, tag
+from fedelta.report.numerals import DASH, significant
+from fedelta.report.page.parts import Figure, Grid
 from fedelta.report.study import Group, Run
 
 MOST_LAYERS = 24
@@ -26,72 +27,6 @@ LEFT_BEHIND = 0.4
 """A score of the worst client below which it counts as left behind."""
 
 STEPS = 9
-
-
-# --- bands of energy -------------------------------------------------------------------------------------------------
-
-
-def energy_bands(c: Compared) -> Figure | None:
-    """Draws for each method the shares of energy between successive ranks, over rounds."""
-    panels: list[Markup] = []
-    rows: list[list[str]] = []
-    ends: dict[str, dict[str, float]] = {}
-    measured = {group: shares for group in c.study.groups if (shares := _bands(c, group))}
-    # A band beyond the largest rank is empty throughout, and would take the accent.
-    used = {name for shares in measured.values() for _, bands in shares for name, value in bands.items() if value > 0}
-    names = list(dict.fromkeys(name for shares in measured.values() for name in shares[0][1] if name in used))
-    styles = _band_styles(names)
-    for group, shares in measured.items():
-        head = tag("p", swatch(group.style), group.label, class_="panel")
-        panels.append(tag("div", head, areas(shares, styles, f"energy by component, {group.label}"), data_m=group.key))
-        ends[group.label] = shares[-1][1]
-        rows.append([group.label, *(share(shares[-1][1].get(name)) for name in styles)])
-    if not panels or not styles:
-        return None
-    legend = [tag("span", tag("i", class_=style), _components(name)) for name, style in styles.items()]
-    body = joined([tag("p", "components ", *legend, class_="bleg"), tag("div", *panels, class_="sm")])
-    over = "layers and seeds" if c.seeds > 1 else "layers"
-    caption = f"Share of ‖ΔW‖² by component, ordered by size; mean over {over}. A band that closes is a rank in no use."
-    return Figure(
-        _bands_title(ends, next(iter(styles))), caption, body=body, data=Grid(["at the end", *map(_components, styles)], rows)
-    )
-
-
-def _bands(c: Compared, group: Group) -> list[tuple[int, dict[str, float]]]:
-    """Returns the mean shares by round, from 1, over the rounds that every run has."""
-    found = [_bands_of(run) for run in readings.runs_of(c.study, group)]
-    common = sorted(set.intersection(*(set(x) for x in found))) if found else []
-    return [(t + 1, {name: fmean(x[t].get(name, 0.0) for x in found) for name in found[0][t]}) for t in common]
-
-
-def _bands_of(run: Run) -> dict[int, Mapping[str, float]]:
-    values = {r["t"]: (r.get("diagnostics") or {}).get("energy_by_band") for r in run.records}
-    return {t: bands for t, bands in values.items() if _is_bands(bands)}
-
-
-def _is_bands(value: object) -> TypeGuard[Mapping[str, float]]:
-    return isinstance(value, dict) and bool(value) and all(map(readings.is_number, value.values()))
-
-
-def _band_styles(names: Sequence[str]) -> dict[str, str]:
-    """Gives the lowest band a neutral colour and the highest the accent: what vanishes is what the eye should be on."""
-    styles = dict.fromkeys(names, "b1")
-    return styles | dict.fromkeys(names[-1:], "b2") | dict.fromkeys(names[:1], "b0")
-
-
-def _components(band: str) -> str:
-    """Writes a band as a range: `3–4`, `17 on`."""
-    return f"{band[:-1]} on" if band.endswith("-") else band.replace("-", "–")
-
-
-def _bands_title(ends: Mapping[str, Mapping[str, float]], lowest: str) -> str:
-    narrow = [label for label, bands in ends.items() if bands.get(lowest, 0.0) > 0.98]
-    return (
-        f"{listed(narrow)} {'ends' if len(narrow) == 1 else 'end'} on components {_components(lowest)}"
-        if narrow
-        else "Energy by component"
-    )
-
 
 # --- maps by layer ---------------------------------------------------------------------------------------------------
 
@@ -207,7 +142,7 @@ def _dots(c: Compared, group: Group) -> Dots | None:
     for run in _scored(c, group):
         seed = f", seed {run.seed}" if c.seeds > 1 else ""
         scores = readings.clients_of(run, c.measure.metric) or {}
-        values += [(value, f"client {k}{seed}: {c.measure.with_unit(value)}") for k, value in scores.items()]
+        values += [(value, f"{readings.called(run, k)}{seed}: {c.measure.with_unit(value)}") for k, value in scores.items()]
     if not values:
         return None
     pick = max if c.measure.lower_is_better else min
@@ -226,7 +161,7 @@ def split(c: Compared) -> Figure | None:
         return None
     found: Mapping[str, Any] = run.split["clients"]
     styles = _label_styles(found)
-    drawn = [_bar(k, client, styles) for k, client in found.items()]
+    drawn = [_bar(readings.called(run, k), client, styles) for k, client in found.items()]
     sizes = [int(client["rows"]) for client in found.values()]
     fold = f"{max(sizes) / min(sizes):.0f}-fold" if min(sizes) else "without bound"
     skew = skew_of([client.get("labels") or {} for client in found.values()])
@@ -253,8 +188,8 @@ def split(c: Compared) -> Figure | None:
     return Figure(title, caption, wide, narrow, body=body, data=data)
 
 
-def _bar(k: str, client: Mapping[str, Any], styles: Mapping[str, str]) -> Bar:
-    name = f"client {k} · r {client.get('rank', DASH)}"
+def _bar(called: str, client: Mapping[str, Any], styles: Mapping[str, str]) -> Bar:
+    name = f"{called} · r {client.get('rank', DASH)}"
     labels: Mapping[str, int] = client.get("labels") or {"": int(client["rows"])}
     parts: dict[str, int] = dict.fromkeys(styles, 0)
     for label, count in labels.items():

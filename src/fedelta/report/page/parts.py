@@ -1,39 +1,13 @@
-"""The parts that a page is put together from, and what several of them need: values, no text of their own."""
+"""The parts that a page is put together from: values, no text of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from fedelta.report import readings, statistics
-from fedelta.report.numerals import Measure
-from fedelta.report.statistics import Difference, Mark
-from fedelta.report.study import Group, Study
-
 NONE = Markup("")
-UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A number of the first screen, and a sentence on it."""
-
-    head: str
-    value: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Caution:
-    """A mark of honesty: a few words in bold and what they mean; `warn` is amber."""
-
-    head: str
-    text: str
-    warn: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,12 +17,14 @@ class Grid:
     Attributes:
         keys: of the series of each row, by which a chip hides it; empty for rows that are never hidden.
         styles: class of colour of each row; empty for none.
+        faded: numbers of the rows that stand for nothing that was run.
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     keys: Sequence[str] = ()
     styles: Sequence[str] = ()
+    faded: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -92,95 +68,3 @@ class Section:
     text: str
     figures: Sequence[Figure] = ()
     small: Sequence[Figure] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Compared:
-    """A study with its statistics, which all parts of a page share.
-
-    Attributes:
-        study: the runs.
-        measure: how the metric is written.
-        table: scores by seed of the methods that are compared: no lines to compare with, no method without a score.
-        marks: the verdict on each group, by key.
-        differences: to the baseline, by key; empty where scores cannot be compared.
-    """
-
-    study: Study
-    measure: Measure
-    table: Mapping[str, Mapping[int, float]] = field(default_factory=dict[str, Mapping[int, float]])
-    marks: Mapping[str, Mark] = field(default_factory=dict[str, Mark])
-    differences: Mapping[str, Difference] = field(default_factory=dict[str, Difference])
-
-    @property
-    def seeds(self) -> int:
-        """Returns the number of seeds."""
-        return len(self.study.seeds)
-
-    def group(self, key: str) -> Group:
-        """Returns the group of a key."""
-        return next(group for group in self.study.groups if group.key == key)
-
-    def seeds_of(self, group: Group) -> list[int]:
-        """Returns the seeds for which a group has a score."""
-        return sorted(self.study.table[group.key])
-
-    def mean(self, key: str) -> float | None:
-        """Returns the mean score of a group; None without one."""
-        scores = self.study.table[key].values()
-        return fmean(scores) if scores else None
-
-    @property
-    def best(self) -> Group | None:
-        """Returns the group with the best mean among those that have every seed, else among all."""
-        table = statistics.complete(self.table) or self.table
-        if not table:
-            return None
-        return self.group(statistics.best_of(table, lower_is_better=self.measure.lower_is_better))
-
-    def ranked(self) -> list[Group]:
-        """Returns the groups as a table lists them: by mean, then those that lack seeds, then lines to compare with."""
-        sign = 1 if self.measure.lower_is_better else -1
-
-        def place(group: Group) -> tuple[bool, bool, float]:
-            mean = self.mean(group.key)
-            lacking = bool(self.study.missing(group)) and self.study.last is not None
-            return group.style == "kr", lacking, sign * mean if mean is not None else 0.0
-
-        return sorted(self.study.groups, key=place)
-
-
-def compared(study: Study) -> Compared:
-    """Computes the statistics of a study."""
-    rows = max((int(run.facts.get("rows", {}).get("test", 0)) for run in study.runs), default=0)
-    measure = Measure(study.metric or "", rows)
-    table = {g.key: study.table[g.key] for g in study.groups if study.table[g.key] and g.style != "kr"}
-    if study.one_run or study.unlike or study.last is None:
-        return Compared(study, measure, table)
-    base = study.baseline.key
-    lower = measure.lower_is_better
-    if study.named and base in study.table and study.table[base]:
-        marks = statistics.marks_against_baseline({base: study.table[base], **table}, base, lower_is_better=lower)
-    else:
-        marks = statistics.marks_against_best(table, lower_is_better=lower)
-    scored = {key: scores for key, scores in study.table.items() if scores}
-    differences = statistics.against_baseline(scored, base) if base in scored else {}
-    return Compared(study, measure, table, marks, differences)
-
-
-def unit_for(sizes: Sequence[float]) -> tuple[int, str]:
-    """Returns the unit in which a column of bytes is written, by its largest."""
-    largest = max(sizes, default=0.0)
-    return next((unit for unit in UNITS if largest >= unit[0]), UNITS[-1])
-
-
-def mean_total(study: Study, group: Group, way: str | None = None) -> float:
-    """Returns the mean over seeds of all bytes that a method sent."""
-    runs = readings.runs_of(study, group)
-    return fmean(readings.total(run, way) for run in runs) if runs else 0.0
-
-
-def place(value: Any) -> str:
-    """Writes a setting; of a path on somebody's machine only its end, since the rest says who they are and not what was run."""
-    text = "null" if value is None else str(value)
-    return f"…/{text.rstrip('/').rsplit('/', 1)[-1]}" if text.startswith(("/", "~", "file:")) else text

@@ -1,182 +1,19 @@
-"""Tables of a page: the lead table with its forest plot, what a target takes, every run, and the settings."""
+"""Tables of a page: what a target takes, the time of each stage, every run or cell, and the settings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from markupsafe import Markup
-
-from fedelta.report import readings, statistics
-from fedelta.report.drawing.rows import Interval, forest_axis, forest_head, forest_row
-from fedelta.report.drawing.svg import Axis
-from fedelta.report.numerals import DASH, seconds
-from fedelta.report.page.cautions import best_and_last
-from fedelta.report.page.parts import Compared, Grid, mean_total, place, unit_for
+from fedelta.report import readings
+from fedelta.report.compared import Compared, mean_of, mean_total, place, unit_for
+from fedelta.report.comparison import Comparison
+from fedelta.report.numerals import DASH, count
+from fedelta.report.outcome import keys_of
+from fedelta.report.page.parts import Grid
 from fedelta.report.study import Group, Run
 
 TARGETS = tuple(share / 10 for share in range(9, 0, -1))
-
-KIND = {"best mean": "good", "ahead": "good", "behind": "bad"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number of the lead table, a smaller line under it, and the head of its column for a phone."""
-
-    head: str
-    value: str
-    under: str = ""
-    optional: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method in the lead table."""
-
-    key: str
-    style: str
-    label: str
-    tag: str
-    kind: str
-    forest: Markup
-    cells: Sequence[Cell]
-
-
-@dataclass(frozen=True)
-class Lead:
-    """The lead table.
-
-    Attributes:
-        text: says how to read it.
-        heads: of the columns, with what is under each and whether it may go on a narrow screen.
-        axis: of the forest, and what differences are `against`.
-        rows: one for each method.
-        note: on the resolution of the test rows.
-    """
-
-    text: str
-    heads: Sequence[tuple[str, str, bool]]
-    axis: Markup
-    against: str
-    rows: Sequence[Row]
-    note: str
-
-
-def lead(c: Compared) -> Lead | None:
-    """Returns the table of who wins; None where there is nothing to compare."""
-    study, m = c.study, c.measure
-    if study.one_run or study.last is None:
-        return None
-    groups = c.ranked()
-    drawn = {g.key: found for g in groups if (found := _interval(c, g)) is not None}
-    axis = forest_axis(list(drawn.values()))
-    factor, unit = unit_for([mean_total(study, g) for g in groups])
-    columns = _columns(c, unit)
-    rows = [_row(c, g, axis, drawn.get(g.key), factor, [head for head, _, _ in columns]) for g in groups]
-    against = f"against {study.baseline.label}, {m.difference_unit}" if m.difference_unit else f"against {study.baseline.label}"
-    tick = "A tick is a seed, the mark their mean, the bar the 95 % interval of the paired difference."
-    text = f"Sorted by the mean. {tick}" if c.seeds > 1 else "Sorted by the score of the one seed."
-    return Lead(text, columns, forest_head(axis) if drawn else Markup(""), against, rows, _resolution(c))
-
-
-def _columns(c: Compared, unit: str) -> list[tuple[str, str, bool]]:
-    m = c.measure
-    score = f"{c.study.part} {m.name}" + (f", {m.unit}" if m.unit else "")
-    spread = "mean ± sd" if c.seeds > 1 else "one seed"
-    difference = "difference" + (f", {m.difference_unit}" if m.difference_unit else "")
-    interval = "paired by seed, 95 % t" if c.seeds > 1 else "same seed"
-    return [
-        (score, f"round {(c.study.last or 0) + 1}, {spread}", False),
-        (difference, interval, False),
-        ("best" + (f", {m.unit}" if m.unit else ""), "chosen on validation", True),
-        ("worst client" + (f", {m.unit}" if m.unit else ""), "own test rows", True),
-        (f"sent, {unit}", "both ways", False),
-        ("time, s", "training rounds", True),
-        ("rate", "not tuned", True),
-        ("n", "seeds", True),
-    ]
-
-
-def _interval(c: Compared, group: Group) -> Interval | None:
-    if group.key == c.study.baseline.key and c.differences:
-        return Interval(group.style, 0.0, None, [])
-    found = c.differences.get(group.key)
-    if found is None or found.mean is None:
-        return None
-    factor = c.measure.factor
-    bounds = (found.interval.low * factor, found.interval.high * factor) if found.interval else None
-    ticks = [x * factor for x in found.by_seed.values()] if len(found.by_seed) > 1 else []
-    return Interval(group.style, found.mean * factor, bounds, ticks)
-
-
-def _row(c: Compared, group: Group, axis: Axis, drawn: Interval | None, factor: int, heads: Sequence[str]) -> Row:
-    mark = c.marks.get(group.key, "")
-    shown = "" if c.seeds < statistics.FEWEST and mark != "baseline" else mark
-    lacking = c.study.missing(group)
-    if lacking:
-        shown = f"{len(c.seeds_of(group))} of {c.seeds} seeds"
-    forest = forest_row(drawn, axis, f"{group.label}: difference with its interval") if drawn else Markup("")
-    values = [_score(c, group), _difference(c, group), _best(c, group), _worst(c, group), *_costs(c, group, factor)]
-    cells = [
-        Cell(head, value, under, i in (2, 3, 5, 6, 7))
-        for i, (head, (value, under)) in enumerate(zip(heads, values, strict=True))
-    ]
-    return Row(group.key, group.style, group.label, shown, KIND.get(mark, "") if not lacking else "", forest, cells)
-
-
-def _score(c: Compared, group: Group) -> tuple[str, str]:
-    sd = statistics.spread(c.study.table[group.key])
-    return c.measure.text(c.mean(group.key)), f"± {c.measure.text(sd)} sd" if sd is not None else ""
-
-
-def _difference(c: Compared, group: Group) -> tuple[str, str]:
-    if group.key == c.study.baseline.key and c.differences:
-        return "baseline", ""
-    found, m = c.differences.get(group.key), c.measure
-    if found is None or found.mean is None:
-        return DASH, ""
-    bounds = "" if found.interval is None else f"{m.difference(found.interval.low)} to {m.difference(found.interval.high)}"
-    return m.difference(found.mean), bounds
-
-
-def _best(c: Compared, group: Group) -> tuple[str, str]:
-    pairs = best_and_last(c, group)
-    rounds = [
-        chosen + 1 for run in readings.runs_of(c.study, group) if (chosen := run.best_round(c.measure.metric)) is not None
-    ]
-    if not pairs:
-        return DASH, "no validation"
-    shown = ", ".join(map(str, rounds)) if len(rounds) <= 5 else f"{min(rounds)} to {max(rounds)}"
-    return c.measure.text(fmean(best for best, _ in pairs)), f"round {shown}"
-
-
-def _worst(c: Compared, group: Group) -> tuple[str, str]:
-    found = [w for run in readings.runs_of(c.study, group) if (w := readings.worst_client(run, c.measure.metric)) is not None]
-    if not found:
-        return DASH, ""
-    return c.measure.text(fmean(w for w, _, _ in found)), f"spread {c.measure.text(fmean(s for _, s, _ in found))}"
-
-
-def _costs(c: Compared, group: Group, factor: int) -> list[tuple[str, str]]:
-    runs = readings.runs_of(c.study, group)
-    rates = sorted({str((run.config.get("training") or {}).get("learning_rate", DASH)) for run in group.runs.values()})
-    time = fmean(readings.seconds(run) for run in runs) if runs else 0.0
-    count = len(c.seeds_of(group))
-    return [(f"{mean_total(c.study, group) / factor:.1f}", ""), (seconds(time), ""), (", ".join(rates), ""), (str(count), "")]
-
-
-def _resolution(c: Compared) -> str:
-    rows, m = c.measure.rows, c.measure
-    if not rows or m.metric != "accuracy" or c.study.part != "test":
-        return ""
-    means = [mean for group in c.study.groups if (mean := c.mean(group.key)) is not None]
-    error = max(statistics.sampling_error(mean, rows) for mean in means)
-    return (
-        f"{rows} test rows: one row is {100 / rows:.2g} pp, the sampling error of one accuracy is up to {100 * error:.1f} pp. "
-        "Within a seed all methods are tested on the same rows, so that it cancels in part in the differences."
-    )
 
 
 def what_it_takes(c: Compared) -> tuple[str, Grid] | None:
@@ -186,7 +23,7 @@ def what_it_takes(c: Compared) -> tuple[str, Grid] | None:
         return None
     target = _target(c, groups)
     factor, unit = unit_for([mean_total(c.study, g, way) for g in groups for way in ("up", "down")])
-    head = ["method", f"up, {unit}", f"down, {unit}", "s a round"]
+    head = ["method", f"up, {unit}", f"down, {unit}", "s a round", "steps", "rows seen"]
     text = f"{c.measure.with_unit(target)}" if target is not None else ""
     head += [f"rounds to {text}", f"{unit} to {text}", "seeds there"] if target is not None else []
     rows = [_taken(c, g, target, factor) for g in groups]
@@ -210,6 +47,7 @@ def _taken(c: Compared, group: Group, target: float | None, factor: int) -> list
     ways = [f"{mean_total(c.study, group, way) / factor:.1f}" for way in ("up", "down")]
     pace = fmean(readings.seconds(run) / len(run.records) for run in runs)
     row = [group.label, *ways, f"{pace:.2f}" if pace < 10 else f"{pace:.0f}"]
+    row += [count(mean_of(readings.steps, runs)), count(mean_of(readings.rows_seen, runs))]
     if target is None:
         return row
     there = [(t, readings.sent(run)[t]) for run in runs if (t := _first_at(c, run, target)) is not None]
@@ -221,6 +59,35 @@ def _taken(c: Compared, group: Group, target: float | None, factor: int) -> list
 
 def _first_at(c: Compared, run: Run, target: float) -> int | None:
     return next((t for t, x in run.scores(str(c.study.part), c.measure.metric).items() if x >= target), None)
+
+
+STAGES = ("train", "aggregate", "diagnostics", "evaluation", "save")
+
+
+def by_stage(c: Compared) -> Grid | None:
+    """Returns the seconds of each stage of a run and the peak of memory; None where no record has any beyond the round."""
+    groups = [g for g in c.ranked() if readings.runs_of(c.study, g)]
+    times = {g.key: [_stage(c, g, stage) for stage in STAGES] for g in groups}
+    peaks = {g.key: mean_of(readings.peak_memory, readings.runs_of(c.study, g)) for g in groups}
+    stages = [
+        k for k, stage in enumerate(STAGES) if stage != "evaluation" and any(row[k] is not None for row in times.values())
+    ]
+    if not stages and not any(peaks.values()):
+        return None
+    shown = [k for k in range(len(STAGES)) if any(row[k] is not None for row in times.values())]
+    factor, unit = unit_for([peak for peak in peaks.values() if peak is not None])
+    head = ["method", *(f"{STAGES[k]}, s" for k in shown), *([f"memory, {unit}"] if any(peaks.values()) else [])]
+    rows: list[list[str]] = []
+    for g in groups:
+        peak = peaks[g.key]
+        found = [f"{x:.1f}" if (x := times[g.key][k]) is not None else DASH for k in shown]
+        found += [f"{peak / factor:.1f}" if peak is not None else DASH] if any(peaks.values()) else []
+        rows.append([g.label, *found])
+    return Grid(head, rows, keys=[g.key for g in groups], styles=[g.style for g in groups])
+
+
+def _stage(c: Compared, group: Group, stage: str) -> float | None:
+    return mean_of(lambda run: readings.seconds_of(run, stage), readings.runs_of(c.study, group))
 
 
 def every_run(c: Compared) -> Grid:
@@ -235,6 +102,24 @@ def every_run(c: Compared) -> Grid:
             rows.append([place(run.name), group.label, str(seed), f"{len(run.records)} of {run.rounds}", state, score, sent])
     keys = [group.key for group in c.study.groups for _ in group.runs]
     return Grid(["run", "method", "seed", "rounds", "state", c.measure.name or "score", f"sent, {unit}"], rows, keys=keys)
+
+
+def every_cell(comparison: Comparison, found: Mapping[str, Compared]) -> Grid:
+    """Returns every cell of a suite with its state, and the error's first line or the claim where it has no run."""
+    several = len(comparison.settings) > 1
+    measure = next(iter(found.values())).measure
+    keys = keys_of(comparison)
+    rows: list[list[str]] = []
+    for cell in comparison.cells:
+        c = found.get(cell.setting)
+        score = c.measure.text(c.study.score(cell.run)) if c is not None and cell.run is not None and cell.run.records else DASH
+        state = "diverged" if cell.run is not None and cell.run.diverged else cell.state
+        why = f"{state}: {cell.reason}" if cell.reason else state
+        name = [cell.setting] if several else []
+        rows.append([cell.label, *name, str(cell.seed), why, score, cell.commit or DASH, cell.digest[:12] or DASH])
+    head = ["method", *(["setting"] if several else []), "seed", "state", measure.name or "score", "commit", "config"]
+    without = frozenset(i for i, cell in enumerate(comparison.cells) if cell.run is None)
+    return Grid(head, rows, keys=[keys[cell.label] for cell in comparison.cells], faded=without)
 
 
 def common_settings(c: Compared) -> Grid:

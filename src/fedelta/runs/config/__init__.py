@@ -1,7 +1,7 @@
 """Describes a run by one YAML file, which is validated before data or a model is loaded, and written back as resolved.
 
 `schema` has the keys and `read` reads and writes files, neither with torch. `choices` builds what is chosen by name, `checks`
-says what goes together, `resume` what may change when a run is taken up.
+says what goes together, `claims` what a method excludes, `resume` what may change when a run is taken up.
 """
 
 from fedelta.runs.config.read import BUILT_IN, dump_config, load_config, pairs, read_config
@@ -17,7 +17,7 @@ from fedelta.runs.config.schema import (
     RunConfig,
     rank_values,
 )
-from fedelta.runs.config.section import ConfigError, named
+from fedelta.runs.config.section import ConfigError, RefusedByClaim, named
 
 __all__ = [
     "BUILT_IN",
@@ -30,6 +30,7 @@ __all__ = [
     "Model",
     "Partition",
     "RankChoice",
+    "RefusedByClaim",
     "RunConfig",
     "dump_config",
     "load_config",

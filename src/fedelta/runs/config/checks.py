@@ -7,28 +7,52 @@ from __future__ import annotations
 
 from fedelta.models.devices import named_device
 from fedelta.runs.config.choices import Choices, choices_of, naming, scheme_of
-from fedelta.runs.config.schema import Data, Federation, Partition, RunConfig, rank_values
+from fedelta.runs.config.claims import check_claims
+from fedelta.runs.config.own import NOTHING, Own, is_own
+from fedelta.runs.config.schema import PROGRAM, Data, Federation, Partition, RunConfig, rank_values
 from fedelta.runs.config.section import ConfigError
 from fedelta.sampling import share
 from fedelta.tasks.metrics import get_metric
 
 
-def check(config: RunConfig) -> Choices:
+def check(config: RunConfig, own: Own = NOTHING) -> Choices:
     """Checks a config whose keys and types are right; returns what it names, built.
 
+    Args:
+        config: of the run.
+        own: the files that may run, and objects that take the place of what the config names.
+
     Raises:
-        ConfigError: for a name or setting that is not known, or for keys that contradict each other.
+        RefusedByClaim: for a config without a fault, of a kind that its method says of itself not to serve.
+        ConfigError: for a name or setting that is not known, keys that contradict each other, or a file that may not run.
+        FileNotFoundError: for a file of a method or a task that is not there.
     """
     try:
-        return _checked(config)
+        return _checked(config, own)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
-def _checked(config: RunConfig) -> Choices:
+def checked_alone(config: RunConfig) -> RunConfig:
+    """Checks a config for whoever runs none of its code, and returns it.
+
+    What a user's own method or task says of its settings is asked where its code may run; nothing of such a config is checked
+    but keys and types, which it has by now.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    if not is_own(config):
+        check(config)
+    return config
+
+
+def _checked(config: RunConfig, own: Own) -> Choices:
     _check_device(config.device)
-    chosen = choices_of(config)
-    _check_ranks(config, chosen)
+    chosen = choices_of(config, own)
+    _check_ranks(config)
     if config.data.clients is None:
         _check_partition(config.partition)
     else:
@@ -36,7 +60,9 @@ def _checked(config: RunConfig) -> Choices:
     _check_cohort(config.federation, config.num_clients())
     _check_graph(config, chosen)
     _check_sites(config.federation)
-    _check_metric(config.evaluation.best_by, chosen)
+    if config.federation.where != PROGRAM:  # whose scores may be its own
+        _check_metric(config.evaluation.best_by, chosen)
+    check_claims(config, chosen)  # last, so that what it refuses has no other fault
     return chosen
 
 
@@ -48,16 +74,11 @@ def _check_device(device: str) -> None:
             raise ValueError(f"device: {error}") from None
 
 
-def _check_ranks(config: RunConfig, chosen: Choices) -> None:
+def _check_ranks(config: RunConfig) -> None:
     ranks, clients = rank_values(config.lora.rank), config.num_clients()
     if isinstance(config.lora.rank, list) and clients is not None and len(ranks) != clients:
         given = "partition.clients" if config.data.clients is None else "the number of data.clients"
         raise ValueError(f"lora.rank lists {len(ranks)} ranks for {given} = {clients}: give one for each client")
-    if len(set(ranks)) > 1 and not chosen.method.hetero_rank:
-        raise ValueError(
-            f"method {config.method['name']!r} needs equal ranks, but lora.rank gives {sorted(set(ranks))}: set one rank, or "
-            "use a method for unequal ranks such as flexlora or zeropad (`fedelta methods` lists them)"
-        )
 
 
 def _check_partition(partition: Partition) -> None:
@@ -108,15 +129,10 @@ def _check_graph(config: RunConfig, chosen: Choices) -> None:
         chosen.settings.channel.demand_no_server()
     except ValueError as error:
         raise ValueError(f"federation.channel: {error}") from None
-    if chosen.method.coordinates == "base":
-        raise ValueError(
-            f"method {config.method['name']!r} moves the base model, which nodes without a server would move apart: set "
-            "federation.topology to null, or choose another method"
-        )
     clients = config.num_clients()
     if clients is not None:
         with naming("federation.topology", config.federation.topology or {}):
-            graph.check(clients, seed=config.seed)
+            graph.check(clients, seed=config.seeds().schedule)
 
 
 def _check_sites(federation: Federation) -> None:
@@ -140,6 +156,7 @@ def _check_sites(federation: Federation) -> None:
 REMEDIES = {
     "flower": "`fedelta flower init CONFIG DIR` makes an app of it, and `flwr run DIR` carries it out",
     "zenoh": "`fedelta gossip CONFIG` carries it out",
+    PROGRAM: "the program that made its clients carries it out, by fedelta.run(config, clients=...) or with resume=...",
 }
 """By `federation.where`, the command for a run elsewhere."""
 
@@ -149,8 +166,8 @@ def demand_here(config: RunConfig) -> None:
     where = config.federation.where
     if where != "here":
         raise ConfigError(
-            f"federation.where = {where}, so that this run is not for one process: {REMEDIES[where]}. To try it here: "
-            "--set federation.where=here"
+            f"federation.where = {where}, so that this run is not for one process: {REMEDIES[where]}"
+            + (". To try it here: --set federation.where=here" if where != PROGRAM else "")
         )
 
 

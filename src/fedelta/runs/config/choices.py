@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from fedelta.client import Training
+from fedelta.code_files import CodeFile
 from fedelta.engines.settings import RunSettings
 from fedelta.exchange.channel import Channel
 from fedelta.exchange.codecs import get_codec
 from fedelta.method import Method
-from fedelta.methods import get_method
 from fedelta.optim import get_optimizer
+from fedelta.runs.config.own import NOTHING, Own
 from fedelta.runs.config.schema import Federation, LocalTraining, Partition, RunConfig
 from fedelta.sampling import uniform
 from fedelta.split.partition import Scheme, get_scheme
-from fedelta.tasks import get_task
 from fedelta.tasks.task import Task
 from fedelta.topology import Topology, get_topology
 
@@ -33,6 +33,7 @@ class Choices:
         training: what a client does in a round.
         topology: the graph; None with a server.
         settings: of the whole run, from its first round.
+        files: by key, the Python files of the method and the task, as they were run.
     """
 
     method: Method
@@ -40,23 +41,29 @@ class Choices:
     training: Training
     topology: Topology | None
     settings: RunSettings
+    files: Mapping[str, CodeFile] = field(default_factory=dict[str, CodeFile])
 
 
-def choices_of(config: RunConfig) -> Choices:
+def choices_of(config: RunConfig, own: Own = NOTHING) -> Choices:
     """Returns what the config names, built.
 
+    Args:
+        config: of the run.
+        own: the files that may run, and objects that take the place of what the config names.
+
     Raises:
-        ValueError: for a name or a setting that is not known, or a value that does not fit.
+        ValueError: for a name or a setting that is not known, a value that does not fit, or a file that may not run.
+        FileNotFoundError: for a file of a method or a task that is not there.
     """
-    graph = config.federation.topology
+    graph, files = config.federation.topology, own.files_of(config)
     with naming("method", config.method):
-        method = get_method(**config.method)
+        method = own.method_of(config, files)
     with naming("task", config.task):
-        task = get_task(**config.task)
+        task = own.task_of(config, files)
     with naming("federation.topology", graph or {}):
         topology = None if graph is None else get_topology(**graph)
-    training = training_of(config.training)
-    return Choices(method, task, training, topology, settings_of(config.federation, config.seed))
+    training, settings = training_of(config.training), settings_of(config.federation, config.seeds().schedule)
+    return Choices(method, task, training, topology, settings, files)
 
 
 def training_of(section: LocalTraining) -> Training:
@@ -110,7 +117,7 @@ def naming(key: str, choice: Mapping[str, Any] = MappingProxyType({})) -> Genera
     try:
         yield
     except (TypeError, OverflowError) as error:
-        given = {name: value for name, value in choice.items() if name != "name"}
+        given = {name: value for name, value in choice.items() if name not in ("name", "path", "label")}
         shown = ", ".join(f"{name} = {value!r:.60}" for name, value in given.items())
         where = f"{key}.{shown}" if len(given) == 1 else f"{key}: one of {shown}" if given else f"{key}: a setting"
         raise ValueError(f"{where} has the wrong type ({error})") from None

@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from fedelta.code_files import CodeFile, read_code
+from fedelta.runs.config.allowed import DIGEST, Allowed, allowed
 from fedelta.runs.config.read import explained, read_yaml
 from fedelta.runs.config.section import ConfigError, Section
 
@@ -83,7 +85,24 @@ class Node(Section):
         default=None,
         description="without a server: where to listen, such as `tls/0.0.0.0:7447`; its endpoint by default",
     )
+    code: list[str] = Field(
+        default=[],
+        description="the Python files of methods and tasks that may run here; a server names one by its digest, and sends none",
+    )
     allow: Allow = Allow()
+
+    def files(self) -> dict[str, CodeFile]:
+        """Returns the Python files that may run here, by their digests.
+
+        Raises:
+            FileNotFoundError, ValueError: for a path to no Python file.
+        """
+        found = [read_code(path) for path in self.code if not DIGEST.fullmatch(path)]
+        return {file.digest: file for file in found}
+
+    def may_run(self) -> Allowed:
+        """Returns the digests of the Python files that may run here."""
+        return allowed(self.code)
 
     def folder(self) -> Path:
         """Returns the folder of the site's state."""
@@ -101,8 +120,11 @@ def read_node(path: str | Path) -> Node:
         raise ConfigError(f"no node file at {path}: write one with at least `name`, see the page on node files")
     node = node_from(read_yaml(path))
     here = path.resolve().parent
-    placed = {key: str(here / Path(value).expanduser()) for key in PATHS if (value := getattr(node, key)) is not None}
-    return node.model_copy(update=placed)
+    placed: dict[str, Any] = {
+        key: str(here / Path(value).expanduser()) for key in PATHS if (value := getattr(node, key)) is not None
+    }
+    code = [str(here / Path(file).expanduser()) for file in node.code]
+    return node.model_copy(update={**placed, "code": code})
 
 
 PATHS = ("data", "test", "state", "certificates")

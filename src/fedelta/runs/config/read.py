@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -12,8 +13,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedelta.registry import nearest
-from fedelta.runs.config.schema import RankChoice, RunConfig
-from fedelta.runs.config.section import ConfigError
+from fedelta.runs.config.allowed import CHOICES, allowed, code_paths
+from fedelta.runs.config.paths import placed, resolved
+from fedelta.runs.config.schema import RunConfig
+from fedelta.runs.config.section import ConfigError, plain_types
 from fedelta.runs.config.yaml_text import RepeatedKeyError, load_yaml
 
 BUILT_IN = ("quickstart",)
@@ -33,20 +36,22 @@ Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 """Changes by dotted key: a mapping, or texts `a.b=value` with a YAML value."""
 
 
-def load_config(source: Source, overrides: Overrides = ()) -> RunConfig:
+def load_config(source: Source, overrides: Overrides = (), *, allow_files: Collection[str | PathLike[str]] = ()) -> RunConfig:
     """Returns a validated config.
 
     Args:
         source: path of a YAML file, one of `BUILT_IN`, a mapping, or a config.
         overrides: changes by dotted key, as a mapping or as texts `a.b=value` with a YAML value.
+        allow_files: the Python files, by path or sha256, that may run if the config names them.
 
     Raises:
         ConfigError: naming every key that is wrong, the nearest valid one, and the remedy.
     """
     config = read_config(source, overrides)
     from fedelta.runs.config.checks import check  # with torch, which a wrong key need not wait for
+    from fedelta.runs.config.own import Own
 
-    check(config)
+    check(config, Own(allowed(allow_files)))
     return config
 
 
@@ -56,9 +61,9 @@ def read_config(source: Source, overrides: Overrides = ()) -> RunConfig:
     Raises:
         ConfigError: as `load_config` does.
     """
-    raw = _raw(source)
+    raw = resolved(_raw(source), _folder_of(source))
     for key, value in pairs(overrides):
-        raw = changed(raw, key.split("."), value, key)
+        raw = changed(raw, key.split("."), placed(key, value, Path.cwd()), key)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -94,6 +99,13 @@ def _raw(source: Source) -> dict[str, Any]:
         there = f"built in: {', '.join(BUILT_IN)}"
         raise ConfigError(f"no config file at {path}{nearest(str(source), BUILT_IN, then=there)}")
     return read_yaml(path)
+
+
+def _folder_of(source: Source) -> Path:
+    """Returns the folder that a config's paths are relative to: that of its file, else the working directory."""
+    if isinstance(source, str | Path) and str(source) not in BUILT_IN:
+        return Path(source).absolute().parent
+    return Path.cwd()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -136,6 +148,15 @@ def pairs(overrides: Overrides) -> list[tuple[str, Any]]:
             raise ConfigError(f"override {text!r} has no value: write it as key=value, such as federation.rounds=20")
         found.append((key.strip(), _value(text, value)))
     return found
+
+
+def named_files(overrides: Overrides) -> list[str]:
+    """Returns the paths of the Python files that changes of a config name; whoever typed them has named the files."""
+    raw: dict[str, Any] = {}
+    for key, value in pairs(overrides):
+        if key.split(".")[0] in CHOICES:
+            raw = changed(raw, key.split("."), value, key)
+    return list(code_paths(resolved(raw, Path.cwd())).values())
 
 
 def _value(override: str, text: str) -> object:
@@ -199,10 +220,10 @@ def _whole_near(value: Any) -> int:
 
 
 def _known_keys(path: Sequence[str], root: type[BaseModel]) -> list[str]:
-    # A path may lead into a union, where only `RankChoice` has keys of its own.
     section: Any = root
     for part in path:
         field = getattr(section, "model_fields", {}).get(part)
-        annotation = None if field is None else field.annotation
-        section = annotation if hasattr(annotation, "model_fields") else RankChoice
+        # A path may lead into a union, where one kind at the most has keys of its own.
+        kinds = [] if field is None else [k for k in plain_types(field.annotation) if hasattr(k, "model_fields")]
+        section = kinds[0] if kinds else None
     return list(getattr(section, "model_fields", {}))

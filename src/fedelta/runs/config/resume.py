@@ -6,6 +6,7 @@ rows of its data. They are compared when the run is taken up, so that an edit of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ MAY_CHANGE = (
     "evaluation",
     "output",
     "name",
+    "method.path",  # what counts is the digest of the file: `demand_same_code`
+    "method.label",
+    "task.path",
 )
 """The keys, and sections with all their keys, that a resumed run may change without becoming another run."""
 
@@ -40,8 +44,16 @@ CHOSEN = (
 
 
 def fixed_values(config: RunConfig) -> dict[str, Any]:
-    """Returns, by dotted key, the values that a resumed run may not change."""
-    return {k: v for k, v in _values(config).items() if not _may_change(k)}
+    """Returns, by dotted key, the values that a resumed run may not change; of a file of rows that is its name.
+
+    Its folder may be another one, since the rows themselves are compared (`demand_same_rows`).
+    """
+    return {k: _nowhere(k, v) for k, v in _values(config).items() if not _may_change(k)}
+
+
+def _nowhere(key: str, value: Any) -> Any:
+    is_file = key.startswith("data.") and isinstance(value, str) and os.path.isabs(value)
+    return os.path.basename(value) if is_file else value
 
 
 def keep_choices(fixed: Mapping[str, Any], config: RunConfig, changes: Overrides = ()) -> RunConfig:
@@ -141,10 +153,10 @@ def demand_same_sites(before: Mapping[str, Any], now: Mapping[str, Any]) -> None
 
 
 def demand_same_code(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raises ConfigError if the file of a user's own method is not the one that the run began with; digests are by module."""
+    """Raises ConfigError if the file of a user's own method or task is not the one that the run began with."""
     if other := [module for module, digest in before.items() if now.get(module, digest) != digest]:
         raise ConfigError(
-            f"the file of the method in {' and '.join(other)} has been edited since the run began, and its rounds would not "
+            f"the file that defines {' and '.join(other)} has been edited since the run began, and its rounds would not "
             "belong together: take the edit back, or start a new run"
         )
 

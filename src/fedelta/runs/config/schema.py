@@ -9,14 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
+from fedelta.data.client_files import by_name, demand_different, unfit_name
 from fedelta.data.gaps import Empty
 from fedelta.models.patterns import check_pattern
-from fedelta.registry import one_spelling
-from fedelta.runs.config.section import Named, Section, demand_different, named
+from fedelta.runs.config.section import Named, Section, chosen, named
+from fedelta.runs.config.seeds import Seed, Seeds, seeds_of
 
 T = TypeVar("T")
+
+PROGRAM = "program"
+"""Stands in a config for what only the program has that made the clients."""
 
 LONGEST_NAME = 100
 """Characters in the name of a run: its folder's name, with what is put before and after it, must fit any file system."""
@@ -85,6 +89,12 @@ class Lora(Section):
     rank: Ranks = Field(default=8, description="one for all, one for each client, or {choices: [...]}")
     lora_alpha: float = Field(default=16.0, gt=0, description="the scale of an adapter is `lora_alpha` / rank")
     rslora: bool = Field(default=False, description="takes `lora_alpha` / sqrt(rank) as the scale")
+    scale: float | None = Field(
+        default=None,
+        gt=0,
+        description="one scale whatever the rank, in place of `lora_alpha` / rank, under which a comparison of ranks is one of "
+        "learning rates, too",
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of what enters the adapter, while training")
     target_modules: list[str] | str | None = Field(
         default=None, description="the weights that get an adapter, by name; PEFT's default for the architecture if not given"
@@ -105,12 +115,35 @@ class Lora(Section):
             raise ValueError(f"ranks must be at least 1, got {rank}")
         return rank
 
+    @model_validator(mode="after")
+    def _one_scale(self) -> Lora:
+        others = ("lora_alpha", "rslora", "alpha_pattern")
+        given = [key for key in others if getattr(self, key) != Lora.model_fields[key].default]
+        if self.scale is not None and given:
+            raise ValueError(f"scale = {self.scale:g} is one for every rank: leave {' and '.join(given)} or scale out")
+        return self
+
     @field_validator("rank_pattern", "alpha_pattern", "target_modules")
     @classmethod
     def _patterns(cls, value: T) -> T:
         for pattern in [value] if isinstance(value, str) else value if isinstance(value, Mapping) else ():
             check_pattern(pattern)
         return value
+
+
+ClientFiles: TypeAlias = Annotated[
+    dict[str, str],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "object", "additionalProperties": {"type": "string"}},
+                {"type": "array", "items": {"type": "string"}},
+                {"type": "string"},
+            ]
+        }
+    ),
+]
+"""The file of each client by its name; a list and a pattern are read as such."""
 
 
 class Data(Section):
@@ -120,10 +153,10 @@ class Data(Section):
         default="docstrings",
         description="a file, a folder of files, a Hub id, or `docstrings`: texts of Python's libraries, not downloaded",
     )
-    clients: list[str] | dict[str, str] | None = Field(
+    clients: ClientFiles | None = Field(
         default=None,
-        description="in place of `source` and `partition`, a file of training rows for each client: a list, or {site: file}; "
-        "nothing is carved from them but `client_test_fraction`. A path is taken from the working directory",
+        description="in place of `source` and `partition`, a file of training rows for each client: {name: file}, a list or a "
+        "pattern such as `sites/*.jsonl`, named by the files; nothing is carved from them but `client_test_fraction`",
     )
     revision: str | None = Field(
         default=None, description="a branch, tag or commit of a Hub data set; a run writes the commit down"
@@ -151,12 +184,23 @@ class Data(Section):
         description="rows without a label: `error` refuses them, `drop` leaves them out, `keep` takes a blank text for a class",
     )
 
+    @field_validator("clients", mode="before")
+    @classmethod
+    def _each_by_name(cls, clients: Any) -> Any:
+        if isinstance(clients, str):
+            raise ValueError(f"the pattern {clients!r} is looked up where a config is read: call load_config")
+        listed = isinstance(clients, list) and all(isinstance(file, str) for file in clients)
+        return by_name(cast("list[str]", clients)) if listed else clients
+
     @field_validator("clients")
     @classmethod
-    def _some_client(cls, clients: list[str] | dict[str, str] | None) -> list[str] | dict[str, str] | None:
+    def _some_client(cls, clients: dict[str, str] | None) -> dict[str, str] | None:
         if clients is not None and not clients:
             raise ValueError("names no file: give one for each client")
-        demand_different(clients.values() if isinstance(clients, dict) else clients or ())
+        for name in clients or ():
+            if problem := unfit_name(name):
+                raise ValueError(f"the name {name!r:.120} of a client {problem}: give it another, as {{name: file}}")
+        demand_different(clients or {})
         return clients
 
 
@@ -193,8 +237,10 @@ class LocalTraining(Section):
 class Federation(Section):
     """Who takes part, and for how long; with a server, or on a graph of nodes without one."""
 
-    where: Literal["here", "flower", "zenoh"] = Field(
-        default="here", description="clients train in this process, at sites of Flower, or as peers that meet over zenoh"
+    where: Literal["here", "flower", "zenoh", "program"] = Field(
+        default="here",
+        description="clients train in this process, at sites of Flower, or as peers that meet over zenoh; a run writes "
+        "`program` down whose clients were objects of a program",
     )
     rounds: int = Field(default=10, ge=1, description="of the whole run")
     participation: float = Field(default=1.0, gt=0, le=1, description="share of the clients in each round's cohort")
@@ -265,16 +311,25 @@ class RunConfig(Section):
     """A whole run."""
 
     name: str = Field(default="run", description="of the run, and of its folder")
-    seed: int = Field(default=0, description="of everything that is drawn; the same seed gives the same adapter")
+    seed: Seed = Field(
+        default=0,
+        description="of everything that is drawn, the same seed gives the same adapter; or one for each kind of draw, "
+        "{data: 0, partition: 0, schedule: 0, start: 0}",
+    )
     device: str = Field(default="auto", description="`cpu`, `cuda`, or the best that is there")
     output: str | None = Field(default=None, description="the run's folder; `runs/<name>` by default")
-    model: Model = Model()
+    model: Model = Model()  # `model: minilm` is short for `model: {name: minilm}`
     lora: Lora = Lora()
-    task: Named = Field(default={"name": "classification"}, description="what is learned from a row; see Tasks below")
+    task: Named = Field(
+        default={"name": "classification"},
+        description="what is learned from a row: a name (see Tasks below) or a Python file, with settings",
+    )
     data: Data = Data()
     partition: Partition = Partition()
     method: Named = Field(
-        default={"name": "fedavg"}, description="a name, or a name with settings; see the pages of the methods"
+        default={"name": "fedavg"},
+        description="a name (see the pages of the methods) or a Python file, or a mapping with `name` or `path`, the method's "
+        "settings, and perhaps a `label` for tables",
     )
     training: LocalTraining = LocalTraining()
     federation: Federation = Federation()
@@ -293,9 +348,26 @@ class RunConfig(Section):
     @field_validator("task", "method", mode="before")
     @classmethod
     def _name_alone(cls, value: Any, info: ValidationInfo) -> Any:
-        choice = named(value)
-        # however it was spelled: a run that is taken up again compares names
-        return {**choice, "name": one_spelling(f"fedelta.{info.field_name}s", choice["name"])}
+        return chosen(str(info.field_name), value)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("method")
+    @classmethod
+    def _no_words_of_a_suite(cls, method: dict[str, Any]) -> dict[str, Any]:
+        for word in ("set", "tune"):
+            if word in method:
+                raise ValueError(f"{word} has a meaning in a suite of `fedelta compare` alone: leave it out of a run's config")
+        if not isinstance(method.get("label"), str | None):
+            raise ValueError(f"label should be a text, got {method['label']!r:.80}")
+        return method
+
+    def seeds(self) -> Seeds:
+        """Returns the seed of each kind of draw."""
+        return seeds_of(self.seed)
 
     def num_clients(self) -> int | None:
         """Returns the number of clients; None where it is not known before the rows are read."""
@@ -303,10 +375,7 @@ class RunConfig(Section):
 
     def client_files(self) -> dict[str, str]:
         """Returns the file of each client by its name, in the order of ids; empty where rows are dealt by `partition`."""
-        given = self.data.clients
-        if given is None:
-            return {}
-        return given if isinstance(given, dict) else {str(k): file for k, file in enumerate(given)}
+        return self.data.clients or {}
 
     def folder(self) -> Path:
         """Returns the folder that the run writes to."""

@@ -5,13 +5,28 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, WithJsonSchema, field_validator
 
+from fedelta.registry import file_named, is_code, one_spelling
+
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message names the key and the remedy."""
+
+
+class RefusedByClaim(ConfigError):
+    """A config without a fault, but of a kind that its method says of itself not to serve.
+
+    Attributes:
+        claim: the claim by which it is refused: "hetero_rank", "coordinates", "population", "needs_validation".
+    """
+
+    def __init__(self, claim: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.claim = claim
 
 
 class Section(BaseModel):
@@ -23,7 +38,7 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuses true and false where neither is a choice; pydantic would take them as 1 and 0."""
-        kinds = set(_plain_types(cls.model_fields[str(info.field_name)].annotation))
+        kinds = set(plain_types(cls.model_fields[str(info.field_name)].annotation))
         section = isinstance(value, Mapping) and any(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds)
         if not section and not kinds & {bool, Any} and any(isinstance(leaf, bool) for leaf in _leaves(value)):
             raise ValueError(f"must not be true or false, but is {value!r}")
@@ -58,24 +73,49 @@ def named(value: Any) -> Any:
     return choice
 
 
-def demand_different(files: Iterable[str]) -> None:
-    """Raises ValueError for a file that stands there twice, however its path is spelled: its rows would be two clients'."""
-    spelled: dict[str, str] = {}
-    for file in files:
-        place = os.path.abspath(file)
-        if place in spelled:
-            raise ValueError(f"{file} is given to two clients, as {spelled[place]} and {file}: give each a file of its own")
-        spelled[place] = file
+def chosen(key: str, value: Any) -> Any:
+    """Returns a choice of a method or a task, by its name or by the Python file that defines it, as a mapping with a name.
+
+    Args:
+        key: "method" or "task".
+        value: a name or a path alone, or a mapping with `name` or `path`, and settings beside it.
+
+    Raises:
+        ValueError: for a choice without name and path, or a file that is called as something that came with the library.
+    """
+    choice = {"name": value} if isinstance(value, str) else value
+    if not isinstance(choice, Mapping):
+        raise ValueError(f"needs a name: write `{key}: NAME`, or `{{name: NAME}}` with its settings")
+    choice = dict(cast("Mapping[str, Any]", choice))
+    if choice.get("path") is None and is_code(choice.get("name")):
+        choice["path"] = os.path.abspath(choice.pop("name"))
+    if choice.get("path") is None:
+        choice.pop("path", None)
+        named(choice)
+        return {**choice, "name": one_spelling(f"fedelta.{key}s", choice["name"])}
+    return {**choice, "name": _name_of_file(key, choice)}
 
 
-def _plain_types(annotation: Any) -> Iterator[Any]:
+def _name_of_file(key: str, choice: Mapping[str, Any]) -> str:
+    """Returns what a file's method or task is called: as the choice says, else as the file."""
+    path, name = choice["path"], choice.get("name")
+    if not is_code(path):
+        raise ValueError(f"path is {path!r:.200}, but a Python file is needed, whose name ends in .py")
+    if not isinstance(name, str | None):
+        raise ValueError(f"name should be a text, got {name!r:.80}")
+    if name is not None and file_named(f"fedelta.{key}s", name):
+        raise ValueError(f"the name {name!r} is that of a {key} of the library: leave it out, or call the file's own otherwise")
+    return name or Path(path).name
+
+
+def plain_types(annotation: Any) -> Iterator[Any]:
     """The types that an annotation is made of, such as int, None and the parts of a union or a list."""
     parts = get_args(annotation)
     if get_origin(annotation) is Literal:
         yield from map(type, parts)
     elif parts:
         for part in parts:
-            yield from _plain_types(part)
+            yield from plain_types(part)
     else:
         yield annotation
 

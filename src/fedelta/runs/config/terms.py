@@ -10,22 +10,35 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
+from fedelta.code_files import CodeFile
 from fedelta.method import Method
-from fedelta.methods import get_method
+from fedelta.methods import named_method
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.choices import Choices
+from fedelta.runs.config.code_terms import DIGESTS, choice_here, files_here, without_place
 from fedelta.runs.config.node import Allow, Node, Refusal
+from fedelta.runs.config.own import Own
 from fedelta.runs.config.read import flat, read_config
 from fedelta.runs.config.schema import RunConfig
 from fedelta.runs.config.section import ConfigError
 from fedelta.runs.own_methods import is_catalogued, parts_of
-from fedelta.tasks import get_task
 from fedelta.tasks.task import Task
 
 SECTIONS: Mapping[str, Collection[str]] = {
-    "lora": ("rank", "lora_alpha", "rslora", "dropout", "target_modules", "modules_to_save", "rank_pattern", "alpha_pattern"),
+    "lora": (
+        "rank",
+        "lora_alpha",
+        "rslora",
+        "scale",
+        "dropout",
+        "target_modules",
+        "modules_to_save",
+        "rank_pattern",
+        "alpha_pattern",
+    ),
     "training": (
         "batch_size",
         "learning_rate",
@@ -63,15 +76,22 @@ MOST_CLIENTS = 10**6
 """The largest number of clients that rows are dealt to: each site deals all shares, to keep its own."""
 
 
-def terms_of(config: RunConfig, method: Method) -> dict[str, Any]:
+def terms_of(config: RunConfig, method: Method, files: Mapping[str, CodeFile] = MappingProxyType({})) -> dict[str, Any]:
     """Returns the terms of a run as plain JSON, by section.
 
     Args:
         config: of the run, resolved.
         method: as it was settled for the run.
+        files: by key, the Python files of method and task: their digests travel, and neither code nor paths.
     """
     raw = config.model_dump(mode="json")
-    terms: dict[str, Any] = {"seed": config.seed, "method": _settled(config.method, method), "task": raw["task"]}
+    terms: dict[str, Any] = {
+        "seed": raw["seed"],
+        "method": _settled(without_place(config.method), method),
+        "task": without_place(raw["task"]),
+    }
+    if files:
+        terms[DIGESTS] = {key: file.digest for key, file in files.items()}
     for section, keys in _sections(config).items():
         terms[section] = {key: raw[section][key] for key in keys}
     if config.data.clients is None:
@@ -101,16 +121,18 @@ def under_terms(own: RunConfig, terms: object, node: Node) -> tuple[RunConfig, C
     for section in SECTIONS:
         merged[section] = {**raw[section], **_mapping(given, section)}
     merged["model"]["name"] = own.model.name  # as it is spelled here
+    files, here = files_here(own, node), Own(node.may_run())
+    merged |= {key: choice_here(key, given, files) for key in CHOICES if key in given}
     try:
         settled = read_config(merged)
         _demand_allowed_method(settled.method, node.allow)
         settled = _within_rank(settled, node.allow.max_rank)
-        chosen = check(settled)
+        chosen = check(settled, here)
     except ConfigError as error:
         raise Refusal(f"the terms cannot be carried out here: {error}") from None
     _demand_own_layers(own, settled)
     _demand_own_rows(own, settled)
-    _demand_own_task(own, chosen.task)
+    _demand_own_task(own, chosen.task, here)
     _demand_bounded(own, settled, node.allow)
     return settled, chosen
 
@@ -143,7 +165,7 @@ def _demand_known(own: RunConfig, given: Mapping[str, Any]) -> None:
                     raise Refusal(f"{key}.{inner} is this site's own and cannot come from a server")
         elif key == "partition" and own.data.clients is not None:
             raise Refusal("partition cannot come from a server here: this site has rows of its own (data.clients)")
-        elif key not in ("seed", "partition", *CHOICES):
+        elif key not in ("seed", "partition", DIGESTS, *CHOICES):
             raise Refusal(f"{key!s:.80} is this site's own and cannot come from a server")
 
 
@@ -181,10 +203,10 @@ def _demand_own_rows(own: RunConfig, settled: RunConfig) -> None:
             raise Refusal(f"data.{key} is {found!r:.200}, but this site's config consents to {wanted!r:.200} alone")
 
 
-def _demand_own_task(own: RunConfig, task: Task) -> None:
+def _demand_own_task(own: RunConfig, task: Task, here: Own) -> None:
     """Raises Refusal for another task than the site's config names, or one that reads or makes anything else of a row."""
-    mine = get_task(**own.task)
-    if type(task) is not type(mine):
+    mine = here.task_alone(own)
+    if type(task) is not type(mine):  # equal files give one class, wherever they lie
         raise Refusal(f"task is {type(task).__name__!r}, but this site's config consents to {type(mine).__name__!r} alone")
     for entry in fields(mine):
         found, wanted = getattr(task, entry.name), getattr(mine, entry.name)
@@ -210,9 +232,12 @@ def _demand_bounded(own: RunConfig, settled: RunConfig, allow: Allow) -> None:
 
 def _demand_allowed_method(choice: Mapping[str, Any], allow: Allow) -> None:
     """Raises Refusal for a method that the node does not allow, or that combines one, or that did not come with the library."""
+    if "path" in choice:  # a file of this site's own list
+        _demand_plain(without_place(choice), "method")
+        return
     _demand_plain(choice, "method")
     try:
-        method = get_method(**choice)
+        method = named_method(**choice)
     except (ValueError, TypeError, OverflowError) as error:
         raise Refusal(f"method: {error}") from None
     for part in parts_of(method):

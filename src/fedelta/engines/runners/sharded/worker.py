@@ -35,11 +35,22 @@ class Shard:
     facts: Mapping[str, Any]
 
 
-def shard_of(method: Method, clients: Sequence[Client], channel: Channel, runner: VisitAll, facts: Mapping[str, Any]) -> Shard:
-    """Returns the shard of these clients, as the method has them. Raises ValueError for an engine that is not in-process."""
+def shard_of(
+    method: Method,
+    clients: Sequence[Client],
+    channel: Channel,
+    runner: VisitAll,
+    facts: Mapping[str, Any],
+    cohort: Callable[[], int] | None = None,
+) -> Shard:
+    """Returns the shard of these clients, as the method has them (`Method.population`, which explains `cohort`).
+
+    Raises:
+        ValueError: for an engine that is not in-process.
+    """
     if not isinstance(runner, InProcess):
         raise ValueError(f"a {type(runner).__name__} does not answer in this process, and cannot be split over several")
-    known = method.population(sorted(clients, key=lambda client: client.peer.id))
+    known = method.population(sorted(clients, key=lambda client: client.peer.id), cohort)
     return Shard(method, {client.peer.id: client for client in known}, channel, runner, facts)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from statistics import fmean
 
 from fedelta.report import readings, statistics
+from fedelta.report.compared import Compared
+from fedelta.report.comparison import Tuned
 from fedelta.report.numerals import listed, share
-from fedelta.report.page.parts import Caution, Compared
+from fedelta.report.standings import best_and_last
 from fedelta.report.study import Group
 
 MUCH = 0.02
@@ -18,6 +21,15 @@ FEW_ROWS = 20
 
 AMBER_BELOW = 5
 """Seeds below which their number is a warning."""
+
+
+@dataclass(frozen=True)
+class Caution:
+    """A mark of honesty: a few words in bold and what they mean; `warn` is amber."""
+
+    head: str
+    text: str
+    warn: bool = True
 
 
 def cautions(c: Compared) -> list[Caution]:
@@ -56,6 +68,7 @@ def _states(c: Compared) -> Iterator[Caution]:
         known = study.metric == "accuracy" and all(run.facts.get("majority") for run in study.runs if run.diverged)
         counted = "counted as the share of the commonest label" if known and not study.one_run else "left without a score"
         yield Caution("diverged", f"{listed(diverged)}: {counted}")
+    yield from _cells(c)
     open_ones = [run for run in study.runs if not run.finished]
     if open_ones:
         texts = [f"{run.name} ends after round {len(run.records)} of {run.rounds}" for run in open_ones]
@@ -70,6 +83,31 @@ def _states(c: Compared) -> Iterator[Caution]:
         yield Caution("no validation rows", "nothing chose a round: there is no best one, and every score is of the last")
     if any(run.facts.get("personal") for run in study.runs):
         yield Caution("personal models", "scores are the mean over the participants’ own models", False)
+
+
+def _cells(c: Compared) -> Iterator[Caution]:
+    """Yields the marks of a suite's cells: failed, running or missing, refused by a claim, and run by other code."""
+    cells = c.suite.cells if c.suite else ()
+    failed = [
+        f"{cell.label} seed {cell.seed}" + (f" ({cell.reason})" if cell.reason else "")
+        for cell in cells
+        if cell.state == "failed"
+    ]
+    if failed:
+        yield Caution("failed", listed(failed))
+    waiting = {state: sum(cell.state == state for cell in cells) for state in ("running", "missing")}
+    if any(waiting.values()):
+        texts = [f"{count} {state}" for state, count in waiting.items() if count]
+        yield Caution("not all cells", f"{listed(texts)} of {len(cells)}")
+    refused = list(dict.fromkeys(cell.label for cell in cells if cell.state == "not applicable"))
+    if refused:
+        yield Caution("not applicable", f"{listed(refused)}: the table says why", False)
+    commits = sorted({cell.commit for cell in cells if cell.commit})
+    if len(commits) > 1:
+        yield Caution("several commits", f"cells were run by the code of {listed(commits)}")
+    changed = [commit for commit in commits if commit.endswith("+")]
+    if changed:
+        yield Caution("local changes", f"the code of {listed(changed)} was changed after the commit")
 
 
 def _curves(c: Compared) -> Iterator[Caution]:
@@ -104,17 +142,6 @@ def _best_is_not_last(c: Compared, group: Group) -> bool:
     return bool(pairs) and abs(fmean(best for best, _ in pairs) - fmean(last for _, last in pairs)) > MUCH
 
 
-def best_and_last(c: Compared, group: Group) -> list[tuple[float, float]]:
-    """Returns for each run of a group its score at the best round by validation, and at the last one."""
-    study = c.study
-    found: list[tuple[float, float]] = []
-    for run in readings.runs_of(study, group):
-        scores, chosen = run.scores(str(study.part), str(study.metric)), run.best_round(str(study.metric))
-        if scores and chosen in scores:
-            found.append((scores[chosen], scores[max(scores)]))
-    return found
-
-
 def _rows(c: Compared) -> Iterator[Caution]:
     counts = [
         int(client.get("test_rows", 0))
@@ -132,18 +159,42 @@ def _settings(c: Compared) -> Iterator[Caution]:
     if study.one_run:
         return
     if len(study.groups) > 1:
-        yield Caution("not tuned", "learning rates are those of the configs")
+        yield from _tuning(c)
     differing = [key for key in study.differing if not key.startswith("method.")]
     if differing:
         yield Caution("settings differ", f"beside the method also {listed(differing)}")
-    if c.seeds > 1:
+    if _changes(c, "partition"):
         yield Caution("the partition changes with the seed", "a client’s number is another client in each run", False)
-        carved = any(not (run.config.get("data") or {}).get("test") for run in study.runs)
-        if carved:
-            yield Caution("test rows change with the seed", "the sd over seeds contains the sampling of rows", False)
+    carved = any(not (run.config.get("data") or {}).get("test") for run in study.runs)
+    if carved and _changes(c, "data"):
+        yield Caution("test rows change with the seed", "the sd over seeds contains the sampling of rows", False)
+
+
+def _changes(c: Compared, drawn: str) -> bool:
+    """Returns whether what a seed draws differs between the runs of a method."""
+    return any(len({run.seed_of(drawn) for run in group.runs.values()}) > 1 for group in c.study.groups)
+
+
+def _tuning(c: Compared) -> Iterator[Caution]:
+    tuned = c.suite.tuned if c.suite else {}
+    left = [group.label for group in c.study.groups if group.label not in tuned]
+    if not tuned:
+        yield Caution("not tuned", "learning rates are those of the configs")
+    elif left:
+        yield Caution("not tuned", f"{listed(left)}: values are those of the config")
+    edges = [f"{label} ({_values(found)})" for label, found in tuned.items() if found.at_edge]
+    if edges:
+        yield Caution("at the edge of the grid", f"{listed(edges)}: the best value is the smallest or largest tried")
+
+
+def _values(found: Tuned) -> str:
+    return ", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in found.values.items())
 
 
 def _machines(c: Compared) -> Iterator[Caution]:
+    busy = [run.name for run in c.study.runs if readings.was_busy(run)]
+    if busy:
+        yield Caution("busy machine", f"{len(busy)} of {len(c.study.runs)} runs had more load than cores: do not compare times")
     platforms = {str(sorted(run.facts["platform"].items())) for run in c.study.runs if run.facts.get("platform")}
     if len(platforms) > 1:
         yield Caution("other platform", "the runs differ in versions, device or threads: do not compare times")

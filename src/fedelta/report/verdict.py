@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from fedelta.report import readings, statistics
+from fedelta.report.compared import Compared, mean_total
 from fedelta.report.numerals import listed, share
-from fedelta.report.page.parts import Compared, Tile, mean_total
 from fedelta.report.study import Group, Run
 from fedelta.report.words import size
 
 ALIKE = 1.02
 """The ratio of bytes up to which two methods send about the same."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number of the first screen, and a sentence on it."""
+
+    head: str
+    value: str
+    text: str
 
 
 def verdict(c: Compared) -> tuple[str, str]:
@@ -29,6 +39,28 @@ def verdict(c: Compared) -> tuple[str, str]:
         return "No scores yet.", "No method has a score at the compared round."
     finding, rest = _against_baseline(c, best) if study.named else _against_best(c, best)
     return finding, " ".join(filter(None, [rest, _cost(c, best)]))
+
+
+def across(found: Mapping[str, Compared]) -> str:
+    """Says in how many settings which method has the best mean, and in how many it is alone there."""
+    best = {name: c.best for name, c in found.items() if c.best is not None and not c.study.unlike}
+    if not best:
+        return "No setting has scores yet."
+    wins: dict[str, int] = {}
+    for group in best.values():
+        wins[group.label] = wins.get(group.label, 0) + 1
+    most = max(wins, key=lambda label: wins[label])
+    clear = sum(_stands_alone(found[name], group) for name, group in best.items() if group.label == most)
+    where = f"{wins[most]} of {len(best)} settings"
+    if len(wins) == 1:
+        return f"{most} has the best mean in all {len(best)} settings, and is clearly best in {clear}."
+    return f"The order changes with the setting: {most} has the best mean in {where}, and is clearly best in {clear}."
+
+
+def _stands_alone(c: Compared, best: Group) -> bool:
+    """Returns whether every other method is behind the best mean."""
+    others = [mark for key, mark in c.against_best.items() if key != best.key]
+    return bool(others) and all(mark == "behind" for mark in others)
 
 
 def _of_one_run(c: Compared, run: Run) -> tuple[str, str]:

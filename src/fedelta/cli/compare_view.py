@@ -1,0 +1,148 @@
+"""Shows a suite while it runs: a bar and a line for each cell that runs, one line for each that is done; on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fedelta.report.numerals import Measure
+from fedelta.report.terminal import Mode, err, print_json
+from fedelta.report.words import Record, duration, main_metric, number, size, total_bytes
+from fedelta.runs.suite.cells import Task
+from fedelta.runs.suite.play import Event
+from fedelta.runs.suite.work import Progress, Work
+
+BAR = 30
+"""Characters of the bar."""
+
+
+@dataclass
+class _Going:
+    """A cell that runs."""
+
+    task: Task
+    since: float
+    records: list[Record] = field(default_factory=list[Record])
+
+
+class SuiteView:
+    """Shows the events of a suite: on the screen, as JSON lines, or not at all.
+
+    Args:
+        work: the suite's cells.
+        mode: what is shown.
+    """
+
+    def __init__(self, work: Work, mode: Mode) -> None:
+        self.work, self.mode = work, mode
+        self._going: dict[str, _Going] = {}
+        self._began = time.monotonic()
+        self._progress: Progress | None = None
+        self._live = Live(console=err, get_renderable=self._picture, transient=True, refresh_per_second=4)
+
+    @contextmanager
+    def shown(self) -> Generator[SuiteView]:
+        """Shows the bar, where there is a screen."""
+        if self.mode != "screen" or not err.is_terminal:
+            yield self
+            return
+        self._progress = self.work.progress()
+        with self._live:
+            yield self
+
+    def show(self, event: Event) -> None:
+        """Shows what happened to a cell."""
+        if event.what == "begun":
+            self._going[event.task.digest] = _Going(event.task, time.monotonic())
+        going = self._going[event.task.digest]
+        if event.record is not None:
+            going.records.append(event.record)
+        if self.mode == "json":
+            print_json(_plain(event))
+        if event.what in ("begun", "round"):
+            return
+        del self._going[event.task.digest]
+        if self.mode == "screen":
+            err.print(_ended(event, going), soft_wrap=True)
+            self._progress = self.work.progress() if err.is_terminal else None
+
+    # --- the picture -------------------------------------------------------------------------------------------------
+
+    def _picture(self) -> Group:
+        return Group(self._headline(), *(_line(going) for going in list(self._going.values())))
+
+    def _headline(self) -> Table:
+        now, options = self._progress, self.work.options
+        grid = Table.grid(padding=(0, 2))
+        if now is None:
+            return grid
+        jobs = "1 job" if options.jobs == 1 else f"{options.jobs} jobs of 1 thread"
+        left = f"left {duration(now.seconds)}" if now.seconds else "left unknown"
+        grid.add_row(
+            Text(self.work.plan.file.name, style="bold"),
+            ProgressBar(max(1, now.total), now.done, width=BAR),
+            f"{now.done}/{now.total}",
+            Text(f"failed {now.failed}", style="red" if now.failed else "dim"),
+            duration(time.monotonic() - self._began),
+            left,
+            jobs,
+        )
+        return grid
+
+
+def _line(going: _Going) -> Text:
+    """Returns the line of a cell that runs: its round, loss and score, and the time left."""
+    records, rounds = going.records, going.task.config.federation.rounds
+    if not records:
+        return Text(f"  {going.task.title}   preparing", style="dim")
+    last = records[-1]
+    parts = [going.task.title, f"round {last['t'] + 1}/{rounds}", f"loss {number(last['train_loss'], 3)}"]
+    if scored := _scored(records):
+        parts.append(scored)
+    took = time.monotonic() - going.since
+    parts.append(f"{duration(took / len(records) * (rounds - 1 - last['t']))} left")
+    return Text("  " + "   ".join(parts))
+
+
+def _ended(event: Event, going: _Going) -> Text:
+    """Returns the line of a cell that runs no longer."""
+    title = event.task.title
+    if event.what == "failed":
+        return Text(f"failed  {title}   {event.reason}", style="red")
+    if event.what == "busy":
+        return Text(f"left    {title}   another process runs it", style="dim")
+    if event.what == "stopped":
+        return Text(f"stopped {title}   after round {len(going.records)}", style="yellow")
+    parts = [f"done    {title}", _scored(going.records), duration(time.monotonic() - going.since)]
+    parts.append(size(total_bytes(going.records)) if going.records else "")
+    return Text("   ".join(part for part in parts if part))
+
+
+def _scored(records: list[Record]) -> str:
+    """Returns the last score that some round has, such as `accuracy 61.2 %`; empty without one."""
+    metric = main_metric(records)
+    for record in reversed(records):
+        for part in ("test", "validation"):
+            if metric is not None and (scores := record.get(part)):
+                return f"{metric.replace('_', ' ')} {Measure(metric).with_unit(scores.get(metric))}"
+    return ""
+
+
+def _plain(event: Event) -> dict[str, object]:
+    task = event.task
+    said: dict[str, object] = {
+        "event": event.what,
+        "setting": task.setting,
+        "method": task.label,
+        "seed": task.seed,
+        "tuning": task.tuning or None,
+    }
+    return said | ({"record": event.record} if event.record else {}) | ({"reason": event.reason} if event.reason else {})

@@ -1,0 +1,191 @@
+"""Expands a suite into its cells: a config for each setting, method and seed, all checked before any is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from fedelta.runs.config import ConfigError, RunConfig, read_config
+from fedelta.runs.config.checks import check, demand_here
+from fedelta.runs.config.read import Overrides, pairs
+from fedelta.runs.config.section import RefusedByClaim
+from fedelta.runs.suite.digests import digest_of
+from fedelta.runs.suite.schema import Entry, SuiteFile, slug
+
+Values = Mapping[str, Any]
+"""Chosen values by dotted key."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One run of a suite.
+
+    Attributes:
+        setting: its name; empty where nothing is swept.
+        label: of the method.
+        seed: of what is drawn.
+        config: that is asked for, without a folder.
+        folder: of the run.
+        digest: of the config.
+        tuning: the values' text of a run that helps to choose them; empty for one that is compared.
+        scores_start: the run also scores the model before any training.
+    """
+
+    setting: str
+    label: str
+    seed: int
+    config: RunConfig
+    folder: Path
+    digest: str
+    tuning: str = ""
+    scores_start: bool = False
+
+    @property
+    def title(self) -> str:
+        """Returns how it is called on the screen."""
+        parts = [self.setting, self.label, self.tuning, f"seed {self.seed}"]
+        return " ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A suite with a config for each setting and method.
+
+    Attributes:
+        file: the suite.
+        folder: of all its runs.
+        changes: of a person, on top of the base.
+        settings: by name, the swept keys and values.
+        refused: by setting and label, the claim's sentence of a method that cannot serve the setting.
+        tasks: by folder, those that were made so far.
+    """
+
+    file: SuiteFile
+    folder: Path
+    changes: Overrides
+    settings: Mapping[str, Values]
+    refused: Mapping[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
+    tasks: dict[Path, Task] = field(default_factory=dict[Path, Task])
+
+    @property
+    def seeds(self) -> list[int]:
+        """Returns the compared seeds."""
+        return self.file.suite.seed_list()
+
+    def task(self, setting: str, entry: Entry, seed: int, chosen: Values) -> Task:
+        """Returns a run that is compared, with its tuned values."""
+        folder = self.folder / "cells" / _folder(setting) / slug(entry.label) / f"seed-{seed}"
+        return self._task(setting, entry, seed, chosen, folder)
+
+    def tuning_task(self, setting: str, entry: Entry, seed: int, values: Values) -> Task:
+        """Returns a run that helps to choose a value."""
+        text = text_of(values)
+        folder = self.folder / "tune" / _folder(setting) / slug(entry.label) / slug(text) / f"seed-{seed}"
+        return self._task(setting, entry, seed, values, folder, text)
+
+    def _task(self, setting: str, entry: Entry, seed: int, values: Values, folder: Path, text: str = "") -> Task:
+        if folder not in self.tasks:
+            config = with_seed(self.config(setting, entry, values), seed)
+            first = not text and seed == self.seeds[0] and entry.label == self._first(setting)
+            self.tasks[folder] = Task(setting, entry.label, seed, config, folder, digest_of(config), text, first)
+        return self.tasks[folder]
+
+    def _first(self, setting: str) -> str:
+        """Returns the label of the first method that can serve a setting."""
+        return next((e.label for e in self.file.entries if (setting, e.label) not in self.refused), "")
+
+    def config(self, setting: str, entry: Entry, values: Values) -> RunConfig:
+        """Returns the config of a setting and a method with some values; the seed is the base's.
+
+        Raises:
+            ConfigError: for a key or a value that is wrong.
+        """
+        changes = {"method": dict(entry.choice), **self.settings[setting], **entry.changes, **values}
+        return read_config(
+            self.file.base(), {**dict(pairs(self.changes)), **changes, "name": slug(entry.label), "output": None}
+        )
+
+
+def with_seed(config: RunConfig, seed: int) -> RunConfig:
+    """Returns a config whose partition, schedule and start are drawn from a seed; rows are kept out by the config's own."""
+    each = {"data": config.seeds().data, "partition": seed, "schedule": seed, "start": seed}
+    return read_config({**config.model_dump(mode="json"), "seed": each})
+
+
+def text_of(values: Values) -> str:
+    """Returns tuned values as a reader sees them: the value alone where there is one key."""
+    if len(values) == 1:
+        return shown(next(iter(values.values())))
+    return ",".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in values.items())
+
+
+def shown(value: object) -> str:
+    """Returns a value in few characters."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def plan_of(file: SuiteFile, folder: Path, changes: Overrides = ()) -> Plan:
+    """Expands a suite, and checks the config of every cell.
+
+    Raises:
+        ConfigError: with one line for each fault; a method that refuses a setting by a claim is none.
+    """
+    plan = Plan(file, folder, changes, _settings(file.suite.sweep))
+    refused: dict[tuple[str, str], str] = {}
+    faults: dict[str, list[str]] = {}
+    for setting, entry in product(plan.settings, file.entries):
+        for values in combinations(entry):
+            try:
+                config = plan.config(setting, entry, values)
+                check(config)
+                demand_here(config)
+            except RefusedByClaim as claim:
+                refused[setting, entry.label] = str(claim)
+            except ConfigError as error:
+                faults.setdefault(str(error), []).append(" ".join(filter(None, (setting, entry.label))))
+    if faults:
+        raise ConfigError("\n".join(f"{_some(cells)}: {fault}" for fault, cells in faults.items()))
+    return Plan(file, folder, changes, plan.settings, refused)
+
+
+def combinations(entry: Entry) -> list[Values]:
+    """Returns the values that a method is tuned over; one without values for a method that is not tuned."""
+    if entry.tune is None:
+        return [{}]
+    keys = list(entry.tune.grid)
+    return [dict(zip(keys, found, strict=True)) for found in product(*entry.tune.grid.values())]
+
+
+def _some(cells: Sequence[str]) -> str:
+    named = list(dict.fromkeys(cells))
+    return ", ".join(named[:3]) + (f" and {len(named) - 3} others" if len(named) > 3 else "")
+
+
+def _settings(sweep: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | None) -> dict[str, Values]:
+    """Returns the swept values of each setting by its name; one without a name where nothing is swept."""
+    if not sweep:
+        return {"": {}}
+    if isinstance(sweep, Mapping):
+        if empty := [key for key, values in sweep.items() if not values]:
+            raise ConfigError(f"sweep.{empty[0]} has no value: list those of its settings")
+        grid = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
+        return _unlike({_grid_name(values): values for values in grid}, len(grid))
+    named = [(str(s["name"]) if "name" in s else _grid_name(s), {k: v for k, v in s.items() if k != "name"}) for s in sweep]
+    return _unlike(dict(named), len(named))
+
+
+def _unlike(settings: Mapping[str, Values], count: int) -> dict[str, Values]:
+    if len(settings) < count or len({slug(name) for name in settings}) < count:
+        raise ConfigError("sweep: two settings have the same name: give each a `name` of its own")
+    return dict(settings)
+
+
+def _grid_name(values: Values) -> str:
+    return " ".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in values.items())
+
+
+def _folder(setting: str) -> str:
+    return slug(setting) if setting else "all"

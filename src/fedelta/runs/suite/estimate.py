@@ -1,0 +1,144 @@
+"""Reckons what a suite would cost, without training: cells, bytes, memory and time; and what more seeds would separate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedelta.report.comparison import Comparison
+from fedelta.report.statistics import seeds_to_separate
+from fedelta.report.study import Run
+from fedelta.runs.config import RunConfig
+from fedelta.runs.config.checks import check
+from fedelta.runs.suite.cells import Values, combinations
+from fedelta.runs.suite.work import Work
+from fedelta.tasks.metrics import LOWER_IS_BETTER
+
+OVERHEAD = 600 * 2**20
+"""Bytes that a process takes before it holds a model: Python, torch and the model libraries."""
+
+FEWEST_SEEDS = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one method in one setting costs.
+
+    Attributes:
+        setting, label: of it.
+        refused: the claim's sentence where it cannot serve the setting; else empty.
+        cells: that are compared, and of them how many are `done`.
+        tuning: runs that choose its values.
+        bytes: that one cell sends.
+        steps: of the optimiser in one cell.
+        memory: that a cell takes, in bytes, without activations.
+    """
+
+    setting: str
+    label: str
+    refused: str = ""
+    cells: int = 0
+    done: int = 0
+    tuning: int = 0
+    bytes: int = 0
+    steps: int = 0
+    memory: int = 0
+
+
+def rows_of(work: Work) -> list[Row]:
+    """Returns the cost of each setting and method; builds each of them once."""
+    return [_row(work, setting, label) for setting in work.plan.settings for label in _labels(work)]
+
+
+def _labels(work: Work) -> list[str]:
+    return [entry.label for entry in work.plan.file.entries]
+
+
+def _row(work: Work, setting: str, label: str) -> Row:
+    plan = work.plan
+    entry = next(entry for entry in plan.file.entries if entry.label == label)
+    if (setting, label) in plan.refused:
+        return Row(setting, label, plan.refused[setting, label])
+    values = combinations(entry)
+    chosen = work.choice(setting, entry).values
+    tasks = [] if chosen is None else [plan.task(setting, entry, seed, chosen) for seed in plan.seeds]
+    done = sum(work.line(task) is not None for task in tasks)
+    tuned_here = entry.tune is not None and len(values) > 1
+    if entry.tune is not None and entry.tune.setting == "first" and setting != next(iter(plan.settings)):
+        tuned_here = False
+    tuning = len(values) * len(entry.tune.seeds) if tuned_here and entry.tune is not None else 0
+    cost = cost_of(plan.config(setting, entry, _first(values, chosen)))
+    return Row(setting, label, "", len(plan.seeds), done, tuning, cost["bytes"], cost["steps"], cost["memory"])
+
+
+def _first(values: list[Values], chosen: Values | None) -> Values:
+    return values[0] if chosen is None else chosen
+
+
+def cost_of(config: RunConfig) -> Mapping[str, int]:
+    """Returns bytes, steps and memory of a run, from the plan that `fedelta run --dry-run` shows."""
+    from fedelta.runs.experiment import build
+    from fedelta.runs.plan import plan
+
+    found = plan(build(config, check(config)))
+    return {"bytes": int(found.bytes["total"]), "steps": found.steps, "memory": sum(found.memory.values()) + OVERHEAD}
+
+
+def jobs_for(work: Work) -> int:
+    """Returns how many cells fit on this machine at a time: by its cores, and by its memory and the first cell's plan."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    task = next((task for tasks in work.left().values() for task in tasks), None)
+    if cores == 1 or task is None:
+        return 1
+    from fedelta.models.devices import pick_device
+
+    if pick_device(task.config.device).type != "cpu":
+        return 1  # one device has room for one cell at a time
+    free, needed = free_memory(), cost_of(task.config)["memory"]
+    return max(1, min(cores, cores if free is None else free // needed))
+
+
+def free_memory() -> int | None:
+    """Returns the bytes of memory that are free, or could be; None where the system does not say."""
+    file = Path("/proc/meminfo")
+    if not file.is_file():
+        return None
+    for line in file.read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * 1024
+    return None
+
+
+def separable(comparison: Comparison) -> dict[str, dict[str, int | None]]:
+    """Returns by setting and method how many seeds would separate it from the best mean; None where 100 would not be enough.
+
+    Settings with fewer than two whole seeds are missing.
+    """
+    found: dict[str, dict[str, int | None]] = {}
+    lower = comparison.metric in LOWER_IS_BETTER
+    for setting in comparison.settings:
+        table: dict[str, dict[int, float]] = {}
+        for cell in comparison.cells:
+            score = None if cell.run is None else _score(cell.run, comparison.metric)
+            if cell.setting == setting and score is not None:
+                table.setdefault(cell.label, {})[cell.seed] = score
+        seeds = [set(scores) for scores in table.values()]
+        common = set.intersection(*seeds) if seeds else set[int]()
+        if len(common) >= FEWEST_SEEDS:
+            whole = {label: {s: x for s, x in scores.items() if s in common} for label, scores in table.items()}
+            found[setting] = seeds_to_separate(whole, lower_is_better=lower)
+    return found
+
+
+def _score(run: Run, metric: str) -> float | None:
+    """Returns the last test score of a finished run, or the last on validation rows where there are no others."""
+    if run.diverged:
+        return run.facts.get("majority")
+    for part in ("test", "validation"):
+        scores = run.scores(part, metric)
+        if scores:
+            return scores[max(scores)]
+    return None

@@ -1,0 +1,173 @@
+"""A finished cell as one line of JSON: all that tables and pages need, without adapters. And what reads such a line.
+
+    {"kind": "cell", "digest": ..., "code": {"fedelta", "commit"}, "config": ..., "facts": run.json, "split": split.json or null,
+     "records": [...], "clients": lines of clients.jsonl or null}
+    {"kind": "untrained", "digest": ..., "scores": {"test": {metric: value}, ...}}
+
+Tables are made of such lines alone, whether they come from the folders of a suite or from its store.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import fedelta
+from fedelta.exchange import strict_json
+from fedelta.report.study import Run
+from fedelta.runs import client_lines, reports
+from fedelta.runs.config import RunConfig
+from fedelta.runs.folder import RunFolder
+from fedelta.runs.records import is_record
+
+Line: TypeAlias = Mapping[str, Any]
+"""One line; plain JSON values."""
+
+CELL, UNTRAINED = "cell", "untrained"
+
+
+def line_of(folder: RunFolder, digest: str) -> Line:
+    """Returns the line of a finished run."""
+    clients = client_lines.read(folder.clients_file) if folder.clients_file.is_file() else None
+    facts = reports.json_object(folder.run_file)
+    line = {
+        "kind": CELL,
+        "digest": digest,
+        "code": _code_of(facts),
+        "config": portable(folder.config()),
+        "facts": facts,
+        "split": reports.json_object(folder.split_file) or None,
+        "records": [_without_layers(record) for record in folder.records()],
+        "clients": clients,
+    }
+    return parsed(encoded(line))
+
+
+def untrained_line(digest: str, scores: Mapping[str, Mapping[str, float]]) -> Line:
+    """Returns the line of the scores before any training."""
+    return {"kind": UNTRAINED, "digest": digest, "scores": scores}
+
+
+def encoded(line: Line) -> bytes:
+    """Returns a line as bytes, without its end."""
+    return json.dumps(line, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def parsed(raw: bytes) -> Line:
+    """Returns the line in some bytes.
+
+    Raises:
+        ValueError: for what is no line that its readers could use.
+    """
+    try:
+        line: object = strict_json.read(raw)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"is no JSON that can be read ({error!s:.80})") from None
+    found = cast("dict[str, Any]", line) if isinstance(line, dict) else {}
+    if not isinstance(found.get("digest"), str) or found.get("kind") not in (CELL, UNTRAINED):
+        raise ValueError("is no finished run: it lacks `kind` or `digest`")
+    (_demand_cell if found["kind"] == CELL else _demand_untrained)(found)
+    return found
+
+
+def _demand_cell(line: Mapping[str, Any]) -> None:
+    records, clients = line.get("records"), line.get("clients")
+    if not isinstance(records, list) or not records or not all(map(is_record, cast("list[object]", records))):
+        raise ValueError("has records that are none")
+    if clients is not None and not (
+        isinstance(clients, list) and all(map(client_lines.is_line, cast("list[object]", clients)))
+    ):
+        raise ValueError("has lines of clients that are none")
+    for key in ("code", "config", "facts"):
+        if not isinstance(line.get(key), dict):
+            raise ValueError(f"has no {key!r} with keys and values")
+    code = cast("dict[str, object]", line["code"])
+    if not all(isinstance(code.get(key), str) for key in ("fedelta", "commit")):
+        raise ValueError("does not say by which code it was run")
+
+
+def _demand_untrained(line: Mapping[str, Any]) -> None:
+    scores = line.get("scores")
+    parts = list(cast("dict[str, object]", scores).values()) if isinstance(scores, dict) else [None]
+    for part in parts:
+        values = list(cast("dict[str, object]", part).values()) if isinstance(part, dict) else [None]
+        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            raise ValueError("has scores that are none")
+
+
+def run_of(line: Line, name: str) -> Run:
+    """Returns a cell's line as a run for tables and pages."""
+    facts, split = reports.known_facts(line["facts"]), reports.known_split(line.get("split"))
+    return Run(name, line["records"], line["config"], facts, split, line.get("clients"))
+
+
+def commit_of(line: Line) -> str:
+    """Returns the commit of the code that ran a cell, with "+" for local changes; empty where it is not known."""
+    return str(line["code"]["commit"])
+
+
+def portable(config: RunConfig) -> dict[str, Any]:
+    """Returns a config without the folder of the run and without paths of one machine: of those the name alone is kept."""
+    values = config.model_dump(mode="json")
+    return {**_shortened(values), "output": None}
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shortened(inner) for key, inner in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_shortened(inner) for inner in cast("list[Any]", value)]
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value
+
+
+def _without_layers(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record without the table by layer, which is most of its bytes."""
+    diagnostics = record.get("diagnostics")
+    if not isinstance(diagnostics, Mapping):
+        return dict(record)
+    kept = {key: value for key, value in cast("Mapping[str, Any]", diagnostics).items() if key != "layers"}
+    return {**record, "diagnostics": kept}
+
+
+def _code_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    platform = facts.get("platform")
+    known: Mapping[str, Any] = cast("Mapping[str, Any]", platform) if isinstance(platform, Mapping) else {}
+    commit = next((str(found["commit"]) for found in (facts, known) if found.get("commit")), code_commit())
+    return {"fedelta": str(known.get("fedelta", version("fedelta"))), "commit": commit}
+
+
+@cache
+def code_commit() -> str:
+    """Returns the commit of fedelta's own checkout, with "+" for local changes; empty for an installed package."""
+    package = Path(fedelta.__file__).resolve().parent
+    root = package.parent.parent
+    if not (root / ".git").exists() or package != root / "src" / "fedelta":
+        return ""
+    head = _git(root, "rev-parse", "--short=12", "HEAD")
+    return f"{head}+" if head and _git(root, "status", "--porcelain", "--", "src") else head
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def platform_of(line: Line) -> Mapping[str, Any]:
+    """Returns versions, device and threads of the run."""
+    platform = line["facts"].get("platform")
+    return cast("Mapping[str, Any]", platform) if isinstance(platform, Mapping) else {}
+
+
+def seconds_of(records: Sequence[Mapping[str, Any]]) -> float:
+    """Returns the time that a run's rounds took, with their evaluation."""
+    return sum(sum(float(value) for value in record["seconds"].values()) for record in records)

@@ -1,0 +1,188 @@
+"""Carries out one cell, or goes on with it: claimed by one process, and with what went wrong written down."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from fedelta.exchange import files
+from fedelta.runs import reports
+from fedelta.runs.config import ConfigError, RunConfig
+from fedelta.runs.folder import RunFolder
+from fedelta.runs.open_run import OpenRun
+from fedelta.runs.records import Record
+from fedelta.runs.runner import opened
+from fedelta.runs.suite.cells import Task
+from fedelta.runs.suite.digests import is_same_cell, untrained_digest
+
+CLAIMS, STALE, UNTRAINED = ".claims", "stale", "untrained"
+
+LONGEST_TRACE = 4000
+"""Characters of a traceback that are kept, from its end."""
+
+What: TypeAlias = Literal["begun", "round", "done", "failed", "busy", "stopped"]
+
+Stopping: TypeAlias = Callable[[], bool]
+"""Says whether a person wants runs to end after their round."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """News of a cell: `busy` says that another process has it.
+
+    Attributes:
+        what: happened.
+        task: the cell.
+        record: of a round.
+        reason: of a failure, its first line.
+    """
+
+    what: What
+    task: Task
+    record: Record | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the runs of a suite are.
+
+    Attributes:
+        folder: of the suite.
+    """
+
+    folder: Path
+
+    def claim(self, digest: str) -> Path:
+        """Returns the folder whose lock belongs to the process that runs a cell."""
+        return self.folder / CLAIMS / digest[:20]
+
+    def untrained(self, digest: str) -> Path:
+        """Returns the file of the scores before any training."""
+        return self.folder / UNTRAINED / f"{digest[:20]}.json"
+
+
+def events(task: Task, place: Place, stopping: Stopping) -> Iterator[Event]:
+    """Runs a cell to its end, or until somebody wants it to end after its round, and yields what happens."""
+    yield Event("begun", task)
+    try:
+        with closing(_rounds(task, place)) as rounds:
+            for record in rounds:
+                yield Event("round", task, record)
+                if stopping() and record["t"] + 1 < task.config.federation.rounds:
+                    yield Event("stopped", task)
+                    return
+    except BlockingIOError:
+        yield Event("busy", task)
+    except Exception as error:
+        yield Event("failed", task, reason=note_failure(task, error))
+    else:
+        yield Event("done", task)
+
+
+def _rounds(task: Task, place: Place) -> Generator[Record]:
+    """Yields the rounds that are left; none if another process was quicker."""
+    with files.locked(place.claim(task.digest)):
+        if is_done(task):
+            return
+        folder = RunFolder(task.folder)
+        _put_away(task, place)
+        folder.failed_file.unlink(missing_ok=True)
+        with _open(task) as going:
+            going.pictures = False  # they take longer than a small cell, and the suite's own page has all cells
+            yield from going.records()
+            if task.scores_start:
+                _score_untrained(task, place, going)
+
+
+@contextmanager
+def _open(task: Task) -> Generator[OpenRun]:
+    config = task.config.model_copy(update={"output": str(task.folder)})
+    with ExitStack() as stack:
+        if RunFolder(task.folder).config_file.is_file():
+            yield stack.enter_context(opened(config, resume=task.folder))
+        else:
+            yield stack.enter_context(opened(config))
+
+
+def _score_untrained(task: Task, place: Place, going: OpenRun) -> None:
+    """Scores the model before any training, once for all cells that begin from it.
+
+    After the rounds, so that it can change no bit of them.
+    """
+    path = place.untrained(untrained_digest(task.config))
+    experiment = going.experiment
+    if path.is_file() or experiment.evaluator is None:
+        return
+    start = {"adapter": experiment.template, "base": None}
+    parts = {"validation": experiment.validation, "test": experiment.test}
+    scores = {part: experiment.evaluator.score(start, rows) for part, rows in parts.items() if rows}
+    files.commit(path, json.dumps(scores).encode())
+
+
+def is_done(task: Task) -> bool:
+    """Returns whether the cell's folder holds all its rounds, and its config is the one that is asked for."""
+    folder = RunFolder(task.folder)
+    config = _config_of(folder)
+    if config is None or not is_same_cell(config, task.config):
+        return False
+    records, damages = folder.survey()
+    return not damages and bool(records) and records[-1]["t"] + 1 == len(records) == task.config.federation.rounds
+
+
+def failure(task: Task) -> str:
+    """Returns the first line of the error with which the cell's last try ended; empty where it did not fail."""
+    path = RunFolder(task.folder).failed_file
+    if not path.is_file():
+        return ""
+    return str(reports.json_object(path).get("error") or "failed").splitlines()[0]
+
+
+def is_claimed(task: Task, place: Place) -> bool:
+    """Returns whether a process is running the cell now."""
+    if not place.claim(task.digest).is_dir():
+        return False
+    try:
+        with files.locked(place.claim(task.digest)):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def note_failure(task: Task, error: BaseException) -> str:
+    """Writes down how a cell failed; returns the error's first line."""
+    text = str(error) or type(error).__name__
+    trace = "".join(traceback.format_exception(error))[-LONGEST_TRACE:]
+    records = RunFolder(task.folder).survey()[0] if task.folder.is_dir() else []
+    found: Mapping[str, Any] = {"error": text, "round": len(records), "trace": trace}
+    files.commit(RunFolder(task.folder).failed_file, json.dumps(found, ensure_ascii=False).encode())
+    return text.splitlines()[0]
+
+
+def _put_away(task: Task, place: Place) -> None:
+    """Moves a run of another config out of the cell's folder, to `stale/`."""
+    config = _config_of(RunFolder(task.folder))
+    if config is None or is_same_cell(config, task.config):
+        return
+    within = task.folder.relative_to(place.folder)
+    for number in range(1, 1000):
+        target = place.folder / STALE / within.with_name(f"{within.name}.{number}")
+        if not target.exists():
+            break
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with RunFolder(task.folder).locked():
+        os.replace(task.folder, target)
+
+
+def _config_of(folder: RunFolder) -> RunConfig | None:
+    """Returns the config in a folder; None where there is none that can be read."""
+    try:
+        return folder.config() if folder.config_file.is_file() else None
+    except (ConfigError, OSError):
+        return None

@@ -1,0 +1,133 @@
+"""Makes a suite ready: reads its file, or writes one for a config and some methods; finds its folder and its store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedelta.exchange import files
+from fedelta.runs.config import BUILT_IN, ConfigError, dump_config, read_config
+from fedelta.runs.config.read import Overrides, pairs, read_yaml
+from fedelta.runs.folder import CONFIG
+from fedelta.runs.suite.book import Book
+from fedelta.runs.suite.cells import Plan, plan_of
+from fedelta.runs.suite.lines import code_commit
+from fedelta.runs.suite.play import Place
+from fedelta.runs.suite.schema import SuiteFile, read_suite, suite_of
+from fedelta.runs.suite.store import Store
+
+SUITE = "suite.yaml"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a person says of a suite on the command line; None leaves a thing to the file.
+
+    Attributes:
+        changes: of the base config, by dotted key.
+        methods: of a suite that is to be written for a config.
+        seeds: the same.
+        baseline: the same.
+        store: the file of finished cells.
+        output: the folder of all runs.
+    """
+
+    changes: Overrides = ()
+    methods: Sequence[str] | None = None
+    seeds: int | Sequence[int] | None = None
+    baseline: str | None = None
+    store: str | None = None
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A suite that can be run.
+
+    Attributes:
+        plan: its cells, checked.
+        book: of the finished ones.
+        text: of the suite file as resolved.
+    """
+
+    plan: Plan
+    book: Book
+    text: str
+
+
+def ready(source: str, wanted: Wanted) -> Ready:
+    """Reads a suite, checks the config of every cell, and writes its file into its folder.
+
+    Args:
+        source: a suite file; or, with methods, a config.
+        wanted: on the command line.
+
+    Raises:
+        ConfigError: for a suite that cannot be run, naming all its faults.
+    """
+    file = _file(source, wanted)
+    folder = wanted.output or Path("runs") / file.name
+    if (folder / CONFIG).exists():
+        raise ConfigError(f"{folder} is the folder of a run: give the suite another --output")
+    plan = plan_of(file, folder, wanted.changes)
+    store = wanted.store or (str(file.place / file.suite.store) if file.suite.store else None)
+    book = Book(Place(folder), None if store is None else Store(Path(store)))
+    text = _resolved(file, folder, wanted.changes)
+    files.commit(folder / SUITE, text.encode())
+    return Ready(plan, book, text)
+
+
+def _file(source: str, wanted: Wanted) -> SuiteFile:
+    if wanted.methods is None:
+        if source in BUILT_IN:
+            raise ConfigError(f"{source} is a config, not a suite: say what is compared, such as --methods fedavg,flexlora")
+        given = {"seeds": wanted.seeds, "baseline": wanted.baseline}
+        if named := [f"--{key}" for key, value in given.items() if value is not None]:
+            raise ConfigError(f"{', '.join(named)}: a suite file says that itself; it belongs to a config with --methods")
+        return read_suite(Path(source))
+    path = Path(source)
+    if path.is_file() and "methods" in read_yaml(path):
+        raise ConfigError(f"{source} is a suite, which names its methods itself: leave --methods out")
+    raw: dict[str, Any] = {"base": source, "methods": list(wanted.methods)}
+    raw |= {"seeds": wanted.seeds} if wanted.seeds is not None else {}
+    raw |= {"baseline": wanted.baseline} if wanted.baseline is not None else {}
+    return suite_of(raw, f"{path.stem}-compare", Path())
+
+
+def _resolved(file: SuiteFile, folder: Path, changes: Overrides) -> str:
+    """Returns the suite file as it lies in the suite's folder: it can be run from there."""
+    values = file.suite.model_dump(mode="json", exclude_none=True)
+    values["base"] = _moved_base(file, folder, changes)
+    values["methods"] = [_moved_method(method, file.place, folder) for method in values["methods"]]
+    if "store" in values:
+        values["store"] = _moved(file.place / values["store"], folder)
+    said = f"# fedelta {version('fedelta')}" + (f", commit {commit}" if (commit := code_commit()) else "")
+    return f"{said}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
+
+
+def _moved_base(file: SuiteFile, folder: Path, changes: Overrides) -> str | dict[str, Any]:
+    base = file.base()
+    if pairs(changes):
+        values = yaml.safe_load(dump_config(read_config(base, changes)))
+        return {key: value for key, value in values.items() if key not in ("name", "output")}
+    if isinstance(base, Mapping):
+        return dict(base)
+    return _moved(Path(base), folder) if Path(base).is_file() else str(base)
+
+
+def _moved_method(method: str | dict[str, Any], place: Path, folder: Path) -> str | dict[str, Any]:
+    """Returns a method's entry with the path of its file as it is from the suite's folder."""
+    if isinstance(method, str):
+        return _moved(place / method, folder) if method.endswith(".py") else method
+    return {**method, "path": _moved(place / str(method["path"]), folder)} if "path" in method else method
+
+
+def _moved(path: Path, folder: Path) -> str:
+    """Returns a path as it is from a folder."""
+    return Path(os.path.relpath(path, folder)).as_posix()

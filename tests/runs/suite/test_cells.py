@@ -1,0 +1,106 @@
+"""A suite is expanded into cells whose configs are all checked before any is run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedelta.runs.config import ConfigError, RunConfig, read_config
+from fedelta.runs.config.checks import check
+from fedelta.runs.deal import deal, row_digests
+from fedelta.runs.suite.cells import plan_of
+from fedelta.runs.suite.digests import digest_of, is_same_cell
+from fedelta.runs.suite.schema import suite_of
+
+
+def plan(base: Any, changes: Any = (), **keys: Any):
+    return plan_of(
+        suite_of({"base": base, "methods": ["flexlora", "zeropad"], **keys}, "mine", Path()), Path("runs/mine"), changes
+    )
+
+
+def test_all_faults_come_in_one_message_with_their_cells(tiny_config: dict[str, Any]):
+    methods = ["flexlora", "flexlra", {"name": "hetlora", "gama": 1}]
+    with pytest.raises(ConfigError) as error:
+        plan(tiny_config, methods=methods, sweep={"training.batch_size": [2, 0]})
+    faults = str(error.value).splitlines()
+    assert len(faults) == 3
+    assert any("flexlra" in fault and "did you mean 'flexlora'" in fault for fault in faults)
+    assert any("gama" in fault for fault in faults)
+    assert any(fault.startswith("batch_size=0 flexlora") and "training.batch_size" in fault for fault in faults)
+
+
+def test_a_refusal_by_a_claim_is_no_fault(tiny_config: dict[str, Any]):
+    made = plan(tiny_config, methods=["flexlora", "fedavg"], sweep={"lora.rank": [[1, 2, 4], 2]})
+    assert list(made.refused) == [("rank=[1, 2, 4]", "fedavg")]
+    assert "needs equal ranks" in made.refused["rank=[1, 2, 4]", "fedavg"]
+
+
+def test_a_sweep_is_a_grid_or_a_list_of_named_settings(tiny_config: dict[str, Any]):
+    grid = plan(tiny_config, sweep={"training.learning_rate": [0.01, 0.1], "federation.rounds": [1, 2]})
+    assert list(grid.settings)[0] == "learning_rate=0.01 rounds=1"
+    assert len(grid.settings) == 4
+    listed = plan(tiny_config, sweep=[{"name": "short", "federation.rounds": 1}, {"federation.rounds": 3}])
+    assert listed.settings == {"short": {"federation.rounds": 1}, "rounds=3": {"federation.rounds": 3}}
+    entry = listed.file.entries[0]
+    assert listed.config("rounds=3", entry, {}).federation.rounds == 3
+    assert list(plan(tiny_config).settings) == [""]
+
+
+def test_a_methods_own_changes_go_before_the_setting_and_the_tuned_value_before_both(tiny_config: dict[str, Any]):
+    made = plan(
+        tiny_config,
+        methods=[{"name": "flexlora", "set": {"training.learning_rate": 0.5}}],
+        sweep={"training.learning_rate": [0.1]},
+    )
+    (setting,), entry = made.settings, made.file.entries[0]
+    assert made.config(setting, entry, {}).training.learning_rate == 0.5
+    assert made.config(setting, entry, {"training.learning_rate": 0.7}).training.learning_rate == 0.7
+
+
+def test_seeds_draw_all_but_the_test_rows(tiny_config: dict[str, Any]):
+    made = plan(tiny_config, seeds=[3, 4])
+    configs = [made.task("", made.file.entries[0], seed, {}).config for seed in made.seeds]
+    deals = [deal(config, check(config).task) for config in configs]
+    rows = [row_digests(found.splits) for found in deals]
+    assert rows[0] == rows[1]
+    assert [p.tolist() for p in deals[0].parts] != [p.tolist() for p in deals[1].parts]
+    assert configs[0].seeds().start == 3
+
+
+def test_a_digest_counts_files_by_their_content_and_not_by_their_place(tiny_config: dict[str, Any], tmp_path: Path):
+    config = read_config(tiny_config)
+    moved = tmp_path / "elsewhere.jsonl"
+    moved.write_bytes(Path(config.data.source).read_bytes())
+
+    def with_source(path: Path) -> RunConfig:
+        return read_config(tiny_config, {"data.source": str(path)})
+
+    assert digest_of(with_source(moved)) == digest_of(config)
+    moved.write_bytes(moved.read_bytes() + b"\n")
+    assert digest_of(with_source(moved)) != digest_of(config)
+
+
+def test_a_digest_leaves_out_name_folder_and_machine_but_nothing_else(tiny_config: dict[str, Any]):
+    config = read_config(tiny_config)
+    same = {"name": "other", "output": "there", "device": "auto", "federation.engine": "batched", "model.gemm": "onednn"}
+    assert digest_of(read_config(tiny_config, same)) == digest_of(config)
+    for key, value in {"seed": 1, "lora.rank": 3, "federation.rounds": 3, "method": "zeropad", "evaluation.every": 2}.items():
+        assert digest_of(read_config(tiny_config, {key: value})) != digest_of(config)
+
+
+def test_a_run_of_fewer_rounds_is_the_same_cell_and_one_of_more_is_not(tiny_config: dict[str, Any]):
+    two, three = (read_config(tiny_config, {"federation.rounds": n}) for n in (2, 3))
+    settled = read_config(two, {"model.gemm": "default", "federation.engine": "batched", "federation.token_budget": 2048})
+    assert is_same_cell(settled, two)
+    assert is_same_cell(settled, three)
+    assert not is_same_cell(three, two)
+    assert not is_same_cell(read_config(two, {"method": "zeropad"}), two)
+
+
+def test_a_config_survives_the_way_to_a_worker(tiny_config: dict[str, Any]):
+    made = plan(tiny_config, seeds=[5])
+    config = made.task("", made.file.entries[0], 5, {}).config
+    again = RunConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json"))))
+    assert again == config

@@ -1,0 +1,284 @@
+"""A suite is worked off: nothing is done twice, nothing is lost, and what fails is said."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedelta.report.comparison import Comparison
+from fedelta.runs.config import load_config
+from fedelta.runs.folder import RunFolder
+from fedelta.runs.runner import run
+from fedelta.runs.suite import play
+from fedelta.runs.suite.gather import comparison_of
+from fedelta.runs.suite.lines import code_commit
+from fedelta.runs.suite.play import Event
+from fedelta.runs.suite.work import TUNING, Options, Work
+
+from .conftest import Bench, snapshot
+
+Trained = Callable[[list[Event]], list[str]]
+
+CELLS = ["flexlora seed 0", "zeropad seed 0", "flexlora seed 1", "zeropad seed 1"]
+
+
+def states(found: Comparison) -> list[str]:
+    return [cell.state for cell in found.cells]
+
+
+def shown(found: Comparison) -> str:
+    """All that tables and pages can be made of, but for the dates."""
+    cells = [(c.setting, c.label, c.seed, c.state, c.reason, c.digest, c.commit) for c in found.cells]
+    runs = [(r.name, r.records, r.config, r.facts, r.split, r.clients) for c in found.cells if (r := c.run) is not None]
+    tuned = {f"{k}": (dict(t.values), dict(t.tried), t.at_edge) for k, t in found.tuned.items()}
+    return json.dumps([cells, runs, tuned, found.untrained], sort_keys=True)
+
+
+def without_times(records: Any) -> list[Any]:
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets nothing be trained from here on."""
+
+    def opened(*_: Any, **__: Any) -> None:
+        raise AssertionError("a cell was run that is finished")
+
+    monkeypatch.setattr(play, "opened", opened)
+
+
+def test_seeds_are_the_outer_loop_and_nothing_is_done_twice(bench: Bench, trained: Trained, monkeypatch: pytest.MonkeyPatch):
+    found, events = bench.run()
+    assert trained(events) == CELLS
+    assert states(found) == ["done"] * 4
+    assert [cell.seed for cell in found.cells] == [0, 1, 0, 1]
+    assert {cell.commit for cell in found.cells} == {code_commit()}
+    before = snapshot(bench.path / "runs" / "cells")
+    poison(monkeypatch)
+    again, events = bench.run()
+    assert events == []
+    assert shown(again) == shown(found)
+    assert snapshot(bench.path / "runs" / "cells") == before
+
+
+def test_a_cell_is_an_ordinary_run_with_the_bits_of_one(bench: Bench, tmp_path: Path):
+    bench.run()
+    folder = bench.path / "runs" / "cells" / "all" / "zeropad" / "seed-1"
+    config = load_config(bench.base, {"method": "zeropad", "output": str(tmp_path / "alone")})
+    seeds = {"data": 0, "partition": 1, "schedule": 1, "start": 1}
+    alone = run(config.model_dump(mode="json"), {"seed": seeds})
+    assert without_times(RunFolder(folder).records()) == without_times(alone.records)
+    adapters = [path / "adapters" / "last" / "adapter_model.safetensors" for path in (folder, alone.folder)]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    longer = run(resume=folder, overrides={"federation.rounds": 2})
+    assert len(longer.records) == 2
+
+
+def test_all_is_made_again_from_the_store_with_nothing_trained(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    keys: Mapping[str, Any] = {"store": str(bench.path / "cells.jsonl.gz"), "tune": {"training.learning_rate": [0.01, 0.1]}}
+    found, _ = bench.run(seeds=1, **keys)
+    shutil.rmtree(bench.path / "runs")
+    poison(monkeypatch)
+    again, events = bench.run(seeds=1, **keys)
+    assert events == []
+    assert shown(again) == shown(found)
+    assert set(found.tuned) == {("", "flexlora"), ("", "zeropad")}
+    assert found.untrained[""].keys() == {"validation", "test"}
+    assert all("layers" not in r["diagnostics"] for cell in again.cells if cell.run for r in cell.run.records)
+    assert bench.path.name not in shown(again)
+
+
+def test_a_killed_cell_is_taken_up_and_finished_ones_are_not_touched(bench: Bench, entry_command: list[str]):
+    keys: Mapping[str, Any] = {"base": {**bench.base, "federation": {"rounds": 20}}, "seeds": 1}
+    done, dying = (bench.path / "runs" / "cells" / "all" / name / "seed-0" for name in ("flexlora", "zeropad"))
+    command = [*entry_command, "compare", str(bench.write(**keys)), "--output", str(bench.path / "runs"), "--jobs", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _until(lambda: len(RunFolder(dying).survey()[0]) >= 3)
+        running = comparison_of(bench.work(**keys), "")
+    finally:
+        process.kill()
+        process.wait()
+    assert states(running) == ["done", "running"]
+    finished, before = RunFolder(dying).survey()[0][:-1], snapshot(done)
+    found, events = bench.run(**keys)
+    assert states(found) == ["done", "done"]
+    played = [event.record["t"] for event in events if event.record is not None]
+    assert played == list(range(played[0], 20))
+    assert played[0] >= len(finished), "rounds that were on disk were played again"
+    assert RunFolder(dying).records()[: len(finished)] == finished
+    assert snapshot(done) == before
+
+
+def _until(there: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.02)
+
+
+def test_a_cell_of_another_config_moves_to_stale(bench: Bench, trained: Trained):
+    bench.run(seeds=1, methods=["zeropad"])
+    cells = bench.path / "runs" / "cells" / "all" / "zeropad"
+    old = (cells / "seed-0" / "rounds.jsonl").read_bytes()
+    _, events = bench.run(seeds=1, methods=["zeropad"], changes={"training.learning_rate": 0.5})
+    assert trained(events) == ["zeropad seed 0"]
+    stale = bench.path / "runs" / "stale" / "cells" / "all" / "zeropad"
+    assert (stale / "seed-0.1" / "rounds.jsonl").read_bytes() == old
+    bench.run(seeds=1, methods=["zeropad"])
+    assert {path.name for path in stale.iterdir()} == {"seed-0.1", "seed-0.2"}
+
+
+def test_more_rounds_extend_a_finished_cell(bench: Bench):
+    bench.run(seeds=1, methods=["zeropad"])
+    _, events = bench.run(seeds=1, methods=["zeropad"], changes={"federation.rounds": 3})
+    assert [event.record["t"] for event in events if event.record is not None] == [1, 2]
+    assert not (bench.path / "runs" / "stale").exists()
+
+
+def test_a_failed_cell_is_said_and_tried_again_only_when_asked(bench: Bench, trained: Trained, monkeypatch: pytest.MonkeyPatch):
+    whole = play.opened
+
+    def failing(config: Any, **keys: Any):
+        if config.method["name"] == "zeropad" and config.seeds().start == 0:
+            raise RuntimeError("the disk is full\nsecond line")
+        return whole(config, **keys)
+
+    monkeypatch.setattr(play, "opened", failing)
+    found, events = bench.run()
+    assert trained(events) == ["flexlora seed 0", "flexlora seed 1", "zeropad seed 1"]
+    lost = next(cell for cell in found.cells if cell.state == "failed")
+    assert (lost.label, lost.seed, lost.reason) == ("zeropad", 0, "the disk is full")
+    kept = json.loads((bench.path / "runs/cells/all/zeropad/seed-0/failed.json").read_bytes())
+    assert kept["error"].startswith("the disk is full")
+    assert "RuntimeError" in kept["trace"]
+    monkeypatch.setattr(play, "opened", whole)
+    assert bench.run()[1] == []
+    found, events = bench.run(Options(retry=True))
+    assert trained(events) == ["zeropad seed 0"]
+    assert states(found) == ["done"] * 4
+    assert not (bench.path / "runs/cells/all/zeropad/seed-0/failed.json").exists()
+
+
+def test_a_method_that_cannot_serve_a_setting_is_not_applicable_there(bench: Bench, trained: Trained):
+    found, events = bench.run(methods=["fedavg", "zeropad"], seeds=1, sweep={"lora.rank": [[1, 2, 4], 2]})
+    assert states(found) == ["not applicable", "done", "done", "done"]
+    assert "needs equal ranks" in found.cells[0].reason
+    assert trained(events) == ["rank=[1, 2, 4] zeropad seed 0", "rank=2 fedavg seed 0", "rank=2 zeropad seed 0"]
+    assert list(found.untrained) == ["rank=[1, 2, 4]", "rank=2"]
+
+
+def test_a_tuned_value_comes_from_seeds_of_its_own_and_is_used_for_all_others(bench: Bench, trained: Trained):
+    tune = {"training.learning_rate": [0.01, 0.1], "seeds": [9]}
+    found, events = bench.run(methods=["zeropad", {"name": "flexlora", "tune": None}], tune=tune)
+    tuning = [title for title in trained(events) if title.endswith("seed 9")]
+    assert tuning[:2] == ["zeropad 0.01 seed 9", "zeropad 0.1 seed 9"]
+    assert len(tuning) == len(found.tuned["", "zeropad"].tried) <= 4
+    chosen = found.tuned["", "zeropad"].values["training.learning_rate"]
+    rates = [cell.run.config["training"]["learning_rate"] for cell in found.cells if cell.run]
+    assert rates == [chosen, chosen, 0.01, 0.01]
+    assert ("", "flexlora") not in found.tuned
+
+
+def test_only_what_is_named_is_run(bench: Bench, trained: Trained):
+    found, events = bench.run(Options(only={"method": ["zeropad"], "seed": ["1"]}))
+    assert trained(events) == ["zeropad seed 1"]
+    assert states(found) == ["missing", "missing", "missing", "done"]
+
+
+def test_no_seed_is_begun_that_cannot_be_finished_in_time(bench: Bench, trained: Trained):
+    work, events = bench.work(), []
+    work.run(lambda: len(trained(events)) == 2, events.append)
+    late = Work(work.plan, work.book, Options(deadline=time.monotonic() - 1))
+    late.run(lambda: False, events.append)
+    assert trained(events) == CELLS[:2]
+    assert {stage: len(tasks) for stage, tasks in late.left().items()} == {"1": 2}
+    begun = Work(work.plan, work.book, Options(deadline=time.monotonic() - 1))
+    begun.begun.add("1")  # a seed that was begun is finished, however long it takes
+    begun.run(lambda: False, events.append)
+    assert trained(events) == CELLS
+
+
+def test_the_time_that_is_left_is_reckoned_from_finished_cells(bench: Bench, trained: Trained):
+    work, events = bench.work(), []
+    assert work.progress().seconds == 0.0
+    work.run(lambda: len(trained(events)) == 2, events.append)
+    took = work.seconds["flexlora"][0] + work.seconds["zeropad"][0]
+    progress = work.progress()
+    assert (progress.done, progress.total, progress.failed) == (2, 4, 0)
+    assert progress.seconds == pytest.approx(took)
+
+
+def test_a_stopped_suite_ends_after_the_round_and_goes_on(bench: Bench, trained: Trained):
+    work, events = bench.work(changes={"federation.rounds": 3}, seeds=1), []
+    work.run(lambda: any(event.what == "round" for event in events), events.append)
+    assert [event.what for event in events] == ["begun", "round", "stopped"]
+    _, events = bench.run(changes={"federation.rounds": 3}, seeds=1)
+    assert [e.record["t"] for e in events if e.record is not None] == [1, 2, 0, 1, 2]
+
+
+def test_pruning_leaves_the_records_and_no_adapter(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    found, _ = bench.run(Options(prune=True), seeds=1)
+    cell = bench.path / "runs/cells/all/zeropad/seed-0"
+    assert {"rounds.jsonl", "config.yaml"} <= {path.name for path in cell.iterdir()}
+    assert not (cell / "adapters").exists()
+    assert not (cell / "checkpoint").exists()
+    poison(monkeypatch)
+    assert shown(bench.run(seeds=1)[0]) == shown(found)
+
+
+def test_two_processes_share_a_folder_and_a_store(bench: Bench, entry_command: list[str]):
+    rounds = {**bench.base, "federation": {"rounds": 6}}
+    file = bench.write(base=rounds, store="cells.jsonl.gz")
+    command = [*entry_command, "compare", str(file), "--output", str(bench.path / "runs"), "--jobs", "1", "--json"]
+    logs = [bench.path / f"{name}.jsonl" for name in "ab"]
+    both = [subprocess.Popen(command, stdout=log.open("wb")) for log in logs]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    said = [json.loads(line) for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
+    played = [(event["method"], event["seed"], event["record"]["t"]) for event in said if "record" in event]
+    assert len(played) == len(set(played)) == 4 * 6, "a round was played twice"
+    found, events = bench.run(base=rounds, store=str(bench.path / "cells.jsonl.gz"))
+    assert (states(found), events) == (["done"] * 4, [])
+
+
+@pytest.fixture
+def entry_command() -> list[str]:
+    """The command line in a process of its own."""
+    return [sys.executable, "-c", "import sys; from fedelta.cli import main; sys.argv[0] = 'fedelta'; main()"]
+
+
+def test_jobs_run_side_by_side_with_the_same_bits(bench: Bench, trained: Trained, monkeypatch: pytest.MonkeyPatch):
+    alone, _ = bench.run(seeds=1)
+    shutil.rmtree(bench.path / "runs")
+    found, events = bench.run(Options(jobs=2), seeds=1)
+    assert sorted(trained(events)) == sorted(CELLS[:2])
+    assert [e.what for e in events][:2] == ["begun", "begun"], "the second cell waited for the first"
+    for one, other in zip(alone.cells, found.cells, strict=True):
+        assert one.run is not None
+        assert other.run is not None
+        assert without_times(one.run.records) == without_times(other.run.records)
+
+
+def test_a_worker_that_dies_is_a_failed_cell(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    long = {**bench.base, "federation": {"rounds": 5000}, "evaluation": {"every": 5000, "diagnostics": False}}
+    work, events = bench.work(Options(jobs=2), base=long, seeds=1, methods=["zeropad"]), []
+
+    def show(event: Event) -> None:
+        events.append(event)
+        if event.what == "round" and len(events) == 3:
+            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+            os.kill(int(children[-1]), signal.SIGKILL)
+
+    work.run(lambda: False, show)
+    cell = comparison_of(work, "").cells[0]
+    assert cell.state == "failed"
+    assert "signal 9" in cell.reason
+    assert TUNING not in work.begun
