@@ -92,7 +92,7 @@ def test_rounds_alternate_between_the_factors() -> None:
     reference, sent = random_adapter(3, seed=1), [random_adapter(3, seed=k) for k in (2, 3)]
     for t, which in enumerate(["A", "B", "A", "B"]):
         found = aggregated(FedRotLoRA(), sent, t, reference)
-        assert encode({"": found}) == encode({"": aggregated(FedRotLoRA(on=which), sent, t, reference)})  # pyright: ignore
+        assert encode({"": found}) == encode({"": aggregated(FedRotLoRA(on=which), sent, t, reference)})
     assert encode({"": found}) != encode({"": aggregated(FedRotLoRA(), sent, 0, reference)})
 
 
@@ -103,7 +103,7 @@ def test_while_B_is_zero_it_says_nothing_of_a_turn() -> None:
 
 def test_another_word_is_refused() -> None:
     with pytest.raises(ValueError, match="on must be one of"):
-        FedRotLoRA(on="both")  # pyright: ignore
+        FedRotLoRA(on="both")
 
 
 def test_rules_and_optimisers_that_keep_vectors_go_with_it() -> None:
