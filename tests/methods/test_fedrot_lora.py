@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,6 +77,24 @@ def aggregated(method: Any, adapters: list[Adapter], t: int, reference: Adapter)
     peers = [Peer(k, 3) for k in range(len(adapters))]
     updates = [ClientUpdate(p, 1 / len(peers), {"adapter": a}) for p, a in zip(peers, adapters, strict=True)]
     return method.aggregate(t, {"adapter": reference}, updates)["adapter"]
+
+
+@pytest.mark.parametrize("t", [0, 1])
+def test_the_mean_is_that_of_the_formula(t: int) -> None:
+    """With weights and scales of each client's own; Q by numpy, from the product of the factors that the round looks at."""
+    reference, weights, scales = random_adapter(3, seed=1), [0.5, 0.2, 0.3], [1.0, 2.0, 0.5]
+    sent = [tree.map(lambda x, s=s: LoRA(x.B, x.A, s), random_adapter(3, seed=k)) for k, s in enumerate(scales, start=2)]
+    updates = [ClientUpdate(Peer(k, 3, lora_alpha=3 * scales[k]), weights[k], {"adapter": a}) for k, a in enumerate(sent)]
+    found = FedRotLoRA().aggregate(t, {"adapter": reference}, updates)["adapter"]
+    for n, old in reference.layers.items():
+        B, A = np.zeros(old.B.shape), np.zeros(old.A.shape)
+        for w, a in zip(weights, sent, strict=True):
+            mine = a.layers[n].B.numpy() * a.layers[n].scale, a.layers[n].A.numpy()
+            U, _, Vh = np.linalg.svd(mine[0].T @ old.B.numpy() if t else mine[1] @ old.A.numpy().T)
+            B += w * mine[0] @ U @ Vh
+            A += w * (U @ Vh).T @ mine[1]
+        np.testing.assert_allclose(found.layers[n].B.numpy(), B, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(found.layers[n].A.numpy(), A, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("t", [0, 1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -26,7 +26,7 @@ class Citation:
 
     key: str
     title: str
-    authors: tuple[str, ...]
+    authors: Sequence[str]
     year: int
     arxiv: str
     booktitle: str | None = None
@@ -52,8 +52,8 @@ class Citation:
 def citations() -> dict[str, Citation]:
     """Returns all papers by their arXiv ids."""
     tables = tomllib.loads(files("fedelta").joinpath("methods/citations.toml").read_text(encoding="utf-8"))
-    found = [Citation(key, **{**table, "authors": tuple(table["authors"])}) for key, table in tables.items()]
-    return {citation.arxiv: citation for citation in found}
+    found = {key: Citation(key, **table) for key, table in tables.items()}
+    return {citation.arxiv: citation for citation in found.values()}
 
 
 def cited_by(paper: str) -> Citation | None:
