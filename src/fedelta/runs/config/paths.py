@@ -125,3 +125,16 @@ def placed(key: str, value: Any, folder: Path) -> Any:
         value = {name: placed(f"{key}.{name}" if key else str(name), part, folder) for name, part in inner.items()}
     rule = RULES.get(key)
     return value if rule is None else rule(value, folder)
+
+
+def relative(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns a config with its placed paths relative to a folder, so that it is the same wherever both lie."""
+    return {key: _relative(value, folder) for key, value in config.items()}
+
+
+def _relative(value: Any, folder: Path) -> Any:
+    if isinstance(value, Mapping):
+        return relative(cast("Mapping[str, Any]", value), folder)
+    if isinstance(value, str) and os.path.isabs(value):
+        return Path(os.path.relpath(value, folder)).as_posix()
+    return value
