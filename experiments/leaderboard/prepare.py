@@ -1,6 +1,6 @@
 """Writes the rows of 24 of Banking77's 77 intents, every third by name, to data/: a task that a small model can learn here.
 
-    python experiments/leaderboard/prepare.py ../shared/data/topic
+python experiments/leaderboard/prepare.py ../shared/data/topic
 """
 
 from __future__ import annotations
