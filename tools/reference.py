@@ -160,7 +160,8 @@ once the run is over. A folder that other users may write to is refused.
 SUITE_HEAD = """# Suite files
 
 `fedelta compare SUITE.yaml` runs several methods in several settings over several seeds. An unknown key is refused with the
-nearest one, and the config of every run is checked before the first begins. Paths are taken from the folder in which the file lies.
+nearest one, and the config of every run is checked before the first begins. Paths are taken from the folder in which the file
+lies.
 
 ## Keys
 """
@@ -177,21 +178,23 @@ A method is a name, a file of your own (`mine.py`), or a mapping:
 | `tune` | a grid of its own in place of the suite's; null for none |
 | any other | a hyper-parameter of the method |
 
-A method that cannot serve a setting by what it claims of itself, such as unequal ranks, is *not applicable* there: the table says
-why, and it counts neither as missing nor as failed. `local_only` and `centralised` are lines to compare with, not competitors.
+A method that cannot serve a setting by what it claims of itself, such as unequal ranks, is *not applicable* there: the table
+says why, and it counts neither as missing nor as failed. `local_only` and `centralised` are lines to compare with, not
+competitors.
 
 ## Seeds
 
-A seed of the suite draws the partition, the schedule (who is in a round, and batches) and the start. The rows that are kept out to
-choose and to report by are drawn from the base's own seed (`seed`, or `seed.data`), so that every run is scored on the same rows.
+A seed of the suite draws the partition, the schedule (who is in a round, and batches) and the start. The rows that are kept
+out to choose and to report by are drawn from the base's own seed (`seed`, or `seed.data`), so that every run is scored on the
+same rows.
 
 ## Tuning
 
-A method's value is chosen by runs on seeds of their own (100 and 101), which must not be among the compared ones. The best mean
-validation score after the last round wins, by `evaluation.best_by`; where accuracies differ by no more than the sampling error of
-the validation rows, the lower validation loss does. Where the best value is the smallest or largest tried, one more beyond it is
-tried by the grid's ratio, at most twice; if it still is, the table says "at the edge". Several keys are tried in all combinations.
-With `setting: first` the first setting chooses for all, else each for itself.
+A method's value is chosen by runs on seeds of their own (100 and 101), which must not be among the compared ones. The best
+mean validation score after the last round wins, by `evaluation.best_by`; where accuracies differ by no more than the sampling
+error of the validation rows, the lower validation loss does. Where the best value is the smallest or largest tried, one more
+beyond it is tried by the grid's ratio, at most twice; if it still is, the table says "at the edge". Several keys are tried in
+all combinations. With `setting: first` the first setting chooses for all, else each for itself.
 
 ```yaml
 base: quickstart
@@ -220,22 +223,22 @@ store: cells.jsonl.gz
 | `untrained/` | scores of the model before any training |
 | `results.csv`, `results.tex`, `results.pdf`, `results.png`, `summary.json`, `report.html` | what came out |
 
-A run is done when it has all its rounds and the config that the suite asks for. What is done is not done again, what was stopped goes
-on after its last round, and what failed has a `failed.json` and is tried again with `--retry`. More rounds extend finished runs.
-Several calls may share one folder.
+A run is done when it has all its rounds and the config that the suite asks for. What is done is not done again, what was
+stopped goes on after its last round, and what failed has a `failed.json` and is tried again with `--retry`. More rounds
+extend finished runs. Several calls may share one folder.
 
 ## Store
 
-With `store`, each finished run is also a line in one gzip file, that can be committed: its config, its records without the table by
-layer, and its facts. A run is known by a hash of its config, in which files count by their content, so that it is found from any
-folder and in a fresh clone. Tables and page are made of these lines alone. Where the data are not there, the store's own digests stand
-for them. Several processes may write to one store; a line that a killed one left unfinished is cut away.
+With `store`, each finished run is also a line in one gzip file, that can be committed: its config, its records without the
+table by layer, and its facts. A run is known by a hash of its config, in which files count by their content, so that it is
+found from any folder and in a fresh clone. Tables and page are made of these lines alone. Where the data are not there, the
+store's own digests stand for them. Several processes may write to one store; a line that a killed one left unfinished is cut
+away.
 
 ## Exit codes
 
-0: nothing failed; 1: some run failed, and the table is there all the same; 2: a suite that cannot be run; 130: stopped by Ctrl-C,
-after a whole round.
-"""
+0: nothing failed; 1: some run failed, and the table is there all the same; 2: a suite that cannot be run; 130: stopped by
+Ctrl-C, after a whole round."""
 
 CHOICES_HEAD = """## Choices by name
 
