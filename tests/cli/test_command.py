@@ -18,7 +18,7 @@ Call = Callable[..., Result]
 OPTIONS = {
     "": ["--debug", "--install-completion", "--show-completion", "--version"],
     "allow": [],
-    "aggregate": ["--allow-file", "--json", "--method", "--output", "--ranks", "--same-base", "--set", "--weights", "-o"],
+    "aggregate": ["--json", "--method", "--output", "--ranks", "--same-base", "--set", "--weights", "-o"],
     "certs": ["--host", "--site"],
     "check": ["--all", "--json"],
     "doctor": ["--json"],
