@@ -116,13 +116,13 @@ A run is described by one YAML file. Every key has a default, so that an empty f
 An unknown key is refused, with the nearest one that is known. `--set key=value` changes one key from the command line, by its
 dotted name. A run writes the whole config, with every key, into its folder.
 
-A relative path counts from the folder of the file that holds it; one that is given by `--set`, or in a mapping in Python, counts from
-the working directory. What a run writes down is absolute, so that its folder can be used from anywhere. `output` counts from the
-working directory. Names go before paths, and paths before the Hub: `docstrings` and `minilm` are names even where a folder is called
-so (`./minilm` is the folder), and `owner/name` is a folder if there is one.
+A relative path counts from the folder of the file that holds it; one that is given by `--set`, or in a mapping in Python, from
+the working directory. What a run writes down is absolute, so that its folder can be used from anywhere. `output` counts from
+the working directory. Names go before paths, and paths before the Hub: `docstrings` and `minilm` are names even where a
+folder is called so (`./minilm` is the folder), and `owner/name` is a folder if there is one.
 
-An editor that knows JSON schemas completes and checks such a file: [{SCHEMA}]({SCHEMA}), which `fedelta schema` prints. Many read this
-first line, which `fedelta init --schema` writes, with the schema beside the config:
+An editor that knows JSON schemas completes and checks such a file: [{SCHEMA}]({SCHEMA}), which `fedelta schema` prints. Many
+read this first line, which `fedelta init --schema` writes, with the schema beside the config:
 
 ```yaml
 # yaml-language-server: $schema=.config.schema.json
