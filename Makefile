@@ -28,13 +28,14 @@ ADVISE    := import torch; torch.version.cuda and print( \
              'This is a CUDA build of torch; for the smaller CPU build see Install in README.md.')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sites-deps test-sites sites report-browser kills fuzz install venv lint types imports readme reference engines docs check bench clean
+.PHONY: help demo test sites-deps test-sites test-trl sites report-browser kills fuzz install venv lint types imports readme reference engines docs check bench clean
 
 help:
 	@echo "make demo     fine-tune a real encoder across ten unequal clients"
 	@echo "make test     the test suite"
 	@echo "make sites-deps  install Flower, zenoh and cryptography into .venv, for real sites"
 	@echo "make test-sites  the tests of real sites, in one process and over loopback, and of the command line beside them"
+	@echo "make test-trl    install TRL into .venv, and try clients of its Trainers, with their examples"
 	@echo "make sites    the long ones: deployments over loopback with processes that are killed"
 	@echo "make kills    kill runs and exports at every change of the disk, and twenty times at random; go on with each"
 	@echo "make fuzz     50,000 malformed messages, and adapter folders"
@@ -67,6 +68,16 @@ test-sites: $(SITES)
 
 sites: $(SITES)
 	$(OFFLINE) $(BIN)/python -m pytest -m deployed tests/sites
+
+# Examples and tests with Trainers of TRL.
+TRL := $(VENV)/trl-installed
+
+$(TRL): $(INSTALLED)
+	@$(PIP) $(CONSTRAIN) -e '.[dev,trl]'
+	@touch $@
+
+test-trl: $(TRL)
+	$(OFFLINE) $(BIN)/python -m pytest tests/models/trainer/test_trl.py
 
 # Playwright drives the Chromium of the system and downloads none.
 BROWSER := $(VENV)/browser-installed

@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_the_wheel_holds_the_data_that_the_code_reads(wheel: list[str]) -> None:
     configs = [path.name for path in (REPOSITORY / "src/fedelta/runs/configs").glob("*.yaml")]
-    data = ["py.typed", "methods/catalogue.json", *(f"runs/configs/{name}" for name in configs)]
+    data = ["py.typed", "methods/catalogue.json", "methods/citations.toml", *(f"runs/configs/{name}" for name in configs)]
     assert configs
     assert {f"fedelta/{name}" for name in data} <= set(wheel)
 

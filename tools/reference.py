@@ -123,10 +123,16 @@ A run is described by one YAML file. Every key has a default, so that an empty f
 An unknown key is refused, with the nearest one that is known. `--set key=value` changes one key from the command line, by its
 dotted name. A run writes the whole config, with every key, into its folder.
 
-An editor that knows JSON schemas completes and checks such a file: [{SCHEMA}]({SCHEMA}). Many read this first line:
+A relative path counts from the folder of the file that holds it; one that is given by `--set`, or in a mapping in Python, from
+the working directory. What a run writes down is absolute, so that its folder can be used from anywhere. `output` counts from
+the working directory. Names go before paths, and paths before the Hub: `docstrings` and `minilm` are names even where a
+folder is called so (`./minilm` is the folder), and `owner/name` is a folder if there is one.
+
+An editor that knows JSON schemas completes and checks such a file: [{SCHEMA}]({SCHEMA}), which `fedelta schema` prints. Many
+read this first line, which `fedelta init --schema` writes, with the schema beside the config:
 
 ```yaml
-# yaml-language-server: $schema=config.schema.json
+# yaml-language-server: $schema=.config.schema.json
 ```
 """
 
@@ -139,8 +145,10 @@ The site's own config is its consent to the model, to the weights of it that tra
 `lora.modules_to_save`) and to the task: its labels, and all that it reads of a row. Sequences get no longer than there.
 `data.limit` and `data.client_test_fraction`, which say how many of its rows train, must be the same there and in the run. All
 else that changes numbers (the method, ranks, steps, rates, the seed, ...) comes from the server, within the bounds of
-`allow`. No code, no path and no leave to run a model's code comes from there. What is beyond a bound is refused by name, and
-logged at the site. The reasons, and what this does not hold against: [ADR 10](../adr/0010-trust-between-sites-and-server.md).
+`allow`. No code, no path and no leave to run a model's code comes from there: a method or a task of a file of one's own is
+named by its digest, and runs if `code` names this site's own file of that digest. What is beyond a bound is refused by name,
+and logged at the site. The reasons, and what this does not hold against:
+[ADR 10](../adr/0010-trust-between-sites-and-server.md).
 
 ```text
 name: north

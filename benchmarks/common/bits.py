@@ -112,6 +112,9 @@ def _score(adapter: fedelta.Adapter, base: object) -> dict[str, float]:
     return {"loss": float(sum(x.abs().sum() for x in adapter.dense.values()))}
 
 
+TIMES = ("seconds", "at", "load", "memory")
+"""As `fedelta.runs.records` has them, which the other commit may lack: equal runs differ in them."""
+
 # --- MiniLM ------------------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +122,7 @@ def _minilm(case: Case, rows: Path, work: Path) -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory(dir=work) as folder:
         result = fedelta.run(_config(case, rows, Path(folder) / "run"))
         for record in result.records:
-            kept = {k: v for k, v in record.items() if k != "seconds"}
+            kept = {k: v for k, v in record.items() if k not in TIMES}
             yield from _flat(kept, f"round {record['t']}")
         adapters = result.folder / "adapters"
         for file in sorted(p for p in adapters.rglob("*") if p.is_file()):

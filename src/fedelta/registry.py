@@ -38,6 +38,12 @@ def nearest(word: str, known: Iterable[str], within: str = "", then: str = "") -
     return f"{question} {then[0].upper()}{then[1:]}" if then else question
 
 
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Returns names for a message, in quotes: the first of them where there are many, and each cut where it is long."""
+    every = [repr(name if len(name) <= 60 else f"{name[:59]}…") for name in map(str, names)]
+    return ", ".join(every[:most]) + (f" and {len(every) - most:,} more" if len(every) > most else "")
+
+
 def check_name(kind: str, name: str, known: Collection[str], also: Iterable[str] = ()) -> None:
     """Raises ValueError, with the nearest known name, for a name that is not among the known ones.
 

@@ -19,6 +19,27 @@ def test_methods_are_listed_with_source_ranks_and_traffic(succeed: Call, json_li
     assert "arXiv" in succeed("methods").stdout
 
 
+def test_named_methods_are_shown_with_their_papers(succeed: Call, call: Call, json_lines: Lines) -> None:
+    shown = succeed("methods", "fedit", "ilora").stdout
+    assert "flexlora" not in shown
+    assert "@inproceedings{zhang2024fedit," in shown
+    assert "  author = {Zhou, Junchao and Liu, Junkang and Shang, Fanhua}," in shown
+    rows = json_lines(succeed("methods", "centralised", "fedit", "--json"))[0]
+    assert [row["name"] for row in rows] == ["centralised", "fedavg"]
+    assert [bool(row["bibtex"]) for row in rows] == [False, True]
+    result = call("methods", "fedavgg")
+    assert result.exit_code == 2
+    assert "did you mean 'fedavg'?" in result.stderr
+
+
+def test_papers_alone_can_be_written_to_a_file(succeed: Call) -> None:
+    everything = succeed("methods", "--bibtex").stdout
+    assert everything.startswith("@")
+    assert "what travels" not in everything
+    assert everything.count("eprint = {2003.00295}") == 1  # one paper of three methods
+    assert succeed("methods", "local_only", "--bibtex").stdout == ""
+
+
 def test_check_names_the_law_that_a_file_breaks(call: Call, json_lines: Lines, tmp_path: Path) -> None:
     path = tmp_path / "forgetful.py"
     path.write_text(

@@ -34,7 +34,11 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_no_pattern(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("pattern", "reason"),
-    [("*.csv", "matches no file in"), ("s*.jsonl", "matches one file alone"), ("south.jsonl", "is one file: give a pattern")],
+    [
+        ("*.csv", "matches no file, taken from"),
+        ("s*.jsonl", "matches one file alone"),
+        ("south.jsonl", "is one file: give a pattern"),
+    ],
 )
 def test_a_pattern_that_means_no_clients_is_refused(pattern: str, reason: str, sites: Path):
     with pytest.raises(ValueError, match=reason):

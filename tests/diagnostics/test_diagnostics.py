@@ -345,6 +345,36 @@ def test_server_ranks_are_those_of_its_dense_delta() -> None:
     assert values["server_stable_rank"] == pytest.approx(average([(S**2).sum() / S[0] ** 2 for S in spectra]), rel=1e-9)
 
 
+def test_the_spectrum_is_that_of_the_servers_dense_delta() -> None:
+    done = play("flora", ranks=(2, 4, 3), rank_pattern={"output": 3}, lora_alpha=8.0)
+    model = done.global_model()
+    layers = dense(list(tree.effective(model["adapter"], model.get("base")).layers.values()))
+    spectra = [np.linalg.svd(x, compute_uv=False) ** 2 for x in layers]
+    longest = max(len(S) for S in spectra)
+    mean = np.mean([np.pad(S / S.sum(), (0, longest - len(S))) for S in spectra], axis=0)
+    found: Any = diagnose(done)["spectrum"]
+    assert found == pytest.approx(mean[: len(found)].tolist(), rel=1e-5, abs=1e-12)
+    assert sum(found) == pytest.approx(1.0, rel=1e-5)
+    assert sorted(found, reverse=True) == found
+
+
+def test_a_spectrum_tells_32_components_and_none_that_is_not_there() -> None:
+    long, short = torch.linspace(2, 1, 64, dtype=torch.float64), torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64)
+    assert numbers.spectrum([short]) == pytest.approx([0.9, 0.1])
+    assert len(numbers.spectrum([long, short])) == 32
+    assert numbers.spectrum([short * 1e-200, torch.zeros(3)]) == pytest.approx([0.9, 0.1])
+    with pytest.raises(diagnostics.Undefined, match="the delta is zero"):
+        numbers.spectrum([torch.zeros(3)])
+
+
+def test_the_spectrum_on_a_graph_is_that_of_the_mean_upload() -> None:
+    done = mixed(rounds=1)
+    found: Any = diagnose(done)["spectrum"]
+    stacks = [[u.weight * done.position(u)[0].layers[n].dense() for u in done.updates] for n in done.template.layers]
+    spectra = [torch.linalg.svdvals(torch.stack(xs).sum(0).double()).square() for xs in stacks]
+    assert found[0] == pytest.approx(average([float(S[0] / S.sum()) for S in spectra]), rel=1e-5)
+
+
 def test_in_the_first_round_the_increments_are_the_deltas() -> None:
     values = finite(diagnose(play("fedavg", rounds=1)))
     for name in numbers.OF_CLIENTS:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 import fedelta
-from fedelta.runs.config import load_config
+from fedelta.runs.config import RunConfig, read_config
+from fedelta.runs.config.checks import checked_alone
 from fedelta.runs.config.node import Node
 from fedelta.runs.config.roster import Roster
 from fedelta.runs.suite.cells import plan_of
@@ -154,8 +156,13 @@ def test_python_blocks_shadow_no_builtin(page: Path, tmp_path: Path):
     assert done.returncode == 0, done.stdout
 
 
+def read_alone(values: dict[str, Any]) -> RunConfig:
+    """Reads a config as whoever runs none of its code."""
+    return checked_alone(read_config(values))
+
+
 FILES = {
-    "config": load_config,
+    "config": read_alone,
     "node file": Node.model_validate,
     "roster": Roster.model_validate,
     "suite": lambda values: plan_of(suite_of(values, "page", REPOSITORY), REPOSITORY / "runs"),

@@ -24,6 +24,7 @@ from fedelta.exchange import files
 from fedelta.models.adapter_files import load_adapter
 from fedelta.runs import export as deployment
 from fedelta.runs.folder import RunFolder
+from fedelta.runs.records import without_times
 
 DIED = 9
 
@@ -58,7 +59,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
     if "rounds.jsonl" in found:
         records = [json.loads(line) for line in found["rounds.jsonl"].decode().splitlines()]
-        found["rounds.jsonl"] = json.dumps([{k: v for k, v in r.items() if k != "seconds"} for r in records]).encode()
+        found["rounds.jsonl"] = json.dumps([without_times(r) for r in records]).encode()
+    if "run.json" in found:
+        facts = json.loads(found["run.json"])
+        found["run.json"] = json.dumps({k: v for k, v in facts.items() if k != "start"}).encode()
     return {name: data for name, data in found.items() if name not in (".lock", "curves.png", "report.html")}
 
 
@@ -161,7 +165,7 @@ class ResumeByLoss(Resume):
         for record, accuracy, loss in zip(records, (1.0, 0.0), (1.0, 1e-9), strict=True):
             record["validation"] |= {"accuracy": accuracy, "loss": loss}
         (self.run / "rounds.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-        notes = {**snapshot.notes, "best": best, "record": {**records[-1], "seconds": {}}}
+        notes = {**snapshot.notes, "best": best, "record": {**without_times(records[-1]), "seconds": {}}}
         checkpoint.save(self.run / "checkpoint", replace(snapshot, notes=notes))
 
     def command(self) -> None:

@@ -13,6 +13,7 @@ from fedelta.runs.config.checks import check
 from fedelta.runs.experiment import build
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.plan import plan
+from fedelta.runs.records import without_times as untimed
 from fedelta.runs.runner import rounds
 
 Config = dict[str, Any]
@@ -25,8 +26,8 @@ ON_A_GRAPH: Config = {
 }
 
 
-def without_times(records: Any) -> list[Config]:
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+def without_times(found: Any) -> list[Config]:
+    return [untimed(record) for record in found]
 
 
 def test_a_run_without_a_server_leaves_its_nodes_and_its_graph(tiny_config: Config, tmp_path: Path):

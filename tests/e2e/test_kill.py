@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from fedelta.runs.records import without_times
+
 KILLS = int(os.environ.get("FEDELTA_KILLS", "3"))
 METHODS = ("flora", "hetlora", "flexlora")  # a moving base, memory at clients, neither
 ROUNDS = 12
@@ -36,8 +38,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     log = [json.loads(line) for line in files.pop(Path("rounds.jsonl")).decode().splitlines()]
     files.pop(Path("curves.png"))  # may hold times of drawing
     files.pop(Path("report.html"))  # has the times of the rounds
+    files.pop(Path("run.json"))  # says when the run began
     files.pop(Path("config.yaml"))  # names its own folder
-    return {"files": files, "log": [{k: v for k, v in record.items() if k != "seconds"} for record in log]}
+    return {"files": files, "log": [without_times(record) for record in log]}
 
 
 def kill_in_round(folder: Path, config: Path, wanted: int, wait: float) -> bool:

@@ -13,6 +13,7 @@ import fedelta
 from fedelta.methods import method_class
 from fedelta.runs.config import ConfigError
 from fedelta.runs.folder import RunFolder
+from fedelta.runs.records import without_times as untimed
 from fedelta.runs.runner import rounds
 
 Config = dict[str, Any]
@@ -33,8 +34,8 @@ def logits_by_peft(adapter: Path, base: Path, text: str) -> torch.Tensor:
         return model(**AutoTokenizer.from_pretrained(base)(text, return_tensors="pt")).logits
 
 
-def without_times(records: Any) -> list[Config]:
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in records]
+def without_times(found: Any) -> list[Config]:
+    return [untimed(record) for record in found]
 
 
 def test_what_was_chosen_is_written_down_and_kept(tiny_config: Config, tmp_path: Path):

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from fedelta.runs import shards
+from fedelta.runs.records import without_times
 from fedelta.runs.runner import run
 
 ENTRY = "import sys; from fedelta.cli import main; sys.argv[0] = 'fedelta'; main()"
@@ -73,8 +74,7 @@ def wait_for_rounds(folder: Path, count: int) -> None:
 
 
 def rounds_of(folder: Path) -> list[Any]:
-    records = map(json.loads, (folder / "rounds.jsonl").read_text().splitlines())
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+    return [without_times(json.loads(line)) for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
 
 def states_of(folder: Path) -> dict[str, bytes]:

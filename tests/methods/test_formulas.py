@@ -129,6 +129,11 @@ def raflora(items: Sequence[Item], rank: int, shrink: float = 1.0) -> np.ndarray
     return best_of_rank(M, rank)
 
 
+def ilora_by_slices(items: Sequence[Item], rank: int) -> np.ndarray:
+    Q, R = np.linalg.qr(mean_of_deltas(items, rank))
+    return Q[:, :rank] @ R[:rank]
+
+
 def florist(items: Sequence[Item], rank: int, tau: float = 0.99) -> np.ndarray:
     M = mean_of_deltas(items, rank)
     energy = np.linalg.svd(M)[1] ** 2
@@ -147,6 +152,10 @@ CASES: dict[str, tuple[str, dict, Oracle]] = {
     "svd_redistribution": ("svd_redistribution", {}, svd_redistribution),
     "svd_redistribution capped": ("svd_redistribution", {"norm_cap": 0.7, "rescale": False}, svd_redistribution_capped),
     "flora": ("flora", {}, mean_of_deltas),
+    "ilora": ("ilora", {}, mean_of_deltas),
+    "ilora, published": ("ilora", {"fixed_start": False, "factor": "qr"}, ilora_by_slices),
+    "ilora, published with an SVD": ("ilora", {"fixed_start": False}, flexlora),
+    "fedrot_lora, where nothing is turned": ("fedrot_lora", {"on": "B"}, fedavg),  # B = 0; else see its own tests
     "florist": ("florist", {}, florist),
     "florist, less": ("florist", {"tau": 0.7}, partial(florist, tau=0.7)),
     "florist, all": ("florist", {"tau": 1.0}, mean_of_deltas),

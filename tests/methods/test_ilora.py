@@ -321,7 +321,7 @@ def test_an_upload_that_does_not_fit_is_left_out_by_name(change: Any, message: s
 def test_a_client_that_cannot_show_its_base_ends_the_first_round_with_the_reason() -> None:
     people = clients()
     for client in people:
-        client.base_weight = lambda layer: (_ for _ in ()).throw(ValueError(f"layer {layer!r}: its weight is quantised"))  # pyright: ignore
+        client.base_weight = lambda layer: (_ for _ in ()).throw(ValueError(f"layer {layer!r}: its weight is quantised"))
     with pytest.raises(QuorumError, match="quantised"):
         list(federate(ILoRA(), people, rounds=1))
 

@@ -280,6 +280,10 @@ def test_a_page_of_24_runs_is_small(a_study: Study):
     assert len(text.encode()) < 1_500_000
 
 
+def test_a_page_of_a_suite_of_24_cells_is_small(a_comparison: Make):
+    assert len(page(a_comparison([*"abcdefgh"], seeds=3, rounds=30)).encode()) < 1_500_000
+
+
 def test_absurd_numbers_are_left_out_and_do_not_end_the_page(a_study: Study):
     for value in (1e300, None, -1e300):
         text = page(a_study(train_loss=lambda r, v=value: v if r["t"] == 2 else 1.0, test={"accuracy": 0.5, "loss": value}))
@@ -410,7 +414,7 @@ def test_settings_are_shown_side_by_side(a_comparison: Make):
     text = page(a_comparison(("a", "b", "c"), ("mild", "harsh"), without=[("harsh", "c", "not applicable", "no server")]))
     read = words(text)
     assert "Which setting matters?" in read
-    assert "The order changes with the setting: " in read
+    assert "No method has the best mean in every setting: " in read
     assert "In mild: c is ahead of b and a." in read
     assert "Who wins in harsh" in read
     assert 'title="not applicable: no server"' in text
@@ -428,6 +432,9 @@ def test_three_settings_are_put_together_and_five_are_ranked(a_comparison: Make)
     assert "Performance profile" in three
     assert "0 is commonest label, 1 is all right" in three
     assert "mean rank" not in three
+    assert "which lack" not in three
+    lacking = a_comparison(("a", "b", "c"), ("x", "y", "z"), without=[("y", "b", "failed", "")])
+    assert words(page(lacking)).count("Without b, which lacks a run.") == 2
     five = words(page(a_comparison(("a", "b", "c"), [*"vwxyz"])))
     assert "5 settings part no method from" in five
     assert "interquartile" not in words(page(a_comparison(("a", "b"), ("x", "y", "z"), seeds=2)))
@@ -440,6 +447,28 @@ def test_bands_of_energy_come_from_the_spectrum_where_ranks_are_equal(a_study: S
         assert f" {band} " in text
     assert "70 %" in text
     assert "10 %" in text
+    narrow = a_study(diagnostics=lambda r: {"spectrum": spectrum if r["t"] == 0 else [0.9, 0.1]})
+    assert "5–8" in words(page(narrow)), "bands do not move when components vanish"
+
+
+def test_what_a_run_was_made_of_stands_at_the_end(a_study: Study):
+    origin = {
+        "versions": {"python": "3.11.7", "peft": "0.21"},
+        "commit": "abc1234+",
+        "command": "fedelta run first.yaml",
+        "cores": 2,
+        "device": "NVIDIA H200",
+        "base": "sha256:12",
+        "data": {"train": "d" * 64},
+        "start": "2026-11-30T10:00:00Z",
+    }
+    runs = [replace(run, facts={**run.facts, **origin}) for run in a_study(at="2026-11-30T11:00:00Z")]
+    text = words(page(runs))
+    for name, value in [("python", "3.11.7"), ("device", "NVIDIA H200"), ("command", "fedelta run first.yaml"), ("torch", "2")]:
+        assert f"{name} {value}" in text, name
+    assert "dates 2026-11-30T10:00:00Z to 2026-11-30T11:00:00Z" in text
+    assert "digests train dddddddddddd" in text
+    assert "local changes" in text
 
 
 def test_what_seeds_draw_is_said(a_study: Study):
@@ -455,17 +484,17 @@ def test_what_seeds_draw_is_said(a_study: Study):
 
 
 def test_a_busy_machine_is_said_to_be_one(a_study: Study):
-    runs = [replace(run, facts={**run.facts, "platform": {"cores": 2}}) for run in a_study(load=2.5)]
+    runs = [replace(run, facts={**run.facts, "cores": 2}) for run in a_study(load=2.5)]
     assert "busy machine 6 of 6 runs had more load than cores" in words(page(runs))
-    quiet = [replace(run, facts={**run.facts, "platform": {"cores": 4}}) for run in a_study(load=2.5)]
+    quiet = [replace(run, facts={**run.facts, "cores": 4}) for run in a_study(load=2.5)]
     assert "busy machine" not in words(page(quiet))
     assert "busy machine" not in words(page(a_study()))
 
 
 def test_seconds_by_stage_and_memory_are_shown_where_they_were_logged(a_study: Study):
     stages = {"round": 2.0, "train": 1.5, "aggregate": 0.5, "evaluation": 1.0, "save": 0.25}
-    text = words(page(a_study(seconds=stages, memory={"peak": 3 * 2**30})))
+    text = words(page(a_study(seconds=stages, memory={"peak": 3 * 2**30, "cuda": 2**29})))
     assert "Where the time goes" in text
-    assert "train, s aggregate, s evaluation, s save, s memory, GiB" in text
-    assert "6.0 2.0 4.0 1.0 3.0" in text
+    assert "train aggregate evaluation save memory, GiB GPU, GiB" in text
+    assert "6.0 2.0 4.0 1.0 3.0 0.5" in text
     assert "Where the time goes" not in words(page(a_study()))

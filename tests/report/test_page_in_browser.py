@@ -1,14 +1,17 @@
 """The page in a real browser: `make report-browser`. Skipped by name where Chromium or Playwright is missing."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedelta.report.comparison import Cell, Comparison, Tuned
 from fedelta.report.page import page
 from fedelta.report.study import Run
 
@@ -18,6 +21,7 @@ CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chro
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this system")
 
 Study = Callable[..., list[Run]]
+Make = Callable[..., Comparison]
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +34,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Opens a page of some runs; options are those of a browser's context."""
+    """Opens a page of some runs or of a suite; options are those of a browser's context."""
     contexts: list[Any] = []
 
-    def open_page(runs: list[Run], *, width: int = 1280, **options: Any) -> Any:
+    def open_page(runs: list[Run] | Comparison, *, width: int = 1280, **options: Any) -> Any:
         file = tmp_path / "report.html"
         file.write_text(page(runs), encoding="utf-8")
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
@@ -69,13 +73,40 @@ def states(a_study: Study) -> dict[str, list[Run]]:
         "no validation": a_study(validation=None),
         "no scores": a_study(test=None, validation=None, clients=None),
         "withheld": [replace(run, clients=None, split=None) for run in a_study()],
+        "no client tests": a_study(clients=None),
+        "two seeds": a_study(seeds=2),
+        "equal ranks": a_study(diagnostics=lambda r: {**r["diagnostics"], "energy_by_band": None, "spectrum": [0.6, 0.3, 0.1]}),
+        "stages and memory": a_study(seconds={"train": 2.0, "aggregate": 1.0, "save": 0.1}, memory={"peak": 2**30}),
+        "perplexity": a_study(
+            test=lambda r: {"perplexity": 20 * r["train_loss"]}, validation=lambda r: {"perplexity": 21 * r["train_loss"]}
+        ),
         "graph": a_study(topology={}, diagnostics=lambda r: {**r["diagnostics"], **graph}),
         "names": a_study(("<b>\"&'</b>", long, "\u0634\u0628\u0643\u0629", "<script>alert(1)</script>")),
     }
 
 
-def test_every_state_is_drawn_without_a_message_a_request_or_a_scroll(a_study: Study, show: Callable[..., Any]):
-    for name, runs in states(a_study).items():
+def suites(a_comparison: Make) -> dict[str, Comparison]:
+    """Every state that only a suite has."""
+    lines = ("a", "b", "local_only", "centralised")
+    refused = [("harsh", "b", "not applicable", "b needs a server, and this setting has <none>")]
+    whole = a_comparison(lines, text="base: quickstart\n" * 20, untrained={"": {"test": {"accuracy": 0.4}}})
+    failed = [Cell("", "b", 2, "failed", None, "CUDA out of memory"), *whole.cells[1:]]
+    tuned = {("", "a"): Tuned({"training.learning_rate": 0.01}, {}, True)}
+    return {
+        "lines": replace(whole, tuned=tuned),
+        "failed": replace(whole, cells=[*whole.cells[:5], failed[0], *whole.cells[6:]]),
+        "two settings": a_comparison(("a", "b"), ("mild", "harsh"), without=refused),
+        "three settings": a_comparison([*"abcdefg", "local_only", "centralised"], ("x", "y", "z"), seeds=5),
+        "six settings": a_comparison(("a", "b", "c"), [f"a setting of quite a long name {k}" for k in range(6)]),
+        "named baseline": a_comparison(("a", "b", "c"), named=True),
+        "begun": a_comparison(("a", "b"), without=[("", "b", "missing", "")]),
+    }
+
+
+def test_every_state_is_drawn_without_a_message_a_request_or_a_scroll(
+    a_study: Study, a_comparison: Make, show: Callable[..., Any]
+):
+    for name, runs in {**states(a_study), **suites(a_comparison)}.items():
         for width in (1280, 390, 320):
             shown = show(runs, width=width)
             assert not shown.faults, (name, width)
@@ -145,6 +176,53 @@ def test_a_chip_hides_its_method_everywhere_and_nothing_else(a_study: Study, sho
     assert shown.evaluate(VISIBLE) == before
 
 
+def test_a_chip_hides_its_method_in_every_setting(a_comparison: Make, show: Callable[..., Any]):
+    refused = [("y", "c", "not applicable", "no server")]
+    shown = show(a_comparison([*"abcdefg"], ("x", "y", "z"), without=refused))
+    shown.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    before = shown.evaluate(VISIBLE)
+    for key, name in (("m1", "b"), ("m2", "c")):
+        shown.locator(f"#{key}").uncheck()
+        hidden = shown.evaluate(VISIBLE)
+        assert not [1 for found, seen in hidden if found == key and seen]
+        assert [x for x in hidden if x[0] != key] == [x for x in before if x[0] != key]
+        assert shown.evaluate(LEFT_OVER, name) == []
+        shown.locator(f"#{key}").check()
+    assert shown.evaluate(VISIBLE) == before
+
+
+def test_the_table_of_a_browser_has_the_numbers_of_the_summary(a_comparison: Make, show: Callable[..., Any]):
+    shown = show(a_comparison(("a", "b", "c"), seeds=5))
+    data = json.loads(shown.locator("#summary").text_content())
+    for method in data["settings"][""]["methods"]:
+        row = shown.locator(f"#wins tr[data-m=m{'abc'.index(method['label'])}]")
+        assert row.locator("td b").first.text_content() == f"{100 * method['mean']:.1f}"
+        if method["difference"] is not None:
+            low, high = method["interval"]
+            written = f"{100 * method['difference']:+.1f}{100 * low:+.1f} to {100 * high:+.1f}".replace("-", "\u2212")
+            assert row.locator("td").nth(1).text_content() == written
+
+
+def test_a_page_can_be_read_by_keyboard_and_by_ear(a_comparison: Make, show: Callable[..., Any]):
+    shown = show(a_comparison(("a", "b"), ("x", "y", "z")))
+    levels = shown.evaluate("[...document.querySelectorAll('h1, h2, h3')].map(h => +h.tagName[1])")
+    assert levels[0] == 1
+    assert all(later - earlier <= 1 for earlier, later in pairwise(levels[1:])), "no level of heading is left out"
+    assert shown.evaluate("[...document.querySelectorAll('figure svg[role=img]')].every(s => s.getAttribute('aria-label'))")
+    assert shown.evaluate("[...document.querySelectorAll('th')].every(h => h.scope || h.closest('.heat'))")
+    reached: set[str] = set()
+    for _ in range(8):
+        shown.keyboard.press("Tab")
+        reached.add(shown.evaluate("document.activeElement.id"))
+        assert shown.evaluate(FOCUS), "what has the focus is seen to have it"
+    assert {"m0", "m1", "auto"} <= reached
+
+
+FOCUS = """(() => { const e = document.activeElement; const box = e.closest('label') || e;
+  const outline = x => getComputedStyle(x).outlineStyle;
+  return outline(box) !== 'none' || outline(e) !== 'none' })()"""
+
+
 def test_a_tip_has_the_numbers_of_the_table_and_lies_in_its_card(a_study: Study, show: Callable[..., Any]):
     for width in (1280, 390):
         shown = show(a_study(("a", "b", "a method of a long name"), rounds=6), width=width)
@@ -185,10 +263,12 @@ def test_the_theme_follows_the_system_until_one_is_chosen(a_study: Study, show: 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_and_marks_stand_out(scheme: str, a_study: Study, show: Callable[..., Any]):
-    shown = show(a_study([*"abcdef", "local_only"]), color_scheme=scheme)
-    assert shown.evaluate(FAINT, 4.5) == []
-    assert shown.evaluate(FAINT_MARKS, 3.0) == []
+def test_text_and_marks_stand_out(scheme: str, a_study: Study, a_comparison: Make, show: Callable[..., Any]):
+    for runs in (a_study([*"abcdef", "local_only"]), suites(a_comparison)["failed"], suites(a_comparison)["two settings"]):
+        shown = show(runs, color_scheme=scheme)
+        shown.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert shown.evaluate(FAINT, 4.5) == []
+        assert shown.evaluate(FAINT_MARKS, 3.0) == []
 
 
 COLOURS = """
@@ -212,10 +292,13 @@ FAINT_MARKS = f"""least => {{ {COLOURS}
 
 
 @pytest.mark.parametrize(("width", "least"), [(1280, 10), (390, 10), (320, 8)])
-def test_no_text_is_tiny_and_no_labels_overlap(width: int, least: float, a_study: Study, show: Callable[..., Any]):
-    shown = show(a_study([*"abcde"]), width=width)
-    assert shown.evaluate(TINY, least) == []
-    assert shown.evaluate(OVERLAPPING) == []
+def test_no_text_is_tiny_and_no_labels_overlap(
+    width: int, least: float, a_study: Study, a_comparison: Make, show: Callable[..., Any]
+):
+    for runs in (a_study([*"abcde"]), suites(a_comparison)["three settings"], suites(a_comparison)["lines"]):
+        shown = show(runs, width=width)
+        assert shown.evaluate(TINY, least) == []
+        assert shown.evaluate(OVERLAPPING) == []
 
 
 TINY = """least => [...document.querySelectorAll('svg text')].filter(t => t.getClientRects().length)
@@ -246,3 +329,13 @@ def test_print_is_light_and_whole(a_study: Study, show: Callable[..., Any], tmp_
     printed = shown.pdf(path=str(tmp_path / "page.pdf"), format="A4", print_background=True, prefer_css_page_size=True)
     assert printed.startswith(b"%PDF")
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 10
+
+
+def test_a_suite_prints_whole(a_comparison: Make, show: Callable[..., Any], tmp_path: Path):
+    shown = show(suites(a_comparison)["three settings"])
+    shown.emulate_media(media="print")
+    shown.set_viewport_size({"width": 703, "height": 1000})
+    assert shown.evaluate(CUT) == []
+    opened = shown.locator("#settings > details").first
+    assert opened.locator("table.lead").is_visible(), "tables of the other settings are open on paper"
+    shown.pdf(path=str(tmp_path / "page.pdf"), format="A4", print_background=True, prefer_css_page_size=True)

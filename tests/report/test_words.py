@@ -33,3 +33,28 @@ def test_a_round_in_one_line(record: Record):
     assert line == "round   3  loss 1.2000  validation accuracy 0.8000  test accuracy 0.8000  3 clients  8.0 MiB  left out: 2"
     bare = {k: v for k, v in record(3, train_loss=None).items() if k not in ("test", "validation")}
     assert words.round_line(bare, 0) == "round   3  loss –  3 clients  0 B"
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (40, "model.layers.10.attention.query"),
+        (30, "…layers.10.attention.query"),
+        (20, "…10.attention.query"),
+        (10, "…10…query"),
+        (6, "…query"),
+        (1, "…"),
+        (0, ""),
+    ],
+)
+def test_a_long_name_keeps_what_tells_it_from_others(width: int, shown: str):
+    found = words.folded("model.layers.10.attention.query", width)
+    assert len(found) <= width
+    assert found == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (0.0, "0.0%"), (0.0523, "5.2%"), (1.0, "100.0%"), (2.83, "283.0%"), (3.2e-8, "3e-08")]
+)
+def test_shares(value: float | None, text: str):
+    assert words.share(value) == text

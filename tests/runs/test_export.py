@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 import fedelta
 from fedelta.models.loading import load_model
+from fedelta.report.model_card import caution
 from fedelta.runs import export as deployment
 from fedelta.runs.config import load_config
 from fedelta.runs.config.choices import choices_of
@@ -31,7 +32,10 @@ def test_what_the_checkpoint_lacks_is_merged_as_it_was_drawn(tiny_config: dict[s
     changes = {**ONE_ROUND, "seed": 3, "model.name": str(tmp_path / "base"), "output": str(tmp_path / "run")}
     fedelta.run(tiny_config, changes)
     source = deployment.find(tmp_path / "run")
-    deployment.export(source, tmp_path / "merged", merged=True)
+    told = deployment.export(source, tmp_path / "adapter")
+    assert told.drawn == ("bert.pooler.dense.bias", "bert.pooler.dense.weight"), "and not the head, which is in the adapter"
+    assert "lacks `bert.pooler.dense.bias`" in (tmp_path / "adapter/README.md").read_text()
+    assert caution(deployment.export(source, tmp_path / "merged", merged=True)) is None
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     task = choices_of(source.config).task.settled([{"label": "cats"}, {"label": "dogs"}])
     drawn, _ = load_model(str(tmp_path / "base"), task, device="cpu", seed=3)

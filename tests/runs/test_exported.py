@@ -303,3 +303,44 @@ def test_the_licence_is_that_of_the_bases_card(tiny_config: dict[str, Any], tiny
         out = tmp_path / f"out{len(text)}"
         deployment.export(deployment.find(tmp_path / "run"), out)
         assert "license" not in front_matter((out / "README.md").read_text())
+
+
+def test_a_folder_is_exported_though_its_tasks_file_may_not_run(
+    tiny_config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    fedelta.run(tiny_config, {**SHORT, "output": str(tmp_path / "run")})
+    (tmp_path / "mine.py").write_text("raise SystemExit('run')")
+    settings = ["task={path: " + str(tmp_path / "mine.py") + "}"]
+    told = deployment.export(deployment.find(tmp_path / "run", settings), tmp_path / "out")
+    assert "cannot tell of the task" in caplog.text
+    assert (told.labels, told.max_length) == (("cats", "dogs"), None)
+    with pytest.raises(ValueError, match=r"mine\.py"):
+        deployment.export(deployment.find(tmp_path / "run", settings), tmp_path / "merged", merged=True)
+
+
+def test_without_rows_the_runs_own_test_rows_are_scored(tiny_config: dict[str, Any], rows_file: Path, tmp_path: Path):
+    result = fedelta.run(tiny_config, {**SHORT, "output": str(tmp_path / "run")})
+    found = deployment.score(deployment.find(tmp_path / "run", which="last"))
+    assert {**found, "examples": 0} == pytest.approx({**result.final["test"], "examples": 0}, abs=1e-6)
+    assert found["examples"] == 18
+    fedelta.run(tiny_config, {**SHORT, "data.test_fraction": 0, "output": str(tmp_path / "none")})
+    with pytest.raises(ValueError, match="kept no test rows: give the rows to score on"):
+        deployment.score(deployment.find(tmp_path / "none"))
+    deployment.export(deployment.find(tmp_path / "run"), tmp_path / "out")
+    with pytest.raises(ValueError, match="belongs to no run"):
+        deployment.score(deployment.find(tmp_path / "out"))
+
+
+def test_a_test_file_of_its_own_is_enough(tiny_config: dict[str, Any], rows_file: Path, tmp_path: Path):
+    lines = rows_file.read_text().splitlines(keepends=True)
+    parts = {name: tmp_path / f"{name}.jsonl" for name in ("a", "b", "test")}
+    for k, path in enumerate(parts.values()):
+        path.write_text("".join(lines[k * 30 : (k + 1) * 30]))
+    config = {key: value for key, value in tiny_config.items() if key not in ("data", "partition")}
+    data = {"clients": [str(parts["a"]), str(parts["b"])], "test": str(parts["test"])}
+    changes = {**SHORT, "lora.rank": [2, 4], "output": str(tmp_path / "run")}
+    result = fedelta.run({**config, "data": data}, changes)
+    for name in ("a", "b"):
+        parts[name].unlink()
+    found = deployment.score(deployment.find(tmp_path / "run", which="last"))
+    assert found["loss"] == pytest.approx(result.final["test"]["loss"], abs=1e-6)

@@ -58,8 +58,14 @@ def test_what_a_run_is_made_of_is_written_once(done: Path, copy: Path):
     assert 0.5 < facts["majority"] < 0.8
     assert facts["personal"] is False
     assert {"torch", "fedelta", "threads", "device"} <= facts["platform"].keys()
+    assert {"python", "torch", "transformers", "peft", "numpy", "fedelta"} == facts["versions"].keys()
+    assert facts["data"].keys() == {"train", "validation", "test"}
+    assert len(facts["base"]) > 8
+    assert facts["cores"] >= 1
+    assert facts["start"].endswith("Z")
     split = json.loads((copy / "split.json").read_text())
     assert split["labels"] == ["cats", "dogs"]
+    assert 0 < split["distance"] < 1
     clients = split["clients"]
     assert [client["rank"] for client in clients.values()] == [1, 2, 4]
     assert sum(client["rows"] + client["test_rows"] for client in clients.values()) == 54

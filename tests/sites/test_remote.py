@@ -14,7 +14,7 @@ from fedelta.engines.rounds import Round
 from fedelta.exchange.parcels import Parcel
 from fedelta.runs.config import ConfigError, load_config
 from fedelta.runs.config.node import Node
-from fedelta.runs.records import Record
+from fedelta.runs.records import Record, without_times
 from fedelta.runs.remote import carry_out, opened_at_sites
 from fedelta.runs.runner import run
 from fedelta.runs.sites import answerer
@@ -58,7 +58,7 @@ def sites_of(tmp_path: Path, in_process: ModuleType) -> Callable[..., Any]:
 
 def numbers(record: Record) -> dict[str, Any]:
     """A record without times, and without what only a model in the process can measure."""
-    return {k: v for k, v in record.items() if k not in ("seconds", "validation", "test")}
+    return {k: v for k, v in without_times(record).items() if k not in ("validation", "test")}
 
 
 def written(folder: Path) -> dict[str, Any]:

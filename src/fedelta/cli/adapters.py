@@ -115,7 +115,10 @@ def inspect(folders: Folders, plot: Plot = None, as_json: AsJson = False) -> Non
 
 def evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="The folder of a run, or a PEFT folder.")],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a Hub data set, or docstrings.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="DATA", help="A file, a Hub data set, or docstrings; by default the run's test rows."),
+    ] = None,
     split: Annotated[str | None, typer.Option(metavar="NAME", help="Of a Hub data set or of docstrings.")] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Take so many rows, drawn at random.")] = None,
     which: Which = None,
@@ -185,12 +188,14 @@ def export(
 
 def _show_usage(told: Exported, place: str) -> None:
     """Prints what can be done with an exported folder; each line works as it stands, but for the name on the Hub."""
-    from fedelta.report.model_card import load_lines, serve_line, upload_line, why_not_served
+    from fedelta.report.model_card import caution, load_lines, serve_line, upload_line, why_not_served
     from fedelta.report.terminal import show_code
 
     name = Path(place).resolve().name
     note("to load it, in Python:")
     show_code("\n".join(load_lines(told, place)))
+    if warning := caution(told):
+        note(f"{warning}: export it with --merged")
     if (line := serve_line(told, place, name)) is not None:
         note("to serve it:")
         show_code(line)

@@ -39,8 +39,5 @@ def init(
     note(f"a simulation on this machine (fedelta[flower-sim]): {environment} flwr run {folder}{several}")
     note(f"on a deployment of yours: {environment} flwr run {folder} NAME")
     for key, file in chosen.files.items():
-        note(
-            f"the {key} is the file {file.path}: allow it at the server by `fedelta allow`, "
-            "at a site by `code` of its node file"
-        )
+        note(f"the {key} is the file {file.path}: the server needs `fedelta allow`, a site the file in `code` of its node file")
     note("each site starts its own worker, by its own copy of the config: fedelta site CONFIG --node FILE")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from fedelta.data.columns import Column
     from fedelta.runs.starter.start import Start
 
-SCHEMA = "fedelta.schema.json"
+SCHEMA = ".config.schema.json"
+"""Hidden, so that it is no file of rows where the config lies beside them."""
 
 
 def init(
@@ -62,8 +63,7 @@ def _tables(start: Start) -> list[Any]:
     """Returns what was found: the files where there are several, the columns, and the shares of the labels."""
     from rich.text import Text
 
-    from fedelta.report.data_tables import columns_table, files_table
-    from fedelta.runs.starter.text import labels_line
+    from fedelta.report.data_tables import columns_table, files_table, labels_line
 
     layout, label = start.layout, start.guess.label
     found: list[Any] = []
@@ -73,7 +73,7 @@ def _tables(start: Start) -> list[Any]:
     uses = {**start.guess.uses, **({} if owner is None else {owner.name: "client"})}
     found.append(columns_table([_facts(column, uses.get(column.name, "")) for column in start.columns]))
     said = f"{start.guess.task['name'].replace('_', ' ')} of {sum(start.sizes[name] for name in layout.train):,} rows"
-    found.append(Text(said if label is None else f"{said}: {labels_line(label)}"))
+    found.append(Text(said if label is None else f"{said}: {labels_line(label.counts)}"))
     return found
 
 

@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from fedelta.cli import completion
 from fedelta.cli.options import AsJson
+from fedelta.registry import check_name
 
 
 def methods(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Of methods; all by default.")] = None,
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="Only the papers, as BibTeX entries.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the methods: source, unequal ranks, what travels."""
+    """List the methods: source, unequal ranks, what travels; of those that are named also the paper, as BibTeX."""
+    from fedelta.report.citations import bibliography
     from fedelta.report.tables import methods_table
     from fedelta.report.terminal import out, print_json
 
+    rows = _chosen(names) if names else _catalogue()
+    entries = bibliography(row["paper"] for row in rows)
+    if as_json:
+        print_json([{**row, "bibtex": bibliography([row["paper"]]) or None} for row in rows])
+        return
+    if not bibtex:
+        out.print(methods_table(rows))
+    if entries and (bibtex or names):
+        out.print(Text(entries if bibtex else f"\n{entries}"), soft_wrap=True)
+
+
+def _chosen(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the rows of some methods, by name or alias. Raises ValueError, with the nearest name, for another one."""
     rows = _catalogue()
-    print_json(rows) if as_json else out.print(methods_table(rows))
+    found = {name: row for row in rows for name in (row["name"], *row["aliases"])}
+    known = [row["name"] for row in rows]
+    for name in names:
+        check_name("method", found[name]["name"] if name in found else name, known, also=found)
+    return [found[name] for name in names]
 
 
 def _catalogue() -> list[dict[str, Any]]:

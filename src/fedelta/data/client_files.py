@@ -34,7 +34,10 @@ def matching(pattern: str, folder: Path) -> list[str]:
     places = glob.iglob(str(Path(glob.escape(str(folder))) / Path(pattern).expanduser()), recursive=True)
     files = sorted({os.path.abspath(place) for place in places if os.path.isfile(place)})
     if not files:
-        raise ValueError(f"{pattern!r} matches no file in {folder}: a pattern is taken from the folder of the config")
+        raise ValueError(
+            f"{pattern!r} matches no file, taken from {folder}: mend it, or give each file by name, as {{name: file}}, which "
+            "real sites need, since no one of them has the files of all"
+        )
     if len(files) == 1:
         raise ValueError(
             f"{pattern!r} matches one file alone, {files[0]}: each client needs a file of its own, so give a pattern for "

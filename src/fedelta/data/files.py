@@ -7,17 +7,21 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
 from fedelta.data.endings import ending_of
 from fedelta.data.rows import SEPARATORS, Row
-from fedelta.registry import nearest
+from fedelta.registry import listed, nearest
 
 DATA_EXTRA = "pip install 'fedelta[data]'"
 
 TAB = "\t"
+LONGEST_FIELD = 2**31 - 1
+"""Characters in a field of a table; Python's own bound of 2**17 is less than a long document has."""
+
 TO_TSV = ", or call the file .tsv"
 TOO_DEEP = "is nested too deeply: each row must be an object with fields by name"
 
@@ -128,13 +132,14 @@ def _check_separator(header: str, path: Path, separator: str) -> None:
 def _table(lines: Iterator[str], path: Path, **dialect: Any) -> Iterator[Row]:
     """Yields the rows below a header line; raises ValueError for doubled names, and for a row of more or fewer columns."""
     reader = csv.DictReader(lines, **dialect)
+    csv.field_size_limit(LONGEST_FIELD)
     try:
         columns = list(reader.fieldnames or ())
-        if doubled := sorted({name for name in columns if columns.count(name) > 1}):
-            raise ValueError(f"{path}: the header names {doubled} more than once: give every column a name of its own")
+        if doubled := sorted(name for name, count in Counter(columns).items() if count > 1):
+            raise ValueError(f"{path}: the header names {listed(doubled)} more than once: give every column a name of its own")
         for row in reader:
             if None in row or None in row.values():
-                raise ValueError(f"{path}, line {reader.line_num} does not have the header's columns {columns}")
+                raise ValueError(f"{path}, line {reader.line_num} does not have the header's columns {listed(columns)}")
             yield row
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read after line {reader.line_num}: {error}") from error

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fedelta.registry import listed
+
 SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 """The characters that keep the columns of a table apart."""
 
@@ -24,7 +26,7 @@ def value_of(row: Row, index: int, field: str) -> Any:
     """
     if field not in row:
         raise ValueError(
-            f"row {index} has no field {field!r}; it has {', '.join(map(repr, row))}: "
+            f"row {index} has no field {field!r}; it has {listed(row)}: "
             f"{joined(row, field) or 'name the right one in the task'}"
         )
     if row[field] is None:

@@ -16,6 +16,7 @@ from fedelta.data.gaps import Empty, without_empty
 from fedelta.data.named import get_source, is_named, list_sources
 from fedelta.data.rounding import proportional
 from fedelta.data.rows import Row, joined, label_order, value_of
+from fedelta.registry import listed
 from fedelta.seeding import SERVER, numpy_generator
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -142,7 +143,7 @@ def _with_fields(rows: list[Row], fields: Mapping[str, str] | Sequence[str] | No
         missing = [name for name in names.values() if name not in row]
         if missing:
             hint = joined(row, missing[0])
-            has = ", ".join(map(repr, row)) + (f": {hint}" if hint else "")
+            has = listed(row) + (f": {hint}" if hint else "")
             raise ValueError(f"{source}: row {index} has no field {missing[0]!r}; it has {has}")
 
     def renamed(row: Row) -> Row:

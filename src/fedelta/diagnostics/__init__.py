@@ -15,21 +15,27 @@ from fedelta.diagnostics.numbers import (
     OF_CLIENTS,
     OF_CLIENTS_AND_SERVER,
     OF_NODES,
-    Number,
     aggregation_error,
     energy_by_band,
     higher_rank_energy_ratio,
     server_effective_rank,
     server_stable_rank,
+    spectrum,
 )
+from fedelta.diagnostics.numbers import Number as OfLayers
 from fedelta.engines.rounds import Round
 
 __all__ = ["NAMES", "Undefined", "Value", "diagnose", "new_reasons"]
 
-Value: TypeAlias = float | str | Mapping[str, Any] | None
+Value: TypeAlias = float | str | Mapping[str, Any] | Sequence[float] | None
 
-Source: TypeAlias = Callable[[Facts, Sequence[str]], float | Mapping[str, float]]
+Number: TypeAlias = float | Mapping[str, float] | Sequence[float]
+
+Source: TypeAlias = Callable[[Facts, Sequence[str]], Number]
 """Computes one of the numbers, from some layers of a round."""
+
+OF_ALL_LAYERS = frozenset({"spectrum"})
+"""Numbers without a column in the table by layer, which would outweigh all others."""
 
 DIGITS = 6
 """Significant digits in the table by layer."""
@@ -71,6 +77,9 @@ def diagnose(round: Round, *, per_layer: bool = False) -> dict[str, Value]:
     Of the server's delta after the round, as it is sent, with its base delta:
 
         server_effective_rank, server_stable_rank   as above; M's only where the server neither truncates nor averages factors
+
+        spectrum              the shares of its energy by component, the leading first and at most 32 of them, the mean over
+                              layers; on a graph, of M. It has no column in the table by layer
 
     The same, over the layers that have unequal ranks:
 
@@ -118,7 +127,7 @@ def new_reasons(values: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[dic
     return fresh, known
 
 
-def _value(source: Source, facts: Facts, names: Sequence[str]) -> tuple[float | Mapping[str, float] | None, str | None]:
+def _value(source: Source, facts: Facts, names: Sequence[str]) -> tuple[Number | None, str | None]:
     try:
         return source(facts, names), None
     except Undefined as reason:
@@ -129,6 +138,8 @@ def _table(facts: Facts, whole: Mapping[str, Value]) -> dict[str, list[Any]]:
     """Returns the numbers by layer in columns; without those that are undefined for each layer alone."""
     table: dict[str, list[Any]] = {"layer": facts.names}
     for name, source in _SOURCES.items():
+        if name in OF_ALL_LAYERS:
+            continue
         found = [_value(source, facts, [n]) for n in facts.names]
         if all(reason is not None for _, reason in found):
             continue
@@ -138,21 +149,23 @@ def _table(facts: Facts, whole: Mapping[str, Value]) -> dict[str, list[Any]]:
     return table
 
 
-def _short(value: float | Mapping[str, float] | None) -> Any:
+def _short(value: Number | None) -> Any:
     if isinstance(value, Mapping):
         return {k: _short(x) for k, x in value.items()}
+    if isinstance(value, Sequence):
+        return [_short(x) for x in value]
     return None if value is None else float(f"{value:.{DIGITS}g}")
 
 
-def _of_updates(number: Number, facts: Facts, names: Sequence[str]) -> float:
+def _of_updates(number: OfLayers, facts: Facts, names: Sequence[str]) -> float:
     return number([facts.updates[n] for n in names])
 
 
-def _of_changes(number: Number, facts: Facts, names: Sequence[str]) -> float:
+def _of_changes(number: OfLayers, facts: Facts, names: Sequence[str]) -> float:
     return number([facts.changes[n] for n in names])
 
 
-def _of_nodes(number: Number, facts: Facts, names: Sequence[str]) -> float:
+def _of_nodes(number: OfLayers, facts: Facts, names: Sequence[str]) -> float:
     return number([facts.nodes[n] for n in names])
 
 
@@ -164,6 +177,12 @@ def _of_server(number: Callable[..., Any], facts: Facts, names: Sequence[str]) -
     return number({n: facts.server[n] for n in names}, facts.ranks)
 
 
+def _of_spectra(facts: Facts, names: Sequence[str]) -> list[float]:
+    on_graph = facts.round.gossip
+    found = [facts.updates[n].mean_svd[1] if on_graph else facts.server[n] for n in names]
+    return [_short(share) for share in spectrum(found)]
+
+
 def _sources() -> Iterator[tuple[str, Source]]:
     yield "aggregation_error", partial(_of_updates, aggregation_error)
     yield from ((name, partial(_of_updates, number)) for name, number in OF_CLIENTS.items())
@@ -171,6 +190,7 @@ def _sources() -> Iterator[tuple[str, Source]]:
     yield from ((name, partial(_of_overlaps, number)) for name, number in OF_CLIENTS_AND_SERVER.items())
     yield "server_effective_rank", partial(_of_server, server_effective_rank)
     yield "server_stable_rank", partial(_of_server, server_stable_rank)
+    yield "spectrum", _of_spectra
     yield "higher_rank_energy_ratio", partial(_of_server, higher_rank_energy_ratio)
     yield "energy_by_band", partial(_of_server, energy_by_band)
     yield from ((name, partial(_of_nodes, number)) for name, number in OF_NODES.items())

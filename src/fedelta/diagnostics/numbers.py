@@ -194,6 +194,26 @@ def server_stable_rank(spectra: Mapping[str, Tensor], _ranks: Mapping[str, Seque
     return _mean(lr.stable_rank(S) for S in spectra.values())
 
 
+LEADING = 32
+"""Components of a spectrum that are told."""
+
+
+def spectrum(spectra: Sequence[Tensor]) -> list[float]:
+    """Returns the shares of energy of the leading components, the mean over layers whose delta is not zero.
+
+    Those after the last one above 1e-12, such as the components that no layer has, are left out.
+    """
+    relative = [S / S.max() for S in spectra if bool(S.any())]  # whose squares do not underflow
+    live = [S.square() / S.square().sum() for S in relative]
+    if not live:
+        raise Undefined("the delta is zero")
+    shares = torch.zeros(len(live), LEADING, dtype=torch.float64)
+    for row, found in zip(shares, live, strict=True):
+        row[: len(found)] = found[:LEADING]
+    mean = shares.mean(0)
+    return mean[: int((mean > 1e-12).nonzero().max()) + 1].tolist()
+
+
 def higher_rank_energy_ratio(spectra: Mapping[str, Tensor], ranks: Mapping[str, Sequence[int]]) -> float:
     """Returns the share of energy beyond the smallest configured rank, the mean over the layers of unequal ranks."""
     unequal = _unequal(spectra, ranks)

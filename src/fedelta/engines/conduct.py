@@ -33,6 +33,7 @@ class Outcome:
         ledger: what travelled.
         largest: by node, the largest size of an update that it aggregated.
         lost: in gossip, the pairs of ids whose link did not count because a message on it got lost.
+        training: seconds from the first visit to the last.
     """
 
     visits: Sequence[Visit]
@@ -41,6 +42,7 @@ class Outcome:
     ledger: Ledger
     largest: Mapping[int, Size]
     lost: Sequence[tuple[int, int]] = ()
+    training: float = 0.0
 
 
 def conduct(
@@ -152,4 +154,5 @@ def _commit(
         snapshot=federation.snapshot(t + 1, found.state, memories, [v.peer.id for v in found.visits]),
         gossip=gossip,
         lost_links=found.lost,
+        training=found.training,
     )

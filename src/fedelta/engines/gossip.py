@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -97,7 +98,9 @@ def gossip(
         try_on_a_link(partial(is_lost, 0 if start is None else start.t), mixing, ids)
 
     def outcome(t: int, state: State) -> Outcome:
+        began = time.perf_counter()
         visits = visited(federation, visit_all, t, {k: state[str(k)] for k in ids})
+        training = time.perf_counter() - began
         demand_quorum(t, visits, needed)
         silent = {v.peer.id for v in visits if v.update is None}
         sizes, steps = sizes_of(visits), steps_of(visits)
@@ -116,7 +119,7 @@ def gossip(
             after[str(k)], largest[k] = at_node.state, at_node.largest
             lost += [(k, sender) for sender in at_node.without]
         up = {v.peer.id: v.up * heard.reached[v.peer.id] for v in visits if v.up is not None}
-        return Outcome(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up), largest, lost)
+        return Outcome(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up), largest, lost, training)
 
     def init() -> State:
         return dict.fromkeys(map(str, ids), method.init(federation.template, federation.peers, seed=seed))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -203,6 +203,7 @@ class _Node:
         began = time.perf_counter()
         links = [self.ids[j] for j in _linked_to(topology.at(self.mixing, t), self.ids.index(self.me))]
         own, reply, memory = self._train(t, state)
+        training = time.perf_counter() - began
         visits, arrived = [own], dict[int, int]()
         if own.update is not None and reply is not None:
             self.words.post(t, links, reply)
@@ -216,6 +217,7 @@ class _Node:
         self.words.heard.settle(t, links, linked)
         bytes_ = Ledger(arrived, {} if own.up is None else {self.me: own.up * len(self.words.reached(t, links))})
         done = self._commit(t, state, at_node, visits, [k for k in links if k not in linked], bytes_, memory, began)
+        done = replace(done, training=training)
         return NodeRound(done, linked, one_sided, done.snapshot.t)
 
     def _train(self, t: int, state: State) -> tuple[Visit, Reply | None, ClientState]:

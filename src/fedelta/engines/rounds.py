@@ -69,6 +69,7 @@ class Round:
         dropped: by id, why a client of the cohort was left out.
         bytes: what travelled.
         seconds: of wall-clock time.
+        training: those of them in which the cohort trained, with the travel and the check of what it answered.
         method: of the run.
         template: of the run.
         peers: every peer of the run, in the order of ids.
@@ -90,6 +91,7 @@ class Round:
     snapshot: Snapshot
     gossip: bool = False
     lost_links: Sequence[tuple[int, int]] = ()
+    training: float = 0.0
 
     @property
     def client_states(self) -> Mapping[int, ClientState]:

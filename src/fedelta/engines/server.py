@@ -6,6 +6,7 @@ the round and the ids alone, never on the order in which clients were given.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
 from fedelta import sampling
@@ -102,7 +103,10 @@ def federate(
     def outcome(t: int, state: State) -> Outcome:
         ids = federation.cohort(t)
         needed = sampling.share(federation.settings.quorum, len(ids), "quorum", up=True)
-        visits = screened(federation, t, visited(federation, visit_all, t, dict.fromkeys(ids, state)))
+        began = time.perf_counter()
+        visits = visited(federation, visit_all, t, dict.fromkeys(ids, state))
+        training = time.perf_counter() - began
+        visits = screened(federation, t, visits)
         demand_quorum(t, visits, needed)
         shares = shares_of([v.peer for v in visits], settings.weights or "examples")
         sizes, updates = sizes_of(visits), weigh(visits, shares, max_share)
@@ -113,6 +117,6 @@ def federate(
             visits = leave_out(federation, t, visits, dict.fromkeys(failed, reason))
             demand_quorum(t, visits, needed)
         ledger = Ledger({v.peer.id: v.down for v in visits}, {v.peer.id: v.up for v in visits if v.up is not None})
-        return Outcome(visits, used, after, ledger, {SERVER: largest_used(used, sizes)})
+        return Outcome(visits, used, after, ledger, {SERVER: largest_used(used, sizes)}, training=training)
 
     return conduct(federation, visit_all, outcome, lambda: method.init(federation.template, federation.peers, seed=seed))

@@ -27,7 +27,7 @@ from fedelta.client import LocalClient
 from fedelta.exchange import files
 from fedelta.exchange.wire import MalformedError
 from fedelta.lowrank import LoRA
-from fedelta.models.adapter_config import check_types, is_labels, is_number, is_text, is_values, read_json
+from fedelta.models.adapter_config import check_types, is_labels, is_number, is_text, is_texts, is_values, read_json
 from fedelta.models.adapter_entries import entries_of
 from fedelta.models.lora_options import check_options
 from fedelta.models.patterns import by_layer
@@ -64,11 +64,13 @@ class Layout:
         config: entries of adapter_config.json, such as the target modules, the base model's name and the task type.
         embeddings: the layers that are Embedding modules, whose factors have other names in the file.
         labels: of the task that the adapter was trained for, in the order of the head's outputs; empty where it has none.
+        drawn: frozen parameters that the base's checkpoint lacks, so that they were drawn from the run's seed.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     embeddings: frozenset[str] = frozenset()
     labels: Sequence[Hashable] = ()
+    drawn: Sequence[str] = ()
 
 
 def load_adapter(path: str | Path) -> Adapter:
@@ -102,7 +104,8 @@ def read_layout(path: str | Path) -> Layout:
     except UNREADABLE as error:
         raise MalformedError(f"{weights} {_what_it_is(weights)} ({error})") from error
     embeddings = frozenset(k.removesuffix(".lora_embedding_A") for k in keys if k.endswith(".lora_embedding_A"))
-    return Layout(config, embeddings, _read_extra(weights.parent / EXTRA).labels)
+    extra = _read_extra(weights.parent / EXTRA)
+    return Layout(config, embeddings, extra.labels, extra.drawn)
 
 
 def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -219,22 +222,24 @@ def _as_peer(config: Mapping[str, Any], layers: list[str], path: Path) -> Peer:
 
 @dataclass(frozen=True)
 class _Extra:
-    """What fedelta.json holds: scales by layer, the fingerprint of the base, the labels of the task."""
+    """What fedelta.json holds: scales by layer, the fingerprint of the base, and of a `Layout` labels and drawn parameters."""
 
     scales: Mapping[str, float]
     base: str | None
     labels: Sequence[Hashable]
+    drawn: Sequence[str]
 
 
 def _read_extra(path: Path) -> _Extra:
     found = read_json(path) if path.is_file() else {}
-    scales, base, labels = found.get("scales", {}), found.get("base"), found.get("labels", [])
-    if not (is_values(scales, is_number) and (base is None or is_text(base)) and is_labels(labels)):
+    scales, base = found.get("scales", {}), found.get("base")
+    labels, drawn = found.get("labels", []), found.get("drawn", [])
+    if not (is_values(scales, is_number) and (base is None or is_text(base)) and is_labels(labels) and is_texts(drawn)):
         raise MalformedError(
             f"{path} must hold finite numbers by layer as `scales`, a text as `base` and a list of different texts or numbers "
-            "as `labels`"
+            "as `labels` and of texts as `drawn`"
         )
-    return _Extra(scales, base, tuple(labels))
+    return _Extra(scales, base, tuple(labels), tuple(drawn))
 
 
 def copy_adapter(source: str | Path, folder: str | Path) -> None:
@@ -307,16 +312,18 @@ def save_adapter(
     contents = {
         CONFIG: _json(entries_of(adapter, settings)),
         WEIGHTS: _weights(adapter, layout.embeddings),
-        EXTRA: _json(_extra(adapter, layout.labels)),
+        EXTRA: _json(_extra(adapter, layout)),
     }
     _write_folder(Path(folder), contents)
 
 
-def _extra(adapter: Adapter, labels: Sequence[Hashable]) -> dict[str, Any]:
+def _extra(adapter: Adapter, layout: Layout) -> dict[str, Any]:
     scales = {n: x.scale for n, x in adapter.layers.items()}
-    plain = [x.item() if isinstance(x, np.generic) else x for x in labels]
+    plain = [x.item() if isinstance(x, np.generic) else x for x in layout.labels]
     # Labels that JSON has no form for are left out: whoever needs them then reads them from the data, as they were.
-    return {"format": 1, "base": adapter.base, "scales": scales, **({"labels": plain} if plain and is_labels(plain) else {})}
+    labels = {"labels": plain} if plain and is_labels(plain) else {}
+    drawn = {"drawn": list(layout.drawn)} if layout.drawn else {}
+    return {"format": 1, "base": adapter.base, "scales": scales, **labels, **drawn}
 
 
 def _as_layout(like: Layout | LocalClient | LoraConfig | str | Path | None) -> Layout:

@@ -44,6 +44,9 @@ OTHER_INPUTS = {
 }
 """The main inputs, as transformers names them, of models that read no text."""
 
+DRAWN = "_fedelta_drawn"
+"""The attribute in which a loaded model keeps the names of its parameters that were drawn."""
+
 log = logging.getLogger("fedelta")
 
 
@@ -105,9 +108,16 @@ def load_model(
         auto_class = getattr(transformers, task.auto_class)
         model, info = auto_class.from_pretrained(files.source, use_safetensors=use_safetensors, **settings, **trust)
     new_head = _other_outputs(info["mismatched_keys"], task, name)
-    draw_parameters(model, {*info["missing_keys"], *new_head}, seed)
+    drawn = {*info["missing_keys"], *new_head}
+    draw_parameters(model, drawn, seed)
+    setattr(model, DRAWN, frozenset(drawn))
     set_padding(model, tokenizer)
     return (model if quantization else model.to(place)), tokenizer
+
+
+def drawn_of(model: nn.Module) -> frozenset[str]:
+    """Returns the names of the parameters that `load_model` drew from the seed, as the checkpoint lacks them."""
+    return getattr(model, DRAWN, frozenset[str]())
 
 
 def _other_outputs(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]], task: Task, name: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedelta.method import Method
 from fedelta.methods import list_methods, method_class
+from fedelta.report.citations import cited_by
 from fedelta.testing import scene_of
 from fedelta.testing.scene import Scene, quiet
 
@@ -83,7 +84,9 @@ def _page(name: str, cls: type[Method]) -> str:
     prose = [_paragraph_of(x) for x in paragraphs if not x.startswith("Args:")]
     table = _table(["name", "default", "meaning"], _hyper_parameters(cls)) if fields(cls) else "None.\n"
     parts = [f"{WIDE}# {name}", f"{names}: {cls.paper}", *prose, "## Hyper-parameters", table.rstrip(), "## Facts"]
-    return "\n\n".join([*parts, _table(["", ""], _facts(cls))])
+    page = "\n\n".join([*parts, _table(["", ""], _facts(cls))])
+    cited = cited_by(cls.paper)
+    return page if cited is None else f"{page}\n## Cite\n\n```bibtex\n{cited.bibtex()}\n```\n"
 
 
 def _paragraph_of(text: str) -> str:

@@ -73,7 +73,11 @@ def _states(c: Compared) -> Iterator[Caution]:
     if open_ones:
         texts = [f"{run.name} ends after round {len(run.records)} of {run.rounds}" for run in open_ones]
         yield Caution("unfinished", listed(texts))
-    missing = {group.label: study.missing(group) for group in study.groups if study.missing(group)}
+    known = {(cell.label, cell.seed) for cell in (c.suite.cells if c.suite else ()) if cell.state != "done"}
+    lacking = {
+        group.label: [seed for seed in study.missing(group) if (group.label, seed) not in known] for group in study.groups
+    }
+    missing = {label: seeds for label, seeds in lacking.items() if seeds}
     if missing and study.last is not None and not study.one_run:
         texts = [f"{label} lacks seed {listed([str(seed) for seed in seeds])}" for label, seeds in missing.items()]
         yield Caution("empty cells", listed(texts))
@@ -102,7 +106,8 @@ def _cells(c: Compared) -> Iterator[Caution]:
     refused = list(dict.fromkeys(cell.label for cell in cells if cell.state == "not applicable"))
     if refused:
         yield Caution("not applicable", f"{listed(refused)}: the table says why", False)
-    commits = sorted({cell.commit for cell in cells if cell.commit})
+    of_runs = {str(run.facts.get("commit") or "") for run in c.study.runs}
+    commits = sorted(({cell.commit for cell in cells} if cells else of_runs) - {""})
     if len(commits) > 1:
         yield Caution("several commits", f"cells were run by the code of {listed(commits)}")
     changed = [commit for commit in commits if commit.endswith("+")]
@@ -160,7 +165,8 @@ def _settings(c: Compared) -> Iterator[Caution]:
         return
     if len(study.groups) > 1:
         yield from _tuning(c)
-    differing = [key for key in study.differing if not key.startswith("method.")]
+    tuned = {key for found in (c.suite.tuned if c.suite else {}).values() for key in found.values}
+    differing = [key for key in study.differing if not key.startswith("method.") and key not in tuned]
     if differing:
         yield Caution("settings differ", f"beside the method also {listed(differing)}")
     if _changes(c, "partition"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from fedelta.report import readings, statistics
 from fedelta.report.comparison import Cell, Tuned
@@ -101,6 +101,23 @@ class Compared:
             return group.style == "kr", lacking, sign * mean if mean is not None else 0.0
 
         return sorted(self.study.groups, key=place)
+
+
+class Styled(Protocol):
+    """Has a class of colour."""
+
+    @property
+    def style(self) -> str:
+        """Returns the class."""
+        ...
+
+
+Drawn = TypeVar("Drawn", bound=Styled)
+
+
+def competitors(drawn: Sequence[Drawn]) -> list[Drawn]:
+    """Returns what titles and findings speak of: all but the lines to compare with, or all where there is nothing else."""
+    return [each for each in drawn if each.style != "kr"] or list(drawn)
 
 
 def compared(study: Study, suite: Conditions | None = None) -> Compared:

@@ -47,8 +47,19 @@ def _table(columns: Sequence[str], numbers: Sequence[int]) -> Table:
     return table
 
 
-def _cell(value: object, longest: int) -> str:
+def labels_line(counts: Mapping[Any, int], shown: int = 6) -> str:
+    """Returns the shares of the commonest labels; `counts` begins with the commonest one."""
+    total = sum(counts.values())
+    parts = [f"{one_line(value, 24)} {count / total:.0%}" for value, count in list(counts.items())[:shown]]
+    return ", ".join(parts) + (f", … ({len(counts)} in all)" if len(counts) > shown else "")
+
+
+def one_line(value: object, longest: int) -> str:
     """Returns a value on one line, cut, without what a terminal would take for a command."""
     text = "".join(letter if letter.isprintable() else " " for letter in str(value)[: 4 * longest])
     text = " ".join(text.split())
-    return escape(text if len(text) <= longest else text[: longest - 1] + "…")
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _cell(value: object, longest: int) -> str:
+    return escape(one_line(value, longest))

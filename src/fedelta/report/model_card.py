@@ -48,6 +48,7 @@ class Exported:
         ranks: of the adapter, by layer, each once.
         one_scale: whether all layers have one rank and one scale.
         saved: modules that were trained whole.
+        drawn: frozen parameters that the base's checkpoint lacks; they were drawn from the run's seed.
         loading: keyword arguments of the base's `from_pretrained` beside the labels.
         tokenizer: whether the folder holds one.
         max_length: the longest sequence in tokens.
@@ -67,6 +68,7 @@ class Exported:
     ranks: Sequence[int] = ()
     one_scale: bool = True
     saved: Sequence[str] = ()
+    drawn: Sequence[str] = ()
     loading: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tokenizer: bool = True
     max_length: int | None = None
@@ -136,6 +138,14 @@ def why_not_served(it: Exported) -> str | None:
     if not it.base.isprintable() or it.base.startswith("-"):
         return "the name of its base model cannot be given on a command line"
     return None
+
+
+def caution(it: Exported) -> str | None:
+    """Returns a warning where the lines load another model than was trained; None where they load the same."""
+    if it.merged or not it.drawn:
+        return None
+    names = ", ".join(code(name) for name in it.drawn[:3]) + (", and more" if len(it.drawn) > 3 else "")
+    return f"The checkpoint of the base model lacks {names}: the run drew them from its seed, and a later loading draws others"
 
 
 def upload_line(place: str, name: str) -> str:
@@ -214,6 +224,8 @@ def _usage(it: Exported, name: str) -> str:
     lines.append(fenced("\n".join(load_lines(it, name)), "python"))
     if it.auto_class == SEQUENCE:
         lines.append(fenced("\n".join(_answer_lines(it)), "python"))
+    if warning := caution(it):
+        lines.append(f"{warning}. A model exported with `--merged` holds them.\n")
     if reason := why_not_served(it):
         lines.append(f"{reason}: export it with `--merged` to serve it.\n")
     shell = [line for line in (serve_line(it, name, name), upload_line(name, name)) if line]

@@ -131,16 +131,16 @@ def seconds_of(run: Run, stage: str) -> float | None:
     return sum(float(x) for x in found) if found else None
 
 
-def peak_memory(run: Run) -> float | None:
-    """Returns the largest peak of memory that a record has, in bytes; None where none has one."""
-    peaks = [record["memory"].get("peak") for record in run.records if isinstance(record.get("memory"), Mapping)]
+def peak_memory(run: Run, of: str = "peak") -> float | None:
+    """Returns the largest peak of the process's memory that a record has, or that of its GPU, `cuda`, in bytes."""
+    peaks = [record["memory"].get(of) for record in run.records if isinstance(record.get("memory"), Mapping)]
     found = [float(x) for x in peaks if is_number(x)]
     return max(found) if found else None
 
 
 def was_busy(run: Run) -> bool:
     """Returns whether a round had more load than the machine has cores; False where one of the two is not known."""
-    cores = (run.facts.get("platform") or {}).get("cores")
+    cores = run.facts.get("cores")
     loads = [float(record["load"]) for record in run.records if is_number(record.get("load"))]
     return is_number(cores) and any(load > float(cores or 0) for load in loads)
 

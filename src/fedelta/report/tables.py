@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from fedelta.report.words import Record, duration, folded, main_metric, number, share, size, total_bytes
+from fedelta.report.words import Record, duration, folded, main_metric, number, share, size, total_bytes, total_seconds
 
 NARROWEST = 12
 """Characters in the column of layers below which it is not made narrower."""
@@ -35,7 +35,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], le
 
 
 class _Folded:
-    """A name that loses its middle where its column is too narrow."""
+    """A name that is folded where its column is too narrow."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -48,7 +48,7 @@ class _Folded:
 
 
 def _layer_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Returns a table of layers: what does not fit is taken from the middle of their names, and no figure is broken."""
+    """Returns a table of layers: what does not fit is taken from their names, and no figure is broken."""
     table = Table(title=title, title_justify="left", caption_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("layer", vertical="bottom")
     for column in columns:
@@ -123,7 +123,7 @@ def summary(records: Sequence[Record], *, majority: float | None, folder: Path, 
         rows.append(("majority class", number(majority)))
     if best is not None:
         rows.append(("best round by validation", str(best)))
-    rows += [("sent", size(total_bytes(records))), ("time", duration(sum(sum(r["seconds"].values()) for r in records)))]
+    rows += [("sent", size(total_bytes(records))), ("time", duration(sum(map(total_seconds, records))))]
     table = _table("Result", ["", ""], rows, left=1)
     table.show_header = False
     return Group(table, Text(f"\nadapters, log and picture: {folder}", style="dim"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from fedelta.report import readings, statistics
-from fedelta.report.compared import Compared, mean_total
+from fedelta.report.compared import Compared, competitors, mean_total
 from fedelta.report.numerals import listed, share
 from fedelta.report.study import Group, Run
 from fedelta.report.words import size
@@ -51,10 +51,10 @@ def across(found: Mapping[str, Compared]) -> str:
         wins[group.label] = wins.get(group.label, 0) + 1
     most = max(wins, key=lambda label: wins[label])
     clear = sum(_stands_alone(found[name], group) for name, group in best.items() if group.label == most)
-    where = f"{wins[most]} of {len(best)} settings"
+    tail = f"and is clearly best in {clear or 'none'}."
     if len(wins) == 1:
-        return f"{most} has the best mean in all {len(best)} settings, and is clearly best in {clear}."
-    return f"The order changes with the setting: {most} has the best mean in {where}, and is clearly best in {clear}."
+        return f"{most} has the best mean in all {len(best)} settings, {tail}"
+    return f"No method has the best mean in every setting: {most} has it in {wins[most]} of {len(best)}, {tail}"
 
 
 def _stands_alone(c: Compared, best: Group) -> bool:
@@ -133,7 +133,7 @@ def tiles(c: Compared) -> list[Tile]:
     """Returns the four numbers of the first screen."""
     if c.study.one_run:
         return _tiles_of_one_run(c, c.study.runs[0])
-    best = c.best or c.study.groups[0]
+    best = c.best or competitors(c.study.groups)[0]
     return [_by_how_much(c), _at_what_cost(c, best), _ranks_in_use(c, best), _for_whom(c, best)]
 
 
@@ -172,7 +172,7 @@ def _by_how_much(c: Compared) -> Tile:
 
 
 def _at_what_cost(c: Compared, best: Group) -> Tile:
-    totals = {group.key: mean_total(c.study, group) for group in c.study.groups}
+    totals = {group.key: mean_total(c.study, group) for group in competitors(c.study.groups)}
     least = c.group(min(totals, key=lambda key: totals[key]))
     text = f"{best.label}, both ways, {best.first.rounds} rounds{_on_a_graph(c.study.runs)}"
     if least.key != best.key and ALIKE * totals[least.key] < totals[best.key]:
@@ -182,7 +182,7 @@ def _at_what_cost(c: Compared, best: Group) -> Tile:
 
 def _ranks_in_use(c: Compared, best: Group) -> Tile:
     head, ratio = "Ranks in use", readings.at("diagnostics", "higher_rank_energy_ratio")
-    ends = {g.key: readings.series(readings.runs_of(c.study, g), ratio) for g in c.study.groups}
+    ends = {g.key: readings.series(readings.runs_of(c.study, g), ratio) for g in competitors(c.study.groups)}
     if ends.get(best.key):
         text = f"of {best.label}’s energy lies beyond the smallest rank"
         others = {key: points[-1].mean for key, points in ends.items() if points and key != best.key}

@@ -5,6 +5,7 @@ A record is one line of a run's `rounds.jsonl`; `fedelta.runs.runner` says what 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -22,12 +23,26 @@ def size(count: float) -> str:
 
 
 def folded(name: str, width: int) -> str:
-    """Returns a name in at most `width` characters, without its middle where it is longer: both ends of a layer tell."""
-    if len(name) <= width:
-        return name
-    kept = max(width - 1, 0)
-    tail = kept - kept // 3  # layers of one model begin alike
-    return f"{name[: kept // 3]}…{name[len(name) - tail :]}"[:width]
+    """Returns a layer's name in at most `width` characters: its parts go from the left, but for numbers and the last one.
+
+    Names of one model begin alike. What tells them apart, the block's number and the weight, is what stays.
+    """
+    parts = name.split(".")
+    for k, part in enumerate(parts[:-1]):
+        if len(_joined(parts)) <= width:
+            break
+        if not part.isdigit():
+            parts[k] = GAP
+    text = _joined(parts)
+    return text if len(text) <= width else f"{GAP}{text[len(text) - width + 1 :]}"[: max(width, 0)]
+
+
+GAP = "…"
+"""Stands for what is left out of a name."""
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return re.sub(rf"\.?({GAP}\.?)+", GAP, ".".join(parts))
 
 
 def share(value: float | None) -> str:
@@ -71,6 +86,15 @@ def majority(labels: Sequence[Hashable]) -> float | None:
     """Returns the share of the commonest label, which a constant answer scores; None if rows have no labels."""
     known = [label for label in labels if label is not None]
     return Counter(known).most_common(1)[0][1] / len(known) if known else None
+
+
+INNER = ("train", "aggregate")
+"""The times of a record that are parts of its `round`."""
+
+
+def total_seconds(record: Record) -> float:
+    """Returns the seconds that a record speaks of, each once."""
+    return sum(value for name, value in record["seconds"].items() if name not in INNER)
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from fedelta.models.aliases import is_packaged
 from fedelta.models.base_files import BaseFiles, find_base
 from fedelta.models.clients import config_for, pad_token_of
 from fedelta.models.devices import pick_device
-from fedelta.models.loading import load_model
+from fedelta.models.loading import drawn_of, load_model
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.runs.config import Lora, Model
 from fedelta.runs.evaluation import Evaluator
@@ -76,7 +76,9 @@ def load_adapted(
         compact=model.compact,
         cache_activations=model.cache_activations,
     )
-    adapted.layout = replace(adapted.layout, labels=labels_of(task))
+    trained = {name for _, names in adapted.head_tensors() for name in names.values()}
+    drawn = sorted(drawn_of(base) - trained)
+    adapted.layout = replace(adapted.layout, labels=labels_of(task), drawn=drawn)
     return adapted, tokenizer
 
 

@@ -147,10 +147,11 @@ def read_own(config: RunConfig, task: Task, file: str, part: str, client: str | 
 def row_digests(splits: Splits) -> dict[str, str]:
     """Returns a digest of the rows of each split that has any, by which a resumed run recognises its data."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    return {name: _digest(rows) for name, rows in parts.items() if rows}
+    return {name: rows_digest(rows) for name, rows in parts.items() if rows}
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def rows_digest(rows: Sequence[Row]) -> str:
+    """Returns the sha256 of rows, in their order."""
     found = sha256()
     for row in rows:
         found.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")

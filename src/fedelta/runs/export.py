@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fedelta.data.gaps import without_empty
+from fedelta.data.rows import Row
 from fedelta.data.sources import load_rows, subsample
 from fedelta.exchange import files
-from fedelta.models.adapter_files import CONFIG, WEIGHTS, copy_adapter, load_adapter, own_files, read_layout
+from fedelta.models.adapter_files import CONFIG, WEIGHTS, Layout, copy_adapter, load_adapter, own_files, read_layout
 from fedelta.models.base_facts import BaseFacts, base_facts
 from fedelta.models.export import merge_into
 from fedelta.models.loading import load_model
 from fedelta.report.model_card import Exported, model_card
 from fedelta.runs.base import evaluator, load_adapted, peft_config
-from fedelta.runs.config import RunConfig, read_config
+from fedelta.runs.config import ConfigError, RunConfig, read_config
 from fedelta.runs.config.allowed import allowed
 from fedelta.runs.config.checks import checked_alone
 from fedelta.runs.config.own import NOTHING, Own
 from fedelta.runs.config.resume import demand_leave, without_leave
-from fedelta.runs.deal import deal
+from fedelta.runs.config.schema import PROGRAM
+from fedelta.runs.deal import deal, read_own
 from fedelta.runs.exported import exported
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.labels import lacks_labels, with_labels
+from fedelta.tasks import get_task
 from fedelta.tasks.task import Task
+
+logger = logging.getLogger("fedelta")
 
 Which: TypeAlias = Literal["best", "last"]
 
@@ -60,7 +66,11 @@ class Source:
         return self.stored is not None
 
     def demand_leave(self) -> None:
-        """Raises ConfigError if loading the model needs what only a person may allow, and nobody has."""
+        """Raises ConfigError if the model is not known, or loading it needs what only a person may allow, and nobody has."""
+        if self.config.model.name == PROGRAM:
+            raise ConfigError(
+                "the base model of this run was an object of a program: say where it lies by --set model.name=FOLDER"
+            )
         if self.stored is not None:
             demand_leave(self.stored.model, self.config.model)
 
@@ -108,12 +118,12 @@ def _of_run(adapter: Path, run: Path, changes: Sequence[str], own: Own) -> Sourc
     return Source(adapter, checked_alone(read_config(without_leave(stored), changes)), stored, own, RunFolder(run))
 
 
-def score(source: Source, data: str, *, split: str | None = None, limit: int | None = None) -> dict[str, float]:
+def score(source: Source, data: str | None = None, *, split: str | None = None, limit: int | None = None) -> dict[str, float]:
     """Returns the task's metrics of an adapter on other rows, and the number of rows under "examples".
 
     Args:
         source: from `find`.
-        data: a file, a Hub data set or `docstrings`, with the fields that the config names.
+        data: a file, a Hub data set or `docstrings`, with the fields that the config names; by default the run's test rows.
         split: of a Hub data set or of `docstrings`.
         limit: so many rows, drawn with the config's seed.
 
@@ -121,11 +131,9 @@ def score(source: Source, data: str, *, split: str | None = None, limit: int | N
         ValueError, OSError: for rows or an adapter that do not fit the task or the base model.
     """
     source.demand_leave()
-    config = source.config
-    revision = config.data.revision if data == config.data.source else None
-    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seeds().data, revision=revision)
-    task = task_of(source)
-    rows = subsample(without_empty(rows, task.label_field(), config.data.empty, data), limit, config.seeds().data)
+    config, task = source.config, task_of(source)
+    rows = _test_rows(source, task) if data is None else _given_rows(config, task, data, split)
+    rows = subsample(rows, limit, config.seeds().data)
     if lacks_labels(task):
         task = deal(config, task).task if source.of_run else task.settled(rows)
     model, tokenizer = load_adapted(
@@ -134,6 +142,29 @@ def score(source: Source, data: str, *, split: str | None = None, limit: int | N
     deployed = {"adapter": load_adapter(source.adapter)}
     scores = evaluator(task, model, config.evaluation.batch_size).score(deployed, task.encode(rows, tokenizer))
     return {"examples": len(rows), **scores}
+
+
+def _given_rows(config: RunConfig, task: Task, data: str, split: str | None) -> list[Row]:
+    revision = config.data.revision if data == config.data.source else None
+    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seeds().data, revision=revision)
+    return without_empty(rows, task.label_field(), config.data.empty, data)
+
+
+def _test_rows(source: Source, task: Task) -> list[Row]:
+    """Returns the test rows of a run: from their own file where they have one, so that no other needs to be here.
+
+    Raises:
+        ValueError: for an adapter of no run, or a run without such rows.
+    """
+    data = source.config.data
+    if not source.of_run:
+        raise ValueError(f"{source.adapter} belongs to no run that has test rows: give the rows to score on")
+    if data.test is not None and data.clients is not None:
+        return read_own(source.config, task, data.test, "test").rows
+    rows = list(deal(source.config, task).splits.test)
+    if not rows:
+        raise ValueError("the run kept no test rows: give the rows to score on")
+    return rows
 
 
 def export(source: Source, folder: str | Path, *, merged: bool = False) -> Exported:
@@ -153,8 +184,10 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> Expor
     own_files(source.adapter)  # before one is read
     if merged:
         source.demand_leave()
-    layout, task, facts = read_layout(source.adapter), _task_with_labels(source), _facts_of(source)
+    layout, facts = read_layout(source.adapter), _facts_of(source)
+    task, known = (_task_with_labels(source), True) if merged else _task_to_tell(source, layout)
     told = exported(layout, source.config, task, facts, source.run, source.adapter.name, merged=merged)
+    told = told if known else replace(told, max_length=None, prompts={})
     # The model first, which takes memory and may not fit: no draft is begun for what cannot be written.
     whole = _merged(source, task) if merged else None
     with files.whole_folder(folder) as draft:
@@ -245,6 +278,20 @@ def _config_of(path: Path, overrides: Sequence[str]) -> RunConfig:
         "lora": {"target_modules": layout.get("target_modules"), "modules_to_save": layout.get("modules_to_save")},
     }
     return checked_alone(read_config(raw, overrides))
+
+
+def _task_to_tell(source: Source, layout: Layout) -> tuple[Task, bool]:
+    """Returns the task that a card tells of, and whether it is the adapter's own.
+
+    A folder alone must be enough to export: where the task is of a file that may not run, or its labels have gone with the
+    data, the kind of model stands for it.
+    """
+    try:
+        return _task_with_labels(source), True
+    except (ValueError, OSError, ImportError) as error:
+        logger.warning("the model card cannot tell of the task, and its lines may lack the labels: %s", error)
+    kind = TASK_OF.get(str(layout.config.get("task_type")), "classification")
+    return with_labels(get_task(kind), layout.labels), False
 
 
 def task_of(source: Source) -> Task:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedelta.method import RESERVED
 from fedelta.models.adapter_files import Layout
 from fedelta.models.aliases import portable_name
 from fedelta.models.base_facts import BaseFacts
-from fedelta.peers import Peer
 from fedelta.report.model_card import SEQUENCE, Exported
 from fedelta.report.words import Record
 from fedelta.runs.config import RunConfig
@@ -42,7 +42,7 @@ def exported(
         merged: whether it is written as a whole model.
     """
     base = layout.config.get("base_model_name_or_path") or (portable_name(config.model.name) if run else UNKNOWN_BASE)
-    peer = _peer_of(layout)
+    ranks: Mapping[str, int] = layout.config.get("rank_pattern") or {}
     round, scores = _scores(run, config, adapter)
     fields = {name: getattr(task, name, None) for name in PROMPTS}
     if getattr(task, "context", None) is None:
@@ -54,8 +54,9 @@ def exported(
         merged=merged,
         license=facts.license,
         labels=labels_of(task),
-        ranks=sorted({peer.rank, *peer.rank_pattern.values()}),
-        one_scale=not peer.rank_pattern and not peer.alpha_pattern,
+        ranks=sorted({layout.config["r"], *ranks.values()}),
+        one_scale=not ranks and not layout.config.get("alpha_pattern"),
+        drawn=layout.drawn,
         saved=layout.config.get("modules_to_save") or (),
         loading={} if merged else _loading(config, task, facts),
         tokenizer=fits(facts),
@@ -72,13 +73,6 @@ def fits(facts: BaseFacts) -> bool:
     """Returns whether a tokenizer can lie beside the adapter: for one with more tokens PEFT would enlarge the base."""
     size = facts.config.get("vocab_size")
     return facts.tokenizer is not None and not (isinstance(size, int) and len(facts.tokenizer) > size)
-
-
-def _peer_of(layout: Layout) -> Peer:
-    """Returns ranks and scales as adapter_config.json has them, by pattern; nothing is resolved here."""
-    config = layout.config
-    patterns = {key: config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
-    return Peer(id=0, rank=config["r"], lora_alpha=config["lora_alpha"], **patterns)
 
 
 def _loading(config: RunConfig, task: Task, facts: BaseFacts) -> dict[str, Any]:
@@ -98,7 +92,7 @@ def _loading(config: RunConfig, task: Task, facts: BaseFacts) -> dict[str, Any]:
 
 
 def _training(config: RunConfig, run: RunFolder) -> dict[str, str]:
-    settings = {key: value for key, value in config.method.items() if key != "name"}
+    settings = {key: value for key, value in config.method.items() if key not in RESERVED}
     told = ", ".join(f"{key}={value}" for key, value in settings.items())
     clients = config.num_clients()
     lora = config.lora

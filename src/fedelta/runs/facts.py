@@ -2,10 +2,15 @@
 
     run.json     {"rows": {"train", "validation", "test"}, "majority": share of the commonest label of the test rows or null,
                   "personal": whether participants run models of their own, "platform": versions, device and threads,
+                  "versions": of Python and packages, "commit": of fedelta's checkout, with + where it was changed, or "",
+                  "command": without folders, "cores": that could be used, "device": the GPU's name or null,
+                  "base": fingerprint of the base model or null, "data": {"train": digest of its rows, ...},
+                  "start": when the run began, UTC,
                   "code": by "method" and "task", the sha256 of the user's file that defines it, where there is one}
-    split.json   {"labels": [...], "clients": {"0": {"name", "rows", "test_rows", "rank", "labels": {label: rows}}, ...}}
+    split.json   {"labels": [...], "clients": {"0": {"name", "rows", "test_rows", "rank", "labels": {label: rows}}, ...},
+                  "distance": mean total variation of a client's labels from those of all together, or null}
 
-A client has a `name` where the config gives it one.
+A client has a `name` where the config gives it one. When a run ended is said by the `at` of its last record.
 
 A resumed run keeps them as they are. Where the rows are elsewhere there is no split.json, and `rows` is empty.
 """
@@ -16,14 +21,20 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from fedelta.code_files import CodeFile
 from fedelta.exchange import files
+from fedelta.runs import provenance
 from fedelta.runs.client_lines import EACH
-from fedelta.runs.deal import Deal
+from fedelta.runs.deal import Deal, row_digests
+from fedelta.runs.machine import cores, utc
 from fedelta.runs.rounds import Experiment
+from fedelta.split.view import partition_table
 
 MOST_LABELS = 1000
 """Different labels up to which they are counted by client."""
@@ -42,7 +53,8 @@ def write_once(
         splits = {} if dealt is None else _rows(dealt)
         facts = {"rows": splits, "majority": experiment.majority(), **_kind(experiment), "platform": dict(platform)}
         digests = {key: file.digest for key, file in code.items()}
-        files.commit(run_file, _json(facts | ({"code": digests} if digests else {})))
+        facts |= _origin(experiment) | ({"code": digests} if digests else {})
+        files.commit(run_file, _json(facts))
     if dealt is not None and len(dealt.parts) <= EACH and not split_file.exists():
         files.commit(split_file, _json(split_of(dealt)))
 
@@ -53,12 +65,30 @@ def split_of(dealt: Deal) -> dict[str, Any]:
     names = sorted({label for label in labels if label is not None})
     counted = 0 < len(names) <= MOST_LABELS
     clients: dict[str, Any] = {}
+    distances = [row["distance"] for row in partition_table(dealt.parts, labels)] if counted else []
+    known = [distance for distance in distances if distance is not None]
     for k, part in enumerate(dealt.parts):
         found = Counter(labels[i] for i in part)
         own = {"labels": {name: found[name] for name in names if found[name]}} if counted else {}
         name = {"name": dealt.names[k]} if dealt.names else {}
         clients[str(k)] = {**name, "rows": len(part), "test_rows": len(dealt.held_out[k]), "rank": int(dealt.ranks[k]), **own}
-    return {"labels": names if counted else [], "clients": clients}
+    distance = round(fmean(known), 4) if known else None
+    return {"labels": names if counted else [], "clients": clients, "distance": distance}
+
+
+def _origin(experiment: Experiment) -> dict[str, Any]:
+    """Returns by what code, on what machine and from what data a run is made."""
+    device, dealt = experiment.device, experiment.deal
+    return {
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "command": provenance.command(),
+        "cores": cores(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "base": experiment.template.base,
+        "data": {} if dealt is None else row_digests(dealt.splits),
+        "start": utc(),
+    }
 
 
 def _kind(experiment: Experiment) -> dict[str, bool]:

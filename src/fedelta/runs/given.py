@@ -31,6 +31,7 @@ from fedelta.runs.config import ConfigError, Data, LocalTraining, Lora, Model, P
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.own import Own
 from fedelta.runs.config.schema import PROGRAM
+from fedelta.runs.deal import rows_digest
 from fedelta.runs.encoded import encoded
 from fedelta.runs.evaluation import Evaluator, Scores
 from fedelta.runs.rounds import Experiment, taken
@@ -103,7 +104,9 @@ class Given:
             ConfigError: for clients that are not those that the run began with, or rows that nobody here can score on.
         """
         template = largest_template(self.samples)
-        told = {"clients": _identities(self.clients), "template": digest_of(template)}
+        told: dict[str, Any] = {"clients": _identities(self.clients), "template": digest_of(template)}
+        if isinstance(self.evaluate, Mapping):
+            told["scored"] = {part: rows_digest(rows) for part, rows in self.evaluate.items()}
         _demand_same(notes, told)
         mixing = None if chosen.topology is None else chosen.topology.mixing(len(self.clients), seed=config.seeds().schedule)
         contraction = {} if mixing is None else topology.numbers(mixing)
@@ -248,4 +251,9 @@ def _demand_same(notes: Mapping[str, Any], told: Mapping[str, Any]) -> None:
         raise ConfigError(
             "the clients begin from another adapter, or on another base model, than when the run began: make them as they were "
             "then, with the same seed, model, targets and ranks"
+        )
+    rows = notes.get("scored"), told.get("scored")
+    if None not in rows and rows[0] != rows[1]:
+        raise ConfigError(
+            "evaluate has other rows than when the run began, so that scores could not be compared: give the same"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import fields, replace
-from typing import Any, cast
+from typing import Any
 
 from fedelta.tasks.task import Task
 
@@ -29,4 +29,4 @@ def with_labels(task: Task, labels: Sequence[Hashable]) -> Task:
         ValueError: for what cannot be labels.
     """
     known: dict[str, Any] = {LABELS: tuple(labels)}
-    return cast("Task", replace(task, **known)) if labels and lacks_labels(task) else task
+    return replace(task, **known) if labels and lacks_labels(task) else task

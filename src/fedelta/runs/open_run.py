@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +21,8 @@ from fedelta.report.page import page
 from fedelta.runs import best, client_lines, facts
 from fedelta.runs.evaluation import Evaluator, Scores, by_metric, fairness, mean
 from fedelta.runs.folder import RunFolder, finite
-from fedelta.runs.records import Record
+from fedelta.runs.machine import Stopwatch, moment
+from fedelta.runs.records import Record, without_times
 from fedelta.runs.reports import read_run
 from fedelta.runs.rounds import Experiment, play
 from fedelta.tasks.metrics import is_better
@@ -67,34 +67,36 @@ class OpenRun:
 
     def write(self, done: Round) -> Record:
         """Writes adapters, lines and checkpoint of a round, in this order (see `fedelta.runs.folder`); returns the record."""
+        clock = Stopwatch({"round": done.seconds, "train": done.training, "aggregate": done.seconds - done.training})
         record: Record = {
             "t": done.t,
             "cohort": sorted([u.sender.id for u in done.updates] + list(done.dropped)),
             "dropped": done.dropped,
             "train_loss": done.loss,
             "bytes": {"down": sum(done.bytes.down.values()), "up": sum(done.bytes.up.values())},
-            "seconds": {"round": round(done.seconds, 3)},
+            "seconds": clock.seconds,
         }
         if done.gossip:
             record["topology"] = {**self.experiment.contraction, "lost_links": len(done.lost_links)}
         settings = self.experiment.config.evaluation
         if settings.diagnostics:
-            values = diagnose(done, per_layer=settings.diagnostics != "global")
+            with clock.measure("diagnostics"):
+                values = diagnose(done, per_layer=settings.diagnostics != "global")
             record["diagnostics"], self.notes["reasons"] = new_reasons(values, self.notes.get("reasons", {}))
         own: Mapping[int, Scores] = {}
         if (done.t + 1) % settings.every == 0 or self._is_last(done):
-            began = time.perf_counter()
-            own = self.experiment.own_scores(done)
-            record |= self._evaluate(done)
-            record |= {"clients": fairness(own)} if own else {}
-            self._save_adapters(done, record)
-            record["seconds"]["evaluation"] = round(time.perf_counter() - began, 3)
-        record = finite(record)
+            with clock.measure("evaluation"):
+                own = self.experiment.own_scores(done)
+                record |= self._evaluate(done)
+                record |= {"clients": fairness(own)} if own else {}
+            with clock.measure("save"):
+                self._save_adapters(done, record)
+        record = finite(record | moment())
         names = list(self.experiment.config.client_files())
         client_lines.append(self.folder.clients_file, finite(client_lines.client_line(done, own, names)))
         self.folder.append(record)
         # Without the times, which are no result: equal runs have equal checkpoints.
-        self.notes["record"] = {k: v for k, v in record.items() if k != "seconds"} | {"seconds": {}}
+        self.notes["record"] = without_times(record) | {"seconds": {}}
         checkpoint.save(self.folder.checkpoint, replace(done.snapshot, notes=self.notes))
         # Only now, when a round is whole, does the run take the place of an earlier one.
         if self.folder is not self.target:

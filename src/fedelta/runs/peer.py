@@ -7,7 +7,6 @@ or killed, goes on from its checkpoint by the same command.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -38,7 +37,8 @@ from fedelta.runs.config.resume import fixed_values
 from fedelta.runs.config.roster import Roster
 from fedelta.runs.config.terms import terms_of
 from fedelta.runs.folder import RunFolder, finite
-from fedelta.runs.records import Record
+from fedelta.runs.machine import Stopwatch, moment
+from fedelta.runs.records import Record, without_times
 from fedelta.runs.sites import BuiltSite, build_site
 from fedelta.topology import Mixing
 from fedelta.tree import Adapter, effective
@@ -116,26 +116,27 @@ class Peering:
         """Writes adapter, record and checkpoint of a round, in this order: see `fedelta.runs.folder`."""
         done, linked, one_sided = node_round.done, list(node_round.linked), list(node_round.one_sided)
         own = [u.metrics.get("loss") for u in done.updates if u.sender.id == self.me]
+        clock = Stopwatch({"round": done.seconds, "train": done.training, "aggregate": done.seconds - done.training})
         record: Record = {
             "t": done.t,
             "cohort": sorted([self.me, *linked]),
             "dropped": done.dropped,
             "train_loss": own[0] if own else None,
             "bytes": {"down": sum(done.bytes.down.values()), "up": sum(done.bytes.up.values())},
-            "seconds": {"round": round(done.seconds, 3)},
+            "seconds": clock.seconds,
             "links": {"counted": linked, "lost": [k for _, k in done.lost_links], "one_sided": one_sided},
         }
         if (done.t + 1) % self.config.evaluation.every == 0 or node_round.next >= self.config.federation.rounds:
-            began = time.perf_counter()
-            model = done.participant_model(self.built.client.peer)
-            if self.built.score is not None:
-                record["test"] = dict(self.built.score(model))
-            adapter = effective(model["adapter"], model.get("base"))
-            save_adapter(adapter, self.folder.adapters / "last", like=self.built.model.layout)
-            record["seconds"]["evaluation"] = round(time.perf_counter() - began, 3)
-        record = finite(record)
+            with clock.measure("evaluation"):
+                model = done.participant_model(self.built.client.peer)
+                if self.built.score is not None:
+                    record["test"] = dict(self.built.score(model))
+            with clock.measure("save"):
+                adapter = effective(model["adapter"], model.get("base"))
+                save_adapter(adapter, self.folder.adapters / "last", like=self.built.model.layout)
+        record = finite(record | moment())
         self.folder.append(record)
-        kept = {**record, "seconds": {}}  # times are no result
+        kept = {**without_times(record), "seconds": {}}  # times are no result
         checkpoint.save(self.folder.checkpoint, replace(done.snapshot, notes={"record": kept, "terms": dict(self.terms)}))
         return record
 

@@ -11,6 +11,15 @@ Record: TypeAlias = dict[str, Any]
 """One line of rounds.jsonl; plain JSON values."""
 
 
+TIMES = ("seconds", "at", "load", "memory")
+"""The keys that say when, how fast and on how busy a machine: equal runs differ in them and in nothing else."""
+
+
+def without_times(record: Record) -> Record:
+    """Returns a record without what equal runs differ in."""
+    return {key: value for key, value in record.items() if key not in TIMES}
+
+
 def read_record(line: bytes) -> Record | None:
     """Returns the record in a line; None where it holds none that its readers could use."""
     try:
@@ -76,6 +85,9 @@ OPTIONAL: Mapping[str, Callable[[object], bool]] = {
     "validation": _each(_is_number_or_null),
     "test": _each(_is_number_or_null),
     "clients": _each(_has("mean", "spread", "worst", is_right=_is_number)),
+    "at": lambda value: isinstance(value, str),
+    "load": _is_number,
+    "memory": _each(_is_count),
     "diagnostics": _has(
         "effective_rank", "server_effective_rank", "stable_rank", "server_stable_rank", is_right=_is_number_or_null
     ),

@@ -92,7 +92,16 @@ def known_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:
     majority = facts.get("majority")
     shown = majority if isinstance(majority, float | int) and 0 <= majority <= 1 else None
     platform = _mapping(facts.get("platform"))
-    return {"rows": rows, "majority": shown, "platform": platform, "personal": facts.get("personal") is True}
+    found = {"rows": rows, "majority": shown, "platform": platform, "personal": facts.get("personal") is True}
+    return found | _origin(facts)
+
+
+def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns by what code, on what machine and from what data a run was made, as far as that is known."""
+    texts = {key: facts[key] for key in ("commit", "command", "device", "base", "start") if isinstance(facts.get(key), str)}
+    tables = {key: {k: str(v) for k, v in _mapping(facts.get(key)).items()} for key in ("versions", "data")}
+    cores = {"cores": facts["cores"]} if _is_count(facts.get("cores")) else {}
+    return texts | {key: table for key, table in tables.items() if table} | cores
 
 
 def known_split(split: object) -> Mapping[str, Any] | None:

@@ -1,6 +1,7 @@
 """Tiny models behind plain Trainers, and the LocalClient that should compute the same."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def examples_of(kind: str, count: int, seed: int = 0) -> list[dict[str, Tensor]]
 class Site:
     """Makes Trainers of one kind of model; `options` goes into their arguments.
 
-    `model` is shared by all Trainers, where it is given; else each gets a fresh one.
+    `model` is shared by all Trainers, where it is given; else each gets a fresh one. With `epochs` the examples come in the
+    order in which a LocalClient goes through them in so many epochs of a round.
     """
 
     folder: Path
@@ -77,6 +79,7 @@ class Site:
     options: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 0
     made: list[Turn] = field(default_factory=list)
 
     def config(self) -> LoraConfig:
@@ -88,6 +91,11 @@ class Site:
     def data(self) -> Sequence[dict[str, Tensor]]:
         return examples_of(self.kind, 12) if self.examples is None else self.examples
 
+    def in_order(self, turn: Turn) -> Sequence[dict[str, Tensor]]:
+        data, generator = self.data(), seeding.generator(0, turn.t, turn.id, "batches")
+        order = [k for _ in range(self.epochs) for k in torch.randperm(len(data), generator=generator).tolist()]
+        return [data[k] for k in order] or data
+
     def arguments(self) -> TrainingArguments:
         options: dict[str, Any] = {
             "output_dir": str(self.folder),
@@ -96,6 +104,7 @@ class Site:
             "lr_scheduler_type": "constant",
             "max_grad_norm": 0.0,
             "num_train_epochs": 1,
+            "train_sampling_strategy": "sequential" if self.epochs else "random",
             "save_strategy": "no",
             "report_to": [],
             "use_cpu": True,
@@ -107,7 +116,7 @@ class Site:
     def __call__(self, turn: Turn) -> Trainer:
         self.made.append(turn)
         model = self.fresh() if self.model is None else self.model
-        data: Any = list(self.data())
+        data: Any = list(self.in_order(turn))
         return Trainer(model, self.arguments(), train_dataset=data, data_collator=default_data_collator, **self.trainer)
 
     def client(self, peer: Peer | int = 0, **options: Any) -> TrainerClient:
@@ -117,7 +126,7 @@ class Site:
         """Returns the client of the library's own loop with the same model, template and examples."""
         adapted = PeftAdaptedModel(MODELS[self.kind][0](), self.config())
         settings = Training(**{"batch_size": 4, "learning_rate": 1e-2, **training})
-        template = replace(client.template, base=None)
+        template = replace(client.template, base=adapted.fingerprint)
         return LocalClient(
             client.peer, template, adapted, self.data(), lambda rows: dict(default_data_collator(list(rows))), _loss, settings
         )
@@ -127,12 +136,12 @@ def _loss(module: Any, batch: dict[str, Tensor]) -> Tensor:
     return module(**batch).loss
 
 
-def in_the_order_of(site: Site, t: int, epochs: int = 1, client: int = 0) -> Site:
-    """Returns the site with its examples in the order in which a LocalClient goes through them in round t."""
-    data = site.data()
-    generator = seeding.generator(0, t, client, "batches")
-    order = [k for _ in range(epochs) for k in torch.randperm(len(data), generator=generator).tolist()]
-    return replace(site, examples=[data[k] for k in order], options={**site.options, "train_sampling_strategy": "sequential"})
+@pytest.fixture(scope="session", autouse=True)
+def quick_collections() -> Generator[None]:
+    """Spares the collections of garbage that every Trainer begins with the objects that are there already."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(params=["bert", "llama"])
@@ -143,8 +152,3 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
 @pytest.fixture
 def classifier(tmp_path: Path) -> Site:
     return Site(tmp_path / "out", "bert")
-
-
-@pytest.fixture
-def ordered() -> Any:
-    return in_the_order_of

@@ -41,12 +41,11 @@ def trained_like(adapter: Adapter, seed: int = 1) -> Adapter:
 
 
 @pytest.mark.parametrize("t", [0, 3])
-def test_with_the_same_batches_it_trains_as_a_local_client(site, ordered, t):
-    local_site, own = site, ordered(site, t, epochs=2)
-    client = own.client(Peer(0, 4, 24, lora_alpha=16.0))
+def test_with_the_same_batches_it_trains_as_a_local_client(site, t):
+    client = replace(site, epochs=2).client(Peer(0, 4, 12, lora_alpha=16.0))
     start = trained_like(client.template)
     mine = client.train(t, start)
-    local = local_site.local(replaced(client, num_examples=12), local_epochs=2)
+    local = site.local(client, local_epochs=2)
     theirs = local.train(t, replace(start, base=local.model.fingerprint))
     assert mine.num_steps == theirs.num_steps == 6
     assert mine.loss == pytest.approx(theirs.loss, abs=1e-6)
@@ -55,12 +54,8 @@ def test_with_the_same_batches_it_trains_as_a_local_client(site, ordered, t):
     assert not same(mine.adapter, start)
 
 
-def replaced(client: TrainerClient, **changes: Any) -> Any:
-    return SimpleNamespace(peer=replace(client.peer, **changes), template=client.template)
-
-
-def test_gradients_that_it_accumulates_are_those_of_one_larger_batch(ordered, classifier):
-    once = ordered(replace(classifier, kind="llama"), 0)
+def test_gradients_that_it_accumulates_are_those_of_one_larger_batch(classifier):
+    once = replace(classifier, kind="llama", epochs=1)
     halves = replace(once, options={**once.options, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2})
     one, two = once.client(), halves.client()
     assert one.num_steps == two.num_steps == 3
@@ -80,6 +75,20 @@ def test_a_peer_is_read_from_the_trainer(site):
     peer = site.client(7).peer
     assert (peer.id, peer.rank, peer.num_examples, peer.lora_alpha) == (7, 4, 12, 16)
     assert peer.rslora == (site.kind == "bert")
+
+
+def test_a_trained_adapter_in_the_model_is_what_all_begin_from(site):
+    site.model = site.fresh()
+    for name, x in site.model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(x)
+    clients = [site.client(k) for k in range(2)]
+    for name, x in clients[0].template.layers.items():
+        layer = site.model.get_base_model().get_submodule(name)
+        assert torch.equal(x.B, layer.lora_B["default"].weight)
+    [done] = federate(get_method("fedavg"), clients, rounds=1, debug=True)
+    assert len(done.updates) == 2
+    assert same(site.client(2).template, clients[0].template)  # a round leaves the model as it began
 
 
 @pytest.mark.parametrize("trainable", ["A", "B", "mapping"])
@@ -148,11 +157,15 @@ def test_a_turn_is_the_same_whenever_it_is_trained_and_another_one_in_each_round
 
 def test_a_round_leaves_the_global_generators_as_they_were(classifier):
     client = classifier.client()
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    before = random.getstate(), legacy_state(), torch.get_rng_state()
     client.train(0, client.template)
     assert random.getstate() == before[0]
-    assert np.random.get_state()[1].tolist() == before[1]
+    assert legacy_state() == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def legacy_state() -> list[int]:
+    return np.random.get_state()[1].tolist()  # noqa: NPY002 - what a Trainer seeds
 
 
 def test_clients_of_unequal_ranks_share_one_model(site):
@@ -167,41 +180,36 @@ def test_clients_of_unequal_ranks_share_one_model(site):
     together, apart = rounds(True), rounds(False)
     for a, b in zip(together, apart, strict=True):
         close(a.state["adapter"], b.state["adapter"])
-    assert {n: x.rank for n, x in together[-1].updates[0].content["adapter"].layers.items()}.values() == {2} or all(
-        x.rank == 2 for x in together[-1].updates[0].content["adapter"].layers.values()
-    )
+    sent = together[-1].updates[0].content["adapter"]
+    assert {x.rank for x in sent.layers.values()} == {2}
 
 
-@pytest.mark.parametrize("method", ["fedavg", "flexlora", "raflora", "ffa_lora", "rolora", "fedex_lora", "flora", "fedsa_lora"])
-def test_a_method_runs_on_trainers_as_on_local_clients(classifier, method, ordered):
-    sites = [ordered(classifier, 0, client=k) for k in range(2)]
-    clients = [s.client(Peer(k, 4, 12, lora_alpha=16.0)) for k, s in enumerate(sites)]
+@pytest.mark.parametrize("method", ["flexlora", "raflora", "rolora", "fedsa_lora", "fedex_lora", "flora"])
+def test_rounds_of_a_method_are_those_on_local_clients(classifier, method):
+    site = replace(classifier, epochs=1)
+    clients = [site.client(Peer(k, 4, 12, lora_alpha=16.0)) for k in range(2)]
     local = [classifier.local(c) for c in clients]
-    for c in local:
-        c.template = replace(c.template, base=c.model.fingerprint)
-    [mine] = federate(get_method(method), clients, rounds=1, debug=True)
-    [theirs] = federate(get_method(method), local, rounds=1, debug=True, engine="sequential")
+    mine = list(federate(get_method(method), clients, rounds=2, debug=True))[-1]
+    theirs = list(federate(get_method(method), local, rounds=2, debug=True, engine="sequential"))[-1]
     for a, b in zip(mine.updates, theirs.updates, strict=True):
         mine_sent, their_sent = dict(tree.named_tensors(a.content)), dict(tree.named_tensors(b.content))
         assert mine_sent.keys() == their_sent.keys()
         for name, x in mine_sent.items():
-            torch.testing.assert_close(x, their_sent[name], atol=1e-6, rtol=0)
+            torch.testing.assert_close(x, their_sent[name], atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["flora", "fedex_lora", "florist"])
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_base_that_moves_is_followed_by_fresh_and_by_shared_models(classifier, method, shared):
-    def last(shared: bool) -> Adapter:
-        model = classifier.fresh() if shared else None
-        clients = [replace(classifier, model=model).client(Peer(k, 4, 12, lora_alpha=16.0)) for k in range(2)]
-        done = list(federate(get_method(method), clients, rounds=3, debug=True))[-1]
-        message = done.participant_model(done.peers[0])
+def test_clients_on_one_model_each_follow_the_base(classifier):
+    def last(model: Any) -> Adapter:
+        clients = [replace(classifier, model=model).client(Peer(k, 4, 12, lora_alpha=16.0)) for k in range(3)]
+        run = federate(
+            get_method("fedex_lora"), clients, rounds=3, cohort=lambda t, *_: [[0, 1], [1, 2], [0, 2]][t], debug=True
+        )
+        message = [*run][-1].participant_model(clients[0].peer)
         return tree.effective(message["adapter"], message.get("base"))
 
-    expected, found = last(False), last(shared)
+    expected, found = last(None), last(classifier.fresh())
     for name, x in expected.layers.items():
         torch.testing.assert_close(found.layers[name].dense(), x.dense(), atol=1e-6, rtol=0)
-        assert float(x.dense().norm()) > 0
 
 
 def test_the_base_is_part_of_what_trains(classifier):
@@ -222,13 +230,15 @@ def test_heads_travel(classifier):
 # --- what a Trainer does beside --------------------------------------------------------------------------------------
 
 
-def test_bf16_wraps_a_shared_model_anew_in_each_round_and_not_around_itself(classifier):
-    shared = replace(classifier, model=classifier.fresh(), options={"bf16": True})
-    client = shared.client()
+def test_a_shared_model_trains_in_the_precision_of_each_trainer(classifier):
+    model = classifier.fresh()
+    half, full = (replace(classifier, options={"bf16": on}) for on in (True, False))
+    kept = [replace(site, model=model).client() for site in (half, full)]
     for t in range(2):
-        client.train(t, client.template)
-        assert "forward" not in vars(shared.model)
-        assert "_original_forward" not in vars(shared.model)
+        for shared, fresh in zip(kept, (half.client(), full.client()), strict=True):
+            assert same(shared.train(t, shared.template).adapter, fresh.train(t, fresh.template).adapter)
+            assert not {"forward", "_original_forward"} & vars(model).keys()
+    assert not same(kept[0].train(0, kept[0].template).adapter, kept[1].train(0, kept[1].template).adapter)
 
 
 def test_a_base_in_half_precision_trains_factors_in_float32(classifier):
@@ -365,7 +375,7 @@ def test_what_cannot_be_is_refused_when_the_client_is_made(classifier):
 def test_other_layers_than_those_of_the_federation_are_refused(classifier):
     other = replace(classifier, lora={"target_modules": ["value"]})
     clients = [classifier.client(0), other.client(1)]
-    with pytest.raises(ValueError, match="client 1 .*layers"):
+    with pytest.raises(ValueError, match=r"client 1 .*layers"):
         federate(get_method("fedavg"), clients, rounds=1)
 
 
@@ -396,7 +406,7 @@ def test_an_optimiser_of_other_tensors_is_refused(classifier):
         return classifier(turn)
 
     client = TrainerClient(0, make)
-    with pytest.raises(ValueError, match="optimiser does not hold .*optimizer_cls_and_kwargs"):
+    with pytest.raises(ValueError, match=r"optimiser does not hold .*optimizer_cls_and_kwargs"):
         client.train(0, client.template)
 
 
@@ -437,14 +447,19 @@ def test_training_that_blows_up_is_said_by_name(classifier):
 
 
 def test_a_trainer_that_takes_no_step_is_said_by_name(classifier):
-    class Never(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            control.should_training_stop = True
-
-    classifier.trainer = {"callbacks": [Never()]}
-    classifier.options = {"num_train_epochs": 1, "max_steps": 0}
     client = classifier.client()
-    assert client.num_steps >= 1
+    classifier.__class__ = type("Idle", (type(classifier),), {"__call__": idle_of(type(classifier))})
+    with pytest.raises(ValueError, match="client 0: its Trainer ended without a step"):
+        client.train(0, client.template)
+
+
+def idle_of(kind: Any) -> Any:
+    def make(self: Any, turn: Any) -> Trainer:
+        made = kind.__call__(self, turn)
+        made.train = lambda **_: SimpleNamespace(global_step=0, training_loss=0.0)
+        return made
+
+    return make
 
 
 def test_a_smaller_rank_than_the_models_is_the_peers(classifier):

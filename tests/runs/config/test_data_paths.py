@@ -12,7 +12,6 @@ import yaml
 
 import fedelta
 from fedelta.runs.config import ConfigError, RunConfig, load_config, read_config
-from fedelta.runs.config.paths import relative
 
 ROW = json.dumps({"text": "purr", "label": "cats"}) + "\n"
 
@@ -95,16 +94,6 @@ def test_clients_by_pattern_list_or_name_are_the_same_clients(study: Path):
         read(study, {"data": {"clients": "sites/*.csv"}})
     with pytest.raises(ConfigError, match=r"data\.clients: the name '  ' of a client is blank"):
         read(study, {"data": {"clients": {"  ": "sites/north.jsonl", "b": "sites/south.jsonl"}}})
-
-
-def test_a_config_relative_to_its_folder_is_the_same_wherever_both_lie(study: Path, tmp_path: Path):
-    raw = {"data": {"clients": "sites/*.jsonl", "test": "../study/test.jsonl"}, "model": {"name": "bert"}}
-    here = relative(read(study, raw).model_dump(mode="json"), study)
-    assert here["data"]["clients"] == {"north": "sites/north.jsonl", "south": "sites/south.jsonl"}
-    assert (here["data"]["source"], here["data"]["test"], here["model"]["name"]) == ("docstrings", "test.jsonl", "bert")
-    shutil.copytree(study, tmp_path / "copy" / "study")
-    copy = tmp_path / "copy" / "study"
-    assert relative(read_config(copy / "config.yaml").model_dump(mode="json"), copy) == here
 
 
 def test_a_run_goes_on_from_anywhere_and_knows_its_rows_in_another_folder(

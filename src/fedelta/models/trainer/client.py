@@ -48,8 +48,9 @@ class TrainerClient:
         peer: who it is; or its id, to read ranks and scales from the Trainer's `LoraConfig` and `num_examples` from the length
             of its `train_dataset`. The rank of a `Peer` goes before that of the `LoraConfig`.
         make_trainer: makes the Trainer of a turn.
-        template: the common initial adapter at this peer's ranks; drawn from the seed if not given, and so the same for all
-            clients of a seed. Heads (`modules_to_save`) are then as the Trainer's model has them.
+        template: the common initial adapter at this peer's ranks. If not given it is the one in the Trainer's model, if that
+            was trained; else it is drawn from the seed, and so the same for all clients of a seed, with heads
+            (`modules_to_save`) as the model has them.
         seed: of the run.
         rows: the client's own rows, which each turn hands on.
 
@@ -91,9 +92,9 @@ class TrainerClient:
         self.peer = self._known_peer = self._known_peer or _peer_of(self._id, trainer, model, self._who)
         self._num_steps, self._weights = _steps_of(trainer, self._who), model.weights
         _check_scales(self.peer, model, self._who)
-        drawn = model.initial(self.peer, self.seed, model.fingerprint(trainer.processing_class))
-        self.template = drawn if template is None else template
-        tree.check_fits(self.template, replace(drawn, base=self.template.base), "the template", "the model")
+        initial = model.initial(self.peer, self.seed, model.fingerprint(trainer.processing_class))
+        self.template = initial if template is None else template
+        tree.check_fits(self.template, replace(initial, base=self.template.base), "the template", "the model")
 
     @property
     def num_steps(self) -> int:
@@ -132,6 +133,7 @@ class TrainerClient:
                 result = self._trained(trainer, model, start, names, t=t, base=0 if shown is None else shown.version)
             finally:
                 model.release()
+                model.load(self.template)
         return result
 
     def gradient(self, start: Adapter, num_batches: int, *, base: BaseDelta | None = None, t: int = 0) -> Adapter:
@@ -162,8 +164,8 @@ class TrainerClient:
         """Returns the Trainer of a turn and its model, after a look at both."""
         last = None if self._last is None else self._last()
         if last is not None:
-            # Some Trainers copy the adapter that they find, as the reference of a preference loss: the one that the run began
-            # with, in every round, and not what another client left in a model that is shared.
+            # Some Trainers copy the adapter that they find, as the reference of a preference loss: that is the one that the run
+            # began with, in every round, at this client's rank even in a model that others share.
             TrainerModel(last, self._who).load(self.template)
         made: Any = self.make_trainer(turn)
         if not isinstance(made, Trainer):

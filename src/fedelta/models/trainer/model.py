@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +20,7 @@ from fedelta.models.initial import initial_layer
 from fedelta.models.lora_options import check_options
 from fedelta.models.peft import check_layers, check_not_tied
 from fedelta.models.slots import SLOT, factors_of, heads_of, put_factors
-from fedelta.peers import Peer
+from fedelta.peers import Peer, template_for
 from fedelta.tree import Adapter, BaseDelta
 
 
@@ -91,13 +91,22 @@ class TrainerModel:
         return fingerprint(self._base, vocabulary, list(self.layers), self._heads)
 
     def initial(self, peer: Peer, seed: int, base: str) -> Adapter:
-        """Draws the common initial adapter at a peer's ranks and scales; heads are as the model has them now."""
+        """Returns what a peer begins from: its part of the model's adapter, if that was trained; else one drawn from the seed.
+
+        Heads are as the model has them now.
+
+        Raises:
+            ValueError: for a trained adapter of a smaller rank than the peer's.
+        """
         live = self.live()
+        own = tree.with_parameters(live, {n: _copy(x) for n, x in tree.parameters(live).items()})
+        own = replace(own, base=base)
+        if any(x.A.any() and x.B.any() for x in own.layers.values()):
+            return template_for(peer, own)
         layers: dict[str, LoRA] = {}
-        for name, layer in self.layers.items():
-            layers[name] = initial_layer(name, layer.get_base_layer(), peer, seed, wide(live.layers[name].A.dtype))
-        heads = {n: x.detach().to("cpu", wide(x.dtype), copy=True) for n, x in live.dense.items()}
-        return Adapter(layers, heads, base)
+        for name, x in own.layers.items():
+            layers[name] = initial_layer(name, self.layers[name].get_base_layer(), peer, seed, x.A.dtype)
+        return replace(own, layers=layers)
 
     def scales(self) -> Mapping[str, tuple[int, float]]:
         """Returns the rank and the scale that each layer has now."""
@@ -150,9 +159,12 @@ class TrainerModel:
 
         That is other adapters, such as the reference of a preference loss, and what a mixed precision wraps around `forward`.
         """
-        vars(self.peft).pop("_original_forward", None)
+        own = vars(self.peft)
         if self._forward is None:
-            vars(self.peft).pop("forward", None)
+            own.pop("forward", None)
+        # With its mark accelerate would take the model for prepared, and the next Trainer's precision would be another.
+        for name in ("_original_forward", "_is_accelerate_prepared"):
+            own.pop(name, None)
         for name in [n for n in self.peft.peft_config if n != SLOT]:
             self.peft.delete_adapter(name)
         self.peft.set_adapter(SLOT)
@@ -178,6 +190,10 @@ class TrainerModel:
             config.r, config.rank_pattern = distinct.pop(), {}
         else:
             config.rank_pattern = dict(ranks)
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.detach().to("cpu", wide(x.dtype), copy=True)
 
 
 def _put(layer: Any, x: LoRA) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from fedelta.report import readings
-from fedelta.report.compared import Compared, mean_total, unit_for
+from fedelta.report.compared import Compared, competitors, mean_total, unit_for
 from fedelta.report.drawing.lines import NARROW, THIRD, WIDE, Frame, Line, data_rows, line_chart
 from fedelta.report.numerals import DASH, Measure
 from fedelta.report.page.parts import Figure, Grid
@@ -126,7 +126,7 @@ def _score_title(c: Compared) -> str:
     study, m = c.study, c.measure
     curves = {
         g.key: readings.series(readings.runs_of(study, g), readings.at(str(study.part), str(study.metric)))
-        for g in study.groups
+        for g in competitors(study.groups)
     }
     curves = {key: points for key, points in curves.items() if points}
     if len(curves) < 2:
@@ -168,8 +168,9 @@ def losses(c: Compared) -> Figure | None:
     lines = lines_of(c.study, readings.at("train_loss"))
     if not lines:
         return None
-    lowest = min(lines, key=lambda line: line.points[-1][1])
-    title = f"{lowest.label} ends with the lowest training loss" if len(lines) > 1 else "Training loss"
+    methods = competitors(lines)
+    lowest = min(methods, key=lambda line: line.points[-1][1])
+    title = f"{lowest.label} ends with the lowest training loss" if len(methods) > 1 else "Training loss"
     frame = Frame("round", "training loss, nats", round_text, lambda y: f"{y:.3f}")
     caption = f"Training loss, nats, mean over the round’s clients. {seeds_text(c.study)}".strip()
     return figure_of(title, caption, lines, frame)
@@ -182,9 +183,11 @@ def against_bytes(c: Compared) -> Figure | None:
         return None
     factor, unit = unit_for([mean_total(study, group) for group in study.groups])
     lines = [line for group in study.groups if (line := _by_bytes(study, group, m, factor)).points]
-    if not lines or not any(line.points[-1][0] for line in lines):
+    lines = [line for line in lines if line.points[-1][0]]  # what sends nothing has no place on this axis
+    if not lines:
         return None
-    budget = min(line.points[-1][0] for line in lines)
+    methods = competitors(lines)
+    budget = min(line.points[-1][0] for line in methods)
     frame = Frame(
         f"sent so far, {unit}",
         _with_unit(f"{study.part} {m.name}", m.unit),
@@ -197,8 +200,8 @@ def against_bytes(c: Compared) -> Figure | None:
     what = _with_unit(f"{study.part} {m.name}".capitalize(), m.unit)
     caption = f"{what}, against everything sent so far, both ways, {unit} on the wire"
     tail = "; mean of the seeds." if c.seeds > 1 else "."
-    tail += " The budget is the least that a method sends in all." if len(lines) > 1 else ""
-    return figure_of(_budget_title(lines, budget, m, unit), caption + tail, lines, frame)
+    tail += " The budget is the least that a method sends in all." if len(methods) > 1 else ""
+    return figure_of(_budget_title(methods, budget, m, unit), caption + tail, lines, frame)
 
 
 def _by_bytes(study: Study, group: Group, m: Measure, factor: int) -> Line:

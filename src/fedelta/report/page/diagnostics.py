@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import degrees
 
 from fedelta.report import readings
-from fedelta.report.compared import Compared
+from fedelta.report.compared import Compared, competitors
 from fedelta.report.drawing.lines import Frame, Line
 from fedelta.report.drawing.svg import tick_text
 from fedelta.report.numerals import share, significant
@@ -89,7 +89,7 @@ def higher_rank_energy(c: Compared) -> Figure | None:
     positive = [line for line in positive if line.points]
     if not positive:
         return None
-    ends = {line.label: line.points[-1][1] for line in positive}
+    ends = {line.label: line.points[-1][1] for line in competitors(positive)}
     low, high = min(ends, key=lambda k: ends[k]), max(ends, key=lambda k: ends[k])
     told = len(ends) > 1 and ends[high] > FOLD * ends[low]
     title = f"{low} loses the higher ranks; {high} keeps them" if told else "Energy in the higher ranks"

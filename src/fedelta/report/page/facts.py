@@ -62,8 +62,8 @@ def _split_words(run: Run) -> str:
     return ", ".join([str(partition.get("scheme", "–")), *settings])
 
 
-KEPT = ("fedelta", "torch", "transformers", "peft", "python", "device", "gpu", "cpu", "cores", "threads")
-"""What of a platform stands in a page, where a run wrote it down."""
+KEPT = ("fedelta", "commit", "torch", "transformers", "peft", "python", "device", "cores", "threads", "base")
+"""What of a run's code, versions and machine stands in a page, where it was written down."""
 
 
 def provenance_of_suite(comparison: Comparison, runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -71,15 +71,19 @@ def provenance_of_suite(comparison: Comparison, runs: Sequence[Run]) -> list[tup
     commits = sorted({cell.commit for cell in comparison.cells if cell.commit})
     digest = sha256(comparison.text.encode()).hexdigest() if comparison.text else ""
     found = [("suite", comparison.name), ("command", comparison.command), ("sha256", digest), ("commit", listed(commits))]
-    return [*((name, value) for name, value in found if value), *provenance_of(runs)]
+    known = [(name, value) for name, value in found if value]
+    said = {name for name, _ in known}
+    return [*known, *(pair for pair in provenance_of(runs) if pair[0] not in said)]
 
 
 def provenance_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Returns versions, machine, model, rows and states of some runs."""
-    platforms: list[Mapping[str, Any]] = [run.facts["platform"] for run in runs if run.facts.get("platform")]
     found: list[tuple[str, str]] = []
+    commands = {str(run.facts["command"]) for run in runs if run.facts.get("command")}
+    if len(commands) == 1:
+        found.append(("command", commands.pop()))
     for key in KEPT:
-        values = sorted({str(platform[key]) for platform in platforms if key in platform})
+        values = sorted({value for run in runs if (value := _origin(run, key))})
         if values:
             found.append((key, listed(values)))
     models = sorted({place((run.config.get("model") or {}).get("name")) for run in runs})
@@ -87,10 +91,27 @@ def provenance_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
     rows = {str(sorted(run.facts["rows"].items())): run.facts["rows"] for run in runs if run.facts.get("rows")}
     if len(rows) == 1:
         found.append(("rows", ", ".join(f"{count} {part}" for part, count in next(iter(rows.values())).items())))
+    digests = {str(run.facts["data"]): run.facts["data"] for run in runs if run.facts.get("data")}
+    if len(digests) == 1:
+        found.append(("digests", ", ".join(f"{part} {digest[:12]}" for part, digest in next(iter(digests.values())).items())))
+    found += _dates(runs)
     found.append(("seeds", ", ".join(map(str, sorted({run.seed for run in runs})))))
     states = [("done", sum(run.finished for run in runs)), ("unfinished", sum(not run.finished for run in runs))]
     found.append(("runs", ", ".join(f"{count} {name}" for name, count in states if count)))
     return found
+
+
+def _origin(run: Run, key: str) -> str:
+    """Returns what a run says of its code or machine; of a device its own name rather than its kind."""
+    tables: Sequence[Mapping[str, Any]] = (run.facts, run.facts.get("versions") or {}, run.facts.get("platform") or {})
+    return next((str(table[key]) for table in tables if table.get(key)), "")
+
+
+def _dates(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Returns when the first run began and the last record was written, as they say; the page has no time of its own."""
+    starts = [str(run.facts["start"]) for run in runs if run.facts.get("start")]
+    ends = [str(run.records[-1]["at"]) for run in runs if run.records and run.records[-1].get("at")]
+    return [("dates", f"{min(starts)} to {max(ends)}")] if starts and ends else []
 
 
 def absent_of(c: Compared) -> list[str]:
@@ -127,6 +148,8 @@ def _reasons(study: Study) -> dict[str, str]:
         for name in _EXPLAINED:
             if f"{name}_reason" in values:
                 found.setdefault(name, str(values[f"{name}_reason"]))
+    if any((record.get("diagnostics") or {}).get("spectrum") for run in study.runs for record in run.records):
+        found.pop("energy_by_band", None)  # the bands are taken from the spectrum
     if not any("topology" in record for run in study.runs for record in run.records):
         found.pop("consensus_product_relative", None)  # with a server nobody looks for it
     measured = {

@@ -11,7 +11,7 @@ from fedelta.report import statistics
 from fedelta.report.compared import Compared, unit_for
 from fedelta.report.drawing.rows import Interval, forest_axis, forest_head, forest_row
 from fedelta.report.drawing.svg import Axis
-from fedelta.report.numerals import DASH, count, seconds
+from fedelta.report.numerals import DASH, count, listed, seconds
 from fedelta.report.standings import Absent, Standing, absent, interval_of, shows_macro_f1, standings
 
 KIND = {"best mean": "good", "ahead": "good", "behind": "bad"}
@@ -85,6 +85,8 @@ def lead(c: Compared) -> Lead | None:
     against = f"against {study.baseline.label}, {m.difference_unit}" if m.difference_unit else f"against {study.baseline.label}"
     tick = "A tick is a seed, the mark their mean, the bar the 95 % interval of the paired difference."
     text = f"Sorted by the mean. {tick}" if c.seeds > 1 else "Sorted by the score of the one seed."
+    within = [name for value, name in lines if axis.low <= value <= axis.high]
+    text += f" Dotted: {listed(within)}." if within else ""
     return Lead(text, columns, forest_head(axis) if drawn else Markup(""), against, rows, _resolution(c))
 
 
@@ -181,8 +183,8 @@ def _best(c: Compared, s: Standing) -> tuple[str, str]:
     if s.best is None:
         return DASH, "no validation"
     rounds = s.best_rounds
-    shown = ", ".join(map(str, rounds)) if len(rounds) <= 5 else f"{min(rounds)} to {max(rounds)}"
-    return c.measure.text(s.best), f"round {shown}"
+    low, high = min(rounds), max(rounds)
+    return c.measure.text(s.best), f"round {low}" if low == high else f"rounds {low} to {high}"
 
 
 def _worst(c: Compared, s: Standing) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fedelta.report import readings
-from fedelta.report.compared import Compared
+from fedelta.report.compared import Compared, competitors
 from fedelta.report.drawing.lines import NARROW, WIDE
 from fedelta.report.drawing.rows import Bar, Dots, bars, strip
 from fedelta.report.drawing.svg import swatch, tag
@@ -19,6 +19,9 @@ from fedelta.report.study import Group, Run
 
 MOST_LAYERS = 24
 """Rows of a map by layer; more layers are put together by module."""
+
+MOST_COLUMNS = 5
+"""Methods for which half the page has room in a map by layer."""
 
 MOST_LABELS = 12
 """Labels that have a colour; of more, the eleven largest do, and the rest is `other`."""
@@ -51,7 +54,7 @@ def layer_map(c: Compared, key: str, title: str, caption: str) -> Figure | None:
     whole = tag("table", tag("thead", tag("tr", tag("td"), *heads)), tag("tbody", *body), class_="heat")
     more = " Layers are put together by module; the title of a cell has each." if grouped else ""
     seeds = " Mean of the seeds." if c.seeds > 1 else ""
-    return Figure(title, caption + seeds + more, body=tag("div", whole, class_="scroll"))
+    return Figure(title, caption + seeds + more, body=tag("div", whole, class_="scroll"), whole=len(columns) > MOST_COLUMNS)
 
 
 def _by_layer(c: Compared, group: Group, key: str) -> dict[str, float]:
@@ -107,10 +110,10 @@ def clients(c: Compared) -> Figure | None:
         return None
     worsts = {row.label: fmean(_worst_of(c, run) for run in _scored(c, c.group(row.key))) for row in rows}
     pick = min if m.lower_is_better else max
-    kindest = pick(worsts, key=lambda label: worsts[label])
-    if len(rows) == 1:
+    kindest = pick([row.label for row in competitors(rows)], key=lambda label: worsts[label])
+    if len(competitors(rows)) == 1:
         title = f"The worst client scores {m.with_unit(worsts[kindest])}"
-    elif m.factor != 1.0 and all(value < LEFT_BEHIND for value in worsts.values()):
+    elif m.factor != 1.0 and all(worsts[row.label] < LEFT_BEHIND for row in competitors(rows)):
         title = "Some clients are left behind whatever the method"
     else:
         title = f"{kindest} treats its worst client best"

@@ -38,6 +38,7 @@ class Figure:
         body: what stands in place of a drawing, or above it.
         data: the numbers; None where the figure is a table itself.
         columns: keys of the series in the columns of `data` after the first, by which a chip hides them.
+        whole: whether it takes the whole width of the page: a table of many columns.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Figure:
     body: Markup = NONE
     data: Grid | None = None
     columns: Sequence[str] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)

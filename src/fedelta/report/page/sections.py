@@ -8,6 +8,9 @@ from fedelta.report.compared import Compared
 from fedelta.report.page import bands, curves, diagnostics, others, tables
 from fedelta.report.page.parts import Figure, Section
 
+WIDEST = 6
+"""Columns of a table that half the page has room for."""
+
 
 def sections_of(c: Compared) -> Iterator[Section]:
     """Returns the questions that these runs have an answer to."""
@@ -19,7 +22,7 @@ def sections_of(c: Compared) -> Iterator[Section]:
         "At what cost?",
         "At what cost?",
         "",
-        [figure for figure in (curves.against_bytes(c), _takes(c), _stages(c)) if figure],
+        [figure for figure in (curves.against_bytes(c), _stages(c), _takes(c)) if figure],
     )
     large = [
         bands.energy_bands(c),
@@ -57,7 +60,7 @@ def _takes(c: Compared) -> Figure | None:
     if found is None:
         return None
     caption, grid = found
-    return Figure("What it takes", caption, data=grid)
+    return Figure("What it takes", caption, data=grid, whole=len(grid.head) > WIDEST)
 
 
 def _stages(c: Compared) -> Figure | None:
@@ -65,4 +68,4 @@ def _stages(c: Compared) -> Figure | None:
     if grid is None:
         return None
     caption = "Seconds of a whole run, mean over seeds, and the peak of memory; of this machine, and of what else it did."
-    return Figure("Where the time goes", caption, data=grid)
+    return Figure("Where the time goes", caption, data=grid, whole=len(grid.head) > WIDEST)

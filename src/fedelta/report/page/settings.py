@@ -20,6 +20,9 @@ from fedelta.report.settings import by_setting, settings_line
 from fedelta.report.study import Group
 from fedelta.report.verdict import across as verdict_across
 
+MOST_COLUMNS = 4
+"""Settings for which half the page has room."""
+
 
 def settings(comparison: Comparison, found: Mapping[str, Compared]) -> Section | None:
     """Returns the section; None where nothing is swept."""
@@ -45,7 +48,12 @@ def table(comparison: Comparison, found: Mapping[str, Compared]) -> Figure:
     lines = [_line(comparison, found, label, rows.texts[label], rows.bold[label], rows.reasons[label]) for label in rows.labels]
     whole = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *lines), class_="data tbl sets")
     caption = f"{settings_line(next(iter(found.values()))).capitalize()}; bold: the best mean, and all not separated from it."
-    return Figure("Every method in every setting", caption, body=tag("div", whole, class_="scroll"))
+    return Figure(
+        "Every method in every setting",
+        caption,
+        body=tag("div", whole, class_="scroll"),
+        whole=len(comparison.settings) > MOST_COLUMNS,
+    )
 
 
 def _line(
@@ -117,6 +125,12 @@ def _between(found: Mapping[str, Compared]) -> str:
     return f"0 is {lines.names[0]}, 1 is {lines.names[1]}" if lines else ""
 
 
+def _left_out(found: Mapping[str, Compared], shown: Sequence[str]) -> str:
+    """Says which methods lack a seed or a setting, so that their mean would be over other runs than the others'."""
+    there = dict.fromkeys(g.label for c in found.values() for g in c.study.groups if g.style != "kr" and g.label not in shown)
+    return f" Without {listed(list(there))}, which lack{'s' * (len(there) == 1)} a run." if there else ""
+
+
 def _interquartile(found: Mapping[str, Compared], scores: Mapping[str, Mapping[str, across.Scores]]) -> Figure:
     means = across.interquartile_means(scores)
     ordered = sorted(means, key=lambda label: -means[label].mean)
@@ -129,7 +143,7 @@ def _interquartile(found: Mapping[str, Compared], scores: Mapping[str, Mapping[s
     title = f"{ordered[0]} has the highest interquartile mean{'; the intervals overlap' if overlap else ''}"
     caption = (
         f"Mean of the middle half of all runs, scores measured within their setting: {_between(found)}. "
-        "Bar: 95 % bootstrap over seeds within settings."
+        f"Bar: 95 % bootstrap over seeds within settings.{_left_out(found, ordered)}"
     )
     label = f"{title}. The numbers are in the table under the chart."
     wide, narrow = (points(rows, "normalised score", size, label) for size in (WIDE, NARROW))
@@ -154,6 +168,7 @@ def _profile(found: Mapping[str, Compared], scores: Mapping[str, Mapping[str, ac
         ceiling=100.0,
     )
     caption = f"Share of all runs above a score, scores measured within their setting: {_between(found)}. Higher is better."
+    caption += _left_out(found, [line.label for line in lines])
     return curves.figure_of("Performance profile", caption, lines, frame)
 
 
@@ -169,6 +184,7 @@ def _ranks(found: Mapping[str, Compared], ranks: across.Ranks) -> Figure:
     caption = (
         f"Mean rank over {ranks.settings} settings, 1 the best. Methods on one bar are not separated: Wilcoxon’s signed ranks, "
         "Holm’s correction, 5 % together. A setting counts once, whatever its seeds."
+        f"{_left_out(found, list(ranks.mean))}"
     )
     label = f"{title}. The numbers are in the table under the chart."
     wide, narrow = (points(rows, "mean rank", size, label, joins) for size in (WIDE, NARROW))

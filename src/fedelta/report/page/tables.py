@@ -68,22 +68,28 @@ def by_stage(c: Compared) -> Grid | None:
     """Returns the seconds of each stage of a run and the peak of memory; None where no record has any beyond the round."""
     groups = [g for g in c.ranked() if readings.runs_of(c.study, g)]
     times = {g.key: [_stage(c, g, stage) for stage in STAGES] for g in groups}
-    peaks = {g.key: mean_of(readings.peak_memory, readings.runs_of(c.study, g)) for g in groups}
+    peaks = {name: [_peak(c, g, of) for g in groups] for name, of in (("memory", "peak"), ("GPU", "cuda"))}
+    peaks = {name: found for name, found in peaks.items() if any(found)}
     stages = [
         k for k, stage in enumerate(STAGES) if stage != "evaluation" and any(row[k] is not None for row in times.values())
     ]
     if not stages and not any(peaks.values()):
         return None
     shown = [k for k in range(len(STAGES)) if any(row[k] is not None for row in times.values())]
-    factor, unit = unit_for([peak for peak in peaks.values() if peak is not None])
-    head = ["method", *(f"{STAGES[k]}, s" for k in shown), *([f"memory, {unit}"] if any(peaks.values()) else [])]
+    if not any(STAGES[k] != "evaluation" for k in shown) and not peaks:
+        return None
+    factor, unit = unit_for([peak for found in peaks.values() for peak in found if peak is not None])
+    head = ["method", *(STAGES[k] for k in shown), *(f"{name}, {unit}" for name in peaks)]
     rows: list[list[str]] = []
-    for g in groups:
-        peak = peaks[g.key]
-        found = [f"{x:.1f}" if (x := times[g.key][k]) is not None else DASH for k in shown]
-        found += [f"{peak / factor:.1f}" if peak is not None else DASH] if any(peaks.values()) else []
-        rows.append([g.label, *found])
+    for row, g in enumerate(groups):
+        seconds = [f"{x:.1f}" if (x := times[g.key][k]) is not None else DASH for k in shown]
+        memory = [f"{x / factor:.1f}" if (x := found[row]) is not None else DASH for found in peaks.values()]
+        rows.append([g.label, *seconds, *memory])
     return Grid(head, rows, keys=[g.key for g in groups], styles=[g.style for g in groups])
+
+
+def _peak(c: Compared, group: Group, of: str) -> float | None:
+    return mean_of(lambda run: readings.peak_memory(run, of), readings.runs_of(c.study, group))
 
 
 def _stage(c: Compared, group: Group, stage: str) -> float | None:

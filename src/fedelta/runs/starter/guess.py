@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedelta.data.columns import Column, is_numeric
-from fedelta.registry import nearest
+from fedelta.registry import listed, nearest
 
 TEXTS = (
     *("text", "sentence", "content", "body", "review", "tweet", "comment", "document", "utterance", "message", "passage"),
@@ -38,6 +38,9 @@ NUMBERED = re.compile(r"(?P<stem>.*[a-z])_?(?P<number>[0-9a-e])", re.IGNORECASE)
 """The name of one ending among several columns, such as `sol1` or `choice_b`."""
 
 ENDINGS = ("sol", "ending", "choice", "option", "answer", "alternative")
+
+ROWS_OF_A_LABEL = 3
+"""Rows on average of a value that is taken for a label."""
 
 FEW = 20
 """Different values that are taken for labels without a name that says so."""
@@ -87,7 +90,8 @@ def guess(columns: Sequence[Column], rows: int, *, text: str | None = None, labe
     if found is None:
         raise ValueError(_nothing(columns, rows))
     owner = first_of(columns, OWNERS, lambda c: c.name not in found.uses and 2 <= len(c.counts) <= rows / 4 and not c.missing)
-    return Guess(found.task, found.uses, found.texts, found.label, owner, found.others)
+    others = [name for name in found.others if owner is None or name != owner.name]
+    return Guess(found.task, found.uses, found.texts, found.label, owner, others)
 
 
 def first_of(columns: Iterable[Column], names: Sequence[str], fits: Callable[[Column], bool]) -> Column | None:
@@ -183,8 +187,8 @@ def _of_labels(columns: Sequence[Column], rows: int, text: str | None, label: st
 
 
 def could_label(column: Column, rows: int) -> bool:
-    """Returns True for a column with at least two different values, each in three rows on average, none of them a fraction."""
-    return 2 <= len(column.counts) <= rows / 3 and column.kind != "number"
+    """Returns True for a column with two or more different values, each in some rows on average, none of them a fraction."""
+    return 2 <= len(column.counts) <= rows / ROWS_OF_A_LABEL and column.kind != "number"
 
 
 def _fewest(candidates: Sequence[Column]) -> Column | None:
@@ -212,17 +216,26 @@ def _nothing(columns: Sequence[Column], rows: int) -> str:
             f"the column {chat!r} holds chats, which a config does not read: train on them by your own Trainer "
             "(fedelta.TrainerClient), or write them as one `prompt` and one `response` a row"
         )
-    of_text = any(_is_text(column) for column in columns)
-    short = [c.name for c in columns if c.kind == "text" and c.missing]
-    hint = f" ({listed(short)}: text with rows that have none)" if not of_text and short else ""
-    missing = "with a label: at least two different values, each in three rows or more" if of_text else f"with texts{hint}"
+    labels = [column for column in columns if could_label(column, rows)]
+    why = _no_text(columns, rows) if labels else _no_label(columns, rows)
     return (
-        f"no column {missing}; the columns of the {rows} rows are {listed(c.name for c in columns)}. Name them by --text and "
+        f"{why}. The {len(columns):,} columns of the {rows:,} rows: {listed(c.name for c in columns)}. Name them by --text and "
         "--label; or call them `prompt` and `response`, or `context`, `choices` and `label`"
     )
 
 
-def listed(names: Iterable[str], most: int = 12) -> str:
-    """Returns names for a message, the first of them where there are many."""
-    every = [repr(name)[:60] for name in names]
-    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+def _no_label(columns: Sequence[Column], rows: int) -> str:
+    numbers = [column.name for column in columns if column.kind == "number" or (column.kind == "text" and is_numeric(column))]
+    of_numbers = f"; {listed(numbers)} holds numbers, and a class is no number" if numbers else ""
+    few = "; so few rows are none to learn from" if rows < 2 * ROWS_OF_A_LABEL else ""
+    labels = f"two or more different values, each in {ROWS_OF_A_LABEL} rows on average"
+    return f"no column holds labels, that is {labels}{of_numbers}{few}"
+
+
+def _no_text(columns: Sequence[Column], rows: int) -> str:
+    gaps = [
+        f"{column.name!r:.60} has none in {column.missing:,}" for column in columns if column.kind == "text" and column.missing
+    ]
+    return "no column holds a text in each row" + (
+        f"; {', '.join(gaps[:5])}: fill them, or leave these rows out" if gaps else ""
+    )

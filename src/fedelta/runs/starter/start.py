@@ -9,10 +9,11 @@ from pathlib import Path
 from fedelta.data.columns import Column, columns_of
 from fedelta.data.files import read_file
 from fedelta.data.rows import Row, text_of
+from fedelta.registry import listed
 from fedelta.runs.config import ConfigError, RunConfig, read_config
 from fedelta.runs.config.paths import resolved
 from fedelta.runs.config.yaml_text import load_yaml
-from fedelta.runs.starter.guess import Guess, guess, listed
+from fedelta.runs.starter.guess import Guess, guess
 from fedelta.runs.starter.layout import Layout, lay_out
 from fedelta.runs.starter.text import config_text
 
@@ -78,7 +79,7 @@ def _rows_of(file: Path) -> list[Row]:
     if not rows:
         raise ValueError(f"{file} has no rows")
     first = next(iter(rows[0]), "")
-    if file.suffix not in (".json", ".jsonl") and first.lstrip().startswith(("{", "[")):
+    if file.suffix not in (".json", ".jsonl") and first.lstrip().startswith('{"'):
         raise ValueError(f"{file} looks like JSON, one object a line: call it {file.with_suffix('.jsonl').name}")
     return rows
 
@@ -111,7 +112,9 @@ def _checked(text: str, folder: Path) -> RunConfig:
     from fedelta.runs.deal import deal
 
     try:
-        deal(config, check(config).task)
+        dealt = deal(config, check(config).task)
+        for rows in (dealt.splits.validation, dealt.splits.test):
+            dealt.labels(rows)  # which may have a label that no training row has
     except ConfigError:
         raise
     except ValueError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +160,3 @@ def _relative(file: Path, folder: Path) -> str:
     """Returns a file's path from the config's folder; a path that would climb more than three folders is written in full."""
     path = Path(os.path.relpath(file, folder))
     return str(file.absolute()) if path.parts[:4] == ("..",) * 4 else path.as_posix()
-
-
-def labels_line(label: Column, shown: int = 6) -> str:
-    """Returns the shares of the commonest labels for a reader."""
-    total = sum(label.counts.values())
-    first: Sequence[tuple[Any, int]] = list(label.counts.items())[:shown]
-    parts = [f"{str(value)[:24]} {count / total:.0%}" for value, count in first]
-    return ", ".join(parts) + (f", … ({len(label.counts)} in all)" if len(label.counts) > shown else "")
