@@ -86,22 +86,23 @@ def _stored(folder: Path) -> RunConfig:
 
 def _play(config: RunConfig, may_run: Allowed, resume: Path | None, force: bool, mode: Mode, processes: Processes) -> None:
     """Runs round by round, and shows what a person wants to see."""
-    from fedelta.report.terminal import CtrlC, RunView, out
-    from fedelta.runs.folder import RunFolder
+    from fedelta.report.run_view import RunView
+    from fedelta.report.terminal import CtrlC, screen
     from fedelta.runs.runner import opened
 
-    view = RunView(mode, config.federation.rounds, RunFolder(resume).survey()[0] if resume else [])
+    view = RunView(mode)
     opening = opened(config, resume=resume, force=force, allow_files=may_run, processes=processes)
     with CtrlC() as ctrl_c, view.shown(), opening as going:
-        if mode == "screen" and going.experiment.deal is not None:
-            out.print(split_table(going.experiment.deal))
+        view.begin(going.experiment.config.federation.rounds, going.folder.survey()[0])
+        if going.experiment.deal is not None:
+            view.say(split_table(going.experiment.deal))
         for record in going.records():
             view.show(record)
             # After the round is on disk: the run can then be taken up with nothing lost.
             if ctrl_c.asked:
                 break
     if mode == "screen":
-        out.print(_summary(going))
+        screen().print(_summary(going))
     if ctrl_c.asked:
         note(f"stopped after a whole round; go on with: fedelta run --resume {going.folder.path}")
         raise typer.Exit(STOPPED)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fedelta.activity import board
 from fedelta.code_files import CodeFile
 from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
@@ -80,15 +81,18 @@ class OpenRun:
             record["topology"] = {**self.experiment.contraction, "lost_links": len(done.lost_links)}
         settings = self.experiment.config.evaluation
         if settings.diagnostics:
+            board().say("diagnosing")
             with clock.measure("diagnostics"):
                 values = diagnose(done, per_layer=settings.diagnostics != "global")
             record["diagnostics"], self.notes["reasons"] = new_reasons(values, self.notes.get("reasons", {}))
         own: Mapping[int, Scores] = {}
         if (done.t + 1) % settings.every == 0 or self._is_last(done):
+            board().say("evaluating")
             with clock.measure("evaluation"):
                 own = self.experiment.own_scores(done)
                 record |= self._evaluate(done)
                 record |= {"clients": fairness(own)} if own else {}
+            board().say("saving")
             with clock.measure("save"):
                 self._save_adapters(done, record)
         record = finite(record | moment())
@@ -109,6 +113,7 @@ class OpenRun:
         records = self.folder.records() if self.pictures else []
         if records:
             e = self.experiment
+            board().say("drawing the report")
             curves(records, self.folder.curves, title=e.config.name, majority=e.majority())
             self._report()
 
@@ -157,6 +162,7 @@ class OpenRun:
             # A participant's own model needs what it remembers, which may be elsewhere.
             if e.evaluator is None or (done.personal and not e.memories_here):
                 continue
+            board().say(f"evaluating {name}")
             if done.gossip:
                 nodes = e.evaluator.by_peer(done, rows)
                 scores[name] = mean(nodes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Snapshot
 from fedelta.method import Client, Method
-from fedelta.report.terminal import RunView, is_watched
+from fedelta.report.run_view import RunView
+from fedelta.report.terminal import is_watched
 from fedelta.runs import best, platforms
 from fedelta.runs.config import RunConfig, read_config
 from fedelta.runs.config.checks import check, demand_here
@@ -120,20 +121,13 @@ def run(
         trust_remote_code=trust_remote_code,
         allow_files=allow_files,
     )
-    with opening as going, _shown(going, progress) as show:
+    view = RunView("screen" if (is_watched() if progress is None else progress) else "quiet")
+    with view.shown(), opening as going:
+        view.begin(going.experiment.config.federation.rounds, going.folder.survey()[0])
         for record in going.records():
-            show(record)
+            view.show(record)
     folder = going.folder
     return RunResult(folder.path, folder.records(), best.last_of(folder.adapters))
-
-
-@contextmanager
-def _shown(going: OpenRun, progress: bool | None) -> Generator[Callable[[Record], None]]:
-    """Shows a run, where it is to be, for as long as the block of a `with` runs; gives what shows one more round."""
-    shown = is_watched() if progress is None else progress
-    view = RunView("screen" if shown else "quiet", going.experiment.config.federation.rounds, going.folder.survey()[0])
-    with view.shown():
-        yield view.show
 
 
 def rounds(config: Source | None = None, overrides: Overrides = (), **options: Unpack[Options]) -> Generator[Record]:
