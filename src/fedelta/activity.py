@@ -36,6 +36,11 @@ class Board:
     step: int = 0
     steps: int = 0
 
+    def clear(self) -> None:
+        """Notes that a run begins."""
+        self.t, self.cohort, self.trained = None, 0, 0
+        self.say("preparing")
+
     def begin(self, t: int, cohort: int) -> None:
         """Notes that a round begins."""
         self.t, self.cohort, self.trained = t, cohort, 0

@@ -6,6 +6,7 @@ import html
 import io
 from collections import deque
 from collections.abc import Callable
+from importlib import import_module
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any
@@ -37,12 +38,11 @@ class NotebookCell:
         self._ended = Event()
         self._thread = Thread(target=self._draw_again, daemon=True)
         self._handle: Any = None
+        self._ipython: Any = None
 
     def __enter__(self) -> NotebookCell:
-        from IPython.display import HTML, display  # there in every notebook, and in no other place needed
-
-        self._html = HTML
-        self._handle = display(HTML(self._content()), display_id=True)
+        self._ipython = import_module("IPython.display")  # there in every notebook, and needed in no other place
+        self._handle = self._ipython.display(self._ipython.HTML(self._content()), display_id=True)
         self._thread.start()
         return self
 
@@ -61,7 +61,7 @@ class NotebookCell:
 
     def _draw(self) -> None:
         if self._handle is not None:
-            self._handle.update(self._html(self._content()))
+            self._handle.update(self._ipython.HTML(self._content()))
 
     def _content(self) -> str:
         lines = [*self._lines] if self._ended.is_set() else [*self._lines, text_of(self._picture()).rstrip()]

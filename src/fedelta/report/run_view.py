@@ -77,8 +77,10 @@ class RunView:
 
     def _picture(self) -> Table:
         grid = Table.grid(padding=(0, 1), expand=True)
-        for options in ({}, {"ratio": 1, "no_wrap": True, "overflow": "ellipsis"}, {}, {"justify": "right", "no_wrap": True}):
-            grid.add_column(**options)
+        grid.add_column()
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")  # the words give way, not the figures
+        grid.add_column()
+        grid.add_column(justify="right", no_wrap=True)
         share = self._share()
         grid.add_row(self._spinner, doing(self._board, self.rounds), ProgressBar(1.0, share, width=BAR), self._left(share))
         return grid
@@ -101,11 +103,11 @@ class RunView:
 
 
 def doing(board: Board, rounds: int) -> str:
-    """Says in words what a run is doing, such as `round 4/30  client 7 (3/10)  step 5/8`."""
-    parts = [] if board.t is None else [f"round {board.t + 1}/{rounds}"]
+    """Says in words what a run is doing, such as `round 3 (4/30)  client 7 (3/10)  step 5/8`."""
+    parts = [] if board.t is None else [f"round {board.t} ({board.t + 1}/{rounds})"]
     if board.training:
-        who = f"pass of {board.training} clients" if board.client is None else f"client {board.client}"
-        parts.append(f"{who} ({board.trained}/{board.cohort})" if board.cohort > 1 else who)
+        who = f"{board.training} clients at once" if board.client is None else f"client {board.client}"
+        parts.append(f"{who} ({board.trained}/{board.cohort})" if board.cohort > board.training else who)
         parts += [f"step {board.step}/{board.steps}"] if board.steps else []
     elif board.doing:
         parts.append(f"{board.doing} {board.step}/{board.steps}" if board.steps else board.doing)

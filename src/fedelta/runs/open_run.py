@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,6 +46,7 @@ class OpenRun:
         start: the snapshot to go on from; None from the first round.
         code: by key of the config, the Python files that define its method or its task.
         pictures: the end of the run leaves curves and a page.
+        sinks: take each record once it is on disk.
     """
 
     experiment: Experiment
@@ -56,6 +57,7 @@ class OpenRun:
     start: Snapshot | None = None
     code: Mapping[str, CodeFile] = field(default_factory=dict[str, CodeFile])
     pictures: bool = True
+    sinks: Sequence[Callable[[Record], None]] = ()
 
     def records(self) -> Iterator[Record]:
         """Runs the rounds that are left; each is on disk when its record is yielded."""
@@ -64,7 +66,10 @@ class OpenRun:
         facts.write_once(self.folder.run_file, self.folder.split_file, e, self.notes["platform"], self.code)
         settings = replace(e.settings, score=_validate(e), start=self.start, engine=self.visit_all)
         for done in play(e, e.clients, settings):
-            yield self.write(done)
+            record = self.write(done)
+            for sink in self.sinks:
+                sink(record)
+            yield record
 
     def write(self, done: Round) -> Record:
         """Writes adapters, lines and checkpoint of a round, in this order (see `fedelta.runs.folder`); returns the record."""

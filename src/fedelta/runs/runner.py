@@ -39,6 +39,7 @@ from fedelta.runs.own_methods import code_digests
 from fedelta.runs.records import Record
 from fedelta.runs.rounds import Experiment
 from fedelta.runs.shards import Alone, Processes
+from fedelta.runs.sinks import Sink, demand_sinks, reporting
 from fedelta.tasks.task import Task
 from fedelta.tree import Adapter
 
@@ -80,6 +81,7 @@ def run(
     trust_remote_code: bool = False,
     allow_files: Collection[str | PathLike[str]] = (),
     progress: bool | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> RunResult:
     """Runs a config to its end.
 
@@ -102,6 +104,7 @@ def run(
         allow_files: the Python files, by path or sha256, that may run if the config names them, be it a file, a mapping or a
             `RunConfig`: any of them may have come from somebody else. Files in the user's own list may, too (`fedelta allow`).
         progress: shows the run round by round; by default in a terminal and in a notebook.
+        sinks: functions that take each record once its round is on disk, such as a tracker's; what one raises ends the run.
 
     Raises:
         ConfigError: for a config that cannot be run, or changes that would make a resumed run another one.
@@ -120,6 +123,7 @@ def run(
         force=force,
         trust_remote_code=trust_remote_code,
         allow_files=allow_files,
+        sinks=sinks,
     )
     view = RunView("screen" if (is_watched() if progress is None else progress) else "quiet")
     with view.shown(), opening as going:
@@ -166,13 +170,14 @@ def opened(
         build: makes the experiment of a run whose clients are elsewhere.
     """
     opening = opening_of(options, build or partial(_here, processes=processes))
-    changes = changes_of(options, overrides)
+    changes, sinks = changes_of(options, overrides), options.get("sinks", ())
     if (resume := options.get("resume")) is not None:
-        with _resumed(RunFolder(Path(resume)), config, changes, opening) as going:
+        with _resumed(RunFolder(Path(resume)), config, changes, opening) as going, reporting(going, sinks):
             yield going
     else:
         settled = read_config(config if config is not None else {}, changes)
-        with _new(settled, options.get("force", False), opening) as going:
+        demand_sinks(settled, sinks)
+        with _new(settled, options.get("force", False), opening) as going, reporting(going, sinks):
             yield going
 
 
@@ -224,6 +229,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, ope
         if config is None or isinstance(config, str | Path):
             given = without_leave(given)  # the file may be the folder's own config.yaml, which may not allow itself anything
         settled = keep_choices(fixed, opening.settled(read_config(given, overrides)), overrides)
+        demand_sinks(settled)
         chosen = check(settled, opening.own)
         demand_leave(old.model, settled.model)
         demand_same_run(fixed, settled)
