@@ -137,6 +137,9 @@ class LocalClient:
         self.reading: Reading | None = None
         self._ahead: tuple[tuple[int, str], Iterator[Batch]] | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.peer!r}, {self.num_steps} steps a round)"
+
     @property
     def num_steps(self) -> int:
         return self.training.steps_for(len(self.examples))

@@ -15,6 +15,7 @@ from fedelta.engines.rounds import Snapshot
 from fedelta.method import Client, Method
 from fedelta.report.run_view import RunView
 from fedelta.report.terminal import is_watched
+from fedelta.report.words import main_metric, number
 from fedelta.runs import best, platforms
 from fedelta.runs.config import RunConfig, read_config
 from fedelta.runs.config.checks import check, demand_here
@@ -61,6 +62,12 @@ class RunResult:
     folder: Path
     records: Sequence[Record]
     adapter: Adapter | None
+
+    def __repr__(self) -> str:
+        metric = main_metric(self.records[-1:])
+        scores = {} if metric is None else self.final.get("test") or self.final.get("validation") or {}
+        scored = f", {metric} {number(scores[metric])}" if metric in scores else ""
+        return f"RunResult({str(self.folder)!r}, {len(self.records)} rounds{scored})"
 
     @property
     def final(self) -> Record:

@@ -343,7 +343,7 @@ class RunConfig(Section):
     training: LocalTraining = LocalTraining()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
-    report_to: ReportTo = []
+    report_to: ReportTo = Field(default=[])
 
     @field_validator("name")
     @classmethod

@@ -16,8 +16,8 @@ ReportTo: TypeAlias = Annotated[
     list[Literal["tensorboard"]],
     BeforeValidator(_listed, json_schema_input_type=Literal["tensorboard"] | list[Literal["tensorboard"]]),
     Field(
-        description="`tensorboard` writes what rounds say of the whole cohort to the run's folder as event files, too; needs the "
-        "extra `track`"
+        description="`tensorboard` writes what rounds say of the whole cohort to the run's folder as event files, too; needs "
+        "the extra `track`"
     ),
 ]
 """The names, by which they are imported, too."""
