@@ -109,6 +109,9 @@ class Echo:
     def gradient(self, start: Adapter, num_batches: int, **request: Any) -> Adapter:
         raise NotImplementedError
 
+    def base_weight(self, layer: str) -> torch.Tensor:
+        raise NotImplementedError
+
 
 def peer(k: int) -> Peer:
     return Peer(k, RANK, lora_alpha=LORA_ALPHA)

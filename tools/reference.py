@@ -30,6 +30,7 @@ from fedelta.optim import OPTIMIZERS
 from fedelta.report import catalogue
 from fedelta.runs.config.json_schema import json_schema, schema_text
 from fedelta.runs.config.node import Node
+from fedelta.runs.suite.schema import Suite
 from fedelta.split.partition import SCHEMES
 from fedelta.tasks import METRICS, list_tasks, task_class
 from fedelta.topology import TOPOLOGIES
@@ -48,6 +49,7 @@ def files() -> dict[Path, str]:
     return {
         reference / "config.md": config_page(),
         reference / "node-file.md": node_page(),
+        reference / "suite-file.md": suite_page(),
         reference / SCHEMA: schema_text(),
         reference / "cli.md": command_line(),
         ROOT / "src/fedelta/methods/catalogue.json": json.dumps(catalogue.entries(), indent=1, ensure_ascii=False) + "\n",
@@ -99,6 +101,11 @@ def node_page() -> str:
     nested = {key: whole["$defs"][ref(about)] for key, about in properties.items() if ref(about)}
     sections = (section(key, about, whole["$defs"]) for key, about in nested.items())
     return "\n".join([NODE_HEAD, f"## At the top\n\n{keys_table('', alone)}", *sections])
+
+
+def suite_page() -> str:
+    """Returns the page of a suite file's keys."""
+    return "\n".join([SUITE_HEAD, keys_table("", Suite.model_json_schema()["properties"]), SUITE_REST])
 
 
 def section(key: str, about: Mapping[str, Any], known: Mapping[str, Any], mark: str = "##") -> str:
@@ -157,6 +164,89 @@ The state folder holds, for its owner alone: `site.sock`, `site.log`, `runs/` (w
 the last 20 runs) and `rows/` (its encoded rows, from which the rows can be read back). A run's folder in `runs/` may be removed
 once the run is over. A folder that other users may write to is refused.
 """
+
+SUITE_HEAD = """# Suite files
+
+`fedelta compare SUITE.yaml` runs several methods in several settings over several seeds. An unknown key is refused with the
+nearest one, and the config of every run is checked before the first begins. Paths are taken from the folder in which the file
+lies.
+
+## Keys
+"""
+
+SUITE_REST = """## Methods
+
+A method is a name, a file of your own (`mine.py`), or a mapping:
+
+| key | meaning |
+|---|---|
+| `name` or `path` | the method, or the file that defines it; a file runs only if you name it again, by `--allow-file mine.py` |
+| `label` | in tables and folders; needed where a name occurs twice |
+| `set` | what else its runs have of their own, by dotted key of the config |
+| `tune` | a grid of its own in place of the suite's; null for none |
+| any other | a hyper-parameter of the method |
+
+A method that cannot serve a setting by what it claims of itself, such as unequal ranks, is *not applicable* there: the table
+says why, and it counts neither as missing nor as failed. `local_only` and `centralised` are lines to compare with, not
+competitors.
+
+## Seeds
+
+A seed of the suite draws the partition, the schedule (who is in a round, and batches) and the start. The rows that are kept
+out to choose and to report by are drawn from the base's own seed (`seed`, or `seed.data`), so that every run is scored on the
+same rows.
+
+## Tuning
+
+A method's value is chosen by runs on seeds of their own (100 and 101), which must not be among the compared ones. The best
+mean validation score after the last round wins, by `evaluation.best_by`; where accuracies differ by no more than the sampling
+error of the validation rows, the lower validation loss does. Where the best value is the smallest or largest tried, one more
+beyond it is tried by the grid's ratio, at most twice; if it still is, the table says "at the edge". Several keys are tried in
+all combinations. With `setting: first` the first setting chooses for all, else each for itself.
+
+```yaml
+base: quickstart
+methods:
+  - flexlora
+  - {name: hetlora, label: HetLoRA 0.9, gamma: 0.9, tune: {method.lam: [0.001, 0.01, 0.1]}}
+  - {name: fedavg, label: rank 4, set: {lora.rank: 4}}
+  - local_only
+  - centralised
+seeds: [0, 1, 2, 3, 4]
+baseline: flexlora
+tune: {training.learning_rate: [1.0e-3, 3.0e-3, 1.0e-2]}
+sweep:
+  partition.concentration: [0.1, 1.0]
+store: cells.jsonl.gz
+```
+
+## Folder
+
+| path | content |
+|---|---|
+| `suite.yaml` | the suite as resolved; it can be run from there |
+| `cells/<setting>/<method>/seed-<s>/` | the runs that are compared, [run folders](run-folder.md) without curves and page |
+| `tune/<setting>/<method>/<value>/seed-<s>/` | those that choose values |
+| `stale/` | runs of another config that lay where a cell belongs |
+| `untrained/` | scores of the model before any training |
+| `results.csv`, `results.tex`, `results.pdf`, `results.png`, `summary.json`, `report.html` | what came out |
+
+A run is done when it has all its rounds and the config that the suite asks for. What is done is not done again, what was
+stopped goes on after its last round, and what failed has a `failed.json` and is tried again with `--retry`. More rounds
+extend finished runs. Several calls may share one folder.
+
+## Store
+
+With `store`, each finished run is also a line in one gzip file, that can be committed: its config, its records without the
+table by layer, and its facts. A run is known by a hash of its config, in which files count by their content, so that it is
+found from any folder and in a fresh clone. Tables and page are made of these lines alone. Where the data are not there, the
+store's own digests stand for them. Several processes may write to one store; a line that a killed one left unfinished is cut
+away.
+
+## Exit codes
+
+0: nothing failed; 1: some run failed, and the table is there all the same; 2: a suite that cannot be run; 130: stopped by
+Ctrl-C, after a whole round."""
 
 CHOICES_HEAD = """## Choices by name
 

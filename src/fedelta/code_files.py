@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from fedelta.registry import classes_of, is_code
 
@@ -54,6 +56,17 @@ class CodeFile:
             names = ", ".join(cls.__name__ for cls in found) or "none"
             raise ValueError(f"{self.path} must define one {wanted} with all that is abstract in it, and defines {names}")
         return found[0]
+
+    def function_of(self, name: str) -> Callable[..., Any]:
+        """Runs the file and returns a function that it defines.
+
+        Raises:
+            ValueError: for a file that cannot be imported, or has no such function.
+        """
+        found = vars(self._module()).get(name)
+        if not callable(found):
+            raise ValueError(f"{self.path} defines no function {name}")
+        return found
 
     def _module(self) -> ModuleType:
         # Named by the digest, so that no file takes the name of another module, and equal files give the same class.

@@ -46,6 +46,20 @@ Asked: TypeAlias = Literal["base", "trainable", "penalty", "gradient", "optimize
 EVERYTHING: frozenset[str] = frozenset(get_args(Asked))
 """All arguments of `Client.train` that a method may use; what a client takes that does not say otherwise."""
 
+ASKED: Mapping[str, str] = {
+    "base": "a base that moves (base)",
+    "trainable": "training of some factors alone (trainable)",
+    "penalty": "a penalty on the loss (penalty)",
+    "gradient": "a hook on the gradients (gradient)",
+    "optimizer": "an optimiser of its own (optimizer)",
+    "num_steps": "a number of steps (num_steps)",
+    "lr_scale": "a scaled learning rate (lr_scale)",
+}
+"""The arguments of `Client.train` in words."""
+
+TRAINER_TAKES = frozenset({"base", "trainable", "num_steps", "lr_scale"})
+"""The arguments of `train` that a user's own Trainer can honour (`fedelta.models.trainer`)."""
+
 Penalty: TypeAlias = Callable[[Adapter], Tensor]
 """A scalar to add to the loss, from the live adapter."""
 

@@ -19,15 +19,14 @@ from fedelta.runs.config import RunConfig, read_config
 from fedelta.runs.config.checks import checked_alone
 from fedelta.runs.config.node import Node
 from fedelta.runs.config.roster import Roster
+from fedelta.runs.suite.cells import plan_of
+from fedelta.runs.suite.schema import suite_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = REPOSITORY / "README.md"
 GUIDE = REPOSITORY / "docs" / "how-to" / "own-method.md"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://)([^)#\s]+)[^)]*\)")
-SHORTER = {'"rounds": 6': '"rounds": 1'}
-"""What is run in place of a tutorial's text, to save a minute."""
-
 GROUPS = ("flower",)
 """Commands of fedelta that have commands of their own."""
 
@@ -123,8 +122,7 @@ def test_python_blocks_run_in_order(page: Path, reader: Path, capsys: pytest.Cap
     *modules, own = files_of(page).items()
     for name, text in modules:
         (reader / name).write_text(text, encoding="utf-8")
-    code = functools.reduce(lambda text, change: text.replace(*change), SHORTER.items(), own[1])
-    exec(compile(code, str(page), "exec"), {"__name__": page.stem})
+    exec(compile(own[1], str(page), "exec"), {"__name__": page.stem})
     printed = capsys.readouterr().out
     if page == README:
         assert without_fractions(printed) == without_fractions(blocks("text", README)[0].text)
@@ -163,7 +161,12 @@ def read_alone(values: dict[str, Any]) -> RunConfig:
     return checked_alone(read_config(values))
 
 
-FILES = {"config": read_alone, "node file": Node.model_validate, "roster": Roster.model_validate}
+FILES = {
+    "config": read_alone,
+    "node file": Node.model_validate,
+    "roster": Roster.model_validate,
+    "suite": lambda values: plan_of(suite_of(values, "page", REPOSITORY), REPOSITORY / "runs"),
+}
 """The kinds of YAML files that a page may show, and what reads them."""
 
 

@@ -136,13 +136,15 @@ def test_a_config_that_cannot_be_run_ends_all_with_one_message(config: dict[str,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/cwd").is_dir(), reason="needs a path that leads elsewhere in each process")
 def test_a_rank_that_lacks_the_data_says_so_by_rank_0(config: dict[str, Any], tmp_path: Path) -> None:
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     here.mkdir()
     elsewhere.mkdir()
     rows = Path(config["data"]["source"])
     (here / "rows.jsonl").write_bytes(rows.read_bytes())
-    given = file_of({**config, "data": {**config["data"], "source": "rows.jsonl"}}, here)
+    # A path that is one machine's own; those in a config are absolute by the time that rank 0 sends it.
+    given = file_of({**config, "data": {**config["data"], "source": "/proc/self/cwd/rows.jsonl"}}, here)
     (code, said), other = ended(ranks(2, given, "--output", tmp_path / "run", folders={0: here, 1: elsewhere}))
     assert code == 2
     assert "error: rank 1: " in said

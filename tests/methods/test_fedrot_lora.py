@@ -64,13 +64,15 @@ def test_what_lies_as_the_server_does_is_not_turned_by_a_bit(which: Any) -> None
 
 
 def test_what_the_factors_leave_open_is_not_turned() -> None:
-    """The first component alone is seen, and has the other sign; the others could be turned in any way."""
+    """One direction of the components is seen, and has the other sign; across it they could be turned in any way."""
+    v = torch.nn.functional.normalize(torch.tensor([1.0, -2, 3]).double(), dim=0)
     x, like = layer(1), layer(2)
-    x.B[:, 1:], like.B[:, 1:] = 0, 0
-    x.B[:, 0] = -like.B[:, 0]
+    like = LoRA(like.B[:, :1] * v, like.A, 1.0)
+    x = LoRA(-like.B, x.A, 1.0)
     found = turned(x, like, "B")
-    torch.testing.assert_close(found.B[:, 0], like.B[:, 0])
-    torch.testing.assert_close(found.A, x.A * torch.tensor([[-1.0], [1], [1]]).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.B, like.B)
+    reflection = torch.eye(3, dtype=torch.float64) - 2 * torch.outer(v, v)
+    torch.testing.assert_close(found.A, reflection @ x.A, rtol=0, atol=1e-9)
 
 
 def aggregated(method: Any, adapters: list[Adapter], t: int, reference: Adapter) -> Adapter:

@@ -8,6 +8,7 @@ import torch
 
 from fedelta import lowrank as lr
 from fedelta import tree
+from fedelta.client import Training
 from fedelta.engines.rounds import QuorumError
 from fedelta.engines.server import federate
 from fedelta.exchange import wire
@@ -17,8 +18,9 @@ from fedelta.method import TrainResult
 from fedelta.methods import Compose, FedAvg, FedProx, ILoRA, Scaffold, get_method
 from fedelta.methods._shared.qr import leading_qr, leading_qr_of
 from fedelta.models.toy import random_adapter, toy_federation
+from fedelta.optim import SGD
 from fedelta.peers import Peer, template_for
-from fedelta.tree import Adapter
+from fedelta.tree import Adapter, BaseDelta
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 RULES = [ILoRA(), ILoRA(fixed_start=False), ILoRA(fixed_start=False, factor="qr")]
@@ -203,6 +205,26 @@ def test_a_wider_client_that_comes_later_brings_its_own_start() -> None:
         torch.testing.assert_close(small, large, **EXACT)
     torch.testing.assert_close(people[1].begun(0), weights_of(rounds[0], weight)[0], **EXACT)
     torch.testing.assert_close(people[0].begun(1), weights_of(rounds[0], weight)[0], **EXACT)
+
+
+@pytest.mark.parametrize("method", [*RULES, ILoRA(control=True)], ids=str)
+def test_clients_of_all_ranks_train_on_one_model_in_the_weight_of_their_round(method: ILoRA, monkeypatch: Any) -> None:
+    """What the shared model shows at each load, start and all, is what that peer was to run after the round before."""
+    gently = Training(local_steps=4, batch_size=8, learning_rate=5e-4, optimizer=SGD())  # a step grows with s^2, here 64
+    people = toy_federation((3, 1, 2, 3), lora_alpha=8.0, training=gently)  # who ends a round, and who begins one, are alike
+    model, shown = people[0].model, list[Any]()
+
+    def load(adapter: Adapter, base: Any = None, load: Any = model.load) -> None:
+        load(adapter, base)
+        shown.append(tree.effective(adapter, BaseDelta(1, {n: [x] for n, x in model.module.base.items()})))
+
+    monkeypatch.setattr(model, "load", load)
+    rounds = play(method, people, rounds=4)
+    for done, begun in zip(rounds, (shown[k : k + 4] for k in range(4, 16, 4)), strict=False):
+        for peer, found in zip(done.peers, begun, strict=True):
+            expected = tree.effective(*(done.participant_model(peer).get(k) for k in ("adapter", "base")))
+            for n, x in expected.layers.items():
+                torch.testing.assert_close(found.layers[n].dense(), x.dense(), rtol=0, atol=1e-10)
 
 
 # --- the sum -------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from scipy import stats
 from fedelta.report import across
 from fedelta.report.compared import Compared
 from fedelta.report.comparison import Comparison
+from fedelta.report.numerals import Measure
 from fedelta.report.outcome import outcomes
 
 Make = Callable[..., Comparison]
@@ -56,6 +57,8 @@ def test_the_interquartile_mean_is_that_of_the_middle_half():
     assert means["a"].mean == pytest.approx(float(stats.trim_mean([0.1, 0.2, 0.3, 0.4] * 3, 0.25)))
     assert means["a"].low < means["a"].mean < means["a"].high
     assert (means["b"].low, means["b"].high) == (0.5, 0.5)
+    outlier = {s: {"a": {0: 0.1, 1: 0.2, 2: 0.3, 3: 1e9 if s == "x" else 0.4}} for s in "xyz"}
+    assert across.interquartile_means(outlier)["a"].high < 1, "resamples leave out the outer quarters, too"
     assert across.interquartile_means(scores) == means, "the same seeds are drawn each time"
 
 
@@ -80,6 +83,9 @@ def test_ranks_are_means_over_settings_and_ties_share(a_comparison: Make):
     assert ranks is not None
     assert ranks.mean == {"a": 1.0, "b": 2.5, "c": 2.5}
     assert across.mean_ranks(dict(list(found.items())[:4])) is None
+    losses = across.mean_ranks({name: replace(each, measure=Measure("loss")) for name, each in found.items()})
+    assert losses is not None
+    assert losses.mean == {"b": 1.5, "c": 1.5, "a": 3.0}
 
 
 def test_bars_join_what_wilcoxon_and_holm_do_not_tell_apart(a_comparison: Make):

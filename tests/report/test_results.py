@@ -48,6 +48,7 @@ def test_page_terminal_and_csv_have_the_numbers_of_scipy(a_comparison: Make):
     assert statistic(comparison, "b", "high") == pytest.approx(bounds.high, abs=1e-12)
     assert statistic(comparison, "b", "p") == pytest.approx(test.pvalue, rel=1e-9)
     assert statistic(comparison, "b", "p_adjusted") == pytest.approx(max(2 * min(raw), raw[0]), rel=1e-9)
+    assert statistic(comparison, "c", "p_adjusted") == pytest.approx(max(2 * min(raw), raw[1]), rel=1e-9)
     score = f"{100 * fmean(b):.1f} ± {100 * stats.tstd(b):.1f}"
     gap, low, high = (f"{100 * x:+.1f}".replace("-", "\u2212") for x in (fmean(b) - fmean(a), bounds.low, bounds.high))
     difference = f"{gap} {low} to {high}"
@@ -107,6 +108,13 @@ def test_cells_that_are_not_done_are_rows_without_a_value(a_comparison: Make):
     nothing = replace(comparison, cells=[cell for cell in comparison.cells if cell.run is None])
     assert set(results.files(nothing)) == {"results.csv", "summary.json"}
     assert "no run has finished a round" in results.terminal_table(nothing).plain
+
+
+def test_lines_to_compare_with_take_no_part_in_the_correction(a_comparison: Make):
+    beside = a_comparison(("a", "b", "local_only"), seeds=4)
+    found = {r["statistic"] for r in rows_of(beside) if r["label"] == "local_only" and not r["seed"]}
+    assert found == {"difference", "low", "high", "p"}
+    assert statistic(beside, "b", "p_adjusted") == statistic(beside, "b", "p"), "b is the only one that is compared"
 
 
 def test_rounds_have_every_number_of_every_record(a_comparison: Make):

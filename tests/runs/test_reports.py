@@ -127,3 +127,11 @@ def test_nothing_of_a_folder_is_run(copy: Path, tmp_path: Path):
     config.write_text(config.read_text().replace("trust_remote_code: false", "trust_remote_code: true"))
     (copy / "sitecustomize.py").write_text("raise SystemExit('it was run')")
     assert reports.write_report([copy], tmp_path / "page.html").is_file()
+
+
+def test_what_run_json_says_of_code_and_machine_is_taken_where_it_is_of_its_kind():
+    facts = {"commit": "abc1234+", "cores": 2, "versions": {"torch": "2.9"}, "data": {"train": "d" * 64}, "start": "2026-11-30"}
+    found = reports.known_facts(facts)
+    assert {key: found[key] for key in facts} == facts
+    wrong = {"commit": 3, "cores": True, "versions": [], "data": "x", "start": None, "device": {}}
+    assert not set(reports.known_facts(wrong)) & set(wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from fedelta.cli import completion
 from fedelta.cli.data import split_table
+from fedelta.cli.imports import uncollected
 from fedelta.cli.options import AllowFiles, AsJson, Overrides, Trust, allowed_files
 from fedelta.cli.output import STOPPED, note
 
@@ -63,7 +65,7 @@ def run(
 
 def _settled(config: str | None, changes: list[str], resume: Path | None, *, keeps_folder: bool, mode: Mode) -> RunConfig:
     """The config of the run that was asked for, before a model library is imported."""
-    from fedelta.report.terminal import quieten_libraries, show_warnings
+    from fedelta.report.terminal import show_warnings
     from fedelta.runs.config import ConfigError, read_config
 
     if (config is None) == (resume is None):
@@ -71,9 +73,7 @@ def _settled(config: str | None, changes: list[str], resume: Path | None, *, kee
     if resume is not None and not keeps_folder:
         raise ConfigError("--resume goes on in its own folder: leave --output and --force out")
     show_warnings(mode)
-    settled = read_config(_stored(resume) if resume else config or {}, changes)
-    quieten_libraries()
-    return settled
+    return read_config(_stored(resume) if resume else config or {}, changes)
 
 
 def _stored(folder: Path) -> RunConfig:
@@ -87,20 +87,27 @@ def _stored(folder: Path) -> RunConfig:
 def _play(config: RunConfig, may_run: Allowed, resume: Path | None, force: bool, mode: Mode, processes: Processes) -> None:
     """Runs round by round, and shows what a person wants to see."""
     from fedelta.report.run_view import RunView
-    from fedelta.report.terminal import CtrlC, screen
-    from fedelta.runs.runner import opened
+    from fedelta.report.terminal import CtrlC, quieten_libraries, screen
 
     view = RunView(mode)
-    opening = opened(config, resume=resume, force=force, allow_files=may_run, processes=processes)
-    with CtrlC() as ctrl_c, view.shown(), opening as going:
-        view.begin(going.experiment.config.federation.rounds, going.folder.survey()[0])
-        if going.experiment.deal is not None:
-            view.say(split_table(going.experiment.deal))
-        for record in going.records():
-            view.show(record)
-            # After the round is on disk: the run can then be taken up with nothing lost.
-            if ctrl_c.asked:
-                break
+    with CtrlC() as ctrl_c, view.shown():
+        # Torch and transformers are imported from here on: seconds, in which there is something to see.
+        with uncollected():
+            quieten_libraries()
+            from fedelta.runs.runner import opened
+
+            if config.federation.where == "here":
+                import_module("fedelta.runs.experiment")  # the largest part, which building the run would import
+
+        with opened(config, resume=resume, force=force, allow_files=may_run, processes=processes) as going:
+            view.begin(going.experiment.config.federation.rounds, going.folder.survey()[0])
+            if going.experiment.deal is not None:
+                view.say(split_table(going.experiment.deal))
+            for record in going.records():
+                view.show(record)
+                # After the round is on disk: the run can then be taken up with nothing lost.
+                if ctrl_c.asked:
+                    break
     if mode == "screen":
         screen().print(_summary(going))
     if ctrl_c.asked:
@@ -123,7 +130,9 @@ def _summary(ended: OpenRun) -> RenderableType:
 
 def _show_plan(config: RunConfig, may_run: Allowed, as_json: bool) -> None:
     from fedelta.report.tables import plan_table
-    from fedelta.report.terminal import out, print_json
+    from fedelta.report.terminal import out, print_json, quieten_libraries
+
+    quieten_libraries()
     from fedelta.runs.config.checks import check, demand_here
     from fedelta.runs.config.own import Own
     from fedelta.runs.config.schema import PROGRAM

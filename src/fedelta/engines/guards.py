@@ -17,7 +17,7 @@ from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
-from fedelta.method import EVERYTHING, Client, Method, State, check_count
+from fedelta.method import ASKED, EVERYTHING, Client, Method, State, check_count
 from fedelta.numerics import threads
 from fedelta.peers import Peer, Peers
 from fedelta.tree import Adapter, find
@@ -262,18 +262,6 @@ def check_population(peers: Sequence[Peer]) -> None:
         raise ValueError(f"clients {empty} have no training examples: leave them out, or give them a share of the data")
     for p in peers:
         check_count(p.num_examples, "examples", f"client {p.id}")
-
-
-ASKED: Mapping[str, str] = {
-    "base": "a base that moves (base)",
-    "trainable": "training of some factors alone (trainable)",
-    "penalty": "a penalty on the loss (penalty)",
-    "gradient": "a hook on the gradients (gradient)",
-    "optimizer": "an optimiser of its own (optimizer)",
-    "num_steps": "a number of steps (num_steps)",
-    "lr_scale": "a scaled learning rate (lr_scale)",
-}
-"""The arguments of `Client.train` in words."""
 
 
 def takes_of(client: Client) -> frozenset[str]:

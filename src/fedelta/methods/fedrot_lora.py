@@ -18,9 +18,6 @@ from fedelta.methods._shared.sums import added, summand_of
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Factor, Message, Tensors
 
-TIE = 1e-12
-"""The weight of the identity, beside a product of factors of norm 1, in the choice of a rotation."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class FedRotLoRA(Method):
@@ -103,10 +100,9 @@ def turned(x: LoRA, like: LoRA, which: Factor) -> LoRA:
 
 def _rotation(mine: Tensor, other: Tensor, which: Factor) -> Tensor:
     """Returns the orthogonal Q (r, r) that maximises <Q, M>, where M is A_k A^T or B_k^T B; of several that nearest to I."""
-    M = mine @ other.mT if which == "A" else mine.mT @ other
-    identity = torch.eye(len(M), dtype=M.dtype, device=M.device)
-    size = float(M.norm())
-    if not size:
-        return identity
-    U, _, Vh = torch.linalg.svd(M + (TIE * size) * identity)
-    return U @ Vh
+    U, S, Vh = torch.linalg.svd(mine @ other.mT if which == "A" else mine.mT @ other)
+    seen = lr.numerical_rank(S, (len(S), len(S)), S.dtype)
+    # Where M has no direction, its singular vectors are any: there the same is asked of the identity.
+    left, right = U[:, seen:], Vh[seen:]
+    X, _, Yh = torch.linalg.svd(left.mT @ right.mT)
+    return U[:, :seen] @ Vh[:seen] + left @ X @ Yh @ right

@@ -18,6 +18,7 @@ from fedelta.engines.settings import Choice
 from fedelta.models.adapter_files import load_adapter
 from fedelta.models.clients import check_ranks, clients_on
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.models.trainer.client import TrainerClient, in_place_of
 from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
 from fedelta.runs.config import RunConfig
 from fedelta.runs.config.choices import Choices
@@ -45,7 +46,7 @@ class LocalExperiment(Experiment):
     deal: Deal
     training: Training
     model: PeftAdaptedModel
-    clients: Sequence[LocalClient]
+    clients: Sequence[LocalClient] | Sequence[TrainerClient]
     client_tests: Mapping[int, Sequence[Example]]
     evaluator: Evaluator
     choice: Choice
@@ -89,6 +90,9 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
         start=load_adapter(config.lora.start) if config.lora.start else None,
         scale=config.lora.scale,
     )
+    if chosen.trainer is not None:
+        rows = [[dealt.splits.train[i] for i in part] for part in dealt.parts]
+        clients = [in_place_of(c, chosen.trainer, part) for c, part in zip(clients, rows, strict=True)]
     template = largest_template(clients)
     choice = choose(config.federation.engine, clients, config.federation.token_budget)
     scores = evaluator(dealt.task, model, config.evaluation.batch_size)

@@ -41,6 +41,7 @@ from fedelta.engines import checkpoint
 from fedelta.exchange import files
 from fedelta.runs import client_lines
 from fedelta.runs.config import RunConfig, dump_config, read_config
+from fedelta.runs.config.allowed import TRAINER, function_in
 from fedelta.runs.config.checks import checked_alone
 from fedelta.runs.records import Record, read_record
 
@@ -225,6 +226,10 @@ class RunFolder:
         """
         for key, file in code.items():
             files.commit(self.path / CODE / f"{key}.py", file.source)
+            if key == TRAINER and config.training.trainer is not None:
+                place = f"{CODE}/{key}.py:{function_in(config.training.trainer)[1]}"
+                config = config.model_copy(update={"training": config.training.model_copy(update={"trainer": place})})
+                continue
             copied = {**getattr(config, key), "path": f"{CODE}/{key}.py"}
             config = config.model_copy(update={key: copied})
         files.commit(self.config_file, dump_config(config).encode())

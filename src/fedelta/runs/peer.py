@@ -39,7 +39,7 @@ from fedelta.runs.config.terms import terms_of
 from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.machine import Stopwatch, moment
 from fedelta.runs.records import Record, without_times
-from fedelta.runs.sinks import demand_sinks, trackers
+from fedelta.runs.sinks import demand_installed, trackers
 from fedelta.runs.sites import BuiltSite, build_site
 from fedelta.topology import Mixing
 from fedelta.tree import Adapter, effective
@@ -152,7 +152,7 @@ def opened(config: RunConfig, node: Node, roster: Roster, folder: Path) -> Gener
         BlockingIOError: for a folder that another process is writing to.
         ValueError, OSError, ImportError: as `runs.sites.build_site`.
     """
-    demand_sinks(config)
+    demand_installed(config)
     chosen, mixing = _checked(config, roster, node)
     target = RunFolder(folder)
     target.bring_back()

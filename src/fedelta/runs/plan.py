@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fedelta import topology, tree
 from fedelta.client import LocalClient, trainable_names
+from fedelta.engines.guards import takes_of
 from fedelta.engines.rounds import Round
 from fedelta.exchange.spool import held
 from fedelta.method import TrainResult
+from fedelta.models.trainer.client import TrainerClient
 from fedelta.optim import OptimizerState
 from fedelta.runs.experiment import LocalExperiment
 from fedelta.runs.rounds import play
@@ -51,9 +53,10 @@ class Plan:
 class _IdleClient:
     """A client that does not train."""
 
-    def __init__(self, client: LocalClient) -> None:
+    def __init__(self, client: LocalClient | TrainerClient) -> None:
         self._client = client
         self.peer, self.template, self.num_steps = client.peer, client.template, client.num_steps
+        self.takes = takes_of(client)
 
     def train(self, t: int, start: Adapter, **request: Any) -> TrainResult:
         return TrainResult(start, request.get("num_steps") or self.num_steps, 0.0, optimizer_state=_fresh_state(start, request))
@@ -65,7 +68,8 @@ class _IdleClient:
         return self._client.base_weight(layer)
 
     def pool(self, others: Sequence[_IdleClient], cohort: int | None = None) -> _IdleClient:
-        return _IdleClient(self._client.pool([other._client for other in others], cohort))
+        first, rest = cast("LocalClient", self._client), [cast("LocalClient", other._client) for other in others]
+        return _IdleClient(first.pool(rest, cohort))
 
     def restore(self, base: BaseDelta) -> None:
         """Does nothing, since an idle client holds no model."""

@@ -18,6 +18,7 @@ from fedelta.report.terminal import is_watched
 from fedelta.report.words import main_metric, number
 from fedelta.runs import best, platforms
 from fedelta.runs.config import RunConfig, read_config
+from fedelta.runs.config.allowed import TRAINER
 from fedelta.runs.config.checks import check, demand_here
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.read import Overrides, Source
@@ -40,7 +41,7 @@ from fedelta.runs.own_methods import code_digests
 from fedelta.runs.records import Record
 from fedelta.runs.rounds import Experiment
 from fedelta.runs.shards import Alone, Processes
-from fedelta.runs.sinks import Sink, demand_sinks, reporting
+from fedelta.runs.sinks import Sink, demand_functions, demand_installed, reporting
 from fedelta.tasks.task import Task
 from fedelta.tree import Adapter
 
@@ -178,12 +179,13 @@ def opened(
     """
     opening = opening_of(options, build or partial(_here, processes=processes))
     changes, sinks = changes_of(options, overrides), options.get("sinks", ())
+    demand_functions(sinks)
     if (resume := options.get("resume")) is not None:
         with _resumed(RunFolder(Path(resume)), config, changes, opening) as going, reporting(going, sinks):
             yield going
     else:
         settled = read_config(config if config is not None else {}, changes)
-        demand_sinks(settled, sinks)
+        demand_installed(settled)
         with _new(settled, options.get("force", False), opening) as going, reporting(going, sinks):
             yield going
 
@@ -236,7 +238,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, ope
         if config is None or isinstance(config, str | Path):
             given = without_leave(given)  # the file may be the folder's own config.yaml, which may not allow itself anything
         settled = keep_choices(fixed, opening.settled(read_config(given, overrides)), overrides)
-        demand_sinks(settled)
+        demand_installed(settled)
         chosen = check(settled, opening.own)
         demand_leave(old.model, settled.model)
         demand_same_run(fixed, settled)
@@ -273,6 +275,8 @@ def _notes(experiment: Experiment, chosen: Choices) -> dict[str, Any]:
     """Returns what a checkpoint keeps of the run beside the method's state: what makes it this run, and where it runs."""
     graph = {"topology": dict(experiment.contraction)} if experiment.contraction else {}
     code = code_digests(experiment.method, chosen.task)
+    if chosen.trainer is not None:
+        code[f"the trainer {chosen.trainer.__name__}"] = chosen.files[TRAINER].digest
     rows = {} if experiment.deal is None else row_digests(experiment.deal.splits)
     return {
         **graph,

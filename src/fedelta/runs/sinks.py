@@ -78,11 +78,14 @@ class TensorBoard:
             self._writer.close()
 
 
-def demand_sinks(config: RunConfig, sinks: Sequence[Sink] = ()) -> None:
-    """Raises ConfigError for a tracker that is not installed, and TypeError for a sink that is no function."""
-    for sink in sinks:
-        if not callable(sink):
-            raise TypeError(f"sinks must be functions of a record, not {sink!r:.60}")
+def demand_functions(sinks: Sequence[object]) -> None:
+    """Raises TypeError for a sink that is no function."""
+    if other := [sink for sink in sinks if not callable(sink)]:
+        raise TypeError(f"sinks must be functions of a record, not {other[0]!r:.60}")
+
+
+def demand_installed(config: RunConfig) -> None:
+    """Raises ConfigError for a tracker that is not installed."""
     if missing := [name for name in config.report_to if find_spec(name) is None]:
         raise ConfigError(
             f'report_to = {", ".join(missing)}, which is not installed: pip install "fedelta[track]", or leave report_to out'

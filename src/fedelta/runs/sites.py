@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from fedelta.client import LocalClient
-from fedelta.engines.guards import one_line, reason_of
+from fedelta.code_files import read_code
+from fedelta.engines.guards import check_takes, one_line, reason_of
 from fedelta.engines.site import Score, Site
 from fedelta.exchange import parcels
 from fedelta.exchange.channel import Channel
@@ -22,11 +23,13 @@ from fedelta.models.adapter_files import load_adapter
 from fedelta.models.base_store import delta_shape
 from fedelta.models.clients import check_ranks, client_on, common_adapter, peers_for
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.models.trainer.client import TrainerClient, in_place_of
 from fedelta.peers import Peer
 from fedelta.runs import layouts
 from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
 from fedelta.runs.bounded import Bounded
 from fedelta.runs.config import ConfigError, RunConfig
+from fedelta.runs.config.allowed import function_in
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.node import Allow, Node, Refusal
@@ -63,7 +66,7 @@ class BuiltSite:
     """
 
     name: str
-    client: LocalClient
+    client: LocalClient | TrainerClient
     model: PeftAdaptedModel
     method: Method
     channel: Channel
@@ -126,7 +129,9 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
         encoded(task, part, tokenizer, name, cache) for name, part in (("train", rows.train), ("test", rows.test))
     )
     peer = replace(peers[0], id=rows.client, num_examples=len(examples))
-    client = client_on(model, task, examples, peer, common, chosen.training, seed=config.seeds().schedule)
+    client = _client(
+        client_on(model, task, examples, peer, common, chosen.training, seed=config.seeds().schedule), chosen, node, rows
+    )
     return BuiltSite(
         name=node.name,
         client=client,
@@ -142,6 +147,27 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
         score=partial(evaluator(task, model, config.evaluation.batch_size).score, examples=tests) if tests else None,
         num_tests=len(tests),
     )
+
+
+def _client(local: LocalClient, chosen: Choices, node: Node, rows: SiteRows) -> LocalClient | TrainerClient:
+    """Returns the client that trains: by the site's own Trainer, where its node file or its config names one.
+
+    Raises:
+        Refusal: for a method that asks for what a Trainer cannot do, or more steps than the node allows.
+    """
+    make = chosen.trainer
+    if node.trainer is not None:  # its owner wrote it into the node file: that is leave to run it
+        path, name = function_in(node.trainer)
+        make = read_code(path).function_of(name)
+    if make is None:
+        return local
+    client = in_place_of(local, make, rows.train)
+    demand_steps(client.num_steps, node.allow)
+    try:
+        check_takes(chosen.method, [client])
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+    return client
 
 
 def answerer(config: RunConfig, node: Node) -> Answerer:

@@ -13,7 +13,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-import networkx as nx
 import torch
 
 from fedelta import seeding
@@ -43,6 +42,8 @@ def edges(n: int, pairs: Iterable[Sequence[int]]) -> Edges:
 
 def connected(n: int, pairs: Iterable[tuple[int, int]]) -> bool:
     """Returns whether every node can be reached from every other."""
+    import networkx as nx  # here, since a run with a server needs none of it
+
     graph = nx.empty_graph(n)
     graph.add_edges_from(pairs)
     return nx.is_connected(graph)
@@ -121,6 +122,7 @@ def watts_strogatz(n: int, neighbours: int = 4, rewire: float = 0.1, seed: int =
     if neighbours % 2 or not 2 <= neighbours < n:
         raise ValueError(f"a small world of {n} nodes needs an even number of neighbours in [2, {n - 1}], got {neighbours}")
     check_probability("rewire", rewire)
+    import networkx as nx
 
     def draw(k: int) -> Edges:
         graph = nx.watts_strogatz_graph(n, neighbours, rewire, seed=seeding.derive(seed, k, seeding.SERVER, "small world"))

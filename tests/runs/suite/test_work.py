@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from fedelta.report.comparison import Comparison
+from fedelta.runs import provenance
 from fedelta.runs.config import ConfigError, load_config
 from fedelta.runs.config.allowed import allowed
 from fedelta.runs.folder import RunFolder
+from fedelta.runs.records import without_times
 from fedelta.runs.runner import run
 from fedelta.runs.suite import play
 from fedelta.runs.suite.gather import comparison_of
-from fedelta.runs.suite.lines import code_commit
 from fedelta.runs.suite.play import Event
 from fedelta.runs.suite.work import TUNING, Options, Work
 
@@ -43,10 +44,6 @@ def shown(found: Comparison) -> str:
     return json.dumps([cells, runs, tuned, found.untrained], sort_keys=True)
 
 
-def without_times(records: Any) -> list[Any]:
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
-
-
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets nothing be trained from here on."""
 
@@ -61,7 +58,7 @@ def test_seeds_are_the_outer_loop_and_nothing_is_done_twice(bench: Bench, traine
     assert trained(events) == CELLS
     assert states(found) == ["done"] * 4
     assert [cell.seed for cell in found.cells] == [0, 1, 0, 1]
-    assert {cell.commit for cell in found.cells} == {code_commit()}
+    assert {cell.commit for cell in found.cells} == {provenance.commit()}
     before = snapshot(bench.path / "runs" / "cells")
     poison(monkeypatch)
     again, events = bench.run()
@@ -76,7 +73,7 @@ def test_a_cell_is_an_ordinary_run_with_the_bits_of_one(bench: Bench, tmp_path: 
     config = load_config(bench.base, {"method": "zeropad", "output": str(tmp_path / "alone")})
     seeds = {"data": 0, "partition": 1, "schedule": 1, "start": 1}
     alone = run(config.model_dump(mode="json"), {"seed": seeds})
-    assert without_times(RunFolder(folder).records()) == without_times(alone.records)
+    assert [*map(without_times, RunFolder(folder).records())] == [*map(without_times, alone.records)]
     adapters = [path / "adapters" / "last" / "adapter_model.safetensors" for path in (folder, alone.folder)]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
     longer = run(resume=folder, overrides={"federation.rounds": 2})
@@ -265,7 +262,7 @@ def test_jobs_run_side_by_side_with_the_same_bits(bench: Bench, trained: Trained
     for one, other in zip(alone.cells, found.cells, strict=True):
         assert one.run is not None
         assert other.run is not None
-        assert without_times(one.run.records) == without_times(other.run.records)
+        assert [*map(without_times, one.run.records)] == [*map(without_times, other.run.records)]
 
 
 def test_a_worker_that_dies_is_a_failed_cell(bench: Bench, monkeypatch: pytest.MonkeyPatch):

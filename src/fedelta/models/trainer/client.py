@@ -16,13 +16,15 @@ from typing import Any, cast
 from weakref import ref
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from fedelta import tree
-from fedelta.client import trainable_names
-from fedelta.method import GradientHook, Penalty, Trainable, TrainResult
+from fedelta.client import LocalClient, trainable_names
+from fedelta.method import TRAINER_TAKES, GradientHook, Penalty, Trainable, TrainResult
 from fedelta.models.base_store import BaseSum
 from fedelta.models.clients import peers_for
+from fedelta.models.fingerprint import weights_digest
 from fedelta.models.trainer.checkpoints import Marking, forget, newest_of, round_digest
 from fedelta.models.trainer.model import TrainerModel
 from fedelta.models.trainer.turn import MakeTrainer, Turn, drawing_from, seed_of
@@ -55,6 +57,7 @@ class TrainerClient:
         rows: the client's own rows, which each turn hands on.
 
     Attributes:
+        weights: the digest of the base that its first Trainer had.
         takes: the arguments of `train` that a Trainer can honour. A method that asks for a penalty, a hook on gradients or an
             optimiser of its own is refused before the first round.
 
@@ -63,7 +66,9 @@ class TrainerClient:
         ValueError: for a model or an adapter that does not fit, naming the remedy.
     """
 
-    takes = frozenset({"base", "trainable", "num_steps", "lr_scale"})
+    peer: Peer
+    template: Adapter
+    takes = TRAINER_TAKES
     copies_start = True
 
     def __init__(
@@ -93,7 +98,7 @@ class TrainerClient:
     def _look(self, trainer: Trainer, model: TrainerModel, template: Adapter | None) -> None:
         """Learns from a first Trainer what the federation must know, before anything trains."""
         self.peer = self._known_peer = self._known_peer or _peer_of(self._id, trainer, model, self._who)
-        self._num_steps, self._weights = _steps_of(trainer, self._who), model.weights
+        self._num_steps, self.weights = _steps_of(trainer, self._who), model.weights
         _check_scales(self.peer, model, self._who)
         initial = model.initial(self.peer, self.seed, model.fingerprint(trainer.processing_class))
         self.template = initial if template is None else template
@@ -145,6 +150,16 @@ class TrainerClient:
             f"{self._who} trains by its own Trainer, which gives no gradient without a step: choose another method"
         )
 
+    def base_weight(self, layer: str) -> Tensor:
+        """Returns the pretrained weight (o, i) of a layer; makes a Trainer for it if the last one's model is gone."""
+        turn, last = self._turn(0), None if self._last is None else self._last()
+        if last is not None:
+            return TrainerModel(last, self._who).base_weight(layer)
+        with drawing_from(turn.seed):
+            model = self._made(turn)[1]
+            model.release()
+            return model.base_weight(layer)
+
     def restore(self, base: BaseDelta) -> None:
         """Remembers a base that this client held before its process was lost."""
         self._followed(base)
@@ -176,7 +191,7 @@ class TrainerClient:
         if made.model_init is not None:
             raise ValueError(f"{self._who}: the Trainer makes its model when it trains (model_init): give it the model")
         model = TrainerModel(made.model, self._who)
-        if self._last is not None and model.weights != self._weights:
+        if self._last is not None and model.weights != self.weights:
             raise ValueError(
                 f"{self._who}: the base of this round's Trainer has other weights than that of its first: load the same "
                 "checkpoint in every call of make_trainer, and draw no weights anew"
@@ -206,6 +221,29 @@ class TrainerClient:
             raise FloatingPointError(
                 f"{self._who}: what its Trainer trained is not finite; lower learning_rate, or clip gradients"
             )
+
+
+def in_place_of(client: LocalClient, make_trainer: MakeTrainer, rows: Sequence[Mapping[str, Any]]) -> TrainerClient:
+    """Returns the client that trains by its own Trainer where `client` would by the library's loop, from the same start.
+
+    Args:
+        client: on the model that the run scores by.
+        make_trainer: makes the Trainer of a turn.
+        rows: the client's own, before they are encoded.
+
+    Raises:
+        ValueError: for a Trainer on another base than the client's.
+    """
+    model: Any = client.model
+    heads = [name for _, names in model.head_tensors() for name in names.values()]
+    weights = weights_digest(model.module, heads)
+    made = TrainerClient(client.peer, make_trainer, client.template, seed=client.seed, rows=rows)
+    if made.weights != weights:
+        raise ValueError(
+            f"client {client.peer.id}: the base of its Trainer has other weights than the model of the config, by which models "
+            "are scored: load the same checkpoint, at the same revision, in make_trainer"
+        )
+    return made
 
 
 class _Watch(TrainerCallback):

@@ -108,6 +108,10 @@ class TrainerModel:
             layers[name] = initial_layer(name, self.layers[name].get_base_layer(), peer, seed, x.A.dtype)
         return replace(own, layers=layers)
 
+    def base_weight(self, layer: str) -> Tensor:
+        """Returns a layer's pretrained weight (o, i), whatever base delta it shows now."""
+        return _known[self.peft].store.pristine(layer)
+
     def scales(self) -> Mapping[str, tuple[int, float]]:
         """Returns the rank and the scale that each layer has now."""
         return {n: (layer.r[SLOT], layer.scaling[SLOT]) for n, layer in self.layers.items()}

@@ -44,9 +44,22 @@ def allowed(allow_files: Collection[str | PathLike[str]] = ()) -> Allowed:
     return frozenset({*named, *remembered()})
 
 
+TRAINER = "training.trainer"
+"""The key that names a function in a Python file, which makes a client's Trainer."""
+
+
 def code_paths(raw: Mapping[str, Any]) -> dict[str, str]:
     """Returns, by key, the path of each Python file that a config names, as it was read or as it is resolved."""
-    return {key: path for key in CHOICES if (path := _path_in(raw.get(key))) is not None}
+    found = {key: path for key in CHOICES if (path := _path_in(raw.get(key))) is not None}
+    training = raw.get("training")
+    trainer = cast("Mapping[str, Any]", training).get("trainer") if isinstance(training, Mapping) else None
+    return {**found, TRAINER: function_in(trainer)[0]} if isinstance(trainer, str) else found
+
+
+def function_in(place: str) -> tuple[str, str]:
+    """Returns the path and the name of a function that is written as `./site.py:make_trainer`."""
+    path, _, name = place.rpartition(":")
+    return path, name
 
 
 def _path_in(choice: Any) -> str | None:

@@ -9,7 +9,7 @@ from fedelta.models.devices import named_device
 from fedelta.runs.config.choices import Choices, choices_of, naming, scheme_of
 from fedelta.runs.config.claims import check_claims
 from fedelta.runs.config.own import NOTHING, Own, is_own
-from fedelta.runs.config.schema import PROGRAM, Data, Federation, Partition, RunConfig, rank_values
+from fedelta.runs.config.schema import PROGRAM, Data, Federation, LocalTraining, Partition, RunConfig, rank_values
 from fedelta.runs.config.section import ConfigError
 from fedelta.sampling import share
 from fedelta.tasks.metrics import get_metric
@@ -60,6 +60,7 @@ def _checked(config: RunConfig, own: Own) -> Choices:
     _check_cohort(config.federation, config.num_clients())
     _check_graph(config, chosen)
     _check_sites(config.federation)
+    _check_trainer(config.training)
     if config.federation.where != PROGRAM:  # whose scores may be its own
         _check_metric(config.evaluation.best_by, chosen)
     check_claims(config, chosen)  # last, so that what it refuses has no other fault
@@ -79,6 +80,15 @@ def _check_ranks(config: RunConfig) -> None:
     if isinstance(config.lora.rank, list) and clients is not None and len(ranks) != clients:
         given = "partition.clients" if config.data.clients is None else "the number of data.clients"
         raise ValueError(f"lora.rank lists {len(ranks)} ranks for {given} = {clients}: give one for each client")
+
+
+def _check_trainer(training: LocalTraining) -> None:
+    """Raises ValueError for a setting of training that a Trainer of one's own does not read."""
+    if training.trainer is None:
+        return
+    for key, field in LocalTraining.model_fields.items():
+        if key != "trainer" and getattr(training, key) != field.default:
+            raise ValueError(f"training.{key} has no meaning beside training.trainer: set it in the Trainer's own arguments")
 
 
 def _check_partition(partition: Partition) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -33,7 +33,8 @@ class Choices:
         training: what a client does in a round.
         topology: the graph; None with a server.
         settings: of the whole run, from its first round.
-        files: by key, the Python files of the method and the task, as they were run.
+        files: by key, the Python files of the method, the task and the Trainer, as they were run.
+        trainer: makes a client's Trainer; None where the library's own loop trains.
     """
 
     method: Method
@@ -42,6 +43,7 @@ class Choices:
     topology: Topology | None
     settings: RunSettings
     files: Mapping[str, CodeFile] = field(default_factory=dict[str, CodeFile])
+    trainer: Callable[[Any], Any] | None = None
 
 
 def choices_of(config: RunConfig, own: Own = NOTHING) -> Choices:
@@ -63,7 +65,7 @@ def choices_of(config: RunConfig, own: Own = NOTHING) -> Choices:
     with naming("federation.topology", graph or {}):
         topology = None if graph is None else get_topology(**graph)
     training, settings = training_of(config.training), settings_of(config.federation, config.seeds().schedule)
-    return Choices(method, task, training, topology, settings, files)
+    return Choices(method, task, training, topology, settings, files, own.trainer_of(config, files))
 
 
 def training_of(section: LocalTraining) -> Training:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedelta.method import Method
+from fedelta.method import ASKED, TRAINER_TAKES, Method
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.schema import RunConfig, rank_values
 from fedelta.runs.config.section import RefusedByClaim
@@ -22,6 +22,18 @@ def check_claims(config: RunConfig, chosen: Choices) -> None:
             "hetero_rank",
             f"method {name!r} needs equal ranks, but lora.rank gives {ranks}: set one rank, or use a method for unequal ranks "
             "such as flexlora or zeropad (`fedelta methods` lists them)",
+        )
+    if chosen.trainer is not None and (lacking := sorted(method.asks - TRAINER_TAKES)):
+        raise RefusedByClaim(
+            "asks",
+            f"method {name!r} asks clients for {' and '.join(ASKED[key] for key in lacking)}, which a Trainer of one's own "
+            "(training.trainer) cannot do: leave it out, or choose a method that does without, such as fedavg or flexlora",
+        )
+    if chosen.trainer is not None and pools(method):
+        raise RefusedByClaim(
+            "population",
+            f"method {name!r} trains on the data of all clients together, which a Trainer of one's own (training.trainer) does "
+            "not give away: leave it out, or choose another method",
         )
     if chosen.topology is None:
         return

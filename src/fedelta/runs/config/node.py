@@ -89,6 +89,12 @@ class Node(Section):
         default=[],
         description="the Python files of methods and tasks that may run here; a server names one by its digest, and sends none",
     )
+    trainer: str | None = Field(
+        default=None,
+        pattern=r"\.py:[A-Za-z_][A-Za-z0-9_]*$",
+        description="this site's own function that makes a Trainer of transformers or TRL for each round, as "
+        "`./site.py:make_trainer`; that of `training.trainer` of its config by default",
+    )
     allow: Allow = Allow()
 
     def files(self) -> dict[str, CodeFile]:
@@ -127,7 +133,7 @@ def read_node(path: str | Path) -> Node:
     return node.model_copy(update={**placed, "code": code})
 
 
-PATHS = ("data", "test", "state", "certificates")
+PATHS = ("data", "test", "state", "certificates", "trainer")
 """The keys that hold a path."""
 
 

@@ -8,7 +8,7 @@ method: {name: "__main__:Mine", ...}     an object that a program gave; only a p
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from typing import Any, cast
 from fedelta.code_files import CodeFile, digest_of_class, read_code
 from fedelta.method import RESERVED, Method
 from fedelta.methods import method_in, method_of, named_method
-from fedelta.runs.config.allowed import CHOICES, Allowed, code_paths, demand_allowed
+from fedelta.runs.config.allowed import CHOICES, TRAINER, Allowed, code_paths, demand_allowed, function_in
 from fedelta.runs.config.schema import RunConfig
 from fedelta.tasks import get_task, task_class, task_in, task_of
 from fedelta.tasks.task import Task
@@ -52,6 +52,8 @@ class Own:
         given = {"method": self.method, "task": self.task}
         paths = code_paths({key: getattr(config, key) for key in keys if given[key] is None})
         found = {key: read_code(path) for key, path in paths.items()}
+        if config.training.trainer is not None and keys is CHOICES:
+            found[TRAINER] = read_code(function_in(config.training.trainer)[0])
         for key, code in found.items():
             demand_allowed(code, self.allowed, key)
         return found
@@ -81,6 +83,12 @@ class Own:
         if "task" in files:
             return task_of(task_in(files["task"]), choice["name"], settings)
         return task_of(task_class(choice["name"]), choice["name"], settings)
+
+    def trainer_of(self, config: RunConfig, files: Mapping[str, CodeFile]) -> Callable[[Any], Any] | None:
+        """Returns the function that makes a client's Trainer; None where the library's own loop trains."""
+        if config.training.trainer is None:
+            return None
+        return files[TRAINER].function_of(function_in(config.training.trainer)[1])
 
     def task_alone(self, config: RunConfig) -> Task:
         """Returns the task of a config, for whoever needs no method; errors are those of `files_of` and `method_of`."""

@@ -102,6 +102,7 @@ RULES: Mapping[str, Rule] = {
     "method.path": place,
     "task": place_code,
     "task.path": place,
+    "training.trainer": place,  # with the name of a function behind the path, which stays
 }
 """By dotted key, what places its path. A new key with a path needs one line here."""
 

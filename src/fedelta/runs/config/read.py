@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedelta.registry import nearest
-from fedelta.runs.config.allowed import CHOICES, allowed, code_paths
+from fedelta.runs.config.allowed import CHOICES, TRAINER, allowed, code_paths
 from fedelta.runs.config.paths import placed, resolved
 from fedelta.runs.config.schema import RunConfig
 from fedelta.runs.config.section import ConfigError, plain_types
@@ -154,7 +154,7 @@ def named_files(overrides: Overrides) -> list[str]:
     """Returns the paths of the Python files that changes of a config name; whoever typed them has named the files."""
     raw: dict[str, Any] = {}
     for key, value in pairs(overrides):
-        if key.split(".")[0] in CHOICES:
+        if key.split(".")[0] in CHOICES or key == TRAINER:
             raw = changed(raw, key.split("."), value, key)
     return list(code_paths(resolved(raw, Path.cwd())).values())
 

@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "method.path",  # what counts is the digest of the file: `demand_same_code`
     "method.label",
     "task.path",
+    "training.trainer",
 )
 """The keys, and sections with all their keys, that a resumed run may change without becoming another run."""
 

@@ -236,6 +236,12 @@ class LocalTraining(Section):
     local_epochs: int = Field(default=1, ge=1, description="passes over the client's examples in a round")
     max_grad_norm: float | None = Field(default=None, gt=0, description="clips the gradient to this norm")
     optimizer: Named = Field(default={"name": "adamw"}, description="fresh in every round; see Optimizers below")
+    trainer: str | None = Field(
+        default=None,
+        pattern=r"\.py:[A-Za-z_][A-Za-z0-9_]*$",
+        description="in place of all other keys here, a function of a Python file that makes a Trainer of transformers or TRL "
+        "for each round, as `./site.py:make_trainer`; the file must be allowed to run, as that of a method",
+    )
 
     @field_validator("optimizer", mode="before")
     @classmethod

@@ -10,14 +10,11 @@ Tables are made of such lines alone, whether they come from the folders of a sui
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-import fedelta
 from fedelta.exchange import strict_json
 from fedelta.report.study import Run
 from fedelta.runs import client_lines, reports
@@ -154,35 +151,13 @@ def _without_layers(record: Mapping[str, Any]) -> dict[str, Any]:
 def _code_of(facts: Mapping[str, Any]) -> dict[str, str]:
     platform = facts.get("platform")
     known: Mapping[str, Any] = cast("Mapping[str, Any]", platform) if isinstance(platform, Mapping) else {}
-    commit = next((str(found["commit"]) for found in (facts, known) if found.get("commit")), code_commit())
-    return {"fedelta": str(known.get("fedelta", version("fedelta"))), "commit": commit}
+    return {"fedelta": str(known.get("fedelta", version("fedelta"))), "commit": str(facts.get("commit") or "")}
 
 
-@cache
-def code_commit() -> str:
-    """Returns the commit of fedelta's own checkout, with "+" for local changes; empty for an installed package."""
-    package = Path(fedelta.__file__).resolve().parent
-    root = package.parent.parent
-    if not (root / ".git").exists() or package != root / "src" / "fedelta":
-        return ""
-    head = _git(root, "rev-parse", "--short=12", "HEAD")
-    return f"{head}+" if head and _git(root, "status", "--porcelain", "--", "src") else head
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
-
-
-def platform_of(line: Line) -> Mapping[str, Any]:
-    """Returns versions, device and threads of the run."""
-    platform = line["facts"].get("platform")
-    return cast("Mapping[str, Any]", platform) if isinstance(platform, Mapping) else {}
+OF_A_RECORD = ("round", "diagnostics", "evaluation", "save")
+"""The parts of a record's `seconds` that make up its time; `train` and `aggregate` are within `round`."""
 
 
 def seconds_of(records: Sequence[Mapping[str, Any]]) -> float:
-    """Returns the time that a run's rounds took, with their evaluation."""
-    return sum(sum(float(value) for value in record["seconds"].values()) for record in records)
+    """Returns the time that a run's rounds took, with all that was done after each."""
+    return sum(float(record["seconds"].get(part, 0.0)) for record in records for part in OF_A_RECORD)

@@ -13,6 +13,7 @@ import yaml
 
 from fedelta.exchange import files
 from fedelta.registry import is_code
+from fedelta.runs import provenance
 from fedelta.runs.config import BUILT_IN, ConfigError, read_config
 from fedelta.runs.config.allowed import Allowed
 from fedelta.runs.config.own import Own
@@ -21,7 +22,6 @@ from fedelta.runs.config.read import Overrides, pairs, read_yaml
 from fedelta.runs.folder import CONFIG
 from fedelta.runs.suite.book import Book
 from fedelta.runs.suite.cells import Plan, plan_of
-from fedelta.runs.suite.lines import code_commit
 from fedelta.runs.suite.play import Place
 from fedelta.runs.suite.schema import SuiteFile, demand_store, read_suite, suite_of
 from fedelta.runs.suite.store import Store
@@ -125,7 +125,7 @@ def _resolved(file: SuiteFile, folder: Path, changes: Overrides) -> str:
 
 
 def _made_by() -> str:
-    return f"# fedelta {version('fedelta')}" + (f", commit {commit}" if (commit := code_commit()) else "")
+    return f"# fedelta {version('fedelta')}" + (f", commit {commit}" if (commit := provenance.commit()) else "")
 
 
 def _moved_base(file: SuiteFile, folder: Path, changes: Overrides) -> str | dict[str, Any]:
