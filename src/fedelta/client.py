@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedelta import seeding, tree
+from fedelta.activity import board
 from fedelta.adapted import AdaptedModel, Batch, Loss
 from fedelta.demands import Check, demand_all, instance, number, optional, whole
 from fedelta.method import MOST, Displacing, GradientHook, Penalty, Trainable, TrainResult
@@ -136,6 +137,9 @@ class LocalClient:
         self.reading: Reading | None = None
         self._ahead: tuple[tuple[int, str], Iterator[Batch]] | None = None
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.peer!r}, {self.num_steps} steps a round)"
+
     @property
     def num_steps(self) -> int:
         return self.training.steps_for(len(self.examples))
@@ -182,6 +186,7 @@ class LocalClient:
         params = self._load(start, base, trainable)
         self.model.mode(self.dropout(t))
         session = Session(self, request, params)
+        board().train(1, self.peer.id, session.steps)
         for batch in session.batches():
             loss, grads = self._gradients(params, batch, penalty)
             offset = session.offset(grads)
@@ -189,6 +194,7 @@ class LocalClient:
                 with displaced(params, offset):
                     grads = self._gradients(params, batch, penalty)[1]
             session.step(loss, grads)
+            board().step += 1
         return session.result(tree.parameters(self.model.live()))
 
     def dropout(self, t: int) -> torch.Generator:
@@ -277,9 +283,14 @@ class Session:
         self.displacing = request.gradient if isinstance(request.gradient, Displacing) else None
         self.losses: list[Tensor] = []
 
+    @property
+    def steps(self) -> int:
+        """Counts the steps that the request takes."""
+        return self.request.num_steps or self.client.num_steps
+
     def batches(self) -> Iterator[Batch]:
         """Yields one batch for each step."""
-        return islice(self.client.batches(self.request.t), self.request.num_steps or self.client.num_steps)
+        return islice(self.client.batches(self.request.t), self.steps)
 
     def offset(self, grads: Tensors) -> Tensors | None:
         """Returns the displacement at which the hook wants the gradients of the next step; None if it takes these."""

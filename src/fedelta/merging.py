@@ -33,6 +33,10 @@ class ClientUpdate:
     content: Message
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
+    def __repr__(self) -> str:
+        loss = f", loss {self.metrics['loss']:.4g}" if "loss" in self.metrics else ""
+        return f"ClientUpdate(client {self.sender.id}, weight {self.weight:.4g}{loss}, content {sorted(self.content)})"
+
 
 def unzip(updates: Sequence[ClientUpdate], key: str) -> tuple[list[float], list[Any]]:
     """The weights of the updates, and the entry `key` of each content, in the order of the senders' ids.

@@ -108,6 +108,9 @@ class TrainResult:
     learning_rate: float = 0.0
     optimizer_state: Mapping[str, Tensors] = field(default_factory=dict[str, Tensors])
 
+    def __repr__(self) -> str:
+        return f"TrainResult({self.num_steps} steps, loss {self.loss:.4g}, {self.adapter!r})"
+
 
 class Client(Protocol):
     """The only door to data and model; the same in every engine.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy.typing as npt
 
@@ -46,6 +46,17 @@ class Peer:
     rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
     scale: float = 1.0
+
+    def __repr__(self) -> str:
+        """Returns what is not the default; of patterns, how many layers they name."""
+        said = [f"id={self.id}", f"rank={self.rank}", f"num_examples={self.num_examples}"]
+        for entry in fields(self)[3:]:
+            value = getattr(self, entry.name)
+            if isinstance(value, Mapping):
+                said += [f"{entry.name}=<{len(cast('Mapping[str, Any]', value))} layers>"] if value else []
+            elif value != entry.default:
+                said.append(f"{entry.name}={value}")
+        return f"Peer({', '.join(said)})"
 
     def rank_of(self, layer: str) -> int:
         """The rank that this peer can hold at a layer."""

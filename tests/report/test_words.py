@@ -30,9 +30,9 @@ def test_majority_is_the_share_of_the_commonest_label():
 
 def test_a_round_in_one_line(record: Record):
     line = words.round_line(record(3, dropped={"2": "NaN"}), 8 * 2**20)
-    assert line == "round   3  loss 1.2000  validation accuracy 0.8000  test accuracy 0.8000  3 clients  8.0 MiB  left out: 2"
+    assert line == "round   3  loss 1.2000  accuracy: validation 0.8000, test 0.8000  8.0 MiB  left out: 2"
     bare = {k: v for k, v in record(3, train_loss=None).items() if k not in ("test", "validation")}
-    assert words.round_line(bare, 0) == "round   3  loss –  3 clients  0 B"
+    assert words.round_line(bare, 0) == "round   3  loss –  0 B"
 
 
 @pytest.mark.parametrize(

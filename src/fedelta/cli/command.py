@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,10 @@ from typer.core import TyperGroup
 from fedelta.cli.output import STOPPED, fail, note
 
 MENDABLE = (ValueError, OSError, ImportError, ArithmeticError)
-"""Errors whose message tells the user what to do; everything else is a fault of fedelta and keeps its traceback."""
+"""Errors whose message tells the user what to do; everything else is a fault, of fedelta or of a user's own file."""
+
+FAULT = 1
+"""The exit code of a fault, and of an output that nobody reads any more."""
 
 
 class _Group(TyperGroup):
@@ -22,11 +26,16 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             note("stopped at once; a run that has finished a round can be taken up after it with --resume")
             raise typer.Exit(STOPPED) from None
+        except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+            raise
         except Exception as error:
-            if ctx.params.get("debug") or not _is_mendable(error):
+            if ctx.params.get("debug"):
                 raise
-            fail(str(error) or type(error).__name__)
-            raise typer.Exit(2) from error
+            if _is_mendable(error):
+                fail(str(error) or type(error).__name__)
+                raise typer.Exit(2) from error
+            fail(_fault(error))
+            raise typer.Exit(FAULT) from error
 
 
 def _is_mendable(error: Exception) -> bool:
@@ -34,6 +43,18 @@ def _is_mendable(error: Exception) -> bool:
         return False
     # By name, since importing QuorumError imports torch. Its base, RuntimeError, is also that of many of torch's own errors.
     return isinstance(error, MENDABLE) or type(error).__name__ == "QuorumError"
+
+
+def _fault(error: Exception) -> str:
+    """Returns what to say of an error that no code of fedelta has raised on purpose: what it was, and where."""
+    name, text = type(error).__name__, str(error).strip() or "no message"
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in text:
+        return (
+            f"out of memory ({text.splitlines()[0]}): lower training.batch_size, evaluation.batch_size or "
+            "federation.token_budget; a run that has finished a round can be taken up after it with --resume"
+        )
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"unexpected {name} at {last.filename}:{last.lineno}: {text}\nfedelta --debug COMMAND shows the traceback"
 
 
 app = typer.Typer(

@@ -13,7 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedelta.activity import Board, watched
 from fedelta.report.numerals import Measure
+from fedelta.report.run_view import doing
 from fedelta.report.terminal import Mode, err, print_json
 from fedelta.report.words import Record, duration, main_metric, number, size, total_bytes
 from fedelta.runs.suite.cells import Task
@@ -50,6 +52,7 @@ class SuiteView:
         self._going: dict[str, _Going] = {}
         self._began = self._written = time.monotonic()
         self._progress: Progress | None = None
+        self._board = Board()
         self._live = Live(console=err, get_renderable=self._picture, transient=True, refresh_per_second=4)
 
     @contextmanager
@@ -59,13 +62,14 @@ class SuiteView:
             yield self
             return
         self._progress = self.work.progress()
-        with self._live:
+        with watched() as self._board, self._live:
             yield self
 
     def show(self, event: Event) -> None:
         """Shows what happened to a cell."""
         if event.what == "begun":
             self._going[event.task.digest] = _Going(event.task, time.monotonic())
+            self._board.clear()
         going = self._going[event.task.digest]
         if event.record is not None:
             going.records.append(event.record)
@@ -90,7 +94,9 @@ class SuiteView:
     # --- the picture -------------------------------------------------------------------------------------------------
 
     def _picture(self) -> Group:
-        return Group(self._headline(), *(_line(going) for going in list(self._going.values())))
+        # Only cells of this process write on the board: of those in processes of their own each round is known when it is over.
+        board = self._board if self.work.options.jobs == 1 else None
+        return Group(self._headline(), *(_line(going, board) for going in list(self._going.values())))
 
     def _headline(self) -> Table:
         now, options = self._progress, self.work.options
@@ -111,18 +117,20 @@ class SuiteView:
         return grid
 
 
-def _line(going: _Going) -> Text:
-    """Returns the line of a cell that runs: its round, loss and score, and the time left."""
+def _line(going: _Going, board: Board | None) -> Text:
+    """Returns the line of a cell that runs: what it is doing, loss and score, and the time left."""
     records, rounds = going.records, going.task.config.federation.rounds
+    now = "preparing" if board is None else doing(board, rounds)
     if not records:
-        return Text(f"  {going.task.title}   preparing", style="dim")
+        return Text(f"  {going.task.title}   {now}", style="dim", no_wrap=True, overflow="ellipsis")
     last = records[-1]
-    parts = [going.task.title, f"round {last['t'] + 1}/{rounds}", f"loss {number(last['train_loss'], 3)}"]
+    where = f"round {last['t'] + 1}/{rounds}" if board is None else now
+    parts = [going.task.title, where, f"loss {number(last['train_loss'], 3)}"]
     if scored := _scored(records):
         parts.append(scored)
     took = time.monotonic() - going.since
     parts.append(f"{duration(took / len(records) * (rounds - 1 - last['t']))} left")
-    return Text("  " + "   ".join(parts))
+    return Text("  " + "   ".join(parts), no_wrap=True, overflow="ellipsis")
 
 
 def _ended(event: Event, going: _Going) -> Text:

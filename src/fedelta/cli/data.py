@@ -38,9 +38,9 @@ def partition(
 
 def split_table(dealt: Deal) -> RenderableType:
     """Returns the split as a table, client by client."""
-    from fedelta.report import tables
+    from fedelta.report.split_table import split_table as table
 
-    return tables.split_table(_split_rows(dealt))
+    return table(_split_rows(dealt))
 
 
 def _split_rows(dealt: Deal) -> list[dict[str, Any]]:

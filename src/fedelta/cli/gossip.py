@@ -107,7 +107,8 @@ def _run_one(
     config: RunConfig, node: str, roster: Path, certs: Path | None, output: Path | None, may_run: Allowed, as_json: bool
 ) -> None:
     """Runs one node; its log goes to stderr with the time, its rounds to stdout."""
-    from fedelta.report.terminal import CtrlC, RunView, show_lines
+    from fedelta.report.run_view import RunView
+    from fedelta.report.terminal import CtrlC, show_lines
     from fedelta.runs.config.roster import read_roster
 
     members = read_roster(roster)
@@ -125,7 +126,8 @@ def _run_one(
     connect = connector(members, bounds, roster)  # before a model is loaded, for certificates that are not there
     folder = output or config.folder() / bounds.name
     with refusals_logged(), CtrlC() as ctrl_c, opened(config, bounds, members, folder) as going:
-        view = RunView("json" if as_json else "screen", config.federation.rounds, going.folder.records())
+        view = RunView("json" if as_json else "screen")
+        view.begin(config.federation.rounds, going.folder.records())
         with view.shown():
             for record in going.records(connect):
                 view.show(record)

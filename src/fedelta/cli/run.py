@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from fedelta.report.terminal import Mode
-    from fedelta.report.words import Record
     from fedelta.runs.config import RunConfig
     from fedelta.runs.config.allowed import Allowed
     from fedelta.runs.open_run import OpenRun
@@ -88,9 +86,10 @@ def _stored(folder: Path) -> RunConfig:
 
 def _play(config: RunConfig, may_run: Allowed, resume: Path | None, force: bool, mode: Mode, processes: Processes) -> None:
     """Runs round by round, and shows what a person wants to see."""
-    from fedelta.report.terminal import CtrlC, RunView, out, quieten_libraries
+    from fedelta.report.run_view import RunView
+    from fedelta.report.terminal import CtrlC, quieten_libraries, screen
 
-    view = RunView(mode, config.federation.rounds, _done(resume) if resume else [])
+    view = RunView(mode)
     with CtrlC() as ctrl_c, view.shown():
         # Torch and transformers are imported from here on: seconds, in which there is something to see.
         with uncollected():
@@ -101,24 +100,19 @@ def _play(config: RunConfig, may_run: Allowed, resume: Path | None, force: bool,
                 import_module("fedelta.runs.experiment")  # the largest part, which building the run would import
 
         with opened(config, resume=resume, force=force, allow_files=may_run, processes=processes) as going:
-            if mode == "screen" and going.experiment.deal is not None:
-                out.print(split_table(going.experiment.deal))
+            view.begin(going.experiment.config.federation.rounds, going.folder.survey()[0])
+            if going.experiment.deal is not None:
+                view.say(split_table(going.experiment.deal))
             for record in going.records():
                 view.show(record)
                 # After the round is on disk: the run can then be taken up with nothing lost.
                 if ctrl_c.asked:
                     break
     if mode == "screen":
-        out.print(_summary(going))
+        screen().print(_summary(going))
     if ctrl_c.asked:
         note(f"stopped after a whole round; go on with: fedelta run --resume {going.folder.path}")
         raise typer.Exit(STOPPED)
-
-
-def _done(folder: Path) -> Sequence[Record]:
-    from fedelta.runs.folder import RunFolder
-
-    return RunFolder(folder).survey()[0]
 
 
 def _summary(ended: OpenRun) -> RenderableType:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
+from fedelta.activity import board
 from fedelta.demands import optional, whole
 from fedelta.engines.federation import Federation
 from fedelta.engines.guards import Size, largest_of
@@ -92,7 +93,9 @@ def visited(federation: Federation, visit_all: VisitAll, t: int, states: Mapping
         TypeError: for an engine that returned something else than a list of visits.
         ValueError: for one that did not visit each client of the cohort, in order, or gave a visit what is not its own.
     """
+    board().begin(t, len(states))
     visits: object = visit_all(federation, t, states)
+    board().say("aggregating")
     if not _are_visits(visits):
         raise TypeError(f"round {t}: the engine returned {visits!r:.60}, where a list of a Visit for each client belongs")
     found = [visit.peer.id for visit in visits]

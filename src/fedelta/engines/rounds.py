@@ -50,6 +50,9 @@ class Snapshot:
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     sizes: Mapping[int, Sequence[Size]] = field(default_factory=dict[int, Sequence[Size]])
 
+    def __repr__(self) -> str:
+        return f"Snapshot(before round {self.t}, seed {self.seed}, state {sorted(self.state)})"
+
     def known(self) -> dict[int, int]:
         """Returns `touched`, completed for a snapshot that was made by hand."""
         missing = {*self.client_states, *self.client_rounds, *self.base_versions} - self.touched.keys()
@@ -92,6 +95,11 @@ class Round:
     gossip: bool = False
     lost_links: Sequence[tuple[int, int]] = ()
     training: float = 0.0
+
+    def __repr__(self) -> str:
+        # Nothing of the updates, which are gone once the next round is asked for.
+        dropped = f", {len(self.dropped)} left out" if self.dropped else ""
+        return f"Round({self.t}, {len(self.updates)} updates{dropped}, {self.bytes.total:,} bytes, {self.seconds:.3g} s)"
 
     @property
     def client_states(self) -> Mapping[int, ClientState]:

@@ -42,6 +42,10 @@ class LoRA:
         if not math.isfinite(self.scale):
             raise ValueError(f"the scale of a delta must be a finite number, got {self.scale}; check lora_alpha")
 
+    def __repr__(self) -> str:
+        dtype = str(self.B.dtype).removeprefix("torch.")
+        return f"LoRA({self.B.shape[0]} x {self.A.shape[1]}, rank {self.rank}, scale {self.scale:g}, {dtype})"
+
     @property
     def rank(self) -> int:
         """The number of components, r."""

@@ -18,6 +18,7 @@ OF_THE_RUN = frozenset({"seed", "seed.data", "seed.partition", "seed.schedule", 
 OF_THE_MACHINE = frozenset(
     {
         "device",
+        "report_to",
         "model.gemm",
         "model.digest",
         "model.compact",

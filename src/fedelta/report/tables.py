@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -24,11 +23,12 @@ WIDE = 100
 """Columns of a terminal from which four singular values of a layer are shown, and not two."""
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
     """Returns a table whose first `left` columns are text and whose others are figures."""
     table = Table(title=title, title_justify="left", caption_justify="left", header_style="bold", box=None, pad_edge=False)
     for k, column in enumerate(columns):
-        table.add_column(column, justify="left" if k < left else "right", overflow="fold")
+        is_text = k < left
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     for row in rows:
         table.add_row(*row)
     return table
@@ -58,40 +58,16 @@ def _layer_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
     return table
 
 
-def split_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Lists each client's share, from the rows of `fedelta.split.view.partition_table` with "rank" and perhaps "name"."""
-    lines = [
-        [
-            escape(str(row.get("name", row["client"]))),
-            str(row["rank"]),
-            str(row["examples"]),
-            number(row["distance"], 2),
-            _commonest(row),
-        ]
-        for row in rows
-    ]
-    table = _table("Split of the training rows", ["client", "rank", "examples", "distance", "commonest labels"], lines)
-    table.columns[-1].justify = "left"
-    table.caption = "distance: total variation from the labels of all clients together"
-    return table
-
-
-def _commonest(row: Mapping[str, Any], count: int = 3) -> str:
-    held = sorted(((n, label) for label, n in row["labels"].items() if n), key=lambda x: -x[0])
-    shown = [f"{label} {n / row['examples']:.0%}" for n, label in held[:count]]
-    return ", ".join(shown + (["…"] if len(held) > count else []))
-
-
 def methods_table(methods: Sequence[Mapping[str, Any]]) -> Table:
     """Lists the methods: name, source, ranks, and what travels."""
     rows = [(m["name"], m["paper"], "yes" if m["hetero_rank"] else "no", m["travels"]) for m in methods]
-    return _table("Methods", ["name", "source", "unequal ranks", "what travels"], rows, left=4)
+    return plain_table("Methods", ["name", "source", "unequal ranks", "what travels"], rows, left=4)
 
 
 def laws_table(report: Mapping[str, Any]) -> Table:
     """Returns one subject's verdicts, law by law, from `fedelta.testing.Report.as_dict`."""
     rows = [(v["law"], v["outcome"], v["detail"] or v["statement"]) for v in report["verdicts"]]
-    return _table(f"Laws of {report['subject']}", ["law", "", "why, or what it says"], rows, left=3)
+    return plain_table(f"Laws of {report['subject']}", ["law", "", "why, or what it says"], rows, left=3)
 
 
 def reports_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -102,7 +78,7 @@ def reports_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
         broken = "; ".join(f"{v['law']}: {v['detail']}" for v in report["verdicts"] if v["outcome"] == "broken")
         counts = [str(found.count(outcome)) for outcome in ("kept", "exempt", "not asked", "broken")]
         rows.append((name, broken or "all kept", *counts, number(report["seconds"], 1)))
-    return _table("Laws", ["name", "broken", "kept", "exempt", "not asked", "broken", "seconds"], rows, left=2)
+    return plain_table("Laws", ["name", "broken", "kept", "exempt", "not asked", "broken", "seconds"], rows, left=2)
 
 
 def summary(records: Sequence[Record], *, majority: float | None, folder: Path, best: int | None = None) -> RenderableType:
@@ -124,7 +100,7 @@ def summary(records: Sequence[Record], *, majority: float | None, folder: Path, 
     if best is not None:
         rows.append(("best round by validation", str(best)))
     rows += [("sent", size(total_bytes(records))), ("time", duration(sum(map(total_seconds, records))))]
-    table = _table("Result", ["", ""], rows, left=1)
+    table = plain_table("Result", ["", ""], rows, left=1)
     table.show_header = False
     return Group(table, Text(f"\nadapters, log and picture: {folder}", style="dim"))
 
@@ -139,7 +115,7 @@ def _scores(last: Record, metric: str) -> list[tuple[str, str]]:
 def scores_table(name: str, scores: Mapping[str, float]) -> Table:
     """Lists the metrics of one adapter, and the number of examples."""
     rows = [(metric, str(value) if metric == "examples" else number(value)) for metric, value in scores.items()]
-    return _table(name, ["metric", "value"], rows)
+    return plain_table(name, ["metric", "value"], rows)
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:
@@ -155,7 +131,7 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
         ("sent in all", size(bytes_["total"])),
         *((f"memory: {name}", size(value)) for name, value in memory.items()),
     ]
-    table = _table("Plan, without training", ["", ""], rows)
+    table = plain_table("Plan, without training", ["", ""], rows)
     table.show_header = False
     table.caption = "activations are not in the memory figures: they depend on batch size and length"
     return table
@@ -216,7 +192,7 @@ def suite_plan_table(
     said = f"{runs} runs, {size(sent)} on the wire, {jobs} at a time of up to {size(memory)} without activations; {took}"
     refused = [Text(f"not applicable: {row['setting']} {row['label']}: {row['refused']}") for row in rows if row["refused"]]
     more = [Text(_more_seeds(setting, needed)) for setting, needed in seeds.items() if needed]
-    return Group(_table("What one cell costs", columns, lines, left=2), Text(said), *refused, *more)
+    return Group(plain_table("What one cell costs", columns, lines, left=2), Text(said), *refused, *more)
 
 
 def _plan_row(row: Mapping[str, Any]) -> list[str]:

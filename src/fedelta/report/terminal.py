@@ -1,30 +1,20 @@
-"""Prints what commands say, results on stdout and all else on stderr; shows a run as it goes; catches Ctrl-C."""
+"""Prints what commands say, results on stdout and all else on stderr; catches Ctrl-C."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
+import stat
+import sys
 import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Literal, TypeAlias
+from typing import Literal, TextIO, TypeAlias
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
-
-from fedelta.report.words import Record, main_metric, number, round_line, size, total_bytes
 
 Mode: TypeAlias = Literal["screen", "json", "quiet"]
 
@@ -40,6 +30,26 @@ def note(message: str) -> None:
 def is_watched() -> bool:
     """Returns whether somebody may be looking: in a terminal or a notebook."""
     return err.is_terminal or err.is_jupyter
+
+
+def screen() -> Console:
+    """Returns the console for lines beside a bar: stdout, or the bar's own where both are one terminal.
+
+    Two consoles that write to one terminal know nothing of each other: a line would stand in the middle of a bar.
+    """
+    return err if out.is_terminal and err.is_terminal else out
+
+
+def has_bar() -> bool:
+    """Returns whether a bar may be shown: in a terminal, unless a pipe may bring the lines there, too, as `tee` does."""
+    return err.is_terminal and not _is_pipe(sys.stdout)
+
+
+def _is_pipe(file: TextIO) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
+    except (AttributeError, OSError, ValueError):
+        return False  # no file of the system, as under a test
 
 
 def show_code(text: str) -> None:
@@ -102,51 +112,3 @@ class CtrlC:
             raise KeyboardInterrupt
         self.asked = True
         note("ending after this round; Ctrl-C again stops at once and loses the round")
-
-
-class RunView:
-    """Shows a run round by round: a line for each and a progress bar, JSON lines, or nothing.
-
-    Args:
-        mode: what is shown.
-        rounds: of the whole run.
-        done: the records that a resumed run has already.
-    """
-
-    def __init__(self, mode: Mode, rounds: int, done: Sequence[Record]) -> None:
-        self.mode, self.rounds, self.done = mode, rounds, done
-        self._sent = total_bytes(done)
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=err,
-            transient=True,
-            disable=mode != "screen" or not err.is_terminal,  # in a file or a pipe it would only leave a blank line
-        )
-
-    @contextmanager
-    def shown(self) -> Generator[RunView]:
-        """Shows the progress bar, from the loading of data and model to the end."""
-        with self._progress:
-            self._bar = self._progress.add_task("preparing", total=self.rounds, completed=len(self.done))
-            yield self
-
-    def show(self, record: Record) -> None:
-        """Shows one more round."""
-        self._sent += total_bytes([record])
-        if self.mode == "json":
-            print_json(record)
-        elif self.mode == "screen":
-            out.print(round_line(record, self._sent), soft_wrap=True)
-            self._progress.update(self._bar, description=self._headline(record), completed=record["t"] + 1)
-
-    def _headline(self, record: Record) -> str:
-        metric = main_metric([record])
-        scored = next((record[part] for part in ("test", "validation") if record.get(part)), {})
-        shown = [f"loss {number(record['train_loss'])}"]
-        return "  ".join([*shown, *([f"{metric} {number(scored[metric])}"] if metric in scored else []), size(self._sent)])

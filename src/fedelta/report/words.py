@@ -75,8 +75,9 @@ def round_line(record: Record, sent: int) -> str:
     """Writes one round in one line; `sent` is the bytes of all rounds so far."""
     parts = [f"round {record['t']:>3}", f"loss {number(record['train_loss'])}"]
     metric = main_metric([record])
-    parts += [f"{part} {metric} {number(record[part][metric])}" for part in ("validation", "test") if record.get(part)]
-    parts += [f"{len(record['cohort'])} clients", size(sent)]
+    scored = [f"{part} {number(record[part][metric])}" for part in ("validation", "test") if record.get(part)]
+    parts += [f"{metric}: {', '.join(scored)}"] if scored else []
+    parts.append(size(sent))
     if record.get("dropped"):
         parts.append(f"left out: {', '.join(sorted(record['dropped'], key=int))}")
     return "  ".join(parts)

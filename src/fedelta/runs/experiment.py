@@ -10,6 +10,7 @@ from typing import Any, overload
 import numpy as np
 
 from fedelta import topology
+from fedelta.activity import board
 from fedelta.client import LocalClient, Training
 from fedelta.engines.choice import choose, runner_of
 from fedelta.engines.federation import largest_template
@@ -64,6 +65,7 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
     # The model's files first, which are quickly found wrong; then the data; the weights last, since they take longest.
+    board().say("reading the rows")
     model_section, files = pinned_model(config.model, config.device)
     seeds, dealt = config.seeds(), deal(config, chosen.task)
     mixing = None if chosen.topology is None else chosen.topology.mixing(len(dealt.parts), seed=seeds.schedule)
@@ -71,8 +73,10 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
     method = chosen.method.for_topology(chosen.settings.rounds, lambda: contraction.get("rho_sq", 0.0))
     warn_of_missing_rows(config.data, dealt)
     adapter = peft_config(config.lora)
+    board().say("loading the model")
     model, tokenizer = load_adapted(model_section, dealt.task, adapter, device=config.device, seed=seeds.start, files=files)
     check_ranks(model, adapter, dealt.ranks)
+    board().say("encoding the rows")
     train, validation, test = _encoded(dealt, tokenizer) if scored else ([], [], [])
     clients = clients_on(
         model,

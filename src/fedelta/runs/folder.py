@@ -10,6 +10,7 @@
     checkpoint/      what the next round needs, and what the last round needed
     curves.png       the records as a picture
     report.html      the records as a page
+    tensorboard/     the records as event files, where `report_to` asks for them
     failed.json      of a suite's cell that failed: the error; the next try removes it
     .lock            locked by the process that writes here
 
@@ -49,7 +50,7 @@ logger = logging.getLogger("fedelta.resume")
 CONFIG, RECORDS, DAMAGED = "config.yaml", "rounds.jsonl", "rounds.damaged.jsonl"
 RUN, SPLIT, CLIENTS = "run.json", "split.json", "clients.jsonl"
 ADAPTERS, CHECKPOINT, CURVES, REPORT, CODE = "adapters", "checkpoint", "curves.png", "report.html", "code"
-FAILED = "failed.json"
+FAILED, EVENTS = "failed.json", "tensorboard"
 
 COMMITTED = (CONFIG, RECORDS, DAMAGED, RUN, SPLIT, CLIENTS, REPORT, FAILED)
 """The files that are written by `files.commit`, which a kill may leave under its temporary name."""
@@ -59,10 +60,10 @@ TEMPORARY = tuple(f".{name}.tmp" for name in COMMITTED)
 DRAFT = re.compile(r"\.(last|best|rank-[0-9]+|client-[0-9]+)\.(draft|swap|[a-z0-9_]{8})")
 """The names under which a kill may leave an adapter's folder half-written; the last kind is one that `tempfile` makes."""
 
-OWN = frozenset({*COMMITTED, *TEMPORARY, ADAPTERS, CHECKPOINT, CURVES, CODE, files.LOCK})
+OWN = frozenset({*COMMITTED, *TEMPORARY, ADAPTERS, CHECKPOINT, CURVES, CODE, EVENTS, files.LOCK})
 """All that a run may leave in its folder."""
 
-FOLDERS = frozenset({ADAPTERS, CHECKPOINT, CODE})
+FOLDERS = frozenset({ADAPTERS, CHECKPOINT, CODE, EVENTS})
 """Those of them that are folders."""
 
 
@@ -173,8 +174,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what a run left here, but for its lock."""
-        for folder in (self.adapters, self.checkpoint, self.path / CODE):
-            shutil.rmtree(folder, ignore_errors=True)
+        for name in FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
         for name in sorted(OWN - FOLDERS - {files.LOCK}):
             (self.path / name).unlink(missing_ok=True)
 

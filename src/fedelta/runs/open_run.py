@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fedelta.activity import board
 from fedelta.code_files import CodeFile
 from fedelta.diagnostics import diagnose, new_reasons
 from fedelta.engines import checkpoint
@@ -45,6 +46,7 @@ class OpenRun:
         start: the snapshot to go on from; None from the first round.
         code: by key of the config, the Python files that define its method or its task.
         pictures: the end of the run leaves curves and a page.
+        sinks: take each record once it is on disk.
     """
 
     experiment: Experiment
@@ -55,6 +57,7 @@ class OpenRun:
     start: Snapshot | None = None
     code: Mapping[str, CodeFile] = field(default_factory=dict[str, CodeFile])
     pictures: bool = True
+    sinks: Sequence[Callable[[Record], None]] = ()
 
     def records(self) -> Iterator[Record]:
         """Runs the rounds that are left; each is on disk when its record is yielded."""
@@ -63,7 +66,10 @@ class OpenRun:
         facts.write_once(self.folder.run_file, self.folder.split_file, e, self.notes["platform"], self.code)
         settings = replace(e.settings, score=_validate(e), start=self.start, engine=self.visit_all)
         for done in play(e, e.clients, settings):
-            yield self.write(done)
+            record = self.write(done)
+            for sink in self.sinks:
+                sink(record)
+            yield record
 
     def write(self, done: Round) -> Record:
         """Writes adapters, lines and checkpoint of a round, in this order (see `fedelta.runs.folder`); returns the record."""
@@ -80,15 +86,18 @@ class OpenRun:
             record["topology"] = {**self.experiment.contraction, "lost_links": len(done.lost_links)}
         settings = self.experiment.config.evaluation
         if settings.diagnostics:
+            board().say("diagnosing")
             with clock.measure("diagnostics"):
                 values = diagnose(done, per_layer=settings.diagnostics != "global")
             record["diagnostics"], self.notes["reasons"] = new_reasons(values, self.notes.get("reasons", {}))
         own: Mapping[int, Scores] = {}
         if (done.t + 1) % settings.every == 0 or self._is_last(done):
+            board().say("evaluating")
             with clock.measure("evaluation"):
                 own = self.experiment.own_scores(done)
                 record |= self._evaluate(done)
                 record |= {"clients": fairness(own)} if own else {}
+            board().say("saving")
             with clock.measure("save"):
                 self._save_adapters(done, record)
         record = finite(record | moment())
@@ -109,6 +118,7 @@ class OpenRun:
         records = self.folder.records() if self.pictures else []
         if records:
             e = self.experiment
+            board().say("drawing the report")
             curves(records, self.folder.curves, title=e.config.name, majority=e.majority())
             self._report()
 
@@ -157,6 +167,7 @@ class OpenRun:
             # A participant's own model needs what it remembers, which may be elsewhere.
             if e.evaluator is None or (done.personal and not e.memories_here):
                 continue
+            board().say(f"evaluating {name}")
             if done.gossip:
                 nodes = e.evaluator.by_peer(done, rows)
                 scores[name] = mean(nodes)

@@ -17,6 +17,7 @@ from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.own import Own
 from fedelta.runs.config.read import Overrides
 from fedelta.runs.rounds import Experiment
+from fedelta.runs.sinks import Sink
 from fedelta.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Options(TypedDict, total=False):
     force: bool
     trust_remote_code: bool
     allow_files: Collection[str | PathLike[str]]
+    sinks: Sequence[Sink]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -39,6 +39,7 @@ from fedelta.runs.config.terms import terms_of
 from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.machine import Stopwatch, moment
 from fedelta.runs.records import Record, without_times
+from fedelta.runs.sinks import demand_installed, trackers
 from fedelta.runs.sites import BuiltSite, build_site
 from fedelta.topology import Mixing
 from fedelta.tree import Adapter, effective
@@ -95,7 +96,7 @@ class Peering:
         ids = [peer.id for peer in self.peers]
         near = neighbours_of(self.mixing, self.me, ids, self.config.federation.rounds)
         mailbox = connect({k: names[k] for k in near})
-        try:
+        with closing(mailbox), trackers(self.config, lambda: self.folder.path, self.start) as sinks:
             for node_round in take_part(
                 self.chosen.method,
                 self.built.client,
@@ -108,9 +109,10 @@ class Peering:
                 terms=self.terms,
                 patience=Patience(self.roster.silence, self.config.federation.deadline),
             ):
-                yield self.write(node_round)
-        finally:
-            mailbox.close()
+                record = self.write(node_round)
+                for sink in sinks:
+                    sink(record)
+                yield record
 
     def write(self, node_round: NodeRound) -> Record:
         """Writes adapter, record and checkpoint of a round, in this order: see `fedelta.runs.folder`."""
@@ -150,6 +152,7 @@ def opened(config: RunConfig, node: Node, roster: Roster, folder: Path) -> Gener
         BlockingIOError: for a folder that another process is writing to.
         ValueError, OSError, ImportError: as `runs.sites.build_site`.
     """
+    demand_installed(config)
     chosen, mixing = _checked(config, roster, node)
     target = RunFolder(folder)
     target.bring_back()

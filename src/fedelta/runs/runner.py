@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 from fedelta.engines import checkpoint
 from fedelta.engines.rounds import Snapshot
 from fedelta.method import Client, Method
-from fedelta.report.terminal import RunView, is_watched
+from fedelta.report.run_view import RunView
+from fedelta.report.terminal import is_watched
+from fedelta.report.words import main_metric, number
 from fedelta.runs import best, platforms
 from fedelta.runs.config import RunConfig, read_config
 from fedelta.runs.config.allowed import TRAINER
@@ -39,6 +41,7 @@ from fedelta.runs.own_methods import code_digests
 from fedelta.runs.records import Record
 from fedelta.runs.rounds import Experiment
 from fedelta.runs.shards import Alone, Processes
+from fedelta.runs.sinks import Sink, demand_functions, demand_installed, reporting
 from fedelta.tasks.task import Task
 from fedelta.tree import Adapter
 
@@ -61,6 +64,12 @@ class RunResult:
     records: Sequence[Record]
     adapter: Adapter | None
 
+    def __repr__(self) -> str:
+        metric = main_metric(self.records[-1:])
+        scores = {} if metric is None else self.final.get("test") or self.final.get("validation") or {}
+        scored = f", {metric} {number(scores[metric])}" if metric in scores else ""
+        return f"RunResult({str(self.folder)!r}, {len(self.records)} rounds{scored})"
+
     @property
     def final(self) -> Record:
         """Returns the record of the last round, which is always an evaluated one."""
@@ -80,6 +89,7 @@ def run(
     trust_remote_code: bool = False,
     allow_files: Collection[str | PathLike[str]] = (),
     progress: bool | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> RunResult:
     """Runs a config to its end.
 
@@ -102,6 +112,7 @@ def run(
         allow_files: the Python files, by path or sha256, that may run if the config names them, be it a file, a mapping or a
             `RunConfig`: any of them may have come from somebody else. Files in the user's own list may, too (`fedelta allow`).
         progress: shows the run round by round; by default in a terminal and in a notebook.
+        sinks: functions that take each record once its round is on disk, such as a tracker's; what one raises ends the run.
 
     Raises:
         ConfigError: for a config that cannot be run, or changes that would make a resumed run another one.
@@ -120,21 +131,15 @@ def run(
         force=force,
         trust_remote_code=trust_remote_code,
         allow_files=allow_files,
+        sinks=sinks,
     )
-    with opening as going, _shown(going, progress) as show:
+    view = RunView("screen" if (is_watched() if progress is None else progress) else "quiet")
+    with view.shown(), opening as going:
+        view.begin(going.experiment.config.federation.rounds, going.folder.survey()[0])
         for record in going.records():
-            show(record)
+            view.show(record)
     folder = going.folder
     return RunResult(folder.path, folder.records(), best.last_of(folder.adapters))
-
-
-@contextmanager
-def _shown(going: OpenRun, progress: bool | None) -> Generator[Callable[[Record], None]]:
-    """Shows a run, where it is to be, for as long as the block of a `with` runs; gives what shows one more round."""
-    shown = is_watched() if progress is None else progress
-    view = RunView("screen" if shown else "quiet", going.experiment.config.federation.rounds, going.folder.survey()[0])
-    with view.shown():
-        yield view.show
 
 
 def rounds(config: Source | None = None, overrides: Overrides = (), **options: Unpack[Options]) -> Generator[Record]:
@@ -173,13 +178,15 @@ def opened(
         build: makes the experiment of a run whose clients are elsewhere.
     """
     opening = opening_of(options, build or partial(_here, processes=processes))
-    changes = changes_of(options, overrides)
+    changes, sinks = changes_of(options, overrides), options.get("sinks", ())
+    demand_functions(sinks)
     if (resume := options.get("resume")) is not None:
-        with _resumed(RunFolder(Path(resume)), config, changes, opening) as going:
+        with _resumed(RunFolder(Path(resume)), config, changes, opening) as going, reporting(going, sinks):
             yield going
     else:
         settled = read_config(config if config is not None else {}, changes)
-        with _new(settled, options.get("force", False), opening) as going:
+        demand_installed(settled)
+        with _new(settled, options.get("force", False), opening) as going, reporting(going, sinks):
             yield going
 
 
@@ -231,6 +238,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, ope
         if config is None or isinstance(config, str | Path):
             given = without_leave(given)  # the file may be the folder's own config.yaml, which may not allow itself anything
         settled = keep_choices(fixed, opening.settled(read_config(given, overrides)), overrides)
+        demand_installed(settled)
         chosen = check(settled, opening.own)
         demand_leave(old.model, settled.model)
         demand_same_run(fixed, settled)

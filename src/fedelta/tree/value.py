@@ -54,6 +54,10 @@ class BaseDelta:
     terms: Mapping[str, Sequence[LoRA | Tensor]]
     since: int = 0
 
+    def __repr__(self) -> str:
+        most = max((len(terms) for terms in self.terms.values()), default=0)
+        return f"BaseDelta(version {self.version} since {self.since}, {len(self.terms)} layers of up to {most} terms)"
+
 
 class Checked(Mapping[str, Any]):
     """A mapping whose tensors were found finite when they arrived; `check_finite` does not look at them again."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from fedelta.activity import board
 from fedelta.engines.federation import Federation
 from fedelta.engines.letters import Letter, Reply, Visit
 from fedelta.engines.memories import InMemory
@@ -60,6 +61,7 @@ class InProcess(ABC):
         visits: list[Visit] = []
         for letter, answered in self.answers(federation, self.asked(federation, t, states)):
             visits.append(self.received(federation, states, letter, answered))
+            board().count(len(visits))
             del letter, answered  # or they would stay while the next answer is made
         return visits
 

@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from fedelta.activity import board
 from fedelta.adapted import Batch, JointPass
 from fedelta.client import LocalClient, Request, Session, displaced, trainable_names
 from fedelta.engines.runners._handover import Answer
@@ -45,6 +46,7 @@ def _run(cohort: JointPass, sessions: Sequence[Session]) -> list[Answer]:
     steps: _Steps = _Stacked(cohort, sessions) if _alike(sessions) else _Separate(cohort, sessions)
     answers: dict[Session, Answer] = {}
     batches = {session: session.batches() for session in sessions}
+    board().train(len(sessions), None, max(session.steps for session in sessions))
     while steps.sessions:
         drawn = [next(batches[session], None) for session in steps.sessions]
         if any(batch is None for batch in drawn):
@@ -61,6 +63,7 @@ def _run(cohort: JointPass, sessions: Sequence[Session]) -> list[Answer]:
             if any(session.displacing for session in steps.sessions):
                 grads = _where_asked(cohort, steps.sessions, grads, evaluate)
             steps.step(losses, grads)
+            board().step += 1
     return [answers[session] for session in sessions]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeAlias
 
+from fedelta.activity import board
 from fedelta.adapted import CPU_TOKENS
 from fedelta.client import Batch, LocalClient, Request
 from fedelta.engines.guards import reason_of
@@ -96,6 +97,7 @@ class Batched(InProcess):
         answers: dict[int, Answer] = {}
         for group in self._groups(asked):
             answers |= zip(group, self._train([asked[k] for k in group]), strict=True)
+            board().count(board().trained + len(group))
         return [answers[k] for k in range(len(asked))]
 
     def _groups(self, asked: Sequence[Wanted]) -> list[list[int]]:

@@ -92,6 +92,9 @@ class TrainerClient:
             finally:
                 model.release()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.peer!r})"
+
     def _look(self, trainer: Trainer, model: TrainerModel, template: Adapter | None) -> None:
         """Learns from a first Trainer what the federation must know, before anything trains."""
         self.peer = self._known_peer = self._known_peer or _peer_of(self._id, trainer, model, self._who)

@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "federation.spool",
     "federation.deadline",
     "evaluation",
+    "report_to",
     "output",
     "name",
     "method.path",  # what counts is the digest of the file: `demand_same_code`

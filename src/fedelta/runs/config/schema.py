@@ -9,13 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from fedelta.data.client_files import by_name, demand_different, unfit_name
 from fedelta.data.gaps import Empty
 from fedelta.models.patterns import check_pattern
 from fedelta.runs.config.section import Named, Section, chosen, named
 from fedelta.runs.config.seeds import Seed, Seeds, seeds_of
+from fedelta.runs.config.trackers import ReportTo
 
 T = TypeVar("T")
 
@@ -340,6 +349,7 @@ class RunConfig(Section):
     training: LocalTraining = LocalTraining()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
+    report_to: ReportTo = Field(default=[])
 
     @field_validator("name")
     @classmethod

@@ -8,6 +8,7 @@ from fedelta.models.base_files import find_base
 from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.checks import check
 from fedelta.runs.deal import deal
+from fedelta.runs.sinks import demand_installed
 from fedelta.runs.suite.cells import Task
 from fedelta.runs.suite.work import Work
 
@@ -23,6 +24,7 @@ def demand_sources(work: Work) -> None:
     faults: dict[str, str] = {}
     for what, task in _first_needs(work).items():
         try:
+            demand_installed(task.config)
             _use(what, task.config, work)
         except (ValueError, OSError, ImportError) as error:
             faults.setdefault(str(error), task.title)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedelta.activity import board
 from fedelta.tasks.metrics import Predictions
 from fedelta.tasks.task.batches import Example
 from fedelta.tasks.task.contract import Task
@@ -54,10 +55,13 @@ def predict_all(
     pad = _pad_token_of(model) if pad_token_id is None else pad_token_id
     order = np.argsort([-task.length(example) for example in examples], kind="stable")
     parts: list[Predictions] = []
+    now = board()
+    now.step, now.steps = 0, -(-len(order) // batch_size)
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             batch = task.collate([examples[i] for i in order[start : start + batch_size]], pad)
             parts.append(task.predict(model, {name: values.to(place) for name, values in batch.items()}))
+            now.step += 1
     # sorting the order itself gives the way back to the examples' own order
     return Predictions.join(parts).take(np.argsort(order, kind="stable"))
 
