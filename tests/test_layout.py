@@ -118,7 +118,7 @@ ELSEWHERE = {
     "report/page/*": "report/test_page.py",
     "report/drawing/*": "report/test_drawing.py",
     "report/*": "report/test_tables.py",
-    "runs/suite/digests.py": "runs/suite/test_cells.py",
+    "runs/digests.py": "runs/suite/test_cells.py",
     "runs/suite/*": "runs/suite/test_work.py",
     "runs/peer_post.py": "sites/test_gossip_runs.py",
     "runs/opening.py": "runs/test_given.py",
