@@ -39,7 +39,7 @@ class _Group(TyperGroup):
 
 
 def _is_of_typer(error: Exception) -> bool:
-    """Returns whether an error is one by which typer ends a command, such as a wrong option; it says itself what there is to say."""
+    """Returns whether an error is one by which typer ends a command, such as that of a wrong option."""
     return isinstance(error, typer.Abort) or hasattr(error, "exit_code")
 
 

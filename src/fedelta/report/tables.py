@@ -115,9 +115,8 @@ def _scores(last: Record, metric: str) -> list[tuple[str, str]]:
 def scores_table(name: str, scores: Mapping[str, float]) -> RenderableType:
     """Lists the metrics of one adapter, and the number of examples."""
     rows = [(metric, str(value) if metric == "examples" else number(value)) for metric, value in scores.items()]
-    return Group(
-        Text(name), plain_table("", ["metric", "value"], rows)
-    )  # as a title it would be broken at the width of the table
+    # As its title the name would be broken at the width of the table.
+    return Group(Text(name), plain_table("", ["metric", "value"], rows))
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:

@@ -96,9 +96,13 @@ class CtrlC:
     """Turns the first Ctrl-C in its block into a wish, `asked`, and lets the second one act at once.
 
     So a run ends after the round that is going on, with all of it on disk.
+
+    Args:
+        waits: a round is going on; until there is one, the first Ctrl-C acts at once, too.
     """
 
-    asked = False
+    def __init__(self, *, waits: bool = True) -> None:
+        self.asked, self.waits = False, waits
 
     def __enter__(self) -> CtrlC:
         self._previous = signal.signal(signal.SIGINT, self._on_signal)
@@ -108,7 +112,7 @@ class CtrlC:
         signal.signal(signal.SIGINT, self._previous)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked or not self.waits:
             raise KeyboardInterrupt
         self.asked = True
         note("ending after this round; Ctrl-C again stops at once and loses the round")
