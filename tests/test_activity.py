@@ -1,12 +1,16 @@
 """The board on which work says what it is doing."""
 
 import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
 
 import fedelta
 from fedelta.activity import Board, board, watched
 from fedelta.models.toy import toy_federation
+from fedelta.runs.runner import rounds
 
 
 def test_a_board_is_read_in_its_block_alone():
@@ -33,30 +37,37 @@ def test_without_a_cohort_nothing_is_done():
     assert Board(trained=3).share() == 0.0
 
 
-@pytest.mark.parametrize("engine", ["sequential", "batched"])
-def test_engines_say_who_trains_and_how_many_have(engine: str):
-    clients, seen = toy_federation(), set[tuple[int | None, int]]()
+class Remembering(Board):
+    """A board that remembers who took steps: the client's id, and how many trained at once."""
 
-    class Watched(Board):
-        """A board that remembers what was written on it."""
+    seen: ClassVar[set[tuple[int | None, int]]]
 
-        def __setattr__(self, name: str, value: object) -> None:
-            super().__setattr__(name, value)
-            if name == "step" and value:
-                seen.add((self.client, self.training))
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "step" and value and self.training:
+            self.seen.add((self.client, self.training))
 
+
+@pytest.fixture
+def remembering() -> Iterator[Remembering]:
     with watched() as own:
-        own.__class__ = Watched
-        for done in fedelta.federate(fedelta.get_method("fedavg"), clients_of_one_rank(), rounds=2, engine=engine):
-            assert own.t == done.t
-            assert own.trained == own.cohort == 3
-            assert own.share() == 1.0
-    assert seen == ({(k, 1) for k in range(3)} if engine == "sequential" else {(None, 3)})
-    assert len(clients) == 3
+        Remembering.seen = set()
+        own.__class__ = Remembering
+        yield cast("Remembering", own)
 
 
-def clients_of_one_rank():
-    return toy_federation(ranks=[2, 2, 2])
+@pytest.mark.parametrize(
+    ("engine", "seen"), [("sequential", {(0, 1), (1, 1), (2, 1)}), ("batched", {(None, 3)})], ids=["sequential", "batched"]
+)
+def test_a_run_says_who_trains_how_many_have_and_what_comes_then(
+    engine: str, seen: set[Any], remembering: Remembering, tiny_config: dict[str, Any], tmp_path: Path
+):
+    given = tiny_config | {"federation": {"rounds": 2, "engine": engine}, "output": str(tmp_path / "run")}
+    for record in rounds(given):
+        assert (remembering.t, remembering.trained, remembering.cohort) == (record["t"], 3, 3)
+        assert remembering.share() == 1.0
+        assert remembering.doing == "saving"
+    assert remembering.seen == seen
 
 
 def test_numbers_are_the_same_whether_somebody_looks_or_not():

@@ -57,5 +57,6 @@ def test_the_split_of_many_clients_is_summed_up_by_rank_and_names_the_farthest()
 
 def test_a_table_of_a_narrow_terminal_breaks_no_figure():
     console = Console(width=30, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - only the recording is read
-    console.print(tables.plain_table("", ["a rather long name", "figure"], [["some words that can go on below", "123456789012"]]))
+    rows = [["some words that can go on below", "123456789012"]]
+    console.print(tables.plain_table("", ["a rather long name", "figure"], rows))
     assert "123456789012" in console.export_text()

@@ -38,7 +38,7 @@ class RunView:
         self._board = Board()
         self._spinner = Spinner("dots")
         self._began: tuple[float, float] | None = None
-        self._cell = NotebookCell(self._picture) if mode == "screen" and err.is_jupyter else None
+        self._cell = NotebookCell(self.picture) if mode == "screen" and err.is_jupyter else None
 
     @contextmanager
     def shown(self) -> Generator[RunView]:
@@ -48,7 +48,7 @@ class RunView:
                 with self._cell:
                     yield self
             elif self.mode == "screen" and has_bar():
-                with Live(console=err, get_renderable=self._picture, transient=True, refresh_per_second=8):
+                with Live(console=err, get_renderable=self.picture, transient=True, refresh_per_second=8):
                     yield self
             else:
                 yield self
@@ -73,9 +73,8 @@ class RunView:
         else:
             screen().print(what, soft_wrap=soft_wrap)
 
-    # --- the picture -------------------------------------------------------------------------------------------------
-
-    def _picture(self) -> Table:
+    def picture(self) -> Table:
+        """Returns the line under all others: what the run is doing, a bar, and the time left."""
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column()
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")  # the words give way, not the figures
