@@ -91,7 +91,7 @@ def _play(config: RunConfig, may_run: Allowed, resume: Path | None, force: bool,
 
     view = RunView(mode)
     stopped = False
-    with CtrlC(waits=False) as ctrl_c, view.shown():
+    with CtrlC("importing") as ctrl_c, view.shown():
         # Torch and transformers are imported from here on: seconds, in which there is something to see.
         with uncollected():
             quieten_libraries()
@@ -100,11 +100,12 @@ def _play(config: RunConfig, may_run: Allowed, resume: Path | None, force: bool,
             if config.federation.where == "here":
                 import_module("fedelta.runs.experiment")  # the largest part, which building the run would import
 
+        ctrl_c.enter("building")
         with opened(config, resume=resume, force=force, allow_files=may_run, processes=processes) as going:
             view.begin(going.experiment.config.federation.rounds, going.folder.survey()[0])
             if going.experiment.deal is not None:
                 view.say(split_table(going.experiment.deal))
-            ctrl_c.waits = True
+            ctrl_c.enter("rounds")
             for record in going.records():
                 view.show(record)
                 # After the round is on disk: the run can then be taken up with nothing lost.

@@ -18,8 +18,10 @@ from fedelta.report.notebook import NotebookCell
 from fedelta.report.terminal import Mode, err, has_bar, print_json, screen
 from fedelta.report.words import Record, duration, round_line, total_bytes
 
-BAR = 16
-"""Characters of the bar."""
+BAR, LONG_BAR = 10, 30
+"""Characters of the bar, in a narrow terminal and in one of `WIDE` columns: the words are worth more."""
+
+WIDE = 110
 
 ENOUGH = 0.005
 """Share of a run that must be done here before it says how long the rest takes."""
@@ -81,7 +83,8 @@ class RunView:
         grid.add_column()
         grid.add_column(justify="right", no_wrap=True)
         share = self._share()
-        grid.add_row(self._spinner, doing(self._board, self.rounds), ProgressBar(1.0, share, width=BAR), self._left(share))
+        bar = ProgressBar(1.0, share, width=LONG_BAR if err.width >= WIDE else BAR)
+        grid.add_row(self._spinner, doing(self._board, self.rounds), bar, self._left(share))
         return grid
 
     def _share(self) -> float:
