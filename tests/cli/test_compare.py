@@ -64,7 +64,7 @@ def test_equal_suites_give_equal_files_from_folders_and_from_the_store(succeed: 
         one, two = ((tmp_path / folder / "out" / name).read_bytes() for folder in ("one", "two"))
         assert one == two, name
     pages = [(tmp_path / folder / "out" / "report.html").read_text(encoding="utf-8") for folder in ("one", "two")]
-    assert pages[0].replace("one/out", "two/out") == pages[1]
+    assert pages[0] == pages[1]
 
 
 def test_a_config_and_methods_make_a_suite_file_that_can_be_run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -151,11 +150,12 @@ def _play(work: Work, text: str, mode: Mode, rounds: bool) -> None:
     """Runs what is left, writes tables and page of all that is there, and shows them."""
     from fedelta.cli.compare_view import SuiteView
     from fedelta.report.terminal import CtrlC
+    from fedelta.runs import provenance
     from fedelta.runs.suite.gather import comparison_of
 
     with CtrlC() as ctrl_c, SuiteView(work, mode).shown() as view:
         work.run(lambda: ctrl_c.asked, view.show)
-    found = comparison_of(work, text, _command())
+    found = comparison_of(work, text, provenance.command())
     _show(work, found, mode, rounds)
     if ctrl_c.asked:
         note("stopped after a whole round; call it once more to go on")
@@ -177,11 +177,6 @@ def _show(work: Work, found: Comparison, mode: Mode, rounds: bool) -> None:
     left = progress.total - progress.done - progress.failed
     if left and mode != "quiet":
         note(f"{left} of {progress.total} runs are left: call it once more to go on")
-
-
-def _command() -> str:
-    """Returns the command as it was typed, for provenance."""
-    return " ".join(["fedelta", *sys.argv[1:]])
 
 
 def _show_plan(work: Work, text: str, as_json: bool) -> None:

@@ -122,6 +122,7 @@ def _play(config: RunConfig, may_run: Allowed, resume: Path | None, force: bool,
 def _summary(ended: OpenRun) -> RenderableType:
     from fedelta.report.tables import summary
     from fedelta.runs.evaluation import best_round
+    from fedelta.runs.reports import json_object, known_facts
 
     records = ended.folder.records()
     return summary(
@@ -129,6 +130,7 @@ def _summary(ended: OpenRun) -> RenderableType:
         majority=ended.experiment.majority(),
         folder=ended.folder.path,
         best=best_round(records, ended.experiment.config.evaluation.best_by),
+        lines=known_facts(json_object(ended.folder.run_file)).get("lines"),
     )
 
 

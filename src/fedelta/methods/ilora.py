@@ -94,6 +94,7 @@ class ILoRA(Method):
     reported = "none available to us: notes name its tasks (CIFAR, Tiny-ImageNet, RoBERTa on texts), no figure"
     hetero_rank = True
     coordinates = "base"
+    asks = frozenset({"base"})
     travels = "up: A, B, head, first their start; down: start, base delta, head"
 
     def __post_init__(self) -> None:
@@ -103,6 +104,8 @@ class ILoRA(Method):
                 "ILoRA with control=True needs fixed_start=True: a start that is factorised anew in every round turns the "
                 "coordinates in which control variates are added up"
             )
+        if self.control:  # the claim of this instance: without control variates no gradient is touched
+            object.__setattr__(self, "asks", frozenset({"base", "gradient"}))
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
         kinds = [_kind(peer, template) for peer in kinds_of(peers)]

@@ -74,6 +74,11 @@ class Run:
         seed: object = self.config.get("seed", 0)
         return int(cast("Mapping[str, int]", seed).get(drawn, 0)) if isinstance(seed, Mapping) else self.seed
 
+    def lines(self, part: str, metric: str) -> dict[str, float]:
+        """Returns the known scores of lines to compare with, by name; empty where none came with the config."""
+        known: Plain = self.facts.get("lines", {}).get("scores", {})
+        return {name: scores[part][metric] for name, scores in known.items() if metric in scores.get(part, {})}
+
     @property
     def method(self) -> str:
         """Returns the method's name."""

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from fedelta.report.words import Record, duration, folded, main_metric, number, share, size, total_bytes, total_seconds
+from fedelta.report.words import LINES, Record, duration, folded, main_metric, number, share, size, total_bytes, total_seconds
 
 NARROWEST = 12
 """Characters in the column of layers below which it is not made narrower."""
@@ -81,7 +81,14 @@ def reports_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
     return plain_table("Laws", ["name", "broken", "kept", "exempt", "not asked", "broken", "seconds"], rows, left=2)
 
 
-def summary(records: Sequence[Record], *, majority: float | None, folder: Path, best: int | None = None) -> RenderableType:
+def summary(
+    records: Sequence[Record],
+    *,
+    majority: float | None,
+    folder: Path,
+    best: int | None = None,
+    lines: Mapping[str, Any] | None = None,
+) -> RenderableType:
     """Sums a run up: the last metrics, the majority line, bytes, time, and where the files are.
 
     Args:
@@ -89,6 +96,7 @@ def summary(records: Sequence[Record], *, majority: float | None, folder: Path, 
         majority: share of the commonest label on the test rows; None where a task has no labels.
         folder: the run's.
         best: the round that was best on validation data.
+        lines: known ones to compare with, as `run.json` has them.
     """
     metric = main_metric(records)
     scored = [r for r in records if r.get("test") or r.get("validation")]
@@ -97,12 +105,20 @@ def summary(records: Sequence[Record], *, majority: float | None, folder: Path, 
         rows += _scores(scored[-1], str(metric))
     if majority is not None and metric == "accuracy":
         rows.append(("majority class", number(majority)))
+    rows += _known_lines(lines or {}, str(metric))
     if best is not None:
         rows.append(("best round by validation", str(best)))
     rows += [("sent", size(total_bytes(records))), ("time", duration(sum(map(total_seconds, records))))]
     table = plain_table("Result", ["", ""], rows, left=1)
     table.show_header = False
-    return Group(table, Text(f"\nadapters, log and picture: {folder}", style="dim"))
+    made = [Text(f"lines to compare with: {lines['command']} at {lines['commit']}", style="dim")] if lines else []
+    return Group(table, *made, Text(f"\nadapters, log and picture: {folder}", style="dim"))
+
+
+def _known_lines(lines: Mapping[str, Any], metric: str) -> list[tuple[str, str]]:
+    """Returns the test scores of the known lines to compare with."""
+    scores = {name: parts.get("test", {}) for name, parts in lines.get("scores", {}).items()}
+    return [(words, number(scores[name][metric])) for name, words in LINES.items() if metric in scores.get(name, {})]
 
 
 def _scores(last: Record, metric: str) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from fedelta.report import readings, statistics
 from fedelta.report.compared import Compared, competitors, mean_total
 from fedelta.report.numerals import listed, share
 from fedelta.report.study import Group, Run
-from fedelta.report.words import size
+from fedelta.report.words import LINES, size
 
 ALIKE = 1.02
 """The ratio of bytes up to which two methods send about the same."""
@@ -76,7 +76,14 @@ def _of_one_run(c: Compared, run: Run) -> tuple[str, str]:
         return f"{run.method} is at {value} {study.part} {c.measure.name} {where} of {run.rounds}.", "The run is not finished."
     majority = run.facts.get("majority")
     rest = f"A constant answer scores {share(majority)}." if majority and study.metric == "accuracy" else ""
-    return f"{finding} {where}.", rest
+    return f"{finding} {where}.", " ".join(filter(None, [_beside_lines(c, run), rest]))
+
+
+def _beside_lines(c: Compared, run: Run) -> str:
+    """Says between which lines a run ends, where they came with its config."""
+    known = run.lines(str(c.study.part), str(c.study.metric))
+    found = [f"{words} {c.measure.with_unit(known[name])}" for name, words in LINES.items() if name in known]
+    return f"To compare: {listed(found)}." if found else ""
 
 
 def _against_best(c: Compared, best: Group) -> tuple[str, str]:

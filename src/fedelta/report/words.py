@@ -12,6 +12,9 @@ from typing import Any, TypeAlias
 
 Record: TypeAlias = Mapping[str, Any]
 
+LINES = {"local_only": "each client alone", "centralised": "all rows in one place"}
+"""Methods that are lines to compare with: who trains there, and on what."""
+
 
 def size(count: float) -> str:
     """Writes a number of bytes for a reader: `512 B`, `3.4 MiB`."""

@@ -6,6 +6,7 @@
                   "command": without folders, "cores": that could be used, "device": the GPU's name or null,
                   "base": fingerprint of the base model or null, "data": {"train": digest of its rows, ...},
                   "start": when the run began, UTC,
+                  "lines": of a built-in config, the known scores of its lines to compare with (`fedelta.runs.lines`),
                   "code": by "method" and "task", the sha256 of the user's file that defines it, where there is one}
     split.json   {"labels": [...], "clients": {"0": {"name", "rows", "test_rows", "rank", "labels": {label: rows}}, ...},
                   "distance": mean total variation of a client's labels from those of all together, or null}
@@ -32,6 +33,7 @@ from fedelta.exchange import files
 from fedelta.runs import provenance
 from fedelta.runs.client_lines import EACH
 from fedelta.runs.deal import Deal, row_digests
+from fedelta.runs.lines import lines_for
 from fedelta.runs.machine import cores, utc
 from fedelta.runs.rounds import Experiment
 from fedelta.split.view import partition_table
@@ -54,6 +56,8 @@ def write_once(
         facts = {"rows": splits, "majority": experiment.majority(), **_kind(experiment), "platform": dict(platform)}
         digests = {key: file.digest for key, file in code.items()}
         facts |= _origin(experiment) | ({"code": digests} if digests else {})
+        known = lines_for(experiment.config, facts["data"], facts["versions"])
+        facts |= {"lines": known} if known else {}
         files.commit(run_file, _json(facts))
     if dealt is not None and len(dealt.parts) <= EACH and not split_file.exists():
         files.commit(split_file, _json(split_of(dealt)))

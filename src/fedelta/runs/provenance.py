@@ -35,12 +35,16 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """Returns the commit of fedelta's checkout, with + where tracked files differ from it; empty for an installed package."""
+    """Returns the commit of fedelta's checkout, with + where its code differs from it; empty for an installed package.
+
+    Other tracked files do not count: a store of results grows beside the code that makes them.
+    """
     package = Path(fedelta.__file__).resolve().parent
     root = package.parents[1]
     if not (root / ".git").exists() or package != root / "src" / "fedelta":
         return ""
-    head, changes = _git(root, "rev-parse", "--short=12", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")
+    head = _git(root, "rev-parse", "--short=12", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src")
     return "" if head is None or changes is None else head + ("+" if changes else "")
 
 

@@ -101,7 +101,22 @@ def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
     texts = {key: facts[key] for key in ("commit", "command", "device", "base", "start") if isinstance(facts.get(key), str)}
     tables = {key: {k: str(v) for k, v in _mapping(facts.get(key)).items()} for key in ("versions", "data")}
     cores = {"cores": facts["cores"]} if _is_count(facts.get("cores")) else {}
-    return texts | {key: table for key, table in tables.items() if table} | cores
+    lines = _lines(_mapping(facts.get("lines")))
+    return texts | {key: table for key, table in tables.items() if table} | cores | ({"lines": lines} if lines else {})
+
+
+def _lines(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the lines to compare with that came with a built-in config, without scores that are none."""
+    scores = {name: _all_scores(_mapping(parts)) for name, parts in _mapping(known.get("scores")).items()}
+    made = {key: str(known.get(key, "")) for key in ("command", "commit")}
+    return made | {"scores": scores} if scores else {}
+
+
+def _all_scores(parts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {
+        part: {metric: value for metric, value in _mapping(scores).items() if isinstance(value, float | int)}
+        for part, scores in parts.items()
+    }
 
 
 def known_split(split: object) -> Mapping[str, Any] | None:

@@ -9,8 +9,8 @@ import pytest
 from fedelta.runs.config import ConfigError, RunConfig, read_config
 from fedelta.runs.config.checks import check
 from fedelta.runs.deal import deal, row_digests
+from fedelta.runs.digests import digest_of, is_same_cell
 from fedelta.runs.suite.cells import plan_of
-from fedelta.runs.suite.digests import digest_of, is_same_cell
 from fedelta.runs.suite.schema import suite_of
 
 

@@ -18,6 +18,7 @@ from fedelta.runs import provenance
 from fedelta.runs.config import ConfigError, load_config
 from fedelta.runs.config.allowed import allowed
 from fedelta.runs.folder import RunFolder
+from fedelta.runs.open_run import OpenRun
 from fedelta.runs.records import without_times
 from fedelta.runs.runner import run
 from fedelta.runs.suite import play
@@ -163,6 +164,25 @@ def test_a_failed_cell_is_said_and_tried_again_only_when_asked(bench: Bench, tra
     found, events = bench.run(Options(retry=True))
     assert trained(events) == ["zeropad seed 0"]
     assert states(found) == ["done"] * 4
+    assert not (bench.path / "runs/cells/all/zeropad/seed-0/failed.json").exists()
+
+
+def test_a_cell_that_failed_half_way_goes_on_after_its_last_round(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    keys: Mapping[str, Any] = {"base": {**bench.base, "federation": {"rounds": 3}}, "methods": ["zeropad"], "seeds": 1}
+    write = OpenRun.write
+
+    def failing(going: OpenRun, done: Any):
+        if done.t == 1:
+            raise OSError("no space left")
+        return write(going, done)
+
+    monkeypatch.setattr(OpenRun, "write", failing)
+    found, _ = bench.run(**keys)
+    assert (found.cells[0].state, found.cells[0].reason) == ("failed", "no space left")
+    monkeypatch.setattr(OpenRun, "write", write)
+    found, events = bench.run(Options(retry=True), **keys)
+    assert [event.record["t"] for event in events if event.record is not None] == [1, 2]
+    assert states(found) == ["done"]
     assert not (bench.path / "runs/cells/all/zeropad/seed-0/failed.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""`docstrings`: English texts with eight labels, from the Python packages beside fedelta, without a download."""
+"""`docstrings`: English texts with four labels, from the Python packages beside fedelta, without a download."""
 
 from __future__ import annotations
 

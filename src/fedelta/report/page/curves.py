@@ -97,11 +97,18 @@ def scores(c: Compared) -> Figure | None:
 
 
 def references(c: Compared) -> list[tuple[float, str]]:
-    """Returns the lines that scores are seen against, in the page's unit: the commonest label, and the untrained model."""
+    """Returns what scores are seen against, in the page's unit: the commonest label, the untrained model, known lines."""
     m = c.measure
     majority = c.study.groups[0].first.facts.get("majority") if m.metric == "accuracy" else None
-    found = [(majority, "commonest label"), (c.untrained, "untrained")]
+    found = [(majority, "commonest label"), (c.untrained, "untrained"), *_known_lines(c)]
     return [(value * m.factor, name) for value, name in found if value is not None and value > 0]
+
+
+def _known_lines(c: Compared) -> list[tuple[float, str]]:
+    """Returns the scores of lines to compare with that came with the config of the one run."""
+    if not c.study.one_run:
+        return []
+    return [(value, name) for name, value in c.study.runs[0].lines(str(c.study.part), str(c.study.metric)).items()]
 
 
 def _of_parts(c: Compared) -> list[Line]:

@@ -33,6 +33,8 @@ def facts_of(c: Compared) -> list[str]:
         f"data {place((first.config.get('data') or {}).get('source'))}"
         + (f"; the commonest label has {share(majority)} of the test rows" if majority else "")
     )
+    if lines := first.facts.get("lines") if study.one_run else None:
+        found.append(f"lines to compare with by `{lines['command']}` at {lines['commit']}, with the same rows and settings")
     return found
 
 

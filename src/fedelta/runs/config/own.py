@@ -106,8 +106,10 @@ NOTHING = Own()
 
 
 def is_own(config: RunConfig) -> bool:
-    """Returns whether a config's method or task is a file's, or was an object of a program."""
-    return any("path" in choice or OBJECT in choice["name"] for choice in (config.method, config.task))
+    """Returns whether a config's method, task or Trainer is a file's, or was an object of a program."""
+    return config.training.trainer is not None or any(
+        "path" in choice or OBJECT in choice["name"] for choice in (config.method, config.task)
+    )
 
 
 def _demand_no_object(key: str, choice: Mapping[str, Any]) -> None:

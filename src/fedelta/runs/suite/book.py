@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedelta.runs.digests import Known, untrained_digest
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.suite import play
 from fedelta.runs.suite.cells import Task
-from fedelta.runs.suite.digests import Known, untrained_digest
 from fedelta.runs.suite.lines import Line, encoded, known_of, line_of, parsed, untrained_line
 from fedelta.runs.suite.store import Store
 

@@ -12,7 +12,7 @@ from fedelta.runs.config.checks import check, demand_here
 from fedelta.runs.config.own import NOTHING, Own
 from fedelta.runs.config.read import Overrides, pairs
 from fedelta.runs.config.section import RefusedByClaim
-from fedelta.runs.suite.digests import NOTHING_KNOWN, Known, digest_of
+from fedelta.runs.digests import NOTHING_KNOWN, Known, digest_of
 from fedelta.runs.suite.schema import Entry, SuiteFile, Values, slug, text_of
 
 

@@ -19,9 +19,9 @@ from fedelta.exchange import strict_json
 from fedelta.report.study import Run
 from fedelta.runs import client_lines, reports
 from fedelta.runs.config import RunConfig
+from fedelta.runs.digests import Known, files_of
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.records import is_record
-from fedelta.runs.suite.digests import Known, files_of
 
 Line: TypeAlias = Mapping[str, Any]
 """One line; plain JSON values."""

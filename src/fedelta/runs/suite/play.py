@@ -16,12 +16,12 @@ from fedelta.exchange import files
 from fedelta.runs import reports
 from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.allowed import Allowed
+from fedelta.runs.digests import is_same_cell, untrained_digest
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.open_run import OpenRun
 from fedelta.runs.records import Record
 from fedelta.runs.runner import opened
 from fedelta.runs.suite.cells import Task
-from fedelta.runs.suite.digests import is_same_cell, untrained_digest
 
 CLAIMS, STALE, UNTRAINED = ".claims", "stale", "untrained"
 
