@@ -40,9 +40,9 @@ CONFIG = {
     "task": {"name": "classification"},
     "partition": {"scheme": "dirichlet", "clients": 5, "concentration": 0.5, "min_examples": 4},
     "lora": {"rank": 4, "target_modules": ["query", "value", "dense"]},
-    "training": {"batch_size": 8, "local_steps": 4, "learning_rate": 0.02},
-    "federation": {"rounds": 6},
-    "evaluation": {"every": 3, "diagnostics": False},
+    "training": {"batch_size": 8, "local_steps": 10, "learning_rate": 0.01},
+    "federation": {"rounds": 8},
+    "evaluation": {"every": 4, "diagnostics": False},
 }
 METHODS = ["fedavg", "ffa_lora", "flexlora", str(Path(__file__).with_name("my_method.py"))]
 SEEDS = 5
