@@ -1,7 +1,7 @@
 """A method of one's own in a file: FedAvg in which large clients lead less. `compare_methods.py` runs it beside others.
 
-    fedelta check examples/my_method.py
-    fedelta run quickstart --set method=examples/my_method.py --set lora.rank=8
+fedelta check examples/my_method.py
+fedelta run quickstart --set method=examples/my_method.py --set lora.rank=8
 """
 
 from collections.abc import Sequence

@@ -100,9 +100,7 @@ def their_answers(lines: str, base: Path) -> dict[str, list]:
         put_into_cache(Path(home), base)
         known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment = {**known, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, check=True, stdout=subprocess.PIPE, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", program], env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 
 
