@@ -24,6 +24,16 @@ def test_the_summary_gives_the_last_scores_with_the_majority_line(record: Record
         assert part in shown
 
 
+def test_the_summary_shows_known_lines_and_what_made_them(record: Record):
+    scores = {"local_only": {"test": {"accuracy": 0.41}}, "centralised": {"test": {"loss": 0.1}}}
+    known = {"command": "fedelta compare lines.yaml", "commit": "abc1234", "scores": scores}
+    shown = text_of(tables.summary([record(0)], majority=0.22, folder=Path("runs/x"), lines=known))
+    assert "each client alone" in shown
+    assert "0.4100" in shown
+    assert "fedelta compare lines.yaml at abc1234" in shown
+    assert "all rows in one place" not in shown, "it has no accuracy"
+
+
 def test_the_summary_of_a_run_without_accuracy_has_no_majority_line(record: Record):
     shown = text_of(tables.summary([record(0, test={"loss": 2.0}, validation={}, clients={})], majority=0.22, folder=Path()))
     assert "test loss" in shown
