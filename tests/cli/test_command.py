@@ -55,6 +55,7 @@ OPTIONS = {
         "--trust-remote-code",
     ],
     "export": ["--allow-file", "--client", "--merged", "--output", "--rank", "--round", "--set", "--trust-remote-code", "-o"],
+    "fetch": [],
     "flower": [],
     "gossip": [
         "--allow-file",
@@ -107,6 +108,8 @@ LIGHT = {
     "--help": "aggregate",
     "--version": "fedelta ",
     "run --help": "--resume",
+    "fetch": "smollm2-135m: HuggingFaceTB/SmolLM2-135M-Instruct (4-bit release, dequantised), apache-2.0; ",
+    "fetch smolm2": "did you mean 'smollm2-135m'?",
     "methods": "flexlora",
     "methods --json": "flexlora",
     "methods fedavg": "zhang2024fedit",
