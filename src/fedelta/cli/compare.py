@@ -172,7 +172,8 @@ def _show(work: Work, found: Comparison, mode: Mode, rounds: bool) -> None:
     paths = [str(path) for path in write(found, work.plan.folder, rounds=rounds)]
     shown = [path for path in paths if path.endswith((".csv", ".html"))]
     if mode == "screen":
-        out.print(terminal_table(found, out.width, paths=shown), soft_wrap=True)
+        # In a terminal the remarks are broken between words; behind a pipe their lines stay whole.
+        out.print(terminal_table(found, out.width, paths=shown), soft_wrap=not out.is_terminal)
     progress = work.progress()
     left = progress.total - progress.done - progress.failed
     if left and mode != "quiet":
