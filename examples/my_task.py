@@ -43,8 +43,7 @@ class GoodReview(Classification):
         return super().encode([{"text": row["text"], "label": self.label_of(row)} for row in rows], tokenizer)
 
     def label_field(self) -> None:
-        """Returns None: no field of a row holds the label itself."""
-        return None
+        """Returns nothing: no field of a row holds the label itself."""
 
     def label_of(self, row: Row) -> str:
         """Returns the label of a row."""
