@@ -11,6 +11,7 @@ from fedelta import LoRA, Method
 from fedelta import lowrank as lr
 from fedelta.merging import ClientUpdate, merge
 from fedelta.method import State
+from fedelta.tree import check_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class RootMean(Method):
 
     def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         """Returns the next adapter of all."""
+        check_weights([u.weight for u in updates], len(updates))
         roots = [u.weight**self.power for u in updates]
         weighted = [replace(u, weight=root / sum(roots)) for u, root in zip(updates, roots, strict=True)]
         return {"adapter": merge(mean, weighted, state["adapter"])}

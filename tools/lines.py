@@ -26,7 +26,7 @@ COMMAND = f"fedelta compare experiments/{NAME}/study.yaml --only seed=0"
 def lines(suites: Sequence[Path]) -> dict[str, Any]:
     """Returns what the file holds: the last scores of each line, and what they hold for."""
     config = load_config(NAME)
-    found = {name: _cell(suites, name, config.seeds.data) for name in sorted(REFERENCES)}
+    found = {name: _cell(suites, name, config.seeds().schedule) for name in sorted(REFERENCES)}
     facts = [json_object(folder.run_file) for folder in found.values()]
     (rows,) = {json.dumps(each["data"]) for each in facts}
     (versions,) = {json.dumps({package: each["versions"][package] for package in DECIDE}) for each in facts}
