@@ -227,8 +227,8 @@ def first_round(battery: Battery) -> None:
                 times = _times(result[_key(name, "A")], sent[_key(name, "A")])
                 if times is not None and abs(times - 1) > TOLERANCE:
                     raise Violation(
-                        f"A of layer {name!r} reaches client {k} of ranks {ranks} as {times:.4g} times the common one; no delta "
-                        "shows it while B is zero, but all later steps do: put the ratio of scales on B"
+                        f"A of layer {name!r} reaches client {k} of ranks {ranks} as {times:.4g} times the common one; no "
+                        "delta shows it while B is zero, but all later steps do: put the ratio of scales on B"
                     )
 
 
