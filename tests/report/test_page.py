@@ -511,6 +511,8 @@ def test_what_a_run_was_made_of_stands_at_the_end(a_study: Study):
         "cores": 2,
         "device": "NVIDIA H200",
         "base": "sha256:12",
+        "license": "apache-2.0",
+        "release": "4-bit release, dequantised",
         "data": {"train": "d" * 64},
         "start": "2026-11-30T10:00:00Z",
     }
@@ -520,6 +522,8 @@ def test_what_a_run_was_made_of_stands_at_the_end(a_study: Study):
         assert f"{name} {value}" in text, name
     assert "dates 2026-11-30T10:00:00Z to 2026-11-30T11:00:00Z" in text
     assert "digests train dddddddddddd" in text
+    assert "license apache-2.0" in text
+    assert "(4-bit release, dequantised)" in text
     assert "local changes" in text
 
 

@@ -97,9 +97,13 @@ def known_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:
     return found | _origin(facts)
 
 
+TEXTS = ("commit", "command", "device", "base", "license", "release", "start")
+"""The keys of run.json that hold a text."""
+
+
 def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Returns by what code, on what machine and from what data a run was made, as far as that is known."""
-    texts = {key: facts[key] for key in ("commit", "command", "device", "base", "start") if isinstance(facts.get(key), str)}
+    texts = {key: facts[key] for key in TEXTS if isinstance(facts.get(key), str)}
     tables = {key: {k: str(v) for k, v in _mapping(facts.get(key)).items()} for key in ("versions", "data")}
     cores = {"cores": facts["cores"]} if _is_count(facts.get("cores")) else {}
     lines = _lines(_mapping(facts.get("lines")))

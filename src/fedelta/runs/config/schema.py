@@ -38,7 +38,9 @@ LONGEST_NAME = 100
 class Model(Section):
     """The base model, which stays frozen."""
 
-    name: str = Field(default="minilm", description="an alias (`minilm`), a local folder or a Hub id")
+    name: str = Field(
+        default="minilm", description="an alias (`minilm`; `fedelta fetch` lists all), a local folder or a Hub id"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="precision of the frozen weights; float16 can answer, but not train"
     )
