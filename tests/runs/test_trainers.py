@@ -77,7 +77,11 @@ def test_an_edited_file_is_another_run(config: dict[str, Any], script: Path, tmp
     fedelta.run({**config, "federation": {"rounds": 1}}, allow_files=[script])
     script.write_text(script.read_text() + "# edited\n")
     more = {"federation.rounds": 2, "training.trainer": f"{script}:make_trainer"}
-    with pytest.raises(ConfigError, match="make_trainer"):
+    with pytest.raises(ConfigError, match="defines the trainer was edited since"):
+        fedelta.run(resume=tmp_path / "run", overrides=more, allow_files=[script])
+    script.write_text(script.read_text() + "make_another = make_trainer\n")
+    more["training.trainer"] = f"{script}:make_another"
+    with pytest.raises(ConfigError, match="defines the trainer was edited since the run began, or is another one"):
         fedelta.run(resume=tmp_path / "run", overrides=more, allow_files=[script])
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 from fedelta.code_files import CodeFile
 from fedelta.method import Method
 from fedelta.methods import named_method
+from fedelta.runs.config.allowed import CHOICES
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.code_terms import DIGESTS, choice_here, files_here, without_place
@@ -59,9 +60,6 @@ SECTIONS: Mapping[str, Collection[str]] = {
 
 DEALT = ("validation_fraction", "test_fraction", "stratify")
 """Keys of `data` that are terms, too, where the shares are dealt from the seed."""
-
-CHOICES = ("method", "task")
-"""Keys that name a thing, with settings of its own: all of them are terms."""
 
 OF_TASK = ("max_length", "pad_to_multiple", "metrics")
 """The settings of a task that may differ from the site's own: they choose nothing of a row."""
