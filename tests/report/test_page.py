@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from fedelta.report.compared import compared
 from fedelta.report.comparison import Cell, Comparison, Tuned
 from fedelta.report.grouping import study_of
 from fedelta.report.page import page
@@ -152,6 +153,36 @@ def test_a_named_baseline_is_what_verdicts_are_against(a_study: Study):
         page(a_study(), baseline="zeropad")
 
 
+def test_seeds_that_would_separate_from_the_best_mean_are_of_methods_that_are_not(a_study: Study):
+    # Against the baseline a nothing is left open, but b and c cannot be told apart.
+    runs = a_study(("a", "b", "c"), seeds=5)
+    level = {"b": (0.80, 0.82, 0.81, 0.80, 0.82), "c": (0.82, 0.80, 0.81, 0.82, 0.81), "a": (0.5, 0.5, 0.51, 0.5, 0.51)}
+    for run in runs:
+        run.records[-1].update(test={"accuracy": level[run.method][run.seed]})  # pyright: ignore
+    text = words(page(runs, baseline="a"))
+    assert "b and c are ahead of a." in text
+    assert re.search(r"would separate from the best mean, roughly: b ", text)
+    assert "roughly: a" not in text
+
+
+def test_nobody_is_judged_who_lacks_seeds(a_study: Study):
+    runs = [run for run in a_study(("a", "b"), seeds=4) if run.method == "a" or run.seed < 2]
+    text = words(page(runs, baseline="a"))
+    assert "No verdict against a." in text
+    assert "The others lack seeds." in text
+
+
+def test_a_method_without_a_score_stands_last_also_where_small_is_better(a_study: Study):
+    runs = a_study(("a", "b", "c"), seeds=3)
+    for run in runs:
+        if run.method == "c":
+            run.records[-1].update(train_loss=None, test=None)  # pyright: ignore
+        elif run.method == "b" and run.seed == 0:
+            run.records[-1].update(train_loss=None, test=None)  # pyright: ignore
+    c = compared(study_of(runs, metric="loss"))
+    assert [group.label for group in c.ranked()] == ["a", "b", "c"]
+
+
 def test_a_metric_that_is_better_when_small_turns_everything_round(a_study: Study):
     text = words(page(a_study(("a", "b"), seeds=5), metric="loss"))
     assert "b is ahead of a." in text
@@ -181,6 +212,19 @@ def test_one_run_has_no_winner(a_study: Study):
     assert "Who wins" not in text
     assert "Show methods" in text
     assert "/home/somebody" not in page(a_study()), "a path says who somebody is"
+
+
+def test_one_run_stands_between_the_lines_that_came_with_its_config(a_study: Study):
+    (run,) = a_study(("flexlora",), seeds=1)
+    assert "each client alone" not in words(page([run]))
+    scores = {"local_only": {"test": {"accuracy": 0.21}}, "centralised": {"test": {"accuracy": 0.987}, "validation": {}}}
+    known = {"lines": {"command": "fedelta compare lines.yaml", "commit": "abc1234", "scores": scores}}
+    text = words(page([replace(run, facts={**run.facts, **known})]))
+    assert "To compare: each client alone 21.0 % and all rows in one place 98.7 %." in text
+    assert "fedelta compare lines.yaml" in text
+    assert "abc1234" in text
+    # In the chart of scores, too.
+    assert text.count("local_only") == text.count("centralised") > 0
 
 
 def test_without_validation_there_is_no_best_round(a_study: Study):
@@ -453,6 +497,8 @@ def test_bands_of_energy_come_from_the_spectrum_where_ranks_are_equal(a_study: S
         assert f" {band} " in text
     assert "70 %" in text
     assert "10 %" in text
+    rounded = [0.400001, 0.299999, 0.199999, 0.099999]
+    assert "5 on" not in words(page(a_study(diagnostics={"spectrum": rounded}))), "six digits do not sum up to one"
     narrow = a_study(diagnostics=lambda r: {"spectrum": spectrum if r["t"] == 0 else [0.9, 0.1]})
     assert "5–8" in words(page(narrow)), "bands do not move when components vanish"
 

@@ -129,12 +129,17 @@ def test_rounds_have_every_number_of_every_record(a_comparison: Make):
     assert found["test.accuracy"] == record["test"]["accuracy"]
     assert found["diagnostics.energy_by_band.1-2"] == 0.9
     assert not [key for key in found if "layer" in key or key == "t"]
+    assert (rows[0]["method"], rows[0]["label"]) == ("a", "a")
+    renamed = replace(comparison, methods={"a": "flexlora"})
+    assert results.rounds_csv(renamed).splitlines()[1].startswith(",flexlora,a,0,1,")
 
 
 def test_latex_is_escaped_and_whole(a_comparison: Make):
     assert escaped(r"a_b & 5% {x} $1 ~^#<>\ ±") == (
         r"a\_b \& 5\% \{x\} \$1 \textasciitilde{}\textasciicircum{}\#\textless{}\textgreater{}\textbackslash{} $\pm$"
     )
+    assert escaped("[x]*") == "{[}x]*", "after the end of a row a bracket would be its argument"
+    assert escaped("*x") == "{*}x"
     text = results.latex(a_comparison((r"flex_lora & co", "b"), ("x", "y")))
     assert r"flex\_lora \& co" in text
     assert "flex_lora &" not in text
@@ -218,6 +223,44 @@ def test_a_run_that_diverged_is_a_constant_answer_and_says_so(a_comparison: Make
     cells = [replace(comparison.cells[0], run=replace(run, records=lost)), *comparison.cells[1:]]
     row = next(r for r in rows_of(replace(comparison, cells=cells)) if r["split"] == "test" and r["at"] == "last")
     assert (row["state"], row["value"]) == ("diverged", "0.3")
+
+
+def with_run(comparison: Comparison, k: int, records: Callable[[Any], list[Any]]) -> Comparison:
+    """The comparison whose cell k has other records."""
+    cells = list(comparison.cells)
+    run = cells[k].run
+    assert run is not None
+    cells[k] = replace(cells[k], run=replace(run, records=records(list(run.records))))
+    return replace(comparison, cells=cells)
+
+
+def lost_in_round(t: int) -> Callable[[Any], list[Any]]:
+    return lambda records: [*records[:t], {**records[t], "train_loss": None, "test": None, "validation": None}]
+
+
+def test_a_run_that_diverged_early_is_in_every_mean_and_in_the_csv(a_comparison: Make):
+    comparison = with_run(a_comparison(("a", "b")), 0, lost_in_round(2))
+    rows = [r for r in rows_of(comparison) if r["label"] == "a" and r["seed"] and (r["split"], r["metric"]) == ("test", "accuracy")]
+    for at, name in (("last", "mean"), ("best", "best")):
+        values = [float(r["value"]) for r in rows if r["at"] == at]
+        assert len(values) == 3, at
+        shown = next(x for x in results.summary(comparison)["settings"][""]["methods"] if x["label"] == "a")[name]
+        assert shown == pytest.approx(fmean(values)), at
+    assert "0 of 3" in page(comparison) or "2 of 3" in page(comparison), "one run never gets to the target"
+
+
+def test_a_cell_whose_run_has_no_value_yet_is_a_row_all_the_same(a_comparison: Make):
+    comparison = with_run(a_comparison(("a", "b")), 0, lambda records: [{**records[0], "test": None, "validation": None}])
+    [row] = [r for r in rows_of(comparison) if (r["label"], r["seed"]) == ("a", "0") and r["split"] in ("", "test")]
+    assert (row["value"], row["rounds"]) == ("", "1")
+
+
+def test_from_ten_seeds_on_the_bootstrap_stands_beside_the_interval(a_comparison: Make):
+    comparison = a_comparison(("a", "b"), seeds=10)
+    low, high = (statistic(comparison, "b", f"bootstrap_{end}") for end in ("low", "high"))
+    assert low < statistic(comparison, "b", "difference") < high
+    assert results.summary(comparison)["settings"][""]["methods"][0]["bootstrap"] == [low, high]
+    assert not [r for r in rows_of(a_comparison(("a", "b"), seeds=9)) if r["statistic"].startswith("bootstrap")]
 
 
 def test_the_same_comparison_gives_the_same_bytes(a_comparison: Make):

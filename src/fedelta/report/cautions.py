@@ -50,7 +50,7 @@ def _seeds(c: Compared) -> Iterator[Caution]:
         about = f"{width * c.measure.factor:.2g} {c.measure.difference_unit}".strip()
         yield Caution(f"n = {n}", f"separates only differences above about {about}", n < AMBER_BELOW)
     needed = statistics.seeds_to_separate(c.table, lower_is_better=c.measure.lower_is_better)
-    level = {key: seeds for key, seeds in needed.items() if c.marks.get(key, "") in ("", "not separated")}
+    level = {key: seeds for key, seeds in needed.items() if c.against_best.get(key, "") in ("", "not separated")}
     if level:
         texts = [f"{c.group(key).label} {seeds or f'more than {statistics.MOST_SEEDS}'}" for key, seeds in level.items()]
         yield Caution("more seeds", f"would separate from the best mean, roughly: {listed(texts)}", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -98,7 +99,7 @@ class Compared:
         def place(group: Group) -> tuple[bool, bool, float]:
             mean = self.mean(group.key)
             lacking = bool(self.study.missing(group)) and self.study.last is not None
-            return group.style == "kr", lacking, sign * mean if mean is not None else 0.0
+            return group.style == "kr", lacking, math.inf if mean is None else sign * mean
 
         return sorted(self.study.groups, key=place)
 

@@ -17,8 +17,8 @@ class BySetting:
 
     Attributes:
         labels: of the methods, in the suite's order.
-        texts: by label and setting, what a cell says; `*` marks the best and all not separated from it.
-        bold: by label, the settings in which it has that mark.
+        texts: by label and setting, what a cell says.
+        bold: by label, the settings in which it is best or not separated from the best.
         reasons: by label and setting, why there is no score.
     """
 
@@ -47,7 +47,7 @@ def by_setting(comparison: Comparison, found: Mapping[str, Compared]) -> BySetti
 
 def _text(c: Compared, s: Standing) -> str:
     spread = f" ± {c.measure.text(s.sd)}" if s.sd is not None else ""
-    return f"{c.measure.text(s.mean)}{spread}{'*' if s.bold else ''}"
+    return f"{c.measure.text(s.mean)}{spread}"
 
 
 def settings_line(c: Compared) -> str:

@@ -85,7 +85,7 @@ def standings(c: Compared) -> list[Standing]:
 
 def _standing(c: Compared, group: Group) -> Standing:
     study, runs = c.study, readings.runs_of(c.study, group)
-    rounds = [chosen + 1 for run in runs if (chosen := run.best_round(c.measure.metric)) is not None]
+    chosen = [run.best_round(c.measure.metric) for run in group.runs.values()]
     pairs = best_and_last(c, group)
     worst = [found for run in runs if (found := readings.worst_client(run, c.measure.metric)) is not None]
     is_baseline = group.key == study.baseline.key and bool(c.differences)
@@ -101,7 +101,7 @@ def _standing(c: Compared, group: Group) -> Standing:
         lacking=study.missing(group) if study.last is not None else [],
         seeds=len(study.table[group.key]),
         best=fmean(best for best, _ in pairs) if pairs else None,
-        best_rounds=rounds,
+        best_rounds=[t + 1 for t in chosen if t is not None],
         worst=(fmean(w for w, _, _ in worst), fmean(s for _, s, _ in worst)) if worst else None,
         macro_f1=macro_f1(c, group),
         sent=mean_of(readings.total, runs) or 0.0,
@@ -202,11 +202,14 @@ def macro_f1(c: Compared, group: Group) -> float | None:
 
 
 def best_and_last(c: Compared, group: Group) -> list[tuple[float, float]]:
-    """Returns for each run of a group its score at the best round by validation, and at the last one."""
+    """Returns for each run of a group its score at the best round by validation, and the one by which it is compared.
+
+    One that diverged is among them: its best round was before that, and leaving it out would favour its method.
+    """
     study = c.study
     found: list[tuple[float, float]] = []
-    for run in readings.runs_of(study, group):
-        scores, chosen = run.scores(str(study.part), str(study.metric)), run.best_round(str(study.metric))
-        if scores and chosen in scores:
-            found.append((scores[chosen], scores[max(scores)]))
+    for run in group.runs.values():
+        scores, chosen, last = run.scores(str(study.part), str(study.metric)), run.best_round(str(study.metric)), study.score(run)
+        if chosen in scores and last is not None:
+            found.append((scores[chosen], last))
     return found

@@ -59,6 +59,7 @@ def _row(s: Standing) -> dict[str, Any]:
         "seeds": {str(seed): place(run.name) for seed, run in s.group.runs.items()},
         "difference": difference.mean if difference else None,
         "interval": _bounds(s.interval),
+        "bootstrap": _bounds(difference.bootstrap if difference else None),
         "p": difference.p if difference else None,
         "p_adjusted": difference.adjusted if difference else None,
         "mark": s.mark,

@@ -117,6 +117,8 @@ def _against_baseline(c: Compared, best: Group) -> tuple[str, str]:
     rest = [f"The best mean is that of {best.label}, {c.measure.with_unit(c.mean(best.key))}."]
     if c.seeds < statistics.FEWEST:
         return f"Too few seeds for a verdict against {base}.", rest[0]
+    if not (ahead or behind or level) and len(c.table) > 1:
+        return f"No verdict against {base}.", f"{rest[0]} The others lack seeds."
     rest += [f"{listed(behind)} {'is' if len(behind) == 1 else 'are'} behind {base}."] if behind else []
     rest += [f"{c.seeds} seeds cannot tell {listed(level)} from {base}."] if level else []
     if not ahead:

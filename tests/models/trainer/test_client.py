@@ -296,6 +296,31 @@ def test_a_trainer_that_raises_costs_its_client_the_round_and_leaves_the_model_c
     assert all(x.requires_grad for n, x in model.named_parameters() if "lora_" in n)
 
 
+def test_a_trainer_that_cannot_be_made_leaves_a_kept_model_clean(classifier):
+    model = classifier.fresh()
+
+    def make(turn: Any) -> Trainer:
+        if turn.t == 1:
+            model.add_adapter("ref", model.peft_config["default"])
+            raise OSError("no such rows")
+        return replace(classifier, model=model)(turn)
+
+    client = TrainerClient(Peer(0, 4, 12, lora_alpha=16.0), make)
+    with pytest.raises(OSError, match="no such rows"):
+        client.train(1, client.template)
+    assert list(model.peft_config) == ["default"]
+    assert client.train(2, client.template).num_steps
+
+
+def test_what_trains_beside_another_adapter_is_found_whatever_its_name(classifier):
+    model = classifier.fresh()
+    model.add_adapter("b", model.peft_config["default"])  # as the beginning of `base_layer`
+    base = next(x for n, x in model.named_parameters() if n.endswith(".base_layer.weight"))
+    base.requires_grad_(True)
+    with pytest.raises(ValueError, match="also trains '.*base_layer.weight'"):
+        replace(classifier, model=model).client()
+
+
 def test_other_adapters_are_left_out_and_removed(classifier):
     class Referring(Trainer):
         def __init__(self, model: Any, *args: Any, **rest: Any) -> None:

@@ -179,13 +179,22 @@ class TrainerClient:
         return self._base.whole()
 
     def _made(self, turn: Turn) -> tuple[Trainer, TrainerModel]:
-        """Returns the Trainer of a turn and its model, after a look at both."""
+        """Returns the Trainer of a turn and its model, after a look at both; a model that is kept is left clean if it fails."""
         last = None if self._last is None else self._last()
-        if last is not None:
+        kept = None if last is None else TrainerModel(last, self._who)
+        if kept is not None:
             # Some Trainers copy the adapter that they find, as the reference of a preference loss: that is the one that the run
             # began with, in every round, at this client's rank even in a model that others share.
-            TrainerModel(last, self._who).load(self.template)
-        made: Any = self.make_trainer(turn)
+            kept.load(self.template)
+        try:
+            return self._looked_at(self.make_trainer(turn))
+        except BaseException:
+            if kept is not None:
+                kept.release()
+            raise
+
+    def _looked_at(self, made: Any) -> tuple[Trainer, TrainerModel]:
+        """Returns a Trainer and its model. Raises TypeError or ValueError for one that does not fit."""
         if not isinstance(made, Trainer):
             raise TypeError(f"{self._who}: make_trainer returned a {type(made).__name__}, where a Trainer belongs")
         if made.model_init is not None:

@@ -175,11 +175,11 @@ class TrainerModel:
 
     def _check_nothing_else_trains(self) -> None:
         own = {id(x) for x in tree.parameters(self.live()).values()}
-        others = [n for n in self.peft.peft_config if n != SLOT]
+        others = self.peft.peft_config.keys() - {SLOT}
         extra = [
             name
             for name, x in self.peft.named_parameters()
-            if x.requires_grad and id(x) not in own and not any(f".{other}" in name for other in others)
+            if x.requires_grad and id(x) not in own and others.isdisjoint(name.split("."))
         ]
         if extra:
             raise ValueError(

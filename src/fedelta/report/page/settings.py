@@ -14,6 +14,7 @@ from fedelta.report.drawing.lines import NARROW, WIDE, Frame, Line
 from fedelta.report.drawing.points import Point, points
 from fedelta.report.drawing.svg import swatch, tag
 from fedelta.report.numerals import DASH, listed
+from fedelta.report.outcome import keys_of
 from fedelta.report.page import curves
 from fedelta.report.page.parts import Figure, Grid, Section
 from fedelta.report.settings import by_setting, settings_line
@@ -65,11 +66,11 @@ def _line(
     reasons: Mapping[str, str],
 ) -> Markup:
     group = group_of(found, label)
-    key = f"m{list(comparison.methods).index(label)}"
+    key = keys_of(comparison)[label]
     mark = swatch(group.style) if group else Markup("")
     cells: list[Markup] = []
     for name in comparison.settings:
-        text = texts.get(name, DASH).removesuffix("*")
+        text = texts.get(name, DASH)
         shown = tag("b", text) if name in bold else text
         cells.append(tag("td", shown, title=reasons.get(name), class_="gone" if name in reasons else None))
     return tag("tr", tag("th", mark, tag("bdi", label), scope="row"), *cells, data_m=key)

@@ -52,9 +52,9 @@ def _taken(c: Compared, group: Group, target: float | None, factor: int) -> list
         return row
     there = [(t, readings.sent(run)[t]) for run in runs if (t := _first_at(c, run, target)) is not None]
     if not there:
-        return [*row, DASH, DASH, f"0 of {len(runs)}"]
+        return [*row, DASH, DASH, f"0 of {len(group.runs)}"]
     middle, sent = fmean(t + 1 for t, _ in there), fmean(b for _, b in there)
-    return [*row, f"{middle:.0f}", f"{sent / factor:.1f}", f"{len(there)} of {len(runs)}"]
+    return [*row, f"{middle:.0f}", f"{sent / factor:.1f}", f"{len(there)} of {len(group.runs)}"]
 
 
 def _first_at(c: Compared, run: Run, target: float) -> int | None:
@@ -70,13 +70,8 @@ def by_stage(c: Compared) -> Grid | None:
     times = {g.key: [_stage(c, g, stage) for stage in STAGES] for g in groups}
     peaks = {name: [_peak(c, g, of) for g in groups] for name, of in (("memory", "peak"), ("GPU", "cuda"))}
     peaks = {name: found for name, found in peaks.items() if any(found)}
-    stages = [
-        k for k, stage in enumerate(STAGES) if stage != "evaluation" and any(row[k] is not None for row in times.values())
-    ]
-    if not stages and not any(peaks.values()):
-        return None
     shown = [k for k in range(len(STAGES)) if any(row[k] is not None for row in times.values())]
-    if not any(STAGES[k] != "evaluation" for k in shown) and not peaks:
+    if not peaks and all(STAGES[k] == "evaluation" for k in shown):
         return None
     factor, unit = unit_for([peak for found in peaks.values() for peak in found if peak is not None])
     head = ["method", *(STAGES[k] for k in shown), *(f"{name}, {unit}" for name in peaks)]

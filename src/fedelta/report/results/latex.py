@@ -42,7 +42,9 @@ def latex(comparison: Comparison) -> str:
 
 def escaped(text: str) -> str:
     """Returns a text in which no sign means anything to LaTeX."""
-    return "".join(ESCAPES.get(sign, sign) for sign in text)
+    shown = "".join(ESCAPES.get(sign, sign) for sign in text)
+    # After the end of a row these two would be arguments of it.
+    return f"{{{shown[0]}}}{shown[1:]}" if shown.startswith(("[", "*")) else shown
 
 
 def _table(alignment: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, label: str) -> str:
@@ -151,5 +153,4 @@ def _by_settings(comparison: Comparison, found: Mapping[str, Compared]) -> str:
 
 
 def _cell(text: str, bold: bool) -> str:
-    shown = escaped(text.removesuffix("*"))
-    return rf"\textbf{{{shown}}}" if bold else shown
+    return rf"\textbf{{{escaped(text)}}}" if bold else escaped(text)

@@ -49,11 +49,11 @@ NOT_NUMBERS = frozenset({"layers", "cohort", "dropped"})
 
 
 def tidy_rows(comparison: Comparison) -> list[Row]:
-    """Returns one row for each value, and one without a value for each cell that is not done.
+    """Returns one row for each value, and one without a value for each cell that has none.
 
     `split` is test, validation, clients or nodes; `statistic` is value for the first two, mean, worst or spread for the others.
-    Rows without a seed are of all seeds together: difference, low, high, p and p_adjusted against the baseline, and p_best
-    against the best mean (studentised range).
+    Rows without a seed are of all seeds together: difference, low and high (by t, and from ten seeds on by bootstrap), p and
+    p_adjusted against the baseline, and p_best against the best mean (studentised range).
     """
     found = outcomes(comparison)
     rows: list[Row] = []
@@ -78,7 +78,7 @@ def results_csv(comparison: Comparison) -> str:
 
 def rounds_csv(comparison: Comparison) -> str:
     """Returns rounds.csv: every number of every record, with its key; `round` is from 1."""
-    return _csv(["setting", "method", "seed", "round", "key", "value"], _numbers(comparison))
+    return _csv(["setting", "method", "label", "seed", "round", "key", "value"], _numbers(comparison))
 
 
 def _csv(head: Sequence[str], rows: Iterable[Row]) -> str:
@@ -104,8 +104,8 @@ def _of_cell(comparison: Comparison, cell: Cell, c: Compared | None) -> Iterator
     if cell.run is None or c is None:
         yield fixed
         return
-    for values in _values(cell.run, c):
-        yield fixed | values
+    rows = [fixed | values for values in _values(cell.run, c)]
+    yield from rows or [fixed]
 
 
 def _fixed(comparison: Comparison, cell: Cell) -> Row:
@@ -144,16 +144,15 @@ def _costs(run: Run) -> Row:
 
 def _values(run: Run, c: Compared) -> Iterator[Row]:
     """Yields the scores of a run at the compared round and at the one that was best on validation."""
-    last, chosen = c.study.last, run.best_round(c.measure.metric)
-    for at, t in (("last", last), ("best", chosen)):
-        record = next((r for r in run.records if r["t"] == t), None)
-        if record is None:
+    for at, t in (("last", c.study.last), ("best", run.best_round(c.measure.metric))):
+        if t is None:
             continue
+        record: Mapping[str, Any] = next((r for r in run.records if r["t"] == t), {})  # none where it diverged before
         for split in ("test", "validation"):
             for metric, value in _scores(run, c, split, at, record).items():
                 rows = (run.facts.get("rows") or {}).get(split)
-                yield _row(split, metric, "value", at, record["t"], value) | {"rows": rows}
-        yield from _spreads(record, at)
+                yield _row(split, metric, "value", at, t, value) | {"rows": rows}
+        yield from _spreads(record, at, t)
 
 
 def _scores(run: Run, c: Compared, split: str, at: str, record: Mapping[str, Any]) -> dict[str, float]:
@@ -163,13 +162,13 @@ def _scores(run: Run, c: Compared, split: str, at: str, record: Mapping[str, Any
     return found if compared is None else found | {c.measure.metric: compared}
 
 
-def _spreads(record: Mapping[str, Any], at: str) -> Iterator[Row]:
+def _spreads(record: Mapping[str, Any], at: str, t: int) -> Iterator[Row]:
     nodes: Mapping[str, Any] = (record.get("nodes") or {}).get("test") or {}
     for split, spreads in (("clients", record.get("clients") or {}), ("nodes", nodes)):
         for metric, spread in spreads.items():
             for statistic in ("mean", "worst", "spread"):
                 if readings.is_number(spread.get(statistic)):
-                    yield _row(split, metric, statistic, at, record["t"], float(spread[statistic]))
+                    yield _row(split, metric, statistic, at, t, float(spread[statistic]))
 
 
 def _row(split: str, metric: str, statistic: str, at: str, t: int, value: float) -> Row:
@@ -185,11 +184,13 @@ def _of_all_seeds(comparison: Comparison, setting: str, c: Compared) -> Iterator
     against_best = statistics.p_against_best(c.table, lower_is_better=c.measure.lower_is_better) if c.marks else {}
     for group in c.study.groups:
         difference = c.differences.get(group.key)
-        interval = difference.interval if difference else None
+        interval, resampled = (difference.interval, difference.bootstrap) if difference else (None, None)
         found = {
             "difference": difference.mean if difference else None,
             "low": interval.low if interval else None,
             "high": interval.high if interval else None,
+            "bootstrap_low": resampled.low if resampled else None,
+            "bootstrap_high": resampled.high if resampled else None,
             "p": difference.p if difference else None,
             "p_adjusted": difference.adjusted if difference else None,
             "p_best": against_best.get(group.key),
@@ -206,10 +207,11 @@ def _of_all_seeds(comparison: Comparison, setting: str, c: Compared) -> Iterator
 
 def _numbers(comparison: Comparison) -> Iterator[Row]:
     for cell in comparison.cells:
+        method = comparison.methods.get(cell.label, cell.label)
+        fixed: Row = {"setting": cell.setting, "method": method, "label": cell.label, "seed": cell.seed}
         for record in cell.run.records if cell.run is not None else ():
             for key, value in _flat(record):
-                row: Row = {"setting": cell.setting, "method": cell.label, "seed": cell.seed, "round": record["t"] + 1}
-                yield row | {"key": key, "value": value}
+                yield fixed | {"round": record["t"] + 1, "key": key, "value": value}
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:

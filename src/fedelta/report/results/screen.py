@@ -15,7 +15,7 @@ from fedelta.report.drawing.rows import Interval, forest_axis
 from fedelta.report.drawing.svg import Axis, tick_text
 from fedelta.report.numerals import DASH, count
 from fedelta.report.outcome import outcomes
-from fedelta.report.settings import by_setting, settings_line
+from fedelta.report.settings import BySetting, by_setting, settings_line
 from fedelta.report.standings import Standing, absent, interval_of, shows_macro_f1, standings
 from fedelta.report.verdict import across, verdict
 
@@ -225,7 +225,7 @@ def _several(comparison: Comparison, found: dict[str, Compared], width: int) -> 
     table = by_setting(comparison, found)
     names = Column("method", [_named(first, found, label) for label in table.labels], optional=False, left=True)
     columns = [
-        Column(_short(name), [table.texts[label].get(name, DASH) for label in table.labels], optional=False)
+        Column(_short(name), [_marked(table, label, name) for label in table.labels], optional=False)
         for name in comparison.settings
     ]
     for block in _blocks(columns, width - names.width):
@@ -238,6 +238,10 @@ def _several(comparison: Comparison, found: dict[str, Compared], width: int) -> 
         finding, rest = verdict(c)
         yield Text.assemble((f"{name}: ", "bold"), f"{finding} {rest}")
         yield Text(f"  {_marks(c)}", style="dim")
+
+
+def _marked(table: BySetting, label: str, name: str) -> str:
+    return table.texts[label].get(name, DASH) + ("*" if name in table.bold[label] else "")
 
 
 def _named(first: Compared, found: dict[str, Compared], label: str) -> str:
