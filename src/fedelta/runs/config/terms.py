@@ -80,7 +80,7 @@ def terms_of(config: RunConfig, method: Method, files: Mapping[str, CodeFile] = 
     Args:
         config: of the run, resolved.
         method: as it was settled for the run.
-        files: by key, the Python files of method and task: their digests travel, and neither code nor paths.
+        files: by key, the Python files: the digests of method's and task's travel, and neither code nor paths.
     """
     raw = config.model_dump(mode="json")
     terms: dict[str, Any] = {
@@ -88,8 +88,8 @@ def terms_of(config: RunConfig, method: Method, files: Mapping[str, CodeFile] = 
         "method": _settled(without_place(config.method), method),
         "task": without_place(raw["task"]),
     }
-    if files:
-        terms[DIGESTS] = {key: file.digest for key, file in files.items()}
+    if digests := {key: files[key].digest for key in CHOICES if key in files}:  # a Trainer's file is each site's own
+        terms[DIGESTS] = digests
     for section, keys in _sections(config).items():
         terms[section] = {key: raw[section][key] for key in keys}
     if config.data.clients is None:
