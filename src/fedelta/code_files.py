@@ -78,8 +78,10 @@ class CodeFile:
         sys.modules[name] = module  # dataclasses look their annotations up there
         try:
             exec(compile(self.source, str(self.path), "exec", dont_inherit=True), vars(module))
-        except (Exception, SystemExit) as error:  # a script that ends the program would end ours with no word of it
-            del sys.modules[name]
+        except BaseException as error:
+            del sys.modules[name]  # half a module would be taken for the whole one next time
+            if not isinstance(error, Exception | SystemExit):  # a script that ends the program would do so without a word
+                raise
             raise ValueError(f"{self.path} cannot be imported: {type(error).__name__}: {error}") from error
         return module
 

@@ -186,3 +186,12 @@ def test_a_file_without_the_columns_of_the_others_is_named(tmp_path: Path):
     write(tmp_path / "b.jsonl", [{"text": "x", "class": "cats"}])
     with pytest.raises(ValueError, match=r"b\.jsonl has no column 'label', as the other files have; it has 'text', 'class'"):
         start_from([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("end", ["\n", "\u2028", "\x85"])
+def test_the_name_of_a_column_writes_no_key_of_the_config(end: str, tmp_path: Path) -> None:
+    forged = f"other{end}output: stolen{end}#"
+    file = write(tmp_path / "rows.jsonl", rows_of(text=long, label=["a", "b"], **{forged: ["x", "y", "z"]}))
+    start = start_from([file], tmp_path / "config.yaml")
+    assert start.guess.others == [forged]
+    assert start.config.output is None

@@ -11,8 +11,10 @@ from fedelta import tree
 from fedelta.runs.config import ConfigError, read_config
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.node import Node, Refusal, read_node
+from fedelta.runs.config.own import Own
 from fedelta.runs.config.read import named_files
 from fedelta.runs.config.section import RefusedByClaim
+from fedelta.runs.config.terms import terms_of
 from fedelta.runs.sites import build_site
 
 SITE = '''
@@ -77,7 +79,11 @@ def test_an_edited_file_is_another_run(config: dict[str, Any], script: Path, tmp
     fedelta.run({**config, "federation": {"rounds": 1}}, allow_files=[script])
     script.write_text(script.read_text() + "# edited\n")
     more = {"federation.rounds": 2, "training.trainer": f"{script}:make_trainer"}
-    with pytest.raises(ConfigError, match="make_trainer"):
+    with pytest.raises(ConfigError, match="defines the trainer was edited since"):
+        fedelta.run(resume=tmp_path / "run", overrides=more, allow_files=[script])
+    script.write_text(script.read_text() + "make_another = make_trainer\n")
+    more["training.trainer"] = f"{script}:make_another"
+    with pytest.raises(ConfigError, match="defines the trainer was edited since the run began, or is another one"):
         fedelta.run(resume=tmp_path / "run", overrides=more, allow_files=[script])
 
 
@@ -120,6 +126,18 @@ def test_a_node_file_names_the_sites_own_trainer(tiny_config: dict[str, Any], no
     result = built.client.train(0, built.client.template)
     assert result.num_steps == 2
     tree.check_fits(result.adapter, built.client.template, "the result", "the template")
+
+
+def test_a_site_whose_own_config_names_the_trainer_says_nothing_of_it_in_the_terms(
+    tiny_config: dict[str, Any], script: Path, node: Node
+) -> None:
+    labels = {"name": "classification", "labels": ["cats", "dogs"]}
+    config = read_config({**tiny_config, "task": labels, "training": {"trainer": f"{script}:make_trainer"}})
+    own = node.model_copy(update={"trainer": None, "code": [str(script)]})
+    chosen = check(config, Own(own.may_run()))
+    terms = terms_of(config, chosen.method, chosen.files)
+    assert "trainer" not in str(terms)
+    assert isinstance(build_site(config, own, terms).client, fedelta.TrainerClient)
 
 
 def test_a_site_refuses_what_its_trainer_cannot_do(tiny_config: dict[str, Any], node: Node) -> None:

@@ -175,7 +175,6 @@ def test_what_is_said_of_a_folder_runs_none_of_its_code(folder: Path, mark: Path
         assert call(*command).exit_code == 0
     for command in (
         ["evaluate", folder, rows_file],
-        ["export", folder, "-o", tmp_path / "exported"],
         ["export", folder, "-o", tmp_path / "merged", "--merged"],
         ["run", "--resume", folder],
         ["run", folder / "config.yaml", "--output", tmp_path / "elsewhere"],
@@ -183,6 +182,9 @@ def test_what_is_said_of_a_folder_runs_none_of_its_code(folder: Path, mark: Path
         result = call(*command)
         assert result.exit_code == 2, result.output
         assert "cannot make its code run" in " ".join(result.output.split()), command
+    told = call("export", folder, "-o", tmp_path / "exported")  # needs none of it: the card then says less
+    assert told.exit_code == 0
+    assert "cannot make its code run" in " ".join(told.output.split())
     assert not mark.exists()
 
 
@@ -222,7 +224,10 @@ def test_a_run_is_taken_up_from_its_own_copies_wherever_the_files_went(own_run: 
     assert fedelta.run(overrides=more, resume=copy, allow_files=code).final["t"] == 2
     assert yaml.safe_load((copy / "config.yaml").read_text())["method"]["path"] == "code/method.py"
     code[0].write_text(code[0].read_text() + "# edited\n")
-    with pytest.raises(ConfigError, match="the file that defines the method Theirs has been edited since the run began"):
+    with pytest.raises(ConfigError, match="the file that defines the method was edited since the run began"):
+        fedelta.run(overrides={"federation.rounds": 4}, resume=copy, allow_files=code)
+    code[0].write_text(code[0].read_text().replace("class Theirs", "class Renamed"))
+    with pytest.raises(ConfigError, match="the file that defines the method was edited since the run began"):
         fedelta.run(overrides={"federation.rounds": 4}, resume=copy, allow_files=code)
     code[0].unlink()
     with pytest.raises(FileNotFoundError, match=r"no file .*code/method\.py"):

@@ -79,7 +79,6 @@ def compare(
     changes = [*(overrides or []), *(["model.trust_remote_code=true"] if trust else [])]
     made = ready(suite, Wanted(changes, listed, _seeds(seeds), baseline, store, output, may_run))
     work = Work(made.plan, made.book, _options(made.plan, only, hours, retry, prune))
-    work.book.refresh()
     work.options = replace(work.options, jobs=_jobs(jobs, made.plan.file.suite.jobs, work))
     demand_sources(work)
     if dry_run:
@@ -108,10 +107,9 @@ def _seeds(text: str | None) -> int | list[int] | None:
     if text is None:
         return None
     try:
-        numbers = [int(part) for part in text.split(",") if part.strip()]
+        return [int(part) for part in text.split(",") if part.strip()] if "," in text else int(text)
     except ValueError:
         raise ValueError(f"--seeds {text!r}: give a number of seeds, such as 5, or a list, such as 0,1,7") from None
-    return numbers if "," in text else numbers[0]
 
 
 def _options(plan: Plan, only: Sequence[str] | None, hours: float | None, retry: bool, prune: bool) -> Options:

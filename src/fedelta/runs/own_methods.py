@@ -32,10 +32,11 @@ def code_digests(method: Method, task: Task | None = None) -> dict[str, str]:
 
 
 def _place(cls: type) -> str:
-    # a file that a config names is known by its class, since its copy in the run's folder has another name
-    is_script = cls.__module__ == "__main__" or digest_of_class(cls) is not None
     kind = "method" if issubclass(cls, Method) else "task"
-    return f"the {kind} {cls.__qualname__}" if is_script else cls.__module__
+    if digest_of_class(cls) is not None:
+        # Of a file that a config names: its copy in the run's folder has another name, and an edit may rename the class.
+        return f"the {kind}"
+    return f"the {kind} {cls.__qualname__}" if cls.__module__ == "__main__" else cls.__module__
 
 
 def _digest(cls: type) -> str | None:

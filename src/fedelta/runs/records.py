@@ -15,7 +15,7 @@ TIMES = ("seconds", "at", "load", "memory")
 """The keys that say when, how fast and on how busy a machine: equal runs differ in them and in nothing else."""
 
 
-def without_times(record: Record) -> Record:
+def without_times(record: Mapping[str, Any]) -> Record:
     """Returns a record without what equal runs differ in."""
     return {key: value for key, value in record.items() if key not in TIMES}
 

@@ -18,7 +18,7 @@ from fedelta.report.terminal import is_watched
 from fedelta.report.words import main_metric, number
 from fedelta.runs import best, platforms
 from fedelta.runs.config import RunConfig, read_config
-from fedelta.runs.config.allowed import TRAINER
+from fedelta.runs.config.allowed import TRAINER, function_in
 from fedelta.runs.config.checks import check, demand_here
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.read import Overrides, Source
@@ -275,8 +275,8 @@ def _notes(experiment: Experiment, chosen: Choices) -> dict[str, Any]:
     """Returns what a checkpoint keeps of the run beside the method's state: what makes it this run, and where it runs."""
     graph = {"topology": dict(experiment.contraction)} if experiment.contraction else {}
     code = code_digests(experiment.method, chosen.task)
-    if chosen.trainer is not None:
-        code[f"the trainer {chosen.trainer.__name__}"] = chosen.files[TRAINER].digest
+    if (trainer := experiment.config.training.trainer) is not None:
+        code["the trainer"] = f"{chosen.files[TRAINER].digest}:{function_in(trainer)[1]}"
     rows = {} if experiment.deal is None else row_digests(experiment.deal.splits)
     return {
         **graph,

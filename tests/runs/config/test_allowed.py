@@ -41,6 +41,20 @@ def test_the_users_list_keeps_digests_and_forgets_an_edited_file(mine: Path) -> 
     assert allowed() == {digest}
 
 
+def test_a_file_is_one_line_of_the_list_whatever_it_is_called(mine: Path) -> None:
+    digest = remember(mine)
+    allowed_list().write_text(allowed_list().read_text() + "typed by hand")
+    other = mine.with_name("other.py")
+    other.write_text("x = 3\n")
+    both = {digest, remember(other)}
+    assert allowed() == both
+    forged = mine.with_name(f"a\n{'0' * 64}  b.py")
+    forged.write_text("x = 4\n")
+    with pytest.raises(ValueError, match="give the file another name"):
+        remember(forged)
+    assert "0" * 64 not in allowed()
+
+
 @pytest.mark.parametrize(
     "change",
     [

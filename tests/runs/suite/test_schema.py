@@ -57,6 +57,7 @@ def test_a_methods_own_grid_takes_seeds_and_setting_of_the_suite():
             {"methods": ["flexlora", {"name": "zeropad", "label": "flex/lora"}, {"name": "rbla", "label": "flex lora"}]},
             "folder",
         ),
+        ({"tune": {"method.gamma": [0.1234567, 0.12345671]}}, "two values that look alike"),
         ({"methods": [{"gamma": 1}]}, "needs a name or a path"),
         ({"methods": []}, "methods"),
         ({"baseline": "fedavg"}, "no method has the label 'fedavg'; there are flexlora"),
@@ -84,3 +85,14 @@ def test_a_suite_is_called_after_its_file_or_after_its_folder(tmp_path: Path):
 def test_a_slug_is_a_name_of_a_folder():
     assert slug("Het/Lora 0.9") == "Het-Lora-0.9"
     assert slug("../..") == "-"
+
+
+def test_a_value_and_its_negative_have_folders_of_their_own():
+    assert [slug(text) for text in ("-1", "1", "../up", "..", "my method!", "a/b")] == [
+        "-1",
+        "1",
+        "-up",
+        "-",
+        "my-method",
+        "a-b",
+    ]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from fedelta.runs.folder import RunFolder
 from fedelta.runs.open_run import OpenRun
 from fedelta.runs.records import without_times
 from fedelta.runs.runner import run
-from fedelta.runs.suite import play
+from fedelta.runs.suite import play, workers
 from fedelta.runs.suite.gather import comparison_of
 from fedelta.runs.suite.play import Event
+from fedelta.runs.suite.start import Wanted, ready
 from fedelta.runs.suite.work import TUNING, Options, Work
 
 from .conftest import Bench, snapshot
@@ -337,6 +339,45 @@ def test_a_file_of_ones_own_is_a_method_where_a_person_named_it(bench: Bench, tr
     assert trained(events) == ["mine seed 0"]
 
 
+def test_a_worker_that_dies_at_rest_gets_no_further_cell(monkeypatch: pytest.MonkeyPatch):
+    made: list[Any] = []
+
+    class Fragile:
+        """Has a first cell that goes on while others come and go; the process of the second dies once it is done."""
+
+        def __init__(self, place: play.Place, news: Any) -> None:
+            self.news, self.dead = news, False
+            made.append(self)
+
+        def give(self, task: Any) -> None:
+            if task == "short" and not self.dead:
+                self.dead = True
+                self.news.put((self, {"what": "done"}))
+                self.news.put((self, None))
+            elif task == "later" and not self.dead:
+                for worker in (self, made[0]):
+                    self.news.put((worker, {"what": "done"}))
+
+        def let_end(self) -> None: ...
+
+        def kill(self) -> None: ...
+
+    monkeypatch.setattr(workers, "_Worker", Fragile)
+    monkeypatch.setattr(workers, "GLANCE", 0.01)
+    tasks: list[Any] = ["long", "short", None, "later"]
+    looks = count()
+
+    def next_task() -> Any:
+        return tasks.pop(0) if tasks else None
+
+    def stopping() -> bool:
+        assert next(looks) < 50, "a dead worker was given a cell, and is waited for"
+        return False
+
+    found = list(workers.side_by_side(next_task, play.Place(Path()), stopping, 2))
+    assert [event.task for event in found if event.what == "done"] == ["short", "later", "long"]
+
+
 def test_workers_run_a_file_of_ones_own_too(bench: Bench, trained: Trained):
     (bench.path / "mine.py").write_text(MINE, encoding="utf-8")
     found, _ = bench.run(Options(jobs=2), methods=["mine.py"], seeds=1, allowed=allowed([bench.path / "mine.py"]))
@@ -373,3 +414,26 @@ def test_rows_that_were_edited_make_another_cell_of_a_finished_one(bench: Bench,
     assert found.cells[0].digest != before.cells[0].digest
     assert (bench.path / "runs/stale/cells/all/zeropad/seed-0.1/rounds.jsonl").is_file()
     assert bench.run(**keys)[1] == []
+
+
+def test_a_name_that_stood_for_several_files_is_not_guessed(bench: Bench):
+    for name in ("north", "south"):
+        (bench.path / name).mkdir()
+    rows = Path(bench.base["data"]["source"]).read_text(encoding="utf-8").splitlines(keepends=True)
+    (bench.path / "north/rows.jsonl").write_text("".join(rows), encoding="utf-8")
+    (bench.path / "south/rows.jsonl").write_text("".join(rows[::-1]), encoding="utf-8")
+    sweep = [{"name": name, "data.source": f"{name}/rows.jsonl"} for name in ("north", "south")]
+    keys: Mapping[str, Any] = {"sweep": sweep, "seeds": 1, "methods": ["zeropad"], "store": str(bench.path / "cells.jsonl.gz")}
+    bench.run(**keys)
+    shutil.rmtree(bench.path / "runs")
+    shutil.rmtree(bench.path / "south")
+    found = comparison_of(bench.work(**keys))
+    assert states(found) == ["done", "missing"], "the cell of one file was shown as that of another"
+
+
+def test_a_suite_file_in_its_own_folder_stays_as_a_person_wrote_it(bench: Bench):
+    written = bench.write(seeds=1).rename(bench.path / "suite.yaml")
+    written.write_text("# for the paper\n" + written.read_text(encoding="utf-8"), encoding="utf-8")
+    before = written.read_bytes()
+    ready(str(written), Wanted(output=bench.path))
+    assert written.read_bytes() == before

@@ -96,11 +96,22 @@ def remembered() -> Iterator[str]:
 
 
 def remember(path: str | PathLike[str]) -> str:
-    """Adds a file to the user's list, and returns its digest."""
+    """Adds a file to the user's list, and returns its digest.
+
+    Raises:
+        FileNotFoundError, ValueError: for a path to no Python file, or one that does not fit on a line.
+    """
     code = read_code(path)
-    if code.digest not in remembered():
-        lines = [*_lines(), f"{code.digest}  {code.path.absolute()}"]
-        files.commit(allowed_list(), "".join(f"{line}\n" for line in lines).encode())
+    place = str(code.path.absolute())
+    if not place.isprintable():  # a line of its own within it would allow another file
+        raise ValueError(f"{place!r} has characters that no line of the list can hold: give the file another name")
+    with files.appending(allowed_list()) as handle:
+        if code.digest not in remembered():
+            known = allowed_list().read_bytes()
+            start = "\n" if known and not known.endswith(b"\n") else ""  # after a line that somebody typed, or a kill cut off
+            os.lseek(handle, 0, os.SEEK_END)
+            os.write(handle, f"{start}{code.digest}  {place}\n".encode())
+            os.fsync(handle)
     return code.digest
 
 

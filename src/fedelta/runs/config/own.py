@@ -38,7 +38,7 @@ class Own:
     method: Method | None = None
     task: Task | None = None
 
-    def files_of(self, config: RunConfig, keys: Collection[str] = CHOICES) -> dict[str, CodeFile]:
+    def files_of(self, config: RunConfig, keys: Collection[str] = (*CHOICES, TRAINER)) -> dict[str, CodeFile]:
         """Returns, by key, the Python files that a config names, read once; an object takes the place of its file.
 
         Args:
@@ -50,10 +50,9 @@ class Own:
             FileNotFoundError: for one that is not there.
         """
         given = {"method": self.method, "task": self.task}
-        paths = code_paths({key: getattr(config, key) for key in keys if given[key] is None})
-        found = {key: read_code(path) for key, path in paths.items()}
-        if config.training.trainer is not None and keys is CHOICES:
-            found[TRAINER] = read_code(function_in(config.training.trainer)[0])
+        raw = {key: getattr(config, key) for key in CHOICES if given[key] is None}
+        paths = code_paths({**raw, "training": config.training.model_dump()})
+        found = {key: read_code(path) for key, path in paths.items() if key in keys}
         for key, code in found.items():
             demand_allowed(code, self.allowed, key)
         return found

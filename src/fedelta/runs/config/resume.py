@@ -158,8 +158,8 @@ def demand_same_code(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Raises ConfigError if the file of a user's own method or task is not the one that the run began with."""
     if other := [module for module, digest in before.items() if now.get(module, digest) != digest]:
         raise ConfigError(
-            f"the file that defines {' and '.join(other)} has been edited since the run began, and its rounds would not "
-            "belong together: take the edit back, or start a new run"
+            f"the file that defines {' and '.join(other)} was edited since the run began, or is another one, and its rounds "
+            "would not belong together: take the edit back, or start a new run"
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 from fedelta.code_files import CodeFile
 from fedelta.method import Method
 from fedelta.methods import named_method
+from fedelta.runs.config.allowed import CHOICES
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.choices import Choices
 from fedelta.runs.config.code_terms import DIGESTS, choice_here, files_here, without_place
@@ -60,9 +61,6 @@ SECTIONS: Mapping[str, Collection[str]] = {
 DEALT = ("validation_fraction", "test_fraction", "stratify")
 """Keys of `data` that are terms, too, where the shares are dealt from the seed."""
 
-CHOICES = ("method", "task")
-"""Keys that name a thing, with settings of its own: all of them are terms."""
-
 OF_TASK = ("max_length", "pad_to_multiple", "metrics")
 """The settings of a task that may differ from the site's own: they choose nothing of a row."""
 
@@ -82,7 +80,7 @@ def terms_of(config: RunConfig, method: Method, files: Mapping[str, CodeFile] = 
     Args:
         config: of the run, resolved.
         method: as it was settled for the run.
-        files: by key, the Python files of method and task: their digests travel, and neither code nor paths.
+        files: by key, the Python files: the digests of method's and task's travel, and neither code nor paths.
     """
     raw = config.model_dump(mode="json")
     terms: dict[str, Any] = {
@@ -90,8 +88,8 @@ def terms_of(config: RunConfig, method: Method, files: Mapping[str, CodeFile] = 
         "method": _settled(without_place(config.method), method),
         "task": without_place(raw["task"]),
     }
-    if files:
-        terms[DIGESTS] = {key: file.digest for key, file in files.items()}
+    if digests := {key: files[key].digest for key in CHOICES if key in files}:  # a Trainer's file is each site's own
+        terms[DIGESTS] = digests
     for section, keys in _sections(config).items():
         terms[section] = {key: raw[section][key] for key in keys}
     if config.data.clients is None:

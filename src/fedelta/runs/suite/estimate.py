@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from fedelta.report.study import Run
 from fedelta.runs.config import RunConfig
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.own import Own
+from fedelta.runs.machine import cores
 from fedelta.runs.suite.cells import combinations
 from fedelta.runs.suite.schema import Values
 from fedelta.runs.suite.work import Work
@@ -90,16 +90,16 @@ def cost_of(config: RunConfig, own: Own) -> Mapping[str, int]:
 
 def jobs_for(work: Work) -> int:
     """Returns how many cells fit on this machine at a time: by its cores, and by its memory and the first cell's plan."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = cores()
     task = next((task for tasks in work.left().values() for task in tasks), None)
-    if cores == 1 or task is None:
+    if most == 1 or task is None:
         return 1
     from fedelta.models.devices import pick_device
 
     if pick_device(task.config.device).type != "cpu":
         return 1  # one device has room for one cell at a time
     free, needed = free_memory(), cost_of(task.config, work.plan.own)["memory"]
-    return max(1, min(cores, cores if free is None else free // needed))
+    return max(1, min(most, most if free is None else free // needed))
 
 
 def free_memory() -> int | None:

@@ -110,12 +110,16 @@ def run_of(line: Line, name: str) -> Run:
 
 
 def known_of(lines: Iterable[Line]) -> Known:
-    """Returns the digests of the files that finished cells were made of; of two for one name the later counts."""
-    found: dict[tuple[str, str], str] = {}
+    """Returns the digests of the files that finished cells were made of.
+
+    A name that stood for several files is left out: any of them might be the one that is meant.
+    """
+    found: dict[tuple[str, str], set[str]] = {}
     for line in lines:
         for key, named in line.get("files", {}).items():
-            found |= {(key, name): digest for name, digest in named.items()}
-    return Known(found)
+            for name, digest in named.items():
+                found.setdefault((key, name), set()).add(digest)
+    return Known({place: next(iter(digests)) for place, digests in found.items() if len(digests) == 1})
 
 
 def commit_of(line: Line) -> str:

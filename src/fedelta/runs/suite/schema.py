@@ -203,7 +203,7 @@ def shown(value: object) -> str:
 
 def slug(text: str) -> str:
     """Returns a name of a folder for a label or a setting."""
-    return re.sub(r"[^\w.=,+-]+", "-", text).strip("-.") or "-"
+    return re.sub(r"[^\w.=,+-]+", "-", text).rstrip("-.").lstrip(".") or "-"
 
 
 def _entry(given: str | Mapping[str, Any], suites_tune: Mapping[str, Any] | None, place: Path) -> Entry:
@@ -252,6 +252,9 @@ def tune_of(given: Mapping[str, Any], where: str) -> Tune:
         raise ConfigError(f"{where}.seeds must be a list of seeds, but is {seeds!r}")
     if not grid or not all(isinstance(values, list) and values for values in grid.values()):
         raise ConfigError(f"{where} must name a key and the values to try, such as training.learning_rate: [0.001, 0.01]")
+    for key, values in grid.items():
+        if len({slug(shown(value)) for value in values}) < len(values):
+            raise ConfigError(f"{where}.{key} has two values that look alike among {values!r:.200}: leave one of them out")
     return Tune(grid, cast("list[int]", seeds), setting)
 
 

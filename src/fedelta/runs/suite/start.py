@@ -87,8 +87,14 @@ def ready(source: str, wanted: Wanted) -> Ready:
     book.refresh()
     plan = plan_of(file, folder, wanted.changes, Own(wanted.allowed), book.known())
     text = _resolved(file, folder, wanted.changes)
-    files.commit(folder / SUITE, f"{_made_by()}\n{text}".encode())
+    if not _is_file_of(source, folder):
+        files.commit(folder / SUITE, f"{_made_by()}\n{text}".encode())
     return Ready(plan, book, text)
+
+
+def _is_file_of(source: str, folder: Path) -> bool:
+    """Returns whether a suite is read from where it would be written to: then a person may have written it, with comments."""
+    return (folder / SUITE).is_file() and Path(source).is_file() and Path(source).samefile(folder / SUITE)
 
 
 def _file(source: str, wanted: Wanted) -> SuiteFile:

@@ -67,6 +67,8 @@ def side_by_side(next_task: NextTask, place: Place, stopping: Stopping, jobs: in
                     if look:
                         del going[worker]
                         idle += [worker] if message is not None else []
+                elif message is None and worker in idle:  # it died while it had nothing to do, and would never answer
+                    idle.remove(worker)
     finally:
         for worker in going:  # somebody wants an end at once
             worker.kill()
