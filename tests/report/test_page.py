@@ -233,6 +233,21 @@ def test_without_scores_there_are_losses_and_bytes(a_study: Study):
     assert "sent" in words(page(a_study(("a",), seeds=1, test=None, validation=None)))
 
 
+def test_lines_alone_may_have_scores(a_study: Study):
+    runs = a_study(("a", "centralised"), seeds=2)
+    for run in runs:
+        if run.method == "a":
+            for record in run.records:
+                record.update(test=None, validation=None)  # pyright: ignore
+    assert "From " in words(page(runs))
+
+
+def test_a_line_says_of_how_many_seeds_it_is(a_study: Study):
+    runs = a_study(("a", "b"), seeds=3)
+    runs[0].records[-1].update(train_loss=None, test=None)  # pyright: ignore
+    assert "Line: mean of the seeds, 2 to 3;" in words(page(runs))
+
+
 def test_a_diverged_run_counts_as_a_constant_answer_and_is_marked(a_study: Study):
     runs = a_study(("a", "b"), seeds=3)
     runs[0].records[-1].update(train_loss=None, test={"accuracy": None, "loss": None})  # pyright: ignore

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -42,8 +41,7 @@ def _by_client(title: str, rows: Sequence[Row]) -> Table:
 
 
 def _line(row: Row) -> list[str]:
-    name = escape(str(row.get("name", row["client"])))
-    return [name, str(row["rank"]), str(row["examples"]), number(row["distance"], 2), _commonest(row)]
+    return [str(row.get("name", row["client"])), str(row["rank"]), str(row["examples"]), number(row["distance"], 2), _commonest(row)]
 
 
 def _by_rank(rows: Sequence[Row]) -> Table:
@@ -69,5 +67,5 @@ def _spread(rows: Sequence[Row], key: str, digits: int) -> list[str]:
 
 def _commonest(row: Row, count: int = 3) -> str:
     held = sorted(((n, label) for label, n in row["labels"].items() if n), key=lambda x: -x[0])
-    shown = [escape(f"{label} {n / row['examples']:.0%}") for n, label in held[:count]]
+    shown = [f"{label} {n / row['examples']:.0%}" for n, label in held[:count]]
     return ", ".join(shown + (["…"] if len(held) > count else []))
