@@ -106,8 +106,7 @@ class ILoRA(Method):
             )
         if self.fixed_start and self.factor != "svd":
             raise ValueError(
-                f"ILoRA with factor={self.factor!r} needs fixed_start=False: from a fixed start nothing is factorised after the "
-                "first round"
+                f"ILoRA with factor={self.factor!r} needs fixed_start=False: from a fixed start nothing is factorised again"
             )
         if self.control:  # the claim of this instance: without control variates no gradient is touched
             object.__setattr__(self, "asks", frozenset({"base", "gradient"}))

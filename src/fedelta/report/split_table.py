@@ -41,7 +41,13 @@ def _by_client(title: str, rows: Sequence[Row]) -> Table:
 
 
 def _line(row: Row) -> list[str]:
-    return [str(row.get("name", row["client"])), str(row["rank"]), str(row["examples"]), number(row["distance"], 2), _commonest(row)]
+    return [
+        str(row.get("name", row["client"])),
+        str(row["rank"]),
+        str(row["examples"]),
+        number(row["distance"], 2),
+        _commonest(row),
+    ]
 
 
 def _by_rank(rows: Sequence[Row]) -> Table:

@@ -132,7 +132,8 @@ def _with_unit(name: str, unit: str) -> str:
 def _score_title(c: Compared) -> str:
     study, m = c.study, c.measure
     found = {
-        g.key: readings.series(readings.runs_of(study, g), readings.at(str(study.part), str(study.metric))) for g in study.groups
+        g.key: readings.series(readings.runs_of(study, g), readings.at(str(study.part), str(study.metric)))
+        for g in study.groups
     }
     scored = competitors([g for g in study.groups if found[g.key]])
     curves = {g.key: found[g.key] for g in scored}
