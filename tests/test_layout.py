@@ -93,6 +93,8 @@ ELSEWHERE = {
     "models/cohort/*": "models/cohort/test_grouped.py",
     "models/fast/first_token.py": "models/fast/test_compact.py",
     "models/fast/no_padding.py": "models/fast/test_compact.py",
+    "models/fetched/onnx_weights.py": "models/fetched/test_dinov2.py",
+    "models/fetched/wheels.py": "models/fetched/test_fetch.py",
     "models/layer_stack.py": "models/fast/test_activation_cache.py",
     "models/passes.py": "models/fast/test_compact.py",
     "models/products.py": "models/fast/test_frozen_gemm.py",

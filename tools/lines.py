@@ -1,13 +1,14 @@
-"""Writes the lines to compare with of a built-in config, from the folder of a suite that ran them: `fedelta.runs.lines`.
+"""Writes the lines to compare with of a built-in config, from the folders of a suite that ran them: `fedelta.runs.lines`.
 
-    fedelta compare quickstart --methods flexlora,local_only,centralised --seeds 5
-    python tools/lines.py runs/quickstart-compare
+    fedelta compare experiments/quickstart/study.yaml --only seed=0
+    python tools/lines.py runs/study
 
 The lines are those of the seed that the config itself has.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from fedelta.runs.reports import json_object
 
 NAME = "quickstart"
 TARGET = Path(__file__).parents[1] / f"src/fedelta/runs/configs/{NAME}-lines.json"
-COMMAND = f"fedelta compare {NAME} --methods flexlora,local_only,centralised --seeds 5"
+COMMAND = f"fedelta compare experiments/{NAME}/study.yaml --only seed=0"
 
 
-def lines(suite: Path) -> dict[str, Any]:
+def lines(suites: Sequence[Path]) -> dict[str, Any]:
     """Returns what the file holds: the last scores of each line, and what they hold for."""
     config = load_config(NAME)
-    found = {name: _cell(suite, name, config.seeds.data) for name in sorted(REFERENCES)}
+    found = {name: _cell(suites, name, config.seeds.data) for name in sorted(REFERENCES)}
     facts = [json_object(folder.run_file) for folder in found.values()]
     (rows,) = {json.dumps(each["data"]) for each in facts}
     (versions,) = {json.dumps({package: each["versions"][package] for package in DECIDE}) for each in facts}
@@ -40,8 +41,8 @@ def lines(suite: Path) -> dict[str, Any]:
     }
 
 
-def _cell(suite: Path, method: str, seed: int) -> RunFolder:
-    (folder,) = (suite / "cells").glob(f"*/{method}/seed-{seed}")
+def _cell(suites: Sequence[Path], method: str, seed: int) -> RunFolder:
+    (folder,) = [found for suite in suites for found in suite.glob(f"cells/*/{method}/seed-{seed}")]
     return RunFolder(folder)
 
 
@@ -51,5 +52,5 @@ def _scores(folder: RunFolder) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    TARGET.write_text(json.dumps(lines(Path(sys.argv[1])), indent=1) + "\n", encoding="utf-8")
+    TARGET.write_text(json.dumps(lines([Path(given) for given in sys.argv[1:]]), indent=1) + "\n", encoding="utf-8")
     print(f"written: {TARGET}")

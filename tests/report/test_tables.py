@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from fedelta.report import tables
-from fedelta.report.split_table import split_table
+from fedelta.report.split_table import FARTHEST, MOST_CLIENTS, split_table
 
 Record = Callable[..., dict[str, Any]]
 
@@ -22,6 +22,16 @@ def test_the_summary_gives_the_last_scores_with_the_majority_line(record: Record
     shown = text_of(tables.summary([record(0), record(1)], majority=0.22, folder=Path("runs/x"), best=1))
     for part in ("0.6000", "mean 0.6000, worst 0.2500", "0.2200", "8.0 MiB", "3 min 0 s", "runs/x"):
         assert part in shown
+
+
+def test_the_summary_shows_known_lines_and_what_made_them(record: Record):
+    scores = {"local_only": {"test": {"accuracy": 0.41}}, "centralised": {"test": {"loss": 0.1}}}
+    known = {"command": "fedelta compare lines.yaml", "commit": "abc1234", "scores": scores}
+    shown = text_of(tables.summary([record(0)], majority=0.22, folder=Path("runs/x"), lines=known))
+    assert "each client alone" in shown
+    assert "0.4100" in shown
+    assert "fedelta compare lines.yaml at abc1234" in shown
+    assert "all rows in one place" not in shown, "it has no accuracy"
 
 
 def test_the_summary_of_a_run_without_accuracy_has_no_majority_line(record: Record):
@@ -48,3 +58,25 @@ def test_the_split_table_has_a_line_for_each_client():
     lines = text_of(split_table(rows)).splitlines()
     assert next(line.split() for line in lines if line.startswith("0")) == ["0", "4", "10", "0.30", "b", "80%,", "a", "20%"]
     assert next(line.split() for line in lines if line.startswith("1")) == ["1", "2", "0", "–"]
+
+
+def test_the_split_of_many_clients_is_summed_up_by_rank_and_names_the_farthest():
+    def row(k: int) -> dict[str, Any]:
+        labels = {"a": k, "b": 1}
+        return {"client": k, "rank": 2 + k % 2, "examples": k + 1, "labels": labels, "top_share": 0.5, "distance": k / 100}
+
+    few, many = [row(k) for k in range(MOST_CLIENTS)], [row(k) for k in range(MOST_CLIENTS + 1)]
+    assert "by rank" not in text_of(split_table(few))
+    lines = [line.split() for line in text_of(split_table(many)).splitlines()]
+    assert ["2", "21", "1", "21", "41", "0.00", "0.20", "0.40"] in lines
+    assert ["all", "41", "1", "21", "41", "0.00", "0.20", "0.40"] in lines
+    clients = [line[0] for line in lines if (line and line[-1] == "2%") or (line and line[-1] == "3%")]
+    assert clients[0] == str(MOST_CLIENTS)
+    assert len(clients) == FARTHEST
+
+
+def test_a_table_of_a_narrow_terminal_breaks_no_figure():
+    console = Console(width=30, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - only the recording is read
+    rows = [["some words that can go on below", "123456789012"]]
+    console.print(tables.plain_table("", ["a rather long name", "figure"], rows))
+    assert "123456789012" in console.export_text()

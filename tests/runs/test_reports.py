@@ -135,3 +135,14 @@ def test_what_run_json_says_of_code_and_machine_is_taken_where_it_is_of_its_kind
     assert {key: found[key] for key in facts} == facts
     wrong = {"commit": 3, "cores": True, "versions": [], "data": "x", "start": None, "device": {}}
     assert not set(reports.known_facts(wrong)) & set(wrong)
+
+
+def test_known_lines_of_run_json_are_taken_without_scores_that_are_none():
+    scores = {
+        "local_only": {"test": {"accuracy": 0.5, "loss": float("nan"), "x": "0.5", "y": True}, "validation": 3},
+        "wrong": [],
+    }
+    found = reports.known_facts({"lines": {"command": "c", "scores": scores}})["lines"]
+    kept = {"local_only": {"test": {"accuracy": 0.5}, "validation": {}}, "wrong": {}}
+    assert found == {"command": "c", "commit": "", "scores": kept}
+    assert "lines" not in reports.known_facts({"lines": [1]})

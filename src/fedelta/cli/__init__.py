@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from fedelta.cli import adapters, certs, code, compare, data, flower, gossip, init, methods, report, run, setup, sites
+from fedelta.cli import adapters, certs, code, compare, data, fetch, flower, gossip, init, methods, report, run, setup, sites
 from fedelta.cli.command import app
 
 __all__ = ["app", "main"]
@@ -16,6 +16,7 @@ __all__ = ["app", "main"]
 # In the order in which `fedelta --help` lists them.
 for command in (
     init.init,
+    fetch.fetch,
     run.run,
     sites.site,
     gossip.gossip,

@@ -29,13 +29,18 @@ class _Group(TyperGroup):
         except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
             raise
         except Exception as error:
-            if ctx.params.get("debug"):
+            if ctx.params.get("debug") or _is_of_typer(error):
                 raise
             if _is_mendable(error):
                 fail(str(error) or type(error).__name__)
                 raise typer.Exit(2) from error
             fail(_fault(error))
             raise typer.Exit(FAULT) from error
+
+
+def _is_of_typer(error: Exception) -> bool:
+    """Returns whether an error is one by which typer ends a command, such as that of a wrong option."""
+    return isinstance(error, typer.Abort) or hasattr(error, "exit_code")
 
 
 def _is_mendable(error: Exception) -> bool:

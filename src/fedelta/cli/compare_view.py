@@ -103,7 +103,7 @@ class SuiteView:
         grid = Table.grid(padding=(0, 2))
         if now is None:
             return grid
-        jobs = "1 job" if options.jobs == 1 else f"{options.jobs} jobs of 1 thread"
+        jobs = "" if options.jobs == 1 else f"{options.jobs} jobs"
         left = f"left {duration(now.seconds)}" if now.seconds else "left unknown"
         grid.add_row(
             Text(self.work.plan.file.name, style="bold"),

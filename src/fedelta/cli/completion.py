@@ -12,6 +12,13 @@ def method_names(incomplete: str) -> list[str]:
     return [name for name in names_in("fedelta.methods") if name.startswith(incomplete)]
 
 
+def models(incomplete: str) -> list[str]:
+    """Returns the models that can be fetched and whose names begin so."""
+    from fedelta.models.aliases import ALIASES
+
+    return [name for name in ALIASES if name.startswith(incomplete)]
+
+
 def configs(incomplete: str) -> list[str]:
     """Returns the built-in configs, YAML files and folders that begin so."""
     from fedelta.runs.config.read import BUILT_IN

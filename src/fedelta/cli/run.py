@@ -90,7 +90,8 @@ def _play(config: RunConfig, may_run: Allowed, resume: Path | None, force: bool,
     from fedelta.report.terminal import CtrlC, quieten_libraries, screen
 
     view = RunView(mode)
-    with CtrlC() as ctrl_c, view.shown():
+    stopped = False
+    with CtrlC("importing") as ctrl_c, view.shown():
         # Torch and transformers are imported from here on: seconds, in which there is something to see.
         with uncollected():
             quieten_libraries()
@@ -99,18 +100,21 @@ def _play(config: RunConfig, may_run: Allowed, resume: Path | None, force: bool,
             if config.federation.where == "here":
                 import_module("fedelta.runs.experiment")  # the largest part, which building the run would import
 
+        ctrl_c.enter("building")
         with opened(config, resume=resume, force=force, allow_files=may_run, processes=processes) as going:
             view.begin(going.experiment.config.federation.rounds, going.folder.survey()[0])
             if going.experiment.deal is not None:
                 view.say(split_table(going.experiment.deal))
+            ctrl_c.enter("rounds")
             for record in going.records():
                 view.show(record)
                 # After the round is on disk: the run can then be taken up with nothing lost.
-                if ctrl_c.asked:
+                stopped = ctrl_c.asked and record["t"] + 1 < view.rounds
+                if stopped:
                     break
     if mode == "screen":
         screen().print(_summary(going))
-    if ctrl_c.asked:
+    if stopped:
         note(f"stopped after a whole round; go on with: fedelta run --resume {going.folder.path}")
         raise typer.Exit(STOPPED)
 

@@ -48,7 +48,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, missing in found["extras"].items():
         yield f"extra {name}", f"pip install 'fedelta[{name}]' (no {', '.join(missing)})" if missing else "installed"
     for name, there in found["models"].items():
-        yield f"model {name}", "installed" if there else "comes from the Hub"
+        yield f"model {name}", "here" if there else f"not here: fedelta fetch {name}"
     for name in ("cache", "hub cache"):
         folder = found[name]
         yield name, f"{folder['path']} ({size(folder['bytes'])}{'' if folder['writable'] else ', cannot be written to'})"

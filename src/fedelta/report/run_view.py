@@ -18,8 +18,10 @@ from fedelta.report.notebook import NotebookCell
 from fedelta.report.terminal import Mode, err, has_bar, print_json, screen
 from fedelta.report.words import Record, duration, round_line, total_bytes
 
-BAR = 16
-"""Characters of the bar."""
+BAR, LONG_BAR = 10, 30
+"""Characters of the bar, in a narrow terminal and in one of `WIDE` columns: the words are worth more."""
+
+WIDE = 110
 
 ENOUGH = 0.005
 """Share of a run that must be done here before it says how long the rest takes."""
@@ -38,7 +40,7 @@ class RunView:
         self._board = Board()
         self._spinner = Spinner("dots")
         self._began: tuple[float, float] | None = None
-        self._cell = NotebookCell(self._picture) if mode == "screen" and err.is_jupyter else None
+        self._cell = NotebookCell(self.picture) if mode == "screen" and err.is_jupyter else None
 
     @contextmanager
     def shown(self) -> Generator[RunView]:
@@ -48,7 +50,7 @@ class RunView:
                 with self._cell:
                     yield self
             elif self.mode == "screen" and has_bar():
-                with Live(console=err, get_renderable=self._picture, transient=True, refresh_per_second=8):
+                with Live(console=err, get_renderable=self.picture, transient=True, refresh_per_second=8):
                     yield self
             else:
                 yield self
@@ -73,16 +75,16 @@ class RunView:
         else:
             screen().print(what, soft_wrap=soft_wrap)
 
-    # --- the picture -------------------------------------------------------------------------------------------------
-
-    def _picture(self) -> Table:
+    def picture(self) -> Table:
+        """Returns the line under all others: what the run is doing, a bar, and the time left."""
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column()
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")  # the words give way, not the figures
         grid.add_column()
         grid.add_column(justify="right", no_wrap=True)
         share = self._share()
-        grid.add_row(self._spinner, doing(self._board, self.rounds), ProgressBar(1.0, share, width=BAR), self._left(share))
+        bar = ProgressBar(1.0, share, width=LONG_BAR if err.width >= WIDE else BAR)
+        grid.add_row(self._spinner, doing(self._board, self.rounds), bar, self._left(share))
         return grid
 
     def _share(self) -> float:

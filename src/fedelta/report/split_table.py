@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from fedelta.report.tables import plain_table
+from fedelta.report.tables import NARROWEST, plain_table
 from fedelta.report.words import number
 
 MOST_CLIENTS = 40
@@ -33,21 +34,29 @@ def split_table(rows: Sequence[Row]) -> RenderableType:
 
 
 def _by_client(title: str, rows: Sequence[Row]) -> Table:
-    table = plain_table(title, ["client", "rank", "examples", "distance", "commonest labels"], [_line(row) for row in rows])
-    labels = table.columns[-1]
-    labels.justify, labels.overflow = "left", "ellipsis"
+    table = plain_table(title, ["client", "rank", "examples", "distance"], [])
+    table.add_column("commonest labels")
+    for row in rows:
+        table.add_row(*map(Text, _line(row)), _Cropped(_commonest(row)))
     table.caption = "distance: total variation from the labels of all clients together"
     return table
 
 
 def _line(row: Row) -> list[str]:
-    return [
-        str(row.get("name", row["client"])),
-        str(row["rank"]),
-        str(row["examples"]),
-        number(row["distance"], 2),
-        _commonest(row),
-    ]
+    return [str(row.get("name", row["client"])), str(row["rank"]), str(row["examples"]), number(row["distance"], 2)]
+
+
+class _Cropped:
+    """A text that is cut off where its column is too narrow, before any other column gives way."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.text, no_wrap=True, overflow="ellipsis")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(len(self.text), NARROWEST), len(self.text))
 
 
 def _by_rank(rows: Sequence[Row]) -> Table:

@@ -68,7 +68,7 @@ def _layer_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 def methods_table(methods: Sequence[Mapping[str, Any]]) -> Table:
     """Lists the methods: name, source, ranks, and what travels."""
     rows = [(m["name"], m["paper"], "yes" if m["hetero_rank"] else "no", m["travels"]) for m in methods]
-    return plain_table("Methods", ["name", "source", "unequal ranks", "what travels"], rows, left=4)
+    return plain_table("Methods", ["name", "source", "unequal\nranks", "what travels"], rows, left=4)
 
 
 def laws_table(report: Mapping[str, Any]) -> Table:
@@ -135,10 +135,11 @@ def _scores(last: Record, metric: str) -> list[tuple[str, str]]:
     return rows
 
 
-def scores_table(name: str, scores: Mapping[str, float]) -> Table:
+def scores_table(name: str, scores: Mapping[str, float]) -> RenderableType:
     """Lists the metrics of one adapter, and the number of examples."""
     rows = [(metric, str(value) if metric == "examples" else number(value)) for metric, value in scores.items()]
-    return plain_table(name, ["metric", "value"], rows)
+    # As its title the name would be broken at the width of the table.
+    return Group(Text(name), plain_table("", ["metric", "value"], rows))
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:

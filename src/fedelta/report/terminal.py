@@ -92,13 +92,31 @@ def quieten_libraries() -> None:
         warnings.filterwarnings("ignore", module=library)
 
 
-class CtrlC:
-    """Turns the first Ctrl-C in its block into a wish, `asked`, and lets the second one act at once.
+Stage: TypeAlias = Literal["importing", "building", "rounds"]
 
-    So a run ends after the round that is going on, with all of it on disk.
+HELD = {
+    "importing": "ending once the libraries are loaded",
+    "rounds": "ending after this round; Ctrl-C again stops at once and loses the round",
+}
+"""What a Ctrl-C that does not act at once is answered with."""
+
+
+class CtrlC:
+    """Turns the first Ctrl-C of the rounds in its block into a wish, `asked`, and lets the second one act at once.
+
+    So a run ends after the round that is going on, with all of it on disk. Before the first round it acts at once, but for
+    the imports: an exception in the middle of that of torch ends the process with a trace of C++.
     """
 
-    asked = False
+    def __init__(self, stage: Stage = "rounds") -> None:
+        self.asked = False
+        self._stage: Stage = stage
+
+    def enter(self, stage: Stage) -> None:
+        """Says what comes now; raises KeyboardInterrupt for one that was held back until now."""
+        self._stage = stage
+        if self.asked and stage == "building":
+            raise KeyboardInterrupt
 
     def __enter__(self) -> CtrlC:
         self._previous = signal.signal(signal.SIGINT, self._on_signal)
@@ -108,7 +126,7 @@ class CtrlC:
         signal.signal(signal.SIGINT, self._previous)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self._stage == "building" or (self._stage == "rounds" and self.asked):
             raise KeyboardInterrupt
         self.asked = True
-        note("ending after this round; Ctrl-C again stops at once and loses the round")
+        note(HELD[self._stage])

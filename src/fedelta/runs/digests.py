@@ -8,22 +8,23 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, TypeAlias, cast
 
 from fedelta.report.study import OF_THE_MACHINE
 from fedelta.runs.config import RunConfig
+from fedelta.runs.config.allowed import TRAINER, function_in
+from fedelta.runs.config.paths import PARTS, holds_path
 from fedelta.runs.config.read import flat
 from fedelta.runs.config.resume import fixed_values, keep_choices
 
 LEFT_OUT = OF_THE_MACHINE | {"name", "output"}
 """Keys that say where a run is, or how it is computed, and not what."""
 
-SOURCE, CLIENTS, ROUNDS = "data.source", "data.clients", "federation.rounds"
+SOURCE, ROUNDS = "data.source", "federation.rounds"
 
-PARTS = ("train", "validation", "test")
-
-FILES = (SOURCE, "data.validation", "data.test", "model.name", "lora.start", "method.path", "task.path")
-"""Keys that may name a file or a folder, which counts by its content."""
+Files: TypeAlias = Mapping[str, Mapping[str, str]]
+"""Digests of files and folders, by the key of a config that names them and by their name."""
 
 DEFAULTS = flat(RunConfig().model_dump(mode="json"))
 """By dotted key, what a config has that says nothing."""
@@ -53,8 +54,8 @@ def digest_of(config: RunConfig, known: Known = NOTHING_KNOWN) -> str:
     return _sha256(_counted(config, known))
 
 
-def files_of(config: RunConfig) -> dict[str, dict[str, str]]:
-    """Returns, by key of the config and name, the digest of each file or folder that it names and that is here."""
+def files_of(config: RunConfig) -> Files:
+    """Returns the digest of each file or folder that a config names and that is here."""
     found: dict[str, dict[str, str]] = {}
     for key, text, named in _places(_flat(config)):
         digest = _content(text, named)
@@ -70,13 +71,26 @@ def untrained_digest(config: RunConfig, known: Known = NOTHING_KNOWN) -> str:
     return _sha256({"untrained": values})
 
 
-def is_same_cell(there: RunConfig, asked: RunConfig) -> bool:
-    """Returns whether a run's own config is the asked one, but for choices that it left open, and fewer rounds."""
+def is_same_cell(there: RunConfig, asked: RunConfig, files: Files = MappingProxyType({})) -> bool:
+    """Returns whether a run's own config is the asked one, but for choices that it left open, and fewer rounds.
+
+    Args:
+        there: the config of the run.
+        asked: of a cell.
+        files: of the run when it began, from `files_of`: what both configs name may have been edited since.
+    """
+    if _edited(files, files_of(asked)):
+        return False
     settled = keep_choices(fixed_values(there), asked)
     now, before = _counted(settled), _counted(there)
     now.pop(ROUNDS, None)
     before.pop(ROUNDS, None)
     return asked.federation.rounds >= there.federation.rounds and _sha256(now) == _sha256(before)
+
+
+def _edited(before: Files, now: Files) -> bool:
+    """Returns whether a file of the same key and name has another content than it had."""
+    return any(before.get(key, {}).get(name, digest) != digest for key, named in now.items() for name, digest in named.items())
 
 
 def _sha256(values: Mapping[str, Any]) -> str:
@@ -95,6 +109,9 @@ def _counted(config: RunConfig, known: Known = NOTHING_KNOWN) -> dict[str, Any]:
     for key, text, named in _places(values):
         found = _content(text, named) or known.digests.get((key, _name(text, named)))
         contents.setdefault(key, []).append(found or text)
+    if TRAINER in contents:
+        contents[TRAINER].append(function_in(values[TRAINER])[1])
+        contents[TRAINER] = [":".join(contents[TRAINER])]
     return values | {key: found if isinstance(values[key], list) else found[0] for key, found in contents.items()}
 
 
@@ -102,10 +119,9 @@ def _places(values: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[str]
     """Yields key and text of all that may be the path of a file or a folder, and the names that count within a folder."""
     named = [str(values[f"data.{part}"]) for part in PARTS if values.get(f"data.{part}")]
     for key, value in values.items():
-        if key in FILES or key == CLIENTS or key.startswith(f"{CLIENTS}."):
-            for text in cast("list[object]", value) if isinstance(value, list) else [value]:
-                if isinstance(text, str):
-                    yield key, text, named if key == SOURCE else ()
+        for text in cast("list[object]", value) if isinstance(value, list) else [value]:
+            if isinstance(text, str) and holds_path(key, text):
+                yield key, function_in(text)[0] if key == TRAINER else text, named if key == SOURCE else ()
 
 
 def _name(text: str, named: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fedelta.models.aliases import ALIASES, missing_package
+from fedelta.models.aliases import ALIASES, folder_of
 from fedelta.user_cache import cache_folder
 
 PACKAGES = ("fedelta", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "networkx", "pydantic", "typer")
@@ -33,7 +33,7 @@ def facts() -> dict[str, Any]:
         "interpreter": sys.executable,
         **_torch(),
         "extras": extras(),
-        "models": {name: missing_package(name) is None for name in ALIASES},
+        "models": {name: folder_of(name) is not None for name in ALIASES},
         "cache": _folder(cache_folder()),
         "hub cache": _folder(_hub_cache()),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},

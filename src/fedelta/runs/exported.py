@@ -53,6 +53,7 @@ def exported(
         auto_class=task.auto_class,
         merged=merged,
         license=facts.license,
+        release=facts.release,
         labels=labels_of(task),
         ranks=sorted({layout.config["r"], *ranks.values()}),
         one_scale=not ranks and not layout.config.get("alpha_pattern"),

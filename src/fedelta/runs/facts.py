@@ -4,7 +4,9 @@
                   "personal": whether participants run models of their own, "platform": versions, device and threads,
                   "versions": of Python and packages, "commit": of fedelta's checkout, with + where it was changed, or "",
                   "command": without folders, "cores": that could be used, "device": the GPU's name or null,
-                  "base": fingerprint of the base model or null, "data": {"train": digest of its rows, ...},
+                  "base": fingerprint of the base model or null,
+                  "license", "release": of a base by alias, and in what its weights differ from those of its Hub id,
+                  "data": {"train": digest of its rows, ...},
                   "start": when the run began, UTC,
                   "lines": of a built-in config, the known scores of its lines to compare with (`fedelta.runs.lines`),
                   "code": by "method" and "task", the sha256 of the user's file that defines it, where there is one}
@@ -30,8 +32,10 @@ import torch
 
 from fedelta.code_files import CodeFile
 from fedelta.exchange import files
+from fedelta.models.aliases import ALIASES, alias_of, folder_of
 from fedelta.runs import provenance
 from fedelta.runs.client_lines import EACH
+from fedelta.runs.config import Model
 from fedelta.runs.deal import Deal, row_digests
 from fedelta.runs.lines import lines_for
 from fedelta.runs.machine import cores, utc
@@ -90,6 +94,7 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
         "cores": cores(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "base": experiment.template.base,
+        **_of_alias(experiment.config.model),
         "data": {} if dealt is None else row_digests(dealt.splits),
         "start": utc(),
     }
@@ -97,6 +102,15 @@ def _origin(experiment: Experiment) -> dict[str, Any]:
 
 def _kind(experiment: Experiment) -> dict[str, bool]:
     return {"personal": experiment.method.personal or experiment.mixing is not None}
+
+
+def _of_alias(model: Model) -> dict[str, str]:
+    """Returns the licence of a base by alias, and in what its weights differ from those of its Hub id."""
+    alias = alias_of(model.name)
+    if alias is None or model.revision is not None or folder_of(alias) is None:
+        return {}
+    known = {"license": ALIASES[alias].license, "release": ALIASES[alias].release}
+    return {key: value for key, value in known.items() if value}
 
 
 def _rows(dealt: Deal) -> dict[str, int]:

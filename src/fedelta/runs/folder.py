@@ -11,6 +11,7 @@
     curves.png       the records as a picture
     report.html      the records as a page
     tensorboard/     the records as event files, where `report_to` asks for them
+    cell.json        of a suite's cell: the digests of the files that its config names, as they were when it began
     failed.json      of a suite's cell that failed: the error; the next try removes it
     .lock            locked by the process that writes here
 
@@ -50,9 +51,9 @@ logger = logging.getLogger("fedelta.resume")
 CONFIG, RECORDS, DAMAGED = "config.yaml", "rounds.jsonl", "rounds.damaged.jsonl"
 RUN, SPLIT, CLIENTS = "run.json", "split.json", "clients.jsonl"
 ADAPTERS, CHECKPOINT, CURVES, REPORT, CODE = "adapters", "checkpoint", "curves.png", "report.html", "code"
-FAILED, EVENTS = "failed.json", "tensorboard"
+FAILED, CELL, EVENTS = "failed.json", "cell.json", "tensorboard"
 
-COMMITTED = (CONFIG, RECORDS, DAMAGED, RUN, SPLIT, CLIENTS, REPORT, FAILED)
+COMMITTED = (CONFIG, RECORDS, DAMAGED, RUN, SPLIT, CLIENTS, REPORT, FAILED, CELL)
 """The files that are written by `files.commit`, which a kill may leave under its temporary name."""
 
 TEMPORARY = tuple(f".{name}.tmp" for name in COMMITTED)
@@ -112,6 +113,10 @@ class RunFolder:
     @property
     def failed_file(self) -> Path:
         return self.path / FAILED
+
+    @property
+    def cell_file(self) -> Path:
+        return self.path / CELL
 
     @property
     def old(self) -> RunFolder:

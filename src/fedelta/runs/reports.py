@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -113,10 +114,11 @@ def _lines(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _all_scores(parts: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return {
-        part: {metric: value for metric, value in _mapping(scores).items() if isinstance(value, float | int)}
-        for part, scores in parts.items()
-    }
+    return {part: {m: x for m, x in _mapping(scores).items() if _is_score(x)} for part, scores in parts.items()}
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def known_split(split: object) -> Mapping[str, Any] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedelta.runs.config import read_config
-from fedelta.runs.config.paths import resolved
+from fedelta.runs.config.paths import relative, resolved
 
 
 @pytest.fixture
@@ -37,3 +37,20 @@ def test_what_is_typed_is_relative_to_the_working_directory(
 def test_names_and_what_is_wrong_stay_as_they_are() -> None:
     raw = {"method": "fedavg", "task": {"name": "classification", "path": 3}, "data": 5, 1: [2]}
     assert resolved(raw, Path("/elsewhere")) == raw  # pyright: ignore[reportArgumentType]
+
+
+def test_only_paths_become_relative_whatever_a_text_begins_with() -> None:
+    placed = {
+        "task": {"name": "instruction", "prompt": "/no_think {instruction}", "labels": ["/r/python"]},
+        "data": {"clients": ["/study/a.jsonl", "/study/b.jsonl"], "stratify": "/label"},
+        "training": {"trainer": "/study/site.py:make"},
+        "data.source": "/study/rows.jsonl",
+        "method": {"name": "/study/mine.py", "note": "/study/mine.py"},
+    }
+    assert relative(placed, Path("/study/runs")) == {
+        "task": placed["task"],
+        "data": {"clients": ["../a.jsonl", "../b.jsonl"], "stratify": "/label"},
+        "training": {"trainer": "../site.py:make"},
+        "data.source": "../rows.jsonl",
+        "method": {"name": "../mine.py", "note": "/study/mine.py"},
+    }

@@ -82,6 +82,25 @@ def test_a_digest_counts_files_by_their_content_and_not_by_their_place(tiny_conf
     assert digest_of(with_source(moved)) != digest_of(config)
 
 
+def test_a_digest_counts_every_file_that_a_config_can_name(tiny_config: dict[str, Any], tmp_path: Path):
+    def named(folder: str, content: str) -> RunConfig:
+        place = tmp_path / folder
+        place.mkdir(exist_ok=True)
+        for name in ("rows.jsonl", "site.py"):
+            (place / name).write_text(content, encoding="utf-8")
+        changes = {"data.train": str(place / "rows.jsonl"), "training.trainer": f"{place / 'site.py'}:make"}
+        return read_config(tiny_config, changes)
+
+    found = named("here", "1")
+    assert digest_of(named("there", "1")) == digest_of(found), "it depends on where the files lie"
+    for key, other in (("data.train", "rows.jsonl"), ("training.trainer", "site.py:make")):
+        edited = read_config(found, {key: f"{tmp_path / 'edited' / other}"})
+        named("edited", "2")
+        assert digest_of(edited) != digest_of(found), key
+    of_another_function = read_config(found, {"training.trainer": f"{tmp_path / 'here' / 'site.py'}:make_other"})
+    assert digest_of(of_another_function) != digest_of(found)
+
+
 def test_a_digest_leaves_out_name_folder_and_machine_but_nothing_else(tiny_config: dict[str, Any]):
     config = read_config(tiny_config)
     same = {"name": "other", "output": "there", "device": "auto", "federation.engine": "batched", "model.gemm": "onednn"}

@@ -358,3 +358,18 @@ def test_tables_are_made_from_the_store_where_the_rows_are_missing(bench: Bench,
     folder.mkdir()
     (folder / "train.jsonl").write_text('{"text": "purr", "label": "cats"}\n', encoding="utf-8")
     assert states(comparison_of(bench.work(**keys))) == ["missing", "missing"], "other rows are another cell"
+
+
+def test_rows_that_were_edited_make_another_cell_of_a_finished_one(bench: Bench, trained: Trained):
+    rows = bench.path / "rows.jsonl"
+    shutil.copy(bench.base["data"]["source"], rows)
+    data = {**bench.base["data"], "source": "rows.jsonl"}
+    keys: Mapping[str, Any] = {"base": {**bench.base, "data": data}, "seeds": 1, "methods": ["zeropad"]}
+    before, _ = bench.run(**keys)
+    lines = rows.read_text(encoding="utf-8").splitlines()
+    rows.write_text("\n".join(lines[::-1]) + "\n", encoding="utf-8")
+    found, events = bench.run(**keys)
+    assert trained(events) == ["zeropad seed 0"], "the old scores counted as those of the new rows"
+    assert found.cells[0].digest != before.cells[0].digest
+    assert (bench.path / "runs/stale/cells/all/zeropad/seed-0.1/rounds.jsonl").is_file()
+    assert bench.run(**keys)[1] == []

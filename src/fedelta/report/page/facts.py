@@ -64,7 +64,20 @@ def _split_words(run: Run) -> str:
     return ", ".join([str(partition.get("scheme", "–")), *settings])
 
 
-KEPT = ("fedelta", "commit", "torch", "transformers", "peft", "python", "device", "cores", "threads", "base")
+KEPT = (
+    "fedelta",
+    "commit",
+    "torch",
+    "transformers",
+    "peft",
+    "python",
+    "device",
+    "cores",
+    "threads",
+    "base",
+    "license",
+    "release",
+)
 """What of a run's code, versions and machine stands in a page, where it was written down."""
 
 

@@ -128,14 +128,28 @@ def placed(key: str, value: Any, folder: Path) -> Any:
     return value if rule is None else rule(value, folder)
 
 
+def holds_path(key: str, value: object) -> bool:
+    """Returns whether a value of a dotted key may be a path, once it is placed; lists and mappings of paths are no value."""
+    return key in RULES or key.startswith("data.clients.") or (key in ("method.name", "task.name") and is_code(value))
+
+
 def relative(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Returns a config with its placed paths relative to a folder, so that it is the same wherever both lie."""
-    return {key: _relative(value, folder) for key, value in config.items()}
+    return with_paths(config, lambda path: Path(os.path.relpath(path, folder)).as_posix())
 
 
-def _relative(value: Any, folder: Path) -> Any:
+def with_paths(config: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Returns a config, or values by dotted key, with each absolute path changed; a text of any other key is no path.
+
+    A prompt or a label may begin with a slash, too.
+    """
+    return cast("dict[str, Any]", _changed("", config, change))
+
+
+def _changed(key: str, value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, Mapping):
-        return relative(cast("Mapping[str, Any]", value), folder)
-    if isinstance(value, str) and os.path.isabs(value):
-        return Path(os.path.relpath(value, folder)).as_posix()
-    return value
+        inner = cast("Mapping[str, Any]", value)
+        return {name: _changed(f"{key}.{name}" if key else name, part, change) for name, part in inner.items()}
+    if isinstance(value, list):
+        return [_changed(key, part, change) for part in cast("list[Any]", value)]
+    return change(value) if isinstance(value, str) and holds_path(key, value) and os.path.isabs(value) else value

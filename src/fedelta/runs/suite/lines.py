@@ -19,6 +19,7 @@ from fedelta.exchange import strict_json
 from fedelta.report.study import Run
 from fedelta.runs import client_lines, reports
 from fedelta.runs.config import RunConfig
+from fedelta.runs.config.paths import with_paths
 from fedelta.runs.digests import Known, files_of
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.records import is_record
@@ -128,15 +129,9 @@ def portable(config: RunConfig) -> dict[str, Any]:
     return {**shortened(values), "output": None}
 
 
-def shortened(value: Any) -> Any:
-    """Returns plain values in which of an absolute path the name alone is left."""
-    if isinstance(value, dict):
-        return {key: shortened(inner) for key, inner in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list):
-        return [shortened(inner) for inner in cast("list[Any]", value)]
-    if isinstance(value, str) and Path(value).is_absolute():
-        return Path(value).name
-    return value
+def shortened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config, or values by dotted key, in which of an absolute path the name alone is left."""
+    return with_paths(values, lambda path: Path(path).name)
 
 
 def _without_layers(record: Mapping[str, Any]) -> dict[str, Any]:

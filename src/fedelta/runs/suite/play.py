@@ -16,7 +16,7 @@ from fedelta.exchange import files
 from fedelta.runs import reports
 from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.allowed import Allowed
-from fedelta.runs.digests import is_same_cell, untrained_digest
+from fedelta.runs.digests import files_of, is_same_cell, untrained_digest
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.open_run import OpenRun
 from fedelta.runs.records import Record
@@ -99,6 +99,8 @@ def _rounds(task: Task, place: Place) -> Generator[Record]:
         _put_away(task, place)
         folder.failed_file.unlink(missing_ok=True)
         with _open(task, place) as going:
+            if not folder.config_file.is_file():  # which is written with the first round
+                files.commit(folder.cell_file, json.dumps({"files": files_of(task.config)}).encode())
             going.pictures = False  # they take longer than a small cell, and the suite's own page has all cells
             yield from going.records()
             if task.scores_start:
@@ -134,7 +136,7 @@ def is_done(task: Task) -> bool:
     """Returns whether the cell's folder holds all its rounds, and its config is the one that is asked for."""
     folder = RunFolder(task.folder)
     config = _config_of(folder)
-    if config is None or not is_same_cell(config, task.config):
+    if config is None or not _is_asked(config, task):
         return False
     records, damages = folder.survey()
     return not damages and bool(records) and records[-1]["t"] + 1 == len(records) == task.config.federation.rounds
@@ -172,7 +174,7 @@ def note_failure(task: Task, error: BaseException) -> str:
 def _put_away(task: Task, place: Place) -> None:
     """Moves a run of another config out of the cell's folder, to `stale/`."""
     config = _config_of(RunFolder(task.folder))
-    if config is None or is_same_cell(config, task.config):
+    if config is None or _is_asked(config, task):
         return
     within = task.folder.relative_to(place.folder)
     names = (place.folder / STALE / within.with_name(f"{within.name}.{number}") for number in count(1))
@@ -180,6 +182,12 @@ def _put_away(task: Task, place: Place) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with RunFolder(task.folder).locked():
         os.replace(task.folder, target)
+
+
+def _is_asked(config: RunConfig, task: Task) -> bool:
+    """Returns whether the run in a cell's folder, with this config, is the one that is asked for."""
+    known: Mapping[str, Any] = reports.json_object(RunFolder(task.folder).cell_file)
+    return is_same_cell(config, task.config, known.get("files", {}))
 
 
 def _config_of(folder: RunFolder) -> RunConfig | None:

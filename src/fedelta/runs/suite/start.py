@@ -143,8 +143,8 @@ def _moved_method(method: str | Mapping[str, Any], place: Path, folder: Path) ->
     if isinstance(method, str):
         return _moved(place / method, folder) if is_code(method) else method
     changes: Mapping[str, Any] = method.get("set") or {}
-    own = {"set": {key: placed(key, value, place) for key, value in changes.items()}} if changes else {}
-    return relative({**place_code(method, place), **own}, folder)
+    own = {"set": relative({key: placed(key, value, place) for key, value in changes.items()}, folder)} if changes else {}
+    return {**relative({"method": place_code(method, place)}, folder)["method"], **own}
 
 
 def _moved(path: Path, folder: Path) -> str:

