@@ -27,6 +27,7 @@ def test_the_committed_results_are_those_of_the_script(merge: ModuleType):
         pytest.skip(f"the figures are of PEFT {kept[0]['peft']}, here is {version('peft')}")
     for before, now in zip(kept, merge.measured(), strict=False):  # those of published adapters need their files
         assert now.keys() == before.keys()
+        assert now["inputs"] == before["inputs"], "python benchmarks/merge.py --write"
         for way in (*merge.PEFT_WAYS, *merge.OWN_WAYS):
             if "refused" in (before[way], now[way]):
                 assert before[way] == now[way]

@@ -272,6 +272,11 @@ def test_control_without_a_fixed_start_is_refused_drift_IL10() -> None:
         ILoRA(control=True, fixed_start=False)
 
 
+def test_a_factorisation_that_would_not_happen_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"factor='qr' needs fixed_start=False"):
+        ILoRA(factor="qr")
+
+
 @pytest.mark.parametrize("lora_alpha", [None, 8.0])
 def test_variates_of_owners_cancel_by_component_drift_IL11(lora_alpha: float | None) -> None:
     ranks = (1, 3, 2)

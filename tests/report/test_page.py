@@ -175,9 +175,7 @@ def test_nobody_is_judged_who_lacks_seeds(a_study: Study):
 def test_a_method_without_a_score_stands_last_also_where_small_is_better(a_study: Study):
     runs = a_study(("a", "b", "c"), seeds=3)
     for run in runs:
-        if run.method == "c":
-            run.records[-1].update(train_loss=None, test=None)  # pyright: ignore
-        elif run.method == "b" and run.seed == 0:
+        if run.method == "c" or (run.method == "b" and run.seed == 0):
             run.records[-1].update(train_loss=None, test=None)  # pyright: ignore
     c = compared(study_of(runs, metric="loss"))
     assert [group.label for group in c.ranked()] == ["a", "b", "c"]
@@ -244,6 +242,21 @@ def test_without_scores_there_are_losses_and_bytes(a_study: Study):
     assert "No scores yet." in text
     assert "ends with the lowest training loss" in text
     assert "sent" in words(page(a_study(("a",), seeds=1, test=None, validation=None)))
+
+
+def test_lines_alone_may_have_scores(a_study: Study):
+    runs = a_study(("a", "centralised"), seeds=2)
+    for run in runs:
+        if run.method == "a":
+            for record in run.records:
+                record.update(test=None, validation=None)  # pyright: ignore
+    assert "From " in words(page(runs))
+
+
+def test_a_line_says_of_how_many_seeds_it_is(a_study: Study):
+    runs = a_study(("a", "b"), seeds=3)
+    runs[0].records[-1].update(train_loss=None, test=None)  # pyright: ignore
+    assert "Line: mean of the seeds, 2 to 3;" in words(page(runs))
 
 
 def test_a_diverged_run_counts_as_a_constant_answer_and_is_marked(a_study: Study):

@@ -240,7 +240,9 @@ def lost_in_round(t: int) -> Callable[[Any], list[Any]]:
 
 def test_a_run_that_diverged_early_is_in_every_mean_and_in_the_csv(a_comparison: Make):
     comparison = with_run(a_comparison(("a", "b")), 0, lost_in_round(2))
-    rows = [r for r in rows_of(comparison) if r["label"] == "a" and r["seed"] and (r["split"], r["metric"]) == ("test", "accuracy")]
+    rows = [
+        r for r in rows_of(comparison) if r["label"] == "a" and r["seed"] and (r["split"], r["metric"]) == ("test", "accuracy")
+    ]
     for at, name in (("last", "mean"), ("best", "best")):
         values = [float(r["value"]) for r in rows if r["at"] == at]
         assert len(values) == 3, at

@@ -131,6 +131,7 @@ def test_from_ten_seeds_on_there_is_a_bootstrap_that_is_the_same_each_time():
     assert found.low < found.mean < found.high
     assert statistics.bootstrap_interval(values[:9]) is None
     assert statistics.bootstrap_interval([1.0] * 12) is None
+    assert statistics.bootstrap_interval([0.1] * 9 + [0.7 - 0.6]) is None, "equal but for rounding"
 
 
 def test_what_the_seeds_can_separate_is_the_median_half_width():

@@ -40,6 +40,16 @@ def test_the_summary_of_a_run_without_accuracy_has_no_majority_line(record: Reco
     assert "majority" not in shown
 
 
+def test_brackets_in_names_are_no_markup():
+    row = {"setting": "", "label": "hetlora [bold]", "cells": 1, "done": 0, "tuning": 0, "steps": 1, "bytes": 1, "memory": 1}
+    assert "hetlora [bold]" in text_of(tables.suite_plan_table([row | {"refused": ""}], 0.0, 1, {}))
+    assert "runs/[red]" in text_of(tables.scores_table("runs/[red]", {"accuracy": 0.5}))
+    clients = [{"client": 0, "name": "site [b]", "rank": 4, "examples": 2, "labels": {"[i]": 2}, "distance": 0.0}]
+    shown = text_of(split_table(clients))
+    assert "site [b]" in shown
+    assert "[i] 100%" in shown
+
+
 def test_the_split_table_has_a_line_for_each_client():
     rows = [
         {"client": 0, "rank": 4, "examples": 10, "labels": {"a": 2, "b": 8}, "top_share": 0.8, "distance": 0.3},

@@ -104,6 +104,10 @@ class ILoRA(Method):
                 "ILoRA with control=True needs fixed_start=True: a start that is factorised anew in every round turns the "
                 "coordinates in which control variates are added up"
             )
+        if self.fixed_start and self.factor != "svd":
+            raise ValueError(
+                f"ILoRA with factor={self.factor!r} needs fixed_start=False: from a fixed start nothing is factorised again"
+            )
         if self.control:  # the claim of this instance: without control variates no gradient is touched
             object.__setattr__(self, "asks", frozenset({"base", "gradient"}))
 

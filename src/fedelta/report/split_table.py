@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -38,14 +37,13 @@ def _by_client(title: str, rows: Sequence[Row]) -> Table:
     table = plain_table(title, ["client", "rank", "examples", "distance"], [])
     table.add_column("commonest labels")
     for row in rows:
-        table.add_row(*_line(row), _Cropped(_commonest(row)))
+        table.add_row(*map(Text, _line(row)), _Cropped(_commonest(row)))
     table.caption = "distance: total variation from the labels of all clients together"
     return table
 
 
 def _line(row: Row) -> list[str]:
-    name = escape(str(row.get("name", row["client"])))
-    return [name, str(row["rank"]), str(row["examples"]), number(row["distance"], 2)]
+    return [str(row.get("name", row["client"])), str(row["rank"]), str(row["examples"]), number(row["distance"], 2)]
 
 
 class _Cropped:

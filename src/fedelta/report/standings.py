@@ -209,7 +209,11 @@ def best_and_last(c: Compared, group: Group) -> list[tuple[float, float]]:
     study = c.study
     found: list[tuple[float, float]] = []
     for run in group.runs.values():
-        scores, chosen, last = run.scores(str(study.part), str(study.metric)), run.best_round(str(study.metric)), study.score(run)
+        scores, chosen, last = (
+            run.scores(str(study.part), str(study.metric)),
+            run.best_round(str(study.metric)),
+            study.score(run),
+        )
         if chosen in scores and last is not None:
             found.append((scores[chosen], last))
     return found

@@ -90,8 +90,9 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 
 def bootstrap_interval(values: Sequence[float]) -> Interval | None:
-    """Returns the 95 % BCa bootstrap interval of a mean (10,000 resamples, fixed seed); None below ten."""
-    if len(values) < BOOTSTRAP_FROM or len(set(values)) == 1:
+    """Returns the 95 % BCa bootstrap interval of a mean (10,000 resamples, fixed seed); None below ten, or without spread."""
+    # Differences of scores that are equal but for rounding have no spread: the correction would divide by zero.
+    if len(values) < BOOTSTRAP_FROM or math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12):
         return None
     import numpy as np
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -24,14 +25,20 @@ WIDE = 100
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
-    """Returns a table whose first `left` columns are text and whose others are figures."""
-    table = Table(title=title, title_justify="left", caption_justify="left", header_style="bold", box=None, pad_edge=False)
+    """Returns a table whose first `left` columns are text and whose others are figures; no bracket in it is markup."""
+    table = _empty(title)
     for k, column in enumerate(columns):
         is_text = k < left
         table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
+
+
+def _empty(title: str) -> Table:
+    return Table(
+        title=escape(title), title_justify="left", caption_justify="left", header_style="bold", box=None, pad_edge=False
+    )
 
 
 class _Folded:
@@ -49,7 +56,7 @@ class _Folded:
 
 def _layer_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Returns a table of layers: what does not fit is taken from their names, and no figure is broken."""
-    table = Table(title=title, title_justify="left", caption_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = _empty(title)
     table.add_column("layer", vertical="bottom")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

@@ -317,7 +317,7 @@ def test_what_trains_beside_another_adapter_is_found_whatever_its_name(classifie
     model.add_adapter("b", model.peft_config["default"])  # as the beginning of `base_layer`
     base = next(x for n, x in model.named_parameters() if n.endswith(".base_layer.weight"))
     base.requires_grad_(True)
-    with pytest.raises(ValueError, match="also trains '.*base_layer.weight'"):
+    with pytest.raises(ValueError, match=r"also trains '.*base_layer\.weight'"):
         replace(classifier, model=model).client()
 
 

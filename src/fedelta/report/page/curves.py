@@ -30,7 +30,7 @@ def lines_of(study: Study, number: Number, *, banded: bool = True, factor: Calla
 
 def seeds_text(study: Study, *, banded: bool = True) -> str:
     """Says what a line and its band are, for a caption; nothing for one seed."""
-    counts = {len(group.runs) for group in study.groups}
+    counts = {len(readings.runs_of(study, group)) for group in study.groups}
     if counts == {1}:
         return ""
     line = (
@@ -131,11 +131,12 @@ def _with_unit(name: str, unit: str) -> str:
 
 def _score_title(c: Compared) -> str:
     study, m = c.study, c.measure
-    curves = {
+    found = {
         g.key: readings.series(readings.runs_of(study, g), readings.at(str(study.part), str(study.metric)))
-        for g in competitors(study.groups)
+        for g in study.groups
     }
-    curves = {key: points for key, points in curves.items() if points}
+    scored = competitors([g for g in study.groups if found[g.key]])
+    curves = {g.key: found[g.key] for g in scored}
     if len(curves) < 2:
         points = next(iter(curves.values()))
         return f"From {m.with_unit(points[0].mean)} to {m.with_unit(points[-1].mean)}"
