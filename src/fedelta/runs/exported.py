@@ -14,7 +14,7 @@ from fedelta.models.base_facts import BaseFacts
 from fedelta.report.model_card import SEQUENCE, Exported
 from fedelta.report.words import Record
 from fedelta.runs.config import RunConfig
-from fedelta.runs.config.schema import RankChoice
+from fedelta.runs.config.ranks import RankChoice
 from fedelta.runs.evaluation import best_round
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.labels import labels_of

@@ -4,6 +4,7 @@
 says what goes together, `claims` what a method excludes, `resume` what may change when a run is taken up.
 """
 
+from fedelta.runs.config.ranks import RankChoice, rank_values
 from fedelta.runs.config.read import BUILT_IN, dump_config, load_config, pairs, read_config
 from fedelta.runs.config.schema import (
     Data,
@@ -13,9 +14,7 @@ from fedelta.runs.config.schema import (
     Lora,
     Model,
     Partition,
-    RankChoice,
     RunConfig,
-    rank_values,
 )
 from fedelta.runs.config.section import ConfigError, RefusedByClaim, named
 

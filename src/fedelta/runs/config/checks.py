@@ -9,7 +9,8 @@ from fedelta.models.devices import named_device
 from fedelta.runs.config.choices import Choices, choices_of, naming, scheme_of
 from fedelta.runs.config.claims import check_claims
 from fedelta.runs.config.own import NOTHING, Own, is_own
-from fedelta.runs.config.schema import PROGRAM, Data, Federation, LocalTraining, Partition, RunConfig, rank_values
+from fedelta.runs.config.ranks import rank_values
+from fedelta.runs.config.schema import PROGRAM, Data, Federation, LocalTraining, Partition, RunConfig
 from fedelta.runs.config.section import ConfigError
 from fedelta.sampling import share
 from fedelta.tasks.metrics import get_metric

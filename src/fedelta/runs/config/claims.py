@@ -9,7 +9,8 @@ from typing import Any
 
 from fedelta.method import ASKED, TRAINER_TAKES, Method
 from fedelta.runs.config.choices import Choices
-from fedelta.runs.config.schema import RunConfig, rank_values
+from fedelta.runs.config.ranks import rank_values
+from fedelta.runs.config.schema import RunConfig
 from fedelta.runs.config.section import RefusedByClaim
 
 

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 from pydantic import (
-    Discriminator,
     Field,
-    Tag,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
@@ -22,6 +20,7 @@ from pydantic import (
 from fedelta.data.client_files import by_name, demand_different, unfit_name
 from fedelta.data.gaps import Empty
 from fedelta.models.patterns import check_pattern
+from fedelta.runs.config.ranks import RankChoice, Ranks, rank_values
 from fedelta.runs.config.section import Named, Section, chosen, named
 from fedelta.runs.config.seeds import Seed, Seeds, seeds_of
 from fedelta.runs.config.trackers import ReportTo
@@ -64,34 +63,6 @@ class Model(Section):
     cache_activations: int = Field(
         default=0, ge=0, strict=True, description="MiB to keep what layers below all adapters compute for an example; 0: none"
     )
-
-
-class RankChoice(Section):
-    """Ranks drawn for each client."""
-
-    choices: list[int] = Field(min_length=1, description="the ranks to draw from")
-    shares: list[Annotated[float, Field(ge=0)]] | None = Field(
-        default=None, description="how often each choice is drawn; equally by default"
-    )
-
-    @model_validator(mode="after")
-    def _one_share_each(self) -> RankChoice:
-        if self.shares is not None and (len(self.shares) != len(self.choices) or sum(self.shares) <= 0):
-            raise ValueError(f"shares {self.shares} must be one number for each of the choices {self.choices}, not all zero")
-        return self
-
-
-def _rank_form(value: Any) -> str:
-    """Tells which of the forms of `lora.rank` is meant, so that an error speaks of that form alone."""
-    if isinstance(value, Mapping | RankChoice):
-        return "<drawn>"
-    return "<listed>" if isinstance(value, list) else "<one>"
-
-
-Ranks: TypeAlias = Annotated[
-    Annotated[int, Tag("<one>")] | Annotated[list[int], Tag("<listed>")] | Annotated[RankChoice, Tag("<drawn>")],
-    Discriminator(_rank_form),
-]
 
 
 class Lora(Section):
@@ -398,10 +369,3 @@ class RunConfig(Section):
     def folder(self) -> Path:
         """Returns the folder that the run writes to."""
         return Path(self.output or f"runs/{self.name}")
-
-
-def rank_values(rank: int | list[int] | RankChoice) -> list[int]:
-    """The ranks that may occur."""
-    if isinstance(rank, RankChoice):
-        return rank.choices
-    return rank if isinstance(rank, list) else [rank]
