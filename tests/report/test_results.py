@@ -208,6 +208,16 @@ def test_a_method_keeps_its_key_and_colour_in_all_settings(a_comparison: Make):
     assert sum(style.startswith("k") and style[1].isdigit() for _, style in styles["x"].values()) == 5
 
 
+def test_without_the_baseline_differences_are_to_a_method_and_to_no_line(a_comparison: Make):
+    methods, gone = ("local_only", "a", "b"), [("y", "a", "not applicable", "no server")]
+    comparison = a_comparison(methods, ("x", "y"), without=gone, baseline="a", named=True)
+    studies = {name: c.study for name, c in outcomes(comparison).items()}
+    assert {name: (study.baseline.label, study.named) for name, study in studies.items()} == {
+        "x": ("a", True),
+        "y": ("b", False),
+    }
+
+
 def test_a_named_baseline_changes_verdicts_and_not_what_is_bold(a_comparison: Make):
     comparison = a_comparison(("a", "b", "c"), seeds=5, named=True)
     assert "b and c are ahead of a" in results.terminal_table(comparison).plain.replace("c and b", "b and c")

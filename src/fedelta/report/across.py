@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 from statistics import fmean
 
 from fedelta.report.compared import Compared
@@ -157,9 +157,3 @@ def _wilcoxon(differences: Sequence[float]) -> float:
     if not any(differences):
         return 1.0
     return float(scipy_stats().wilcoxon(list(differences)).pvalue)
-
-
-def neighbours_differ(ranks: Ranks) -> bool:
-    """Returns whether any two neighbours by rank are separated."""
-    ordered = list(ranks.mean)
-    return any(not any(a in clique and b in clique for clique in ranks.cliques) for a, b in pairwise(ordered))

@@ -1,4 +1,4 @@
-"""Draws the curves of a run, several runs side by side, and the spectra of adapters; with matplotlib, an extra."""
+"""Draws the curves of a run, and the spectra of adapters; with matplotlib, an extra."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedelta.report.words import Record, main_metric, total_bytes
+from fedelta.report.words import Record, main_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,22 +49,6 @@ def curves(records: Sequence[Record], path: str | Path, *, title: str = "", majo
             panel(axis, records)
 
     return _picture(path, title, len(panels), draw)
-
-
-def comparison(runs: Mapping[str, Sequence[Record]], path: str | Path, *, title: str = "") -> Path | None:
-    """Draws the test score of several runs, by name, against rounds and against bytes sent."""
-
-    def draw(axes: Sequence[Axes]) -> None:
-        for colour, (name, records) in zip(COLOURS * len(runs), runs.items(), strict=False):
-            metric = main_metric(records)
-            ts, values = _points(records, "test", metric)
-            sent = dict(zip([r["t"] for r in records], accumulate(total_bytes([r]) for r in records), strict=True))
-            axes[0].plot(ts, values, color=colour, label=name)
-            axes[1].plot([sent[t] / 2**20 for t in ts], values, color=colour, label=name)
-        _name(axes[0], "round", "test score")
-        _name(axes[1], "sent, MiB", "test score")
-
-    return _picture(path, title, 2, draw)
 
 
 def spectra(adapters: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> Path | None:

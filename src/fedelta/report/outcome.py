@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from fedelta.report.compared import Compared, Conditions, compared
+from fedelta.report.compared import Compared, Conditions, compared, competitors
 from fedelta.report.comparison import Cell, Comparison
 from fedelta.report.grouping import colours, differing_of, plain_style
 from fedelta.report.study import REFERENCES, Group, Run, Study
@@ -85,7 +85,7 @@ def _study(
         if label in runs
     ]
     differing = differing_of([group.first for group in groups])
-    baseline = next((group for group in groups if group.label == comparison.baseline), groups[0])
+    baseline = next((group for group in groups if group.label == comparison.baseline), competitors(groups)[0])
     named = comparison.named and baseline.label == comparison.baseline
     return Study(groups, part, metric, differing, baseline, named)
 
