@@ -60,6 +60,11 @@ def test_a_merged_model_needs_no_adapter():
     assert "base_model_relation: finetune" in model_card(it, "mine")
 
 
+def test_a_base_with_other_weights_than_its_name_says_so():
+    assert "- Base model: `owner/base` (4-bit release)\n" in model_card(language(release="4-bit release"), "mine")
+    assert "- Base model: `owner/base`\n" in model_card(LANGUAGE, "mine")
+
+
 def test_places_are_quoted_for_a_shell():
     assert upload_line("my dir/$x", "$x") == "hf upload 'YOUR-NAME/$x' 'my dir/$x'"
 
