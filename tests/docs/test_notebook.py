@@ -10,8 +10,6 @@ import fedelta
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
-NEEDED = ("nbclient", "ipykernel", "pandas")
-
 
 def notebooks() -> list[Path]:
     return sorted(EXAMPLES.glob("*.ipynb"))
@@ -21,17 +19,17 @@ def notebooks() -> list[Path]:
 def test_every_cell_of_a_notebook_runs(
     notebook: Path, minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_kernel: str
 ):
-    for package in NEEDED:
-        pytest.importorskip(package)
-    import nbformat
-    from nbclient import NotebookClient
-
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("pandas")
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     source = Path(fedelta.__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")])))
     read = nbformat.read(notebook, as_version=4)
     assert not any(cell.get("outputs") for cell in read.cells), "keep outputs out: they name the machine that made them"
     # A cell that raises ends the client with that error.
-    NotebookClient(read, timeout=600, kernel_name=own_kernel, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(
+        read, timeout=600, kernel_name=own_kernel, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     code = [cell for cell in read.cells if cell.cell_type == "code"]
     shown = {cell["id"]: str([output.get("data") for output in cell["outputs"]]) for cell in code}
     assert "graphs" in shown["load"]

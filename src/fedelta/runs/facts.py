@@ -59,8 +59,9 @@ def write_once(
         splits = {} if dealt is None else _rows(dealt)
         facts = {"rows": splits, "majority": experiment.majority(), **_kind(experiment), "platform": dict(platform)}
         digests = {key: file.digest for key, file in code.items()}
-        facts |= _origin(experiment) | ({"code": digests} if digests else {})
-        known = lines_for(experiment.config, facts["data"], facts["versions"])
+        origin = _origin(experiment)
+        facts |= origin | ({"code": digests} if digests else {})
+        known = lines_for(experiment.config, origin["data"], origin["versions"])
         facts |= {"lines": known} if known else {}
         files.commit(run_file, _json(facts))
     if dealt is not None and len(dealt.parts) <= EACH and not split_file.exists():
