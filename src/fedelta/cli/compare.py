@@ -149,12 +149,12 @@ def _play(work: Work, text: str, mode: Mode, rounds: bool) -> None:
     from fedelta.cli.compare_view import SuiteView
     from fedelta.report.terminal import CtrlC
     from fedelta.runs import provenance
-    from fedelta.runs.suite.gather import comparison_of
+    from fedelta.runs.suite.gather import write
 
     with CtrlC() as ctrl_c, SuiteView(work, mode).shown() as view:
         work.run(lambda: ctrl_c.asked, view.show)
-    found = comparison_of(work, text, provenance.command())
-    _show(work, found, mode, rounds)
+    found, paths = write(work, text, provenance.command(), rounds=rounds)
+    _show(work, found, paths, mode)
     if ctrl_c.asked:
         note("stopped after a whole round; call it once more to go on")
         raise typer.Exit(STOPPED)
@@ -162,13 +162,11 @@ def _play(work: Work, text: str, mode: Mode, rounds: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def _show(work: Work, found: Comparison, mode: Mode, rounds: bool) -> None:
+def _show(work: Work, found: Comparison, paths: Sequence[Path], mode: Mode) -> None:
     from fedelta.report.results import terminal_table
     from fedelta.report.terminal import out
-    from fedelta.runs.suite.gather import write
 
-    paths = [str(path) for path in write(found, work.plan.folder, rounds=rounds)]
-    shown = [path for path in paths if path.endswith((".csv", ".html"))]
+    shown = [str(path) for path in paths if path.name.endswith((".csv", ".html"))]
     if mode == "screen":
         # In a terminal the remarks are broken between words; behind a pipe their lines stay whole.
         out.print(terminal_table(found, out.width, paths=shown), soft_wrap=not out.is_terminal)

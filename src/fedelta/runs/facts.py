@@ -57,11 +57,15 @@ def write_once(
     dealt = experiment.deal
     if not run_file.exists():
         splits = {} if dealt is None else _rows(dealt)
-        facts = {"rows": splits, "majority": experiment.majority(), **_kind(experiment), "platform": dict(platform)}
+        facts: dict[str, Any] = {
+            "rows": splits,
+            "majority": experiment.majority(),
+            **_kind(experiment),
+            "platform": dict(platform),
+        }
         digests = {key: file.digest for key, file in code.items()}
-        origin = _origin(experiment)
-        facts |= origin | ({"code": digests} if digests else {})
-        known = lines_for(experiment.config, origin["data"], origin["versions"])
+        facts |= _origin(experiment) | ({"code": digests} if digests else {})
+        known = lines_for(experiment.config, {} if dealt is None else row_digests(dealt.splits), provenance.versions())
         facts |= {"lines": known} if known else {}
         files.commit(run_file, _json(facts))
     if dealt is not None and len(dealt.parts) <= EACH and not split_file.exists():

@@ -1,11 +1,13 @@
 """A suite is worked off: nothing is done twice, nothing is lost, and what fails is said."""
 
+import csv
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fedelta.exchange import files
 from fedelta.report.comparison import Comparison
 from fedelta.runs import provenance
 from fedelta.runs.config import ConfigError, load_config
@@ -23,7 +26,7 @@ from fedelta.runs.open_run import OpenRun
 from fedelta.runs.records import without_times
 from fedelta.runs.runner import run
 from fedelta.runs.suite import play, workers
-from fedelta.runs.suite.gather import comparison_of
+from fedelta.runs.suite.gather import comparison_of, write
 from fedelta.runs.suite.play import Event
 from fedelta.runs.suite.start import Wanted, ready
 from fedelta.runs.suite.work import TUNING, Options, Work
@@ -437,3 +440,15 @@ def test_a_suite_file_in_its_own_folder_stays_as_a_person_wrote_it(bench: Bench)
     before = written.read_bytes()
     ready(str(written), Wanted(output=bench.path))
     assert written.read_bytes() == before
+
+
+def test_of_two_calls_that_end_together_the_later_writes_all_that_is_there(bench: Bench):
+    early = bench.work(seeds=1)
+    with files.locked(early.plan.folder / play.CLAIMS / "results"):
+        waiting = threading.Thread(target=write, args=(early,))
+        waiting.start()
+        assert states(bench.run(seeds=1)[0]) == ["done", "done"]
+    waiting.join(timeout=60)
+    with (early.plan.folder / "results.csv").open(encoding="utf-8") as table:
+        found = {(row["label"], row["state"]) for row in csv.DictReader(table) if row["state"]}
+    assert found == {("flexlora", "done"), ("zeropad", "done")}

@@ -15,6 +15,9 @@ from fedelta.runs.suite.schema import Entry
 from fedelta.runs.suite.tuning import Choice
 from fedelta.runs.suite.work import Work
 
+RESULTS = Path(play.CLAIMS) / "results"
+"""The folder whose lock belongs to the process that writes tables and page."""
+
 NO_VALUE = "none of its tuning runs ended with a score"
 
 
@@ -79,22 +82,31 @@ def _untrained(work: Work, choices: Mapping[tuple[str, str], Choice], setting: s
     return {}
 
 
-def write(comparison: Comparison, folder: Path, *, rounds: bool = False) -> list[Path]:
-    """Writes tables, picture and page of a comparison into its folder; returns their paths.
+def write(work: Work, text: str = "", command: str = "", *, rounds: bool = False) -> tuple[Comparison, list[Path]]:
+    """Writes tables, picture and page of what is there of a suite into its folder; returns the comparison and their paths.
+
+    Where another process is writing them it waits, and then gathers: the last that writes has the most cells.
+
+    Args:
+        work: the suite's cells.
+        text: of the suite file as resolved.
+        command: that made it.
+        rounds: also every number of every round.
 
     Raises:
-        BlockingIOError: if another process is writing them.
         ImportError: for several seeds without scipy, naming the extra.
     """
-    found = results.files(comparison, rounds=rounds)
-    with files.locked(folder / play.CLAIMS / "results"):
+    folder = work.plan.folder
+    with files.appending(folder / RESULTS / files.LOCK):
+        comparison = comparison_of(work, text, command)
+        found = results.files(comparison, rounds=rounds)
         for name, content in found.items():
             files.commit(folder / name, content)
-    return [folder / name for name in found]
+    return comparison, [folder / name for name in found]
 
 
 def write_csv(comparison: Comparison, folder: Path) -> None:
     """Writes results.csv alone, as it is after a cell; another process that is writing it has the same cells, or more."""
     text = results.results_csv(comparison)
-    with suppress(BlockingIOError), files.locked(folder / play.CLAIMS / "results"):
+    with suppress(BlockingIOError), files.locked(folder / RESULTS):
         files.commit(folder / "results.csv", text.encode())
