@@ -67,11 +67,13 @@ def config_text(layout: Layout, guess: Guess, sizes: Mapping[str, int], folder: 
 def _flow(value: Any) -> str:
     """Returns a value in YAML on one line, also where the name of a column has several: it may stand in a comment."""
     text = _dumped(value)
-    return text if len(text.splitlines()) == 1 else _dumped(value, default_style='"')
+    return text if len(text.splitlines()) == 1 else _dumped(value, style='"')
 
 
-def _dumped(value: Any, **style: str) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False, **style)
+def _dumped(value: Any, style: str | None = None) -> str:
+    text = yaml.safe_dump(
+        value, default_flow_style=True, default_style=style, allow_unicode=True, width=float("inf"), sort_keys=False
+    )
     return text.removesuffix("\n").removesuffix("\n...")
 
 
