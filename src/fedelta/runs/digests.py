@@ -26,6 +26,9 @@ SOURCE, ROUNDS = "data.source", "federation.rounds"
 Files: TypeAlias = Mapping[str, Mapping[str, str]]
 """Digests of files and folders, by the key of a config that names them and by their name."""
 
+CHANGED_DEFAULTS = 0
+"""How often a key's default was changed: cells that were finished before are then others, since they left the key out."""
+
 DEFAULTS = flat(RunConfig().model_dump(mode="json"))
 """By dotted key, what a config has that says nothing."""
 
@@ -105,6 +108,7 @@ def _flat(config: RunConfig) -> dict[str, Any]:
 
 def _counted(config: RunConfig, known: Known = NOTHING_KNOWN) -> dict[str, Any]:
     values = _flat(config)
+    values |= {"changed defaults": CHANGED_DEFAULTS} if CHANGED_DEFAULTS else {}
     contents: dict[str, list[str]] = {}
     for key, text, named in _places(values):
         found = _content(text, named) or known.digests.get((key, _name(text, named)))

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from fedelta.runs import digests
 from fedelta.runs.config import ConfigError, RunConfig, read_config
 from fedelta.runs.config.checks import check
 from fedelta.runs.deal import deal, row_digests
@@ -123,3 +125,40 @@ def test_a_config_survives_the_way_to_a_worker(tiny_config: dict[str, Any]):
     config = made.task("", made.file.entries[0], 5, {}).config
     again = RunConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json"))))
     assert again == config
+
+
+AT_DEFAULT = {
+    "lora.rank": 8,
+    "lora.lora_alpha": 16.0,
+    "training.batch_size": 16,
+    "training.learning_rate": 1e-3,
+    "training.optimizer.name": "adamw",
+    "federation.participation": 1.0,
+    "federation.weights": "examples",
+    "federation.quorum": 0.5,
+    "data.validation_fraction": 0.1,
+    "data.test_fraction": 0.1,
+    "data.empty": "error",
+    "partition.scheme": "iid",
+    "partition.clients": 10,
+    "model.name": "minilm",
+    "model.base_dropout": False,
+    "method.name": "fedavg",
+    "task.name": "classification",
+}
+
+
+def test_a_changed_default_makes_other_cells_of_those_that_left_the_key_out(monkeypatch: pytest.MonkeyPatch):
+    found = {key: digests.DEFAULTS[key] for key in AT_DEFAULT}
+    assert found == AT_DEFAULT, "cells in stores left these keys out: count digests.CHANGED_DEFAULTS up with the change"
+    before = digests.digest_of(RunConfig())
+    monkeypatch.setattr(digests, "CHANGED_DEFAULTS", digests.CHANGED_DEFAULTS + 1)
+    assert digests.digest_of(RunConfig()) != before
+
+
+def test_a_base_file_is_read_once(tmp_path: Path, tiny_config: dict[str, Any]):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(tiny_config), encoding="utf-8")
+    file = suite_of({"base": "base.yaml", "methods": ["flexlora", "zeropad"]}, "mine", tmp_path)
+    before = plan_of(file, tmp_path / "runs").config("", file.entries[0], {})
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**tiny_config, "seed": 3}), encoding="utf-8")
+    assert plan_of(file, tmp_path / "runs").config("", file.entries[0], {}) == before

@@ -90,13 +90,10 @@ class Plan:
     def _task(self, setting: str, entry: Entry, seed: int, values: Values, folder: Path, text: str = "") -> Task:
         if folder not in self.tasks:
             config = with_seed(self.config(setting, entry, values), seed)
-            first = not text and seed == self.seeds[0] and entry.label == self._first(setting)
+            # Any method of the first seed may score the start, which is done once: whose turn it is may be killed before.
+            first = not text and seed == self.seeds[0]
             self.tasks[folder] = Task(setting, entry.label, seed, config, folder, digest_of(config, self.known), text, first)
         return self.tasks[folder]
-
-    def _first(self, setting: str) -> str:
-        """Returns the label of the first method that can serve a setting."""
-        return next((e.label for e in self.file.entries if (setting, e.label) not in self.refused), "")
 
     def config(self, setting: str, entry: Entry, values: Values) -> RunConfig:
         """Returns the config of a setting and a method with some values; the seed is the base's.
@@ -105,9 +102,7 @@ class Plan:
             ConfigError: for a key or a value that is wrong.
         """
         changes = {"method": dict(entry.choice), **self.settings[setting], **entry.changes, **values}
-        return read_config(
-            self.file.base(), {**dict(pairs(self.changes)), **changes, "name": slug(entry.label), "output": None}
-        )
+        return read_config(self.file.base, {**dict(pairs(self.changes)), **changes, "name": slug(entry.label), "output": None})
 
 
 def with_seed(config: RunConfig, seed: int) -> RunConfig:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast
@@ -134,12 +135,20 @@ class SuiteFile:
         """Returns the label that differences are taken to."""
         return self.suite.baseline or self.entries[0].label
 
+    @cached_property
     def base(self) -> str | Path | Mapping[str, Any]:
-        """Returns the base config: its file, the name of a built-in one, or the mapping with its paths placed."""
+        """The base config with its paths placed, or the name of a built-in one.
+
+        A file is read once, so that an edit while cells are running does not mix two configs in one table. One that is not
+        there is left to whoever reads the path.
+        """
         base = self.suite.base
         if isinstance(base, Mapping):
             return resolved(base, self.place)
-        return self.place / base if base not in BUILT_IN else base
+        path = self.place / base
+        if base in BUILT_IN or not path.is_file():
+            return base if base in BUILT_IN else path
+        return resolved(read_yaml(path), path.parent)
 
     def settings(self) -> dict[str, Mapping[str, Any]]:
         """Returns the swept values of each setting by its name; one without a name where nothing is swept.

@@ -135,7 +135,7 @@ def _made_by() -> str:
 
 
 def _moved_base(file: SuiteFile, folder: Path, changes: Overrides) -> str | dict[str, Any]:
-    base = file.base()
+    base = file.base
     if pairs(changes):
         values = read_config(base, changes).model_dump(mode="json")
         return relative({key: value for key, value in values.items() if key not in ("name", "output")}, folder)
