@@ -94,7 +94,7 @@ def _draw_forest(axis: Axes, c: Compared) -> None:
         axis.plot([row.mean], [place], MARKS[s.group.style], color=colour, markersize=6)
     if rows:
         span = forest_axis([row for _, row in rows])
-        margin = 0.03 * (span.high - span.low)
+        margin = 0.03 * (span.high - span.low) or 1.0  # all differences may be zero
         axis.set_xlim(span.low - margin, span.high + margin)
     axis.set_yticks(range(len(rows)), [_plain(s.group.label) for s, _ in rows])
     axis.invert_yaxis()
