@@ -58,7 +58,7 @@ def test_parquet(tmp_path):
         ("a.json", '{"rows": []}', "holds one dict, but a list of objects is needed"),
         ("a.json", "[1]", "row 0 is int"),
         ("a.json", "[", "is not JSON"),
-        ("a.csv", "text,label\nonly\n", "line 2 does not have the header's columns .'text', 'label'."),
+        ("a.csv", "text,label\nonly\n", "line 2 does not have the header's columns 'text', 'label'"),
         ("a.csv", "text,label\na,b,c\n", "line 2 does not have the header's columns"),
         ("a.csv", 'text,label\n"a,b\n', "a.csv cannot be read after line 1: unexpected end"),
         ("a.parquet", "PAR1 no", "not a readable parquet file"),

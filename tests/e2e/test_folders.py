@@ -457,7 +457,7 @@ def test_an_edit_of_an_own_method_is_refused(method: str | Config, own_method: P
     assert list(checkpoint.load(folder / "checkpoint").notes["code"]) == ["fedelta.methods.my_own_method"]
     own_method.write_text(OWN_METHOD + "    # edited\n")
     before = contents(folder)
-    with pytest.raises(ConfigError, match=r"the file that defines fedelta\.methods\.my_own_method has been edited"):
+    with pytest.raises(ConfigError, match=r"the file that defines fedelta\.methods\.my_own_method was edited"):
         fedelta.run(overrides={"federation.rounds": 2}, resume=folder)
     assert contents(folder) == before
     own_method.write_text(OWN_METHOD)

@@ -221,8 +221,8 @@ def test_a_run_that_wants_for_nothing_warns_of_nothing(tiny_config, tmp_path, ca
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "text,label,text\na,b,c\n", r"a\.csv: the header names \['text'\] more than once"),
-        ("a.tsv", "text\ttext\na\tb\n", r"a\.tsv: the header names \['text'\] more than once"),
+        ("a.csv", "text,label,text\na,b,c\n", r"a\.csv: the header names 'text' more than once"),
+        ("a.tsv", "text\ttext\na\tb\n", r"a\.tsv: the header names 'text' more than once"),
         ("a.csv", "text;label\na;b\n", r"a\.csv: the columns of the header 'text;label' are kept apart by semicolons"),
         ("a.csv", '"text";"label"\na, b;c\n', "kept apart by semicolons"),
         ("a.csv", "text\tlabel\na\tb\n", r"kept apart by tabs, .* with commas, or call the file \.tsv"),

@@ -202,7 +202,7 @@ def _told_by(given: Given) -> dict[str, Any]:
 
 def _lora(given: Given, layout: Mapping[str, Any]) -> Lora:
     peer = given.samples[0].peer
-    scale = {"scale": 1.0} if peer.lora_alpha is None else {"lora_alpha": peer.lora_alpha, "rslora": peer.rslora}
+    scale = {"scale": peer.scale} if peer.lora_alpha is None else {"lora_alpha": peer.lora_alpha, "rslora": peer.rslora}
     targets = layout.get("target_modules")
     names = sorted(cast("Collection[str]", targets)) if isinstance(targets, set | list | tuple) else targets
     told = {"rank": _ranks(given), "rank_pattern": dict(peer.rank_pattern), "target_modules": names, **scale}
@@ -217,7 +217,8 @@ def _ranks(given: Given) -> int | list[int] | RankChoice:
 
 
 def _training(training: Any) -> dict[str, Any]:
-    settings = {key: getattr(training, key) for key in LocalTraining.model_fields if key != "optimizer"}
+    own = LocalTraining.model_fields.keys() - {"optimizer", "trainer"}  # a Trainer is the program's own affair
+    settings = {key: getattr(training, key) for key in LocalTraining.model_fields if key in own}
     names = {cls: name for name, cls in OPTIMIZERS.items()}
     optimizer = training.optimizer
     known = {"name": names[type(optimizer)], **asdict(optimizer)} if type(optimizer) in names else {"name": PROGRAM}
