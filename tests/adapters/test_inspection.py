@@ -78,3 +78,10 @@ def test_a_part_of_a_subspace_overlaps_it_wholly():
 def test_adapters_of_other_layers_are_refused_by_name():
     with pytest.raises(ValueError, match="b/ and a/ do not adapt the same layers"):
         compare(adapter(drawn(2, 0)), adapter(drawn(2, 0), drawn(2, 1)), ("a/", "b/"))
+
+
+def test_an_adapter_with_nan_is_refused_by_the_tensor():
+    spoilt = drawn(2, seed=1)
+    spoilt.A[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"the adapter: .*layer0.* holds 1 NaN or Inf of 10 values"):
+        describe(adapter(spoilt))

@@ -27,7 +27,7 @@ from fedelta.report.terminal import show_warnings
 from fedelta.runs.config import ConfigError
 from fedelta.runs.evaluation import LOWER_IS_BETTER
 from fedelta.runs.export import find
-from fedelta.runs.folder import RunFolder
+from fedelta.runs.folder import RunFolder, finite
 from fedelta.runs.records import without_times
 from fedelta.runs.runner import rounds
 from fedelta.tree import Adapter
@@ -806,3 +806,9 @@ def test_a_checkpoint_that_was_taken_away_is_missed_before_a_record_is_dropped(f
     with pytest.raises(FileNotFoundError, match=r"has the records of 2 rounds, but no checkpoint to go on from"):
         fedelta.run(resume=finished)
     assert contents(finished) == before
+
+
+def test_what_json_does_not_have_is_null_wherever_it_stands() -> None:
+    nan, infinite = float("nan"), float("inf")
+    found = finite({"a": nan, "layers": {"cosine": [0.5, nan, -infinite], "names": ["x"]}, "pair": (1, infinite)})
+    assert found == {"a": None, "layers": {"cosine": [0.5, None, None], "names": ["x"]}, "pair": [1, None]}

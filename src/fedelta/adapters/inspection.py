@@ -71,7 +71,12 @@ class LayerOverlap:
 
 
 def describe(adapter: Adapter) -> list[LayerFacts]:
-    """Returns the spectrum, norm and ranks of every layer."""
+    """Returns the spectrum, norm and ranks of every layer.
+
+    Raises:
+        ValueError: for an adapter with NaN or Inf, naming the tensor.
+    """
+    tree.check_finite(adapter, "the adapter")
     return [_facts(name, x) for name, x in adapter.layers.items()]
 
 

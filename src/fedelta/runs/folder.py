@@ -366,6 +366,8 @@ def finite(tree: Any) -> Any:
     """Returns a record's values with null for NaN and Inf, which JSON does not have."""
     if isinstance(tree, Mapping):
         return {str(k): finite(v) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(v) for v in tree]
     if isinstance(tree, float) and not abs(tree) < float("inf"):
         return None
     return tree

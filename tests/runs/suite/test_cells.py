@@ -162,3 +162,8 @@ def test_a_base_file_is_read_once(tmp_path: Path, tiny_config: dict[str, Any]):
     before = plan_of(file, tmp_path / "runs").config("", file.entries[0], {})
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({**tiny_config, "seed": 3}), encoding="utf-8")
     assert plan_of(file, tmp_path / "runs").config("", file.entries[0], {}) == before
+
+
+def test_a_metric_that_is_not_measured_is_refused(tiny_config: dict[str, Any]):
+    with pytest.raises(ConfigError, match=r"metric = 'acuracy' is not measured: task\.metrics has accuracy"):
+        plan(tiny_config, metric="acuracy")

@@ -146,3 +146,15 @@ def test_two_processes_write_to_one_store(tmp_path: Path):
     for writer in writers:
         writer.join(60)
     assert len(read(path)) == 40
+
+
+@pytest.mark.parametrize("content", [b"garbage", b'{"kind": "cell"}\n', b"\n"])
+def test_a_file_that_is_no_gzip_is_refused_and_stays_as_it_is(content: bytes, tmp_path: Path):
+    path = tmp_path / "cells.jsonl.gz"
+    path.write_bytes(content)
+    store = Store(path)
+    with pytest.raises(ValueError, match="is no gzip file where a line should begin"):
+        store.refresh()
+    with pytest.raises(ValueError, match="is no gzip file where a line should begin"):
+        Store(path).add(line("a"))
+    assert path.read_bytes() == content

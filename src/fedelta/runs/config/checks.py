@@ -63,7 +63,7 @@ def _checked(config: RunConfig, own: Own) -> Choices:
     _check_sites(config.federation)
     _check_trainer(config.training)
     if config.federation.where != PROGRAM:  # whose scores may be its own
-        _check_metric(config.evaluation.best_by, chosen)
+        check_metric("evaluation.best_by", config.evaluation.best_by, chosen)
     check_claims(config, chosen)  # last, so that what it refuses has no other fault
     return chosen
 
@@ -182,7 +182,8 @@ def demand_here(config: RunConfig) -> None:
         )
 
 
-def _check_metric(best_by: str, chosen: Choices) -> None:
-    known = [get_metric(metric)[0] for metric in chosen.task.metrics]
-    if best_by not in known:
-        raise ValueError(f"evaluation.best_by = {best_by!r} is not measured: task.metrics has {', '.join(known)}")
+def check_metric(key: str, metric: str, chosen: Choices) -> None:
+    """Raises ConfigError, naming those that are, for a metric that the task does not measure."""
+    known = [get_metric(measured)[0] for measured in chosen.task.metrics]
+    if metric not in known:
+        raise ConfigError(f"{key} = {metric!r} is not measured: task.metrics has {', '.join(known)}")

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from fedelta.runs.config import ConfigError, RunConfig, read_config
-from fedelta.runs.config.checks import check, demand_here
+from fedelta.runs.config.checks import check, check_metric, demand_here
 from fedelta.runs.config.own import NOTHING, Own
 from fedelta.runs.config.read import Overrides, pairs
 from fedelta.runs.config.section import RefusedByClaim
@@ -131,7 +131,7 @@ def plan_of(file: SuiteFile, folder: Path, changes: Overrides = (), own: Own = N
         for values in combinations(entry):
             try:
                 config = plan.config(setting, entry, values)
-                check(config, own)
+                check_metric("metric", file.suite.metric, check(config, own))
                 demand_here(config)
             except RefusedByClaim as claim:
                 refused[setting, entry.label] = str(claim)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Field, ValidationError, field_validator
@@ -215,6 +216,16 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.=,+-]+", "-", text).rstrip("-.").lstrip(".") or "-"
 
 
+NOT_SET: Mapping[str, str] = MappingProxyType(
+    {
+        "seed": "methods are compared within a seed, on the same test rows: the suite's `seeds` are those of all methods",
+        "method.name": "the name stands in the method's own mapping, beside `set`",
+        "method.path": "the path stands in the method's own mapping, beside `set`",
+    }
+)
+"""Keys that `set` of one method may not touch, and why."""
+
+
 def _entry(given: str | Mapping[str, Any], suites_tune: Mapping[str, Any] | None, place: Path) -> Entry:
     mapping = _choice(given) if isinstance(given, str) else dict(given)
     if ("name" in mapping) == ("path" in mapping):
@@ -222,6 +233,9 @@ def _entry(given: str | Mapping[str, Any], suites_tune: Mapping[str, Any] | None
     changes = mapping.get("set") or {}
     if not isinstance(changes, Mapping):
         raise ConfigError(f"methods: `set` of {given!r} must be a mapping of dotted keys to values")
+    for key, why in NOT_SET.items():
+        if any(str(given_key) == key or str(given_key).startswith(f"{key}.") for given_key in changes):
+            raise ConfigError(f"methods: `set` of {given!r:.200} has {key}, but {why}")
     choice = place_code({key: value for key, value in mapping.items() if key not in OF_THE_SUITE}, place)
     own = {key: placed(key, value, place) for key, value in cast("Mapping[str, Any]", changes).items()}
     entry = Entry("", choice, own)

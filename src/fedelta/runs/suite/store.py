@@ -93,6 +93,8 @@ def _members(content: bytes, path: Path) -> Iterator[tuple[list[bytes], int]]:
         ValueError: for a damaged member with others after it.
     """
     rest = memoryview(content)
+    if not HEADER.startswith(content[: len(HEADER)]):
+        raise ValueError(f"{path} is no gzip file where a line should begin: bring it back as it was, or give another store")
     while rest:
         try:
             member = _unpacked(rest, path)
