@@ -258,6 +258,15 @@ def test_pruning_leaves_the_records_and_no_adapter(bench: Bench, monkeypatch: py
     assert shown(bench.run(seeds=1)[0]) == shown(found)
 
 
+def test_pruning_takes_cells_that_were_finished_before(bench: Bench):
+    bench.run(seeds=1)
+    cell = bench.path / "runs/cells/all/zeropad/seed-0"
+    assert (cell / "adapters").exists()
+    bench.run(Options(prune=True), seeds=1)
+    assert not (cell / "adapters").exists()
+    assert (cell / "rounds.jsonl").exists()
+
+
 def test_two_processes_share_a_folder_and_a_store(bench: Bench, entry_command: list[str]):
     rounds = {**bench.base, "federation": {"rounds": 6}}
     file = bench.write(base=rounds, store="cells.jsonl.gz")

@@ -162,6 +162,8 @@ class Work:
 
     def run(self, stopping: play.Stopping, show: Callable[[Event], None]) -> None:
         """Runs what is left, until nothing is, or somebody wants it to stop."""
+        if self.options.prune:
+            self._prune_earlier()
         bench = here if self.options.jobs == 1 else side_by_side
         while not stopping():
             for event in bench(self.next_task, self.book.place, stopping, self.options.jobs):
@@ -170,6 +172,13 @@ class Work:
             if not self.busy:
                 return
             self._wait(stopping)
+
+    def _prune_earlier(self) -> None:
+        """Removes adapters and checkpoints of the wanted cells that were finished by an earlier call."""
+        for tasks in self.stages().values():
+            for task in tasks:
+                if task.folder.is_dir() and self.line(task) is not None:
+                    self.book.prune(task)
 
     def next_task(self) -> Task | None:
         """Returns the next cell that nobody runs; None if there is none now, or no time for its seed."""
