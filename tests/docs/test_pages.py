@@ -171,7 +171,11 @@ FILES = {
 
 
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks("yaml", page)], ids=str)
-def test_yaml_blocks_are_valid_files(block: Block):
+def test_yaml_blocks_are_valid_files(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "sites").mkdir()
+    for name in ("north", "south"):  # that a pattern on a page means
+        (tmp_path / "sites" / f"{name}.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
     values, errors = yaml.safe_load(block.text) or {}, dict[str, ValueError]()
     for kind, read in FILES.items():
         try:
