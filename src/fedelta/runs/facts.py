@@ -36,7 +36,7 @@ from fedelta.models.aliases import ALIASES, alias_of, folder_of
 from fedelta.runs import provenance
 from fedelta.runs.client_lines import EACH
 from fedelta.runs.config import Model
-from fedelta.runs.deal import Deal, row_digests
+from fedelta.runs.deal import Deal
 from fedelta.runs.lines import lines_for
 from fedelta.runs.machine import cores, utc
 from fedelta.runs.rounds import Experiment
@@ -50,10 +50,18 @@ def write_once(
     run_file: Path,
     split_file: Path,
     experiment: Experiment,
-    platform: Mapping[str, Any],
+    notes: Mapping[str, Any],
     code: Mapping[str, CodeFile] = MappingProxyType({}),
 ) -> None:
-    """Writes both files where they are not there."""
+    """Writes both files where they are not there.
+
+    Args:
+        run_file: of the whole run.
+        split_file: of each client.
+        experiment: what is run.
+        notes: of its checkpoint: the `platform`, and the digests of its `rows`, which take a while to compute.
+        code: by key of the config, the user's own files.
+    """
     dealt = experiment.deal
     if not run_file.exists():
         splits = {} if dealt is None else _rows(dealt)
@@ -61,11 +69,12 @@ def write_once(
             "rows": splits,
             "majority": experiment.majority(),
             **_kind(experiment),
-            "platform": dict(platform),
+            "platform": dict(notes["platform"]),
         }
         digests = {key: file.digest for key, file in code.items()}
-        facts |= _origin(experiment) | ({"code": digests} if digests else {})
-        known = lines_for(experiment.config, {} if dealt is None else row_digests(dealt.splits), provenance.versions())
+        versions = provenance.versions()
+        facts |= _origin(experiment) | {"versions": versions, "data": notes["rows"]} | ({"code": digests} if digests else {})
+        known = lines_for(experiment.config, notes["rows"], versions)
         facts |= {"lines": known} if known else {}
         files.commit(run_file, _json(facts))
     if dealt is not None and len(dealt.parts) <= EACH and not split_file.exists():
@@ -90,17 +99,15 @@ def split_of(dealt: Deal) -> dict[str, Any]:
 
 
 def _origin(experiment: Experiment) -> dict[str, Any]:
-    """Returns by what code, on what machine and from what data a run is made."""
-    device, dealt = experiment.device, experiment.deal
+    """Returns by what code, on what machine and from what base a run is made."""
+    device = experiment.device
     return {
-        "versions": provenance.versions(),
         "commit": provenance.commit(),
         "command": provenance.command(),
         "cores": cores(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "base": experiment.template.base,
         **_of_alias(experiment.config.model),
-        "data": {} if dealt is None else row_digests(dealt.splits),
         "start": utc(),
     }
 

@@ -63,7 +63,7 @@ class OpenRun:
         """Runs the rounds that are left; each is on disk when its record is yielded."""
         e = self.experiment
         self.folder.write_config(e.config, self.code)
-        facts.write_once(self.folder.run_file, self.folder.split_file, e, self.notes["platform"], self.code)
+        facts.write_once(self.folder.run_file, self.folder.split_file, e, self.notes, self.code)
         settings = replace(e.settings, score=_validate(e), start=self.start, engine=self.visit_all)
         for done in play(e, e.clients, settings):
             record = self.write(done)
