@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedelta.models.aliases import ALIASES, folder_of
+from fedelta.runs.machine import cores
 from fedelta.user_cache import cache_folder
 
 PACKAGES = ("fedelta", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "networkx", "pydantic", "typer")
@@ -50,14 +51,13 @@ def version_of(package: str) -> str | None:
 
 def _torch() -> dict[str, Any]:
     """Returns devices and threads, as torch sees them; the reason where it cannot be imported."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         import torch
     except (ImportError, OSError) as error:
-        return {"torch error": str(error), "devices": [], "threads": None, "cores": cores}
+        return {"torch error": str(error), "devices": [], "threads": None, "cores": cores()}
     devices = [f"cuda:{k} {torch.cuda.get_device_name(k)}" for k in range(torch.cuda.device_count())]
     devices += ["mps"] if torch.backends.mps.is_available() else []
-    return {"cuda": torch.version.cuda, "devices": ["cpu", *devices], "threads": torch.get_num_threads(), "cores": cores}
+    return {"cuda": torch.version.cuda, "devices": ["cpu", *devices], "threads": torch.get_num_threads(), "cores": cores()}
 
 
 def extras() -> dict[str, list[str]]:

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
 
 class Stopwatch:
     """Adds up seconds by the name of what they were spent on.
@@ -49,6 +47,8 @@ def memory() -> dict[str, int]:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found["peak"] = peak if sys.platform == "darwin" else 1024 * peak
+    import torch  # here, since `fedelta doctor` counts cores where torch may be broken
+
     if torch.cuda.is_initialized():
         found["cuda"] = torch.cuda.max_memory_allocated()
     return found
