@@ -83,7 +83,7 @@ def test_a_logarithmic_axis_has_powers_of_ten():
 
 
 def test_a_forest_shares_one_axis_and_cuts_what_is_far_wider():
-    intervals = [rows.Interval("k0", 1.0, (-100.0, 102.0), [0.5, 1.5]), rows.Interval("k1", 2.0, (1.0, 3.0), [1.5, 2.5])]
+    intervals = [rows.ForestRow("k0", 1.0, (-100.0, 102.0), [0.5, 1.5]), rows.ForestRow("k1", 2.0, (1.0, 3.0), [1.5, 2.5])]
     axis = rows.forest_axis(intervals)
     assert axis.low > -2
     wide, whole = (rows.forest_row(row, axis, "row") for row in intervals)

@@ -9,10 +9,9 @@ from statistics import fmean
 from fedelta.report import readings, statistics
 from fedelta.report.compared import Compared, mean_of
 from fedelta.report.comparison import State
-from fedelta.report.drawing.rows import Interval
+from fedelta.report.drawing.rows import ForestRow
 from fedelta.report.numerals import DASH
-from fedelta.report.statistics import Difference
-from fedelta.report.statistics import Interval as Bounds
+from fedelta.report.statistics import Difference, Interval
 from fedelta.report.study import Group
 
 
@@ -68,7 +67,7 @@ class Standing:
     at_edge: bool
 
     @property
-    def interval(self) -> Bounds | None:
+    def interval(self) -> Interval | None:
         """Returns the 95 % interval of the difference."""
         return self.difference.interval if self.difference else None
 
@@ -149,17 +148,17 @@ def absent(c: Compared) -> list[Absent]:
     return found
 
 
-def interval_of(c: Compared, s: Standing) -> Interval | None:
+def interval_of(c: Compared, s: Standing) -> ForestRow | None:
     """Returns the row of the forest, in the unit of the page; None without a difference."""
     if s.is_baseline:
-        return Interval(s.group.style, 0.0, None, [])
+        return ForestRow(s.group.style, 0.0, None, [])
     found = s.difference
     if found is None or found.mean is None:
         return None
     factor = c.measure.factor
     bounds = (found.interval.low * factor, found.interval.high * factor) if found.interval else None
     ticks = [x * factor for x in found.by_seed.values()] if len(found.by_seed) > 1 else []
-    return Interval(s.group.style, found.mean * factor, bounds, ticks)
+    return ForestRow(s.group.style, found.mean * factor, bounds, ticks)
 
 
 UNEQUAL = 1.5

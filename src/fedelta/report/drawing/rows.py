@@ -16,7 +16,7 @@ LEGIBLE_BARS = 30
 
 
 @dataclass(frozen=True)
-class Interval:
+class ForestRow:
     """A row of the forest.
 
     Attributes:
@@ -32,7 +32,7 @@ class Interval:
     ticks: Sequence[float]
 
 
-def forest_axis(intervals: Sequence[Interval], width: float = FOREST.width) -> Axis:
+def forest_axis(intervals: Sequence[ForestRow], width: float = FOREST.width) -> Axis:
     """Returns the axis that all rows share: it holds zero and every seed, and cuts intervals that are far wider."""
     seeds = [0.0, *(x for row in intervals for x in (row.mean, *row.ticks))]
     reach = max(seeds) - min(seeds) or 1.0
@@ -49,7 +49,7 @@ def forest_head(axis: Axis) -> Markup:
     return picture(FOREST.width, 16, "axis of the differences", *names)
 
 
-def forest_row(row: Interval, axis: Axis, label: str, references: Sequence[tuple[float, str]] = ()) -> Markup:
+def forest_row(row: ForestRow, axis: Axis, label: str, references: Sequence[tuple[float, str]] = ()) -> Markup:
     """Draws a mean with its interval and one tick a seed; an arrow stands where the interval is cut.
 
     Args:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from fedelta.report import statistics
 from fedelta.report.compared import Compared, unit_for
-from fedelta.report.drawing.rows import Interval, forest_axis, forest_head, forest_row
+from fedelta.report.drawing.rows import ForestRow, forest_axis, forest_head, forest_row
 from fedelta.report.drawing.svg import Axis
 from fedelta.report.numerals import DASH, count, listed, seconds
 from fedelta.report.standings import Absent, Standing, absent, interval_of, shows_macro_f1, standings
@@ -140,7 +140,7 @@ def _row(
     c: Compared,
     s: Standing,
     axis: Axis,
-    drawn: Interval | None,
+    drawn: ForestRow | None,
     cells: Sequence[Cell],
     lines: Sequence[tuple[float, str]],
 ) -> Row:

@@ -11,7 +11,7 @@ from rich.text import Text
 from fedelta.report.cautions import cautions
 from fedelta.report.compared import Compared, unit_for
 from fedelta.report.comparison import Comparison
-from fedelta.report.drawing.rows import Interval, forest_axis
+from fedelta.report.drawing.rows import ForestRow, forest_axis
 from fedelta.report.drawing.svg import Axis, tick_text
 from fedelta.report.numerals import DASH, count
 from fedelta.report.outcome import outcomes
@@ -199,7 +199,7 @@ def _forest_head(axis: Axis) -> str:
     return "".join(cells)
 
 
-def _forest_row(row: Interval | None, axis: Axis, sign: str) -> str:
+def _forest_row(row: ForestRow | None, axis: Axis, sign: str) -> str:
     if row is None:
         return ""
     cells = [" "] * FOREST
