@@ -15,6 +15,7 @@ from fedelta.cli.output import note
 
 if TYPE_CHECKING:
     from fedelta.report.model_card import Exported
+    from fedelta.runs.export import Source
 
 T = TypeVar("T", int, float)
 
@@ -134,20 +135,10 @@ def evaluate(
     A PEFT folder of no run needs the rest by --set, such as task.labels='[cats, dogs]'.
     """
     from fedelta.report.tables import scores_table
-    from fedelta.report.terminal import out, print_json, quieten_libraries, show_warnings
+    from fedelta.report.terminal import out, print_json
     from fedelta.runs import export as deployment
 
-    show_warnings("screen")
-    quieten_libraries()
-    source = deployment.find(
-        target,
-        overrides or [],
-        which=which,
-        rank=rank,
-        client=client,
-        trust_remote_code=trust,
-        allow_files=allowed_files(overrides, allow_files),
-    )
+    source = _found(target, overrides, allow_files, which=which, rank=rank, client=client, trust_remote_code=trust)
     scores = deployment.score(source, data, split=split, limit=limit)
     print_json({"adapter": str(source.adapter), **scores}) if as_json else out.print(scores_table(str(source.adapter), scores))
 
@@ -167,23 +158,22 @@ def export(
 
     On stdout come the lines that load, serve and publish it.
     """
-    from fedelta.report.terminal import quieten_libraries, show_warnings
     from fedelta.runs import export as deployment
 
-    show_warnings("screen")
-    quieten_libraries()
-    source = deployment.find(
-        target,
-        overrides or [],
-        which=which,
-        rank=rank,
-        client=client,
-        trust_remote_code=trust,
-        allow_files=allowed_files(overrides, allow_files),
-    )
+    source = _found(target, overrides, allow_files, which=which, rank=rank, client=client, trust_remote_code=trust)
     told = deployment.export(source, output, merged=merged)
     note(f"wrote {source.adapter} to {output}{', merged into its model' if merged else ''}")
     _show_usage(told, str(output))
+
+
+def _found(target: Path, overrides: list[str] | None, allow_files: list[str] | None, **choice: Any) -> Source:
+    """Finds the adapter that is meant, with the warnings of libraries turned off that say nothing to a user."""
+    from fedelta.report.terminal import quieten_libraries, show_warnings
+    from fedelta.runs.export import find
+
+    show_warnings("screen")
+    quieten_libraries()
+    return find(target, overrides or [], allow_files=allowed_files(overrides, allow_files), **choice)
 
 
 def _show_usage(told: Exported, place: str) -> None:
