@@ -54,12 +54,16 @@ def test_lines_and_bar_share_a_console_where_both_are_one_terminal(written: dict
     assert written["out"].getvalue() == ""
 
 
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the view's clock shows."""
+    seconds = [0.0]
+    monkeypatch.setattr(run_view.time, "monotonic", lambda: seconds[0])
+    return seconds
+
+
 @pytest.mark.usefixtures("written")
-def test_the_picture_fits_into_80_columns_and_says_what_is_left(
-    written: dict[str, io.StringIO], monkeypatch: pytest.MonkeyPatch
-):
-    now = [0.0]
-    monkeypatch.setattr(run_view.time, "monotonic", lambda: now[0])
+def test_the_picture_fits_into_80_columns_and_says_what_is_left(now: list[float]):
     view = RunView("screen")
     view.begin(10, [])
     with view.shown():
@@ -75,11 +79,7 @@ def test_the_picture_fits_into_80_columns_and_says_what_is_left(
 
 
 @pytest.mark.usefixtures("written")
-def test_a_run_that_is_taken_up_counts_the_time_of_this_process_alone(
-    written: dict[str, io.StringIO], monkeypatch: pytest.MonkeyPatch
-):
-    now = [0.0]
-    monkeypatch.setattr(run_view.time, "monotonic", lambda: now[0])
+def test_a_run_that_is_taken_up_counts_the_time_of_this_process_alone(now: list[float]):
     view = RunView("screen")
     view.begin(10, [])
     with view.shown():
