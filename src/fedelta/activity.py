@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Board:
-    """What a run is doing.
+    """Shows what a run is doing.
 
     Attributes:
         doing: in words, such as "loading the model"; empty while clients train.

@@ -1,4 +1,4 @@
-"""What a shell completes: methods, configs and keys. Each call is a process of its own, so nothing here imports torch."""
+"""Completes methods, configs and keys for a shell. Each call is a process of its own, so nothing here imports torch."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ def _as_peer(config: Mapping[str, Any], layers: list[str], path: Path) -> Peer:
 
 @dataclass(frozen=True)
 class _Extra:
-    """What fedelta.json holds: scales by layer, the fingerprint of the base, and of a `Layout` labels and drawn parameters."""
+    """Holds the content of fedelta.json: scales by layer, the base's fingerprint, labels and drawn parameters of a `Layout`."""
 
     scales: Mapping[str, float]
     base: str | None

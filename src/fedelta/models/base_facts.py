@@ -24,7 +24,7 @@ FRONT_MATTER = 65536
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What is known of a base model.
+    """Describes a base model as far as it is known.
 
     Attributes:
         license: as its model card names it; None where it does not.

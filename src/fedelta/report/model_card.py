@@ -36,7 +36,7 @@ LONGEST = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What a card tells.
+    """Holds what a card tells.
 
     Attributes:
         base: the base model's name, as others can load it.

@@ -27,7 +27,7 @@ TEXT, ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class Kind:
-    """How a type of tensor is stored: blocks of so many values, each of so many bytes."""
+    """Describes how a type of tensor is stored: in blocks of so many values, each of so many bytes."""
 
     name: str
     values: int
@@ -40,7 +40,7 @@ KINDS: Mapping[int, Kind] = {0: Kind("F32", 1, 4), 3: Kind("Q4_1", 32, 20), 8: K
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies.
+    """Says where a tensor lies.
 
     Attributes:
         shape: with the outermost axis first, as numpy has it.

@@ -26,7 +26,7 @@ from fedelta.tree import Adapter, BaseDelta
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """What is known of a model that was seen before.
+    """Keeps what is known of a model that was seen before.
 
     Attributes:
         store: brings its base to a version. One for a model, since it keeps the pristine weights.

@@ -1,4 +1,4 @@
-"""What was compared, what exactly was run, and what is not in a page, and why."""
+"""Says what was compared, what exactly was run, and what is not in a page, and why."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ FEW = 20
 
 @dataclass(frozen=True)
 class Guess:
-    """What the rows are taken for.
+    """Says what the rows are taken for.
 
     Attributes:
         task: as in a config, with its fields.

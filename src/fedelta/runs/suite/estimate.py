@@ -26,7 +26,7 @@ FEWEST_SEEDS = 2
 
 @dataclass(frozen=True)
 class Row:
-    """What one method in one setting costs.
+    """Holds what one method in one setting costs.
 
     Attributes:
         setting, label: of it.

@@ -37,7 +37,7 @@ Grid: TypeAlias = Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class Tune:
-    """How a method's own value is chosen.
+    """Says how a method's own value is chosen.
 
     Attributes:
         grid: by dotted key of the config, the values to try; several keys are tried in all combinations.

@@ -31,7 +31,7 @@ SUITE = "suite.yaml"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a person says of a suite on the command line; None leaves a thing to the file.
+    """Holds what a person says of a suite on the command line; None leaves a thing to the file.
 
     Attributes:
         changes: of the base config, by dotted key.

@@ -36,7 +36,7 @@ IsLost: TypeAlias = Callable[[Task], bool]
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of one combination of values: mean score and mean loss on validation rows, and the number of these rows."""
+    """Holds what became of one combination of values: mean score and mean loss on validation rows, and how many those are."""
 
     values: Values
     score: float

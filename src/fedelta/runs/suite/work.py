@@ -24,7 +24,7 @@ TUNING = "tuning"
 
 @dataclass(frozen=True)
 class Options:
-    """What a person wants of this process.
+    """Holds what a person wants of this process.
 
     Attributes:
         jobs: cells at a time.
@@ -52,7 +52,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a suite is.
+    """Says how far a suite is.
 
     Attributes:
         done: finished cells, with those that tune.
