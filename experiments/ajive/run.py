@@ -2,8 +2,9 @@
 
     python experiments/ajive/run.py
 
-One round for each combination of local steps and label skew gives the moments; each is then decomposed with every energy, as it is and
-by its roots. `shuffled` is the control: rows of each client's moments in an order of its own, so that nothing is left to share.
+One round for each combination of local steps and label skew gives the moments; each is then decomposed with every energy, as it
+is and by its roots. `shuffled` is the control: rows of each client's moments in an order of its own, so that nothing is left to
+share.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def main() -> None:
     lines: list[Line] = []
     for steps, concentration in itertools.product(STEPS, CONCENTRATIONS):
         moments = moments_of_a_round(steps, concentration, arguments.seed)
-        for found in scan(moments, arguments.seed):
-            lines.append({"steps": steps, "concentration": concentration, **found})
+        setting = {"steps": steps, "concentration": concentration}
+        lines += [{**setting, **found} for found in scan(moments, arguments.seed)]
         print(f"{steps} steps, concentration {concentration:g}: {len(moments)} layers", flush=True)
     write(arguments.output / "layers.csv", lines)
     write(arguments.output / "results.csv", list(summaries(lines)))
@@ -56,9 +57,7 @@ def main() -> None:
 def moments_of_a_round(steps: int, concentration: float, seed: int) -> dict[str, list[Tensor]]:
     """Returns the second moments that ten clients send after one round."""
     rows = load_rows(ROWS, fields={"text": "text", "label": "coarse"})
-    parts = partition(
-        rows, "dirichlet", CLIENTS, concentration=concentration, by="label", seed=seed, min_examples=16
-    )
+    parts = partition(rows, "dirichlet", CLIENTS, concentration=concentration, by="label", seed=seed, min_examples=16)
     clients = hf_clients(
         "minilm",
         None,
@@ -102,7 +101,10 @@ def short(name: str) -> str:
 
 
 def summaries(lines: Sequence[Line]) -> Iterator[Line]:
-    """Yields one line for each setting: layers without a joint part, the largest joint rank, the share that is joint; with the control."""
+    """Yields one line for each setting: layers without a joint part, the largest joint rank, the share that is joint.
+
+    The same of the control stands beside them.
+    """
     keys = ("steps", "concentration", "domain", "energy")
 
     def setting(line: Line) -> list[Any]:

@@ -3,8 +3,8 @@
     python experiments/hellaswag/prepare.py ../shared/data/hellaswag/val.jsonl.gz
 
 The rows are those of the official validation set, since the training set is larger than what was to be had. Near-equal are two
-contexts of one activity whose first eight words are the same: pieces of one video, or steps of one article. Such rows go to one part,
-or a model would be tested on what it has seen.
+contexts of one activity whose first eight words are the same: pieces of one video, or steps of one article. Such rows go to one
+part, or a model would be tested on what it has seen.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes what each method's last model of the first seed answers to four held-out instructions: samples.md.
 
-    python experiments/smollm2/samples.py runs/smollm2-small
+python experiments/smollm2/samples.py runs/smollm2-small
 """
 
 from __future__ import annotations

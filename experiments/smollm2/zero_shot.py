@@ -3,8 +3,8 @@
     python experiments/hellaswag/prepare.py ../shared/data/hellaswag/val.jsonl.gz
     python experiments/smollm2/zero_shot.py
 
-An ending's score is its mean log-probability per token, so that the accuracy is what evaluation harnesses call acc_norm, up to their
-normalising by characters.
+An ending's score is its mean log-probability per token, so that the accuracy is what evaluation harnesses call acc_norm, up to
+their normalising by characters.
 """
 
 from __future__ import annotations

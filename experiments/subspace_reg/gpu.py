@@ -1,9 +1,10 @@
-"""Runs gpu.yaml in a given time on one CUDA device: two rounds of each method first, the rounds of all cells by what those took.
+"""Runs gpu.yaml in a given time on one CUDA device: two rounds of each method, then all cells, sized by what those took.
 
     python experiments/subspace_reg/gpu.py --seconds 500
     python experiments/subspace_reg/gpu.py --seconds 60 --tiny      # a small random model on a CPU: tries the script
 
-Four cells share the device. With fewer than 20 rounds in the time nothing more is run: such cells would compare how methods start.
+Four cells share the device. With fewer than 20 rounds in the time nothing more is run: such cells would compare how methods
+start.
 """
 
 from __future__ import annotations

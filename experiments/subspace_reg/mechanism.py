@@ -3,8 +3,8 @@
     python experiments/hellaswag/prepare.py ../shared/data/hellaswag/val.jsonl.gz
     python experiments/subspace_reg/mechanism.py
 
-Pretrained MiniLM, and the same network with random weights, which learns nothing here. No accuracy is measured. What the columns mean is
-said in README.md.
+Pretrained MiniLM, and the same network with random weights, which learns nothing here. No accuracy is measured. What the columns
+mean is said in README.md.
 """
 
 from __future__ import annotations
@@ -105,12 +105,13 @@ def play(weights: str, rate: float, variant: str, rounds: int) -> Iterator[Line]
     name, settings = VARIANTS[variant]
     first: Adapter | None = None
     for done in federate(get_method(name, **settings), clients(weights, rate), rounds=rounds, cohort=cohort, seed=0):
-        sent = done.global_model()["adapter"]
-        first = first or sent
+        sent: Adapter = done.global_model()["adapter"]
+        first = first if first is not None else sent
         if done.t + 1 in SHOWN or done.t + 1 == rounds:
             found = diagnose(done)
             own = {"B, report": report_overlap(done), "B since round 1": since(first, sent)}
-            yield {"round": done.t + 1, **{k: shown(v) for k, v in own.items()}, **{k: shown(found[n]) for k, n in NUMBERS.items()}}
+            values = {**own, **{column: found[number] for column, number in NUMBERS.items()}}
+            yield {"round": done.t + 1, **{column: shown(value) for column, value in values.items()}}
 
 
 def clients(weights: str, rate: float) -> list[LocalClient]:

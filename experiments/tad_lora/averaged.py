@@ -2,7 +2,8 @@
 
     python experiments/tad_lora/averaged.py runs/tad_lora-small
 
-Factors and heads are averaged one by one, as a node does it with its neighbours. The folders of the runs must still have their adapters.
+Factors and heads are averaged one by one, as a node does it with its neighbours. The folders of the runs must still have their
+adapters.
 """
 
 from __future__ import annotations

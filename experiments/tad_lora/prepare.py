@@ -2,8 +2,8 @@
 
     python experiments/tad_lora/prepare.py ../shared/data/glue
 
-Of SST-2's phrases each is taken once, and none that is a test sentence. Three nodes have nine positive rows to one negative, three the
-reverse, four as many of each. The field `node` says whose a row is.
+Of SST-2's phrases each is taken once, and none that is a test sentence. Three nodes have nine positive rows to one negative,
+three the reverse, four as many of each. The field `node` says whose a row is.
 """
 
 from __future__ import annotations
