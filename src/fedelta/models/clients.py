@@ -20,13 +20,14 @@ from fedelta.data.rows import Row
 from fedelta.demands import number
 from fedelta.models.base_store import delta_shape
 from fedelta.models.devices import pick_device
-from fedelta.models.loading import CAUSAL, check_fits, load_model, main_input_of, set_padding
+from fedelta.models.loading import CAUSAL, check_fits, load_model, main_input_of, reads_images, set_padding
 from fedelta.models.passes import Backend
 from fedelta.models.patterns import by_layer, demand_used
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.peers import Peer, largest, template_for, truncate_for
 from fedelta.registry import check_name
 from fedelta.tasks import Task, get_task
+from fedelta.tasks.images.processor import processor_from
 from fedelta.tasks.task import Example
 from fedelta.tasks.text.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.tree import Adapter
@@ -54,7 +55,8 @@ def hf_clients(
 
     Args:
         model: a name (alias, folder or Hub id) or a loaded transformers model, which then gets PEFT's layers.
-        tokenizer: None, to load the one of a model given by name.
+        tokenizer: None, to load the one of a model given by name. For a task of images what prepares them: an
+            `ImageProcessor`, one of transformers, or None for the mean and spread of ImageNet.
         datasets: one for each client: a list of rows, or a Hugging Face `Dataset`.
         lora_config: targets, scales and patterns; its `r` is not used.
         ranks: one for all clients, or one for each.
@@ -86,7 +88,9 @@ def hf_clients(
         model, loaded = load_model(str(model), task, device=device, revision=revision, seed=seed)
         tokenizer = tokenizer or loaded
     else:
-        if tokenizer is None:
+        if tokenizer is None and reads_images(task):
+            tokenizer = processor_from({}, getattr(model.config, "image_size", None))
+        elif tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer; only for a model given by name can it be None")
         check_fits(model.config, main_input_of(model), task, type(model).__name__)
         if revision is not None:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from fedelta import seeding
+from fedelta.data.digests import stand_in
 from fedelta.data.gaps import without_empty
 from fedelta.data.rows import Row
 from fedelta.data.sources import Splits, load_rows, load_splits, pinned_revision, subsample
@@ -93,6 +94,8 @@ def _read_source(config: RunConfig, task: Task) -> Read:
         empty=data.empty,
         seed=seeds.data,
         revision=revision,
+        path=data.path,
+        in_files=task.path_fields(),
     )
     task = task.settled(splits.train)
     # The task's label is what skews the parts, unless the config names a field of the rows.
@@ -138,7 +141,7 @@ def read_own(config: RunConfig, task: Task, file: str, part: str, client: str | 
         ValueError, FileNotFoundError, ImportError: for a file that cannot be read, or has no rows.
     """
     data, whose = config.data, part if client is None else f"client {client!r}"
-    given = load_rows(Path(file), fields=data.fields)
+    given = load_rows(Path(file), fields=data.fields, in_files=task.path_fields())
     rows = without_empty(given, task.label_field(), data.empty, whose)
     limit = data.limit.get(part) if isinstance(data.limit, Mapping) else data.limit
     return OwnRows(subsample(rows, limit, config.seeds().data), len(given) - len(rows))
@@ -154,7 +157,7 @@ def rows_digest(rows: Sequence[Row]) -> str:
     """Returns the sha256 of rows, in their order."""
     found = sha256()
     for row in rows:
-        found.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+        found.update(json.dumps(row, sort_keys=True, default=stand_in).encode() + b"\n")
     return found.hexdigest()
 
 

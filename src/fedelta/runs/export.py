@@ -146,7 +146,15 @@ def score(source: Source, data: str | None = None, *, split: str | None = None, 
 
 def _given_rows(config: RunConfig, task: Task, data: str, split: str | None) -> list[Row]:
     revision = config.data.revision if data == config.data.source else None
-    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seeds().data, revision=revision)
+    rows = load_rows(
+        data,
+        split=split,
+        fields=config.data.fields,
+        seed=config.seeds().data,
+        revision=revision,
+        path=config.data.path if data == config.data.source else None,
+        in_files=task.path_fields(),
+    )
     return without_empty(rows, task.label_field(), config.data.empty, data)
 
 

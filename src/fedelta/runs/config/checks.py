@@ -112,7 +112,7 @@ def _check_own_files(config: RunConfig) -> None:
             "partition has no meaning where data.clients names each client's file: leave `partition` out, or put one file with "
             "all rows into data.source"
         )
-    for key in ("source", "train", "subset", "revision", "stratify"):
+    for key in ("source", "path", "train", "subset", "revision", "stratify"):
         if getattr(config.data, key) != Data.model_fields[key].default:
             raise ValueError(f"data.{key} has no meaning where data.clients names each client's file: leave one of them out")
 
