@@ -20,14 +20,14 @@ from fedelta.data.rows import Row
 from fedelta.demands import number
 from fedelta.models.base_store import delta_shape
 from fedelta.models.devices import pick_device
-from fedelta.models.loading import CAUSAL, check_fits, load_model, main_input_of, reads_images, set_padding
+from fedelta.models.image_models import check_images, processor_for, reads_images
+from fedelta.models.loading import CAUSAL, check_fits, load_model, main_input_of, set_padding
 from fedelta.models.passes import Backend
 from fedelta.models.patterns import by_layer, demand_used
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
 from fedelta.peers import Peer, largest, template_for, truncate_for
 from fedelta.registry import check_name
 from fedelta.tasks import Task, get_task
-from fedelta.tasks.images.processor import processor_from
 from fedelta.tasks.task import Example
 from fedelta.tasks.text.gaps import warn_of_cut_texts, warn_of_empty_texts
 from fedelta.tree import Adapter
@@ -89,7 +89,7 @@ def hf_clients(
         tokenizer = tokenizer or loaded
     else:
         if tokenizer is None and reads_images(task):
-            tokenizer = processor_from({}, getattr(model.config, "image_size", None))
+            tokenizer = processor_for(model)
         elif tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer; only for a model given by name can it be None")
         check_fits(model.config, main_input_of(model), task, type(model).__name__)
@@ -98,6 +98,7 @@ def hf_clients(
         check_head(model, task)
         check_outputs(model, task)
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
+        check_images(model, task, tokenizer, type(model).__name__)
     check_dtype(model)
     set_padding(model, tokenizer)
     lora = config_for(task, lora_config, model)

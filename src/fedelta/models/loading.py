@@ -6,7 +6,6 @@ import importlib.util
 import logging
 from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -16,11 +15,10 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, BitsAndBytesC
 from transformers.utils import logging as transformers_logging
 
 from fedelta import seeding
-from fedelta.models.adapter_config import read_json
 from fedelta.models.aliases import ALIASES, missing_alias
 from fedelta.models.base_files import BaseFiles, check_code, find_base
 from fedelta.models.devices import pick_device
-from fedelta.tasks.images.processor import ImageProcessor, processor_from
+from fedelta.models.image_models import check_images, processor_in, reads_images
 from fedelta.tasks.task import Task
 
 Quantization: TypeAlias = Literal["4bit", "8bit"]
@@ -90,8 +88,8 @@ def load_model(
 
     Raises:
         OSError: for a model that is not here and cannot be fetched.
-        ValueError: for a device or a quantization that is not available, a model of a kind that the task is not for, weights
-            of other shapes than its config asks for, or files of another digest.
+        ValueError: for a device or a quantization that is not available, a model of a kind that the task is not for or that
+            does not take its images, weights of other shapes than its config asks for, or files of another digest.
     """
     place = pick_device(device)
     settings: dict[str, Any] = {"dtype": _dtype(dtype, place), "output_loading_info": True, **task.model_kwargs()}
@@ -117,7 +115,9 @@ def load_model(
     draw_parameters(model, drawn, seed)
     setattr(model, DRAWN, frozenset(drawn))
     set_padding(model, tokenizer)
-    return (model if quantization else model.to(place)), tokenizer
+    model = model if quantization else model.to(place)
+    check_images(model, task, tokenizer, name)
+    return model, tokenizer
 
 
 def drawn_of(model: nn.Module) -> frozenset[str]:
@@ -187,29 +187,6 @@ def check_fits(config: Any, main_input: str, task: Task, name: str) -> None:
             f"model {name!r} ({kind}) is an encoder-decoder whose config names no decoder_start_token_id, from which it would "
             "classify: set it in the model's config (config.json); for T5 it is the pad_token_id, 0"
         )
-
-
-def reads_images(task: Task) -> bool:
-    """Returns True for a task whose rows have images in place of texts."""
-    return task.main_input == "pixel_values"
-
-
-def processor_in(folder: Path, config: Any = None) -> ImageProcessor:
-    """Returns what prepares images for the model in a folder, as its preprocessor_config.json says; ImageNet's without one.
-
-    Args:
-        folder: of the model.
-        config: the model's, which says how large its images are where the file does not.
-
-    Raises:
-        ValueError: for a file that is no JSON, or has sizes or numbers that no image has.
-    """
-    file, side = folder / "preprocessor_config.json", getattr(config, "image_size", None)
-    settings = read_json(file) if file.is_file() else {}
-    try:
-        return processor_from(settings, max(side) if isinstance(side, list | tuple) else side)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file} cannot be used to prepare images: {error}") from error
 
 
 def _main_input(config: Any) -> str:

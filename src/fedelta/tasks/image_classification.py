@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedelta.data.images import Levels, image_of
 from fedelta.data.rows import Row, require_rows
@@ -17,6 +17,9 @@ from fedelta.demands import demand_all, optional, whole
 from fedelta.tasks.images.processor import ImageProcessor, Picture, as_processor
 from fedelta.tasks.images.shifts import FIELD, shift_of
 from fedelta.tasks.task import Batch, Decisions, Example, Labelled, model_inputs
+
+ASKED = "interpolate_pos_encoding"
+"""The argument by which a model is told to find positions between those that it has."""
 
 _PLAIN = np.zeros((12, 8), dtype=np.uint8)
 _LIT = np.eye(16, dtype=np.uint8)[..., None].repeat(3, axis=2) * 200
@@ -100,7 +103,14 @@ class ImageClassification(Labelled):
 
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
         """Returns one decision per example among the labels."""
-        return Decisions(model(**model_inputs(batch), **_of_another_size(model, batch)).logits, batch["labels"])
+        inputs = model_inputs(batch) | {"pixel_values": _in_the_type_of(model, batch["pixel_values"])}
+        return Decisions(model(**inputs, **_of_another_size(model, batch)).logits, batch["labels"])
+
+
+def _in_the_type_of(model: Any, pixels: Tensor) -> Tensor:
+    """Returns pixels in the precision of a model's weights, which not every model brings them to by itself."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), pixels.dtype)
+    return pixels.to(dtype)
 
 
 def _of_another_size(model: Any, batch: Batch) -> dict[str, Any]:
@@ -113,5 +123,4 @@ def _of_another_size(model: Any, batch: Batch) -> dict[str, Any]:
     height, width = batch["pixel_values"].shape[-2:]
     if trained is None or (height, width) == (tuple(trained) if isinstance(trained, list | tuple) else (trained, trained)):
         return {}
-    asks = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-    return {"interpolate_pos_encoding": True} if asks else {}
+    return {ASKED: True} if ASKED in inspect.signature(model.forward).parameters else {}

@@ -58,6 +58,7 @@ def _checked(config: RunConfig, own: Own) -> Choices:
         _check_partition(config.partition)
     else:
         _check_own_files(config)
+    _check_shift(config.partition, chosen)
     _check_cohort(config.federation, config.num_clients())
     _check_graph(config, chosen)
     _check_sites(config.federation)
@@ -103,6 +104,13 @@ def _check_partition(partition: Partition) -> None:
             owners = " and ".join(needed_by)
             raise ValueError(f"partition.{key} has no meaning for the scheme {scheme!r}: it belongs to {owners}")
     scheme_of(partition)
+
+
+def _check_shift(partition: Partition, chosen: Choices) -> None:
+    if partition.feature_shift is not None and not chosen.task.path_fields():
+        raise ValueError(
+            f"partition.feature_shift has no meaning for task {type(chosen.task).__name__!r}: it belongs to tasks of images"
+        )
 
 
 def _check_own_files(config: RunConfig) -> None:
