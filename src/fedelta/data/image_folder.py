@@ -60,13 +60,17 @@ def image_parts(folder: Path) -> dict[str, list[Row]]:
     Raises:
         ValueError: as `image_rows`; for two folders of one part, or one beside labels.
     """
-    folders = {part: [inner for inner in _folders(folder) if inner.name.lower() in names] for part, names in PARTS.items()}
-    train = folders["train"]
-    if not train or not holds_images(train[0]):  # a label may be called like a part
-        return {"train": image_rows(folder)}
-    if twice := next((found for found in folders.values() if len(found) > 1), None):
+    return {part: image_rows(place) for part, place in part_folders(folder).items()}
+
+
+def part_folders(folder: Path) -> dict[str, Path]:
+    """Returns the folder of each part; the folder itself as `train` where none has its own. Raises as `image_parts`."""
+    found = {part: [inner for inner in _folders(folder) if inner.name.lower() in names] for part, names in PARTS.items()}
+    if not found["train"] or not holds_images(found["train"][0]):  # a label may be called like a part
+        return {"train": folder}
+    if twice := next((places for places in found.values() if len(places) > 1), None):
         raise ValueError(f"{twice[0]} and {twice[1]} both look like one part of the images: leave one of them out")
-    return {part: image_rows(found[0]) for part, found in folders.items() if found}
+    return {part: places[0] for part, places in found.items() if places}
 
 
 def _folders(folder: Path) -> list[Path]:
