@@ -8,21 +8,28 @@ from fedelta.models.base_files import find_base
 from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.checks import check
 from fedelta.runs.deal import deal
+from fedelta.runs.hub_facts import shape_of, size_of
 from fedelta.runs.sinks import demand_installed
 from fedelta.runs.suite.cells import Task
 from fedelta.runs.suite.work import Work
 
 
-def demand_sources(work: Work) -> None:
+def demand_sources(work: Work, *, to_reckon: bool = False) -> None:
     """Reads each source of rows, deals it once, and finds each model that open cells need.
 
     A suite whose cells are all finished needs none of them.
+
+    Args:
+        work: the suite's cells.
+        to_reckon: nothing will be trained, so that of a model or rows whose shape or size is known nothing is demanded.
 
     Raises:
         ConfigError: with one line for each source or model that cannot be used, and the first cell that needs it.
     """
     faults: dict[str, str] = {}
     for what, task in _first_needs(work).items():
+        if to_reckon and _is_known(what, task.config):
+            continue
         try:
             demand_installed(task.config)
             _use(what, task.config, work)
@@ -42,6 +49,10 @@ def _first_needs(work: Work) -> dict[tuple[str, str], Task]:
             found.setdefault(("model", json.dumps([config.model.name, config.model.revision])), task)
             found.setdefault(("rows", json.dumps(rows, sort_keys=True, default=str)), task)
     return found
+
+
+def _is_known(what: tuple[str, str], config: RunConfig) -> bool:
+    return (shape_of(config.model) if what[0] == "model" else size_of(config.data)) is not None
 
 
 def _use(what: tuple[str, str], config: RunConfig, work: Work) -> None:
