@@ -24,12 +24,19 @@ def pass_tokens(config: Any, device: torch.device, dtype: torch.dtype) -> int:
     return max(CPU_TOKENS, int(free / 2 / activations))
 
 
-def tokens(batch: Batch, *, skips_padding: bool) -> int:
-    """Counts the tokens of a batch that a model computes; padding counts, unless the model leaves it out."""
-    main, mask = batch.get("input_ids"), batch.get("attention_mask")
+def tokens(batch: Batch, *, skips_padding: bool, writes: bool = False) -> int:
+    """Counts the tokens of a batch that a model computes.
+
+    Args:
+        batch: of a task.
+        skips_padding: whether the model leaves out padding, which counts otherwise.
+        writes: whether the model has a decoder apart, which computes the batch's `token_labels`, too.
+    """
+    main, mask, answer = (batch.get(name) for name in ("input_ids", "attention_mask", "token_labels"))
     if main is None:
         return IMAGE_TOKENS * len(next(iter(batch.values())))
-    return int(mask.sum()) if mask is not None and skips_padding else main.numel()
+    read = int(mask.sum()) if mask is not None and skips_padding else main.numel()
+    return read + (answer.numel() if writes and answer is not None else 0)
 
 
 def longest(batch: Batch) -> int:

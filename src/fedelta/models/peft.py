@@ -208,7 +208,8 @@ class PeftAdaptedModel:
 
     def tokens(self, batch: Batch) -> int:
         """Counts the tokens of a batch that a pass computes; padding counts, unless a pass leaves it out."""
-        return pass_sizes.tokens(batch, skips_padding=any(fast.skips_padding for fast in self.passes))
+        writes = bool(getattr(self.module.config, "is_encoder_decoder", False))
+        return pass_sizes.tokens(batch, skips_padding=any(fast.skips_padding for fast in self.passes), writes=writes)
 
     def longest(self, batch: Batch) -> int:
         """Returns the tokens of the longest sequence of a batch."""

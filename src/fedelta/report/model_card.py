@@ -21,7 +21,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 LICENSE = re.compile(r"[A-Za-z0-9][\w.+-]{0,60}")
 
 SEQUENCE, CAUSAL = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
-PIPELINES: Mapping[str, str] = {SEQUENCE: "text-classification", CAUSAL: "text-generation"}
+SEQ2SEQ = "AutoModelForSeq2SeqLM"
+PIPELINES: Mapping[str, str] = {SEQUENCE: "text-classification", CAUSAL: "text-generation", SEQ2SEQ: "text2text-generation"}
 """The Hub's name of a task, by the class that loads its model."""
 
 SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -87,9 +88,10 @@ def load_lines(it: Exported, place: str) -> list[str]:
     last = f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})"
     if it.merged:
         return [f"from transformers import {it.auto_class}, AutoTokenizer", "", f"model = {_call(it.auto_class, place)}", last]
-    if it.auto_class == SEQUENCE:
-        # PEFT loads the base by itself, with two labels unless it is told how many there are.
-        loader = "AutoPeftModelForSequenceClassification"
+    if it.auto_class == SEQUENCE or (it.auto_class == SEQ2SEQ and "revision" not in it.loading):
+        # PEFT loads the base by itself: with two labels unless it is told how many there are, and at its newest revision, since
+        # it takes `revision` for the adapter's.
+        loader = it.auto_class.replace("AutoModel", "AutoPeftModel")
         given = {**_labels(it.labels), **it.loading}
         imports = [f"from peft import {loader}", "from transformers import AutoTokenizer"]
         return [*imports, "", f"model = {_call(loader, place, given)}", last]
@@ -225,7 +227,7 @@ def _usage(it: Exported, name: str) -> str:
     """Returns the lines to use the folder by, where it is called `name`."""
     lines = [f"## Use\n\nWith this folder, or its Hub id, as {code(name)}:\n"]
     lines.append(fenced("\n".join(load_lines(it, name)), "python"))
-    if it.auto_class == SEQUENCE:
+    if it.auto_class in (SEQUENCE, SEQ2SEQ):
         lines.append(fenced("\n".join(_answer_lines(it)), "python"))
     if warning := caution(it):
         lines.append(f"{warning}. A model exported with `--merged` holds them.\n")
@@ -237,9 +239,14 @@ def _usage(it: Exported, name: str) -> str:
 
 def _answer_lines(it: Exported) -> list[str]:
     cut = f"truncation=True, max_length={it.max_length}, " if it.max_length is not None else ""
+    inputs = f'inputs = tokenizer(["a text"], {cut}padding=True, return_tensors="pt")'
+    if it.auto_class == SEQUENCE:
+        return [inputs, "answers = [model.config.id2label[int(k)] for k in model(**inputs).logits.argmax(-1)]"]
+    length = f"max_new_tokens={it.max_length}" if it.max_length is not None else "max_new_tokens=64"
+    writes = "inputs.input_ids, attention_mask=inputs.attention_mask"
     return [
-        f'inputs = tokenizer(["a text"], {cut}padding=True, return_tensors="pt")',
-        "answers = [model.config.id2label[int(k)] for k in model(**inputs).logits.argmax(-1)]",
+        inputs,
+        f"answers = tokenizer.batch_decode(model.generate({writes}, {length}), skip_special_tokens=True)",
     ]
 
 
