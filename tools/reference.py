@@ -196,6 +196,10 @@ A seed of the suite draws the partition, the schedule (who is in a round, and ba
 out to choose and to report by are drawn from the base's own seed (`seed`, or `seed.data`), so that every run is scored on the
 same rows.
 
+A setting that is listed may have `seeds` of its own, a number or a list, in place of the suite's, since costs differ.
+Cells are worked off seed by seed over all settings, and verdicts are those of each setting's own seeds. `name` and `seeds` are
+reserved words of a setting, and no keys to sweep.
+
 ## Tuning
 
 A method's value is chosen by runs on seeds of their own (100 and 101), which must not be among the compared ones. The best
@@ -216,7 +220,8 @@ seeds: [0, 1, 2, 3, 4]
 baseline: flexlora
 tune: {training.learning_rate: [1.0e-3, 3.0e-3, 1.0e-2]}
 sweep:
-  partition.concentration: [0.1, 1.0]
+  - {name: mild, partition.concentration: 1.0}
+  - {name: harsh, partition.concentration: 0.1, federation.rounds: 60, seeds: 3}
 store: cells.jsonl.gz
 ```
 

@@ -135,6 +135,15 @@ def test_an_option_that_does_not_fit_is_refused(call: Call, suite: Path, tmp_pat
     assert message in " ".join(result.stderr.split())
 
 
+def test_a_seed_that_a_setting_does_not_have_is_refused(call: Call, suite: Path, tmp_path: Path):
+    keys = yaml.safe_load(suite.read_text(encoding="utf-8"))
+    keys |= {"seeds": 3, "sweep": [{"name": "cheap"}, {"name": "dear", "seeds": 1}]}
+    suite.write_text(yaml.safe_dump(keys), encoding="utf-8")
+    result = call("compare", suite, "-o", tmp_path / "out", "--only", "setting=dear", "--only", "seed=2")
+    assert result.exit_code == 2
+    assert "no such cell; of its seeds cheap has 0, 1, 2; dear has 0" in " ".join(result.stderr.split())
+
+
 def test_a_failed_cell_gives_a_table_all_the_same_and_exit_code_1(
     call: Call, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

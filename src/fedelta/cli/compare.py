@@ -129,7 +129,11 @@ def _options(plan: Plan, only: Sequence[str] | None, hours: float | None, retry:
             raise ValueError(f"--only {text!r}: the suite has no {key} {value!r}; there are {', '.join(there[key])}")
         chosen.setdefault(key, []).append(value)
     deadline = None if hours is None else time.monotonic() + hours * 3600
-    return Options(1, chosen, retry, deadline, prune)
+    options = Options(1, chosen, retry, deadline, prune)
+    if only and not any(options.wants_cell(*cell) for cell in plan.cells()):
+        have = "; ".join(f"{setting} has {', '.join(map(str, plan.seeds_of(setting)))}" for setting in plan.settings)
+        raise ValueError(f"--only {' --only '.join(only)}: the suite has no such cell; of its seeds {have}")
+    return options
 
 
 def _jobs(text: str | None, suites: int | str, work: Work) -> int:

@@ -50,6 +50,15 @@ def test_a_sweep_is_a_grid_or_a_list_of_named_settings(tiny_config: dict[str, An
     assert list(plan(tiny_config).settings) == [""]
 
 
+def test_seeds_of_a_setting_change_no_digest(tiny_config: dict[str, Any]):
+    plain = plan(tiny_config, sweep=[{"name": "a", "lora.rank": 2}, {"name": "b", "lora.rank": 4}], seeds=5)
+    own = plan(tiny_config, sweep=[{"name": "a", "lora.rank": 2}, {"name": "b", "lora.rank": 4, "seeds": 3}], seeds=5)
+    assert (own.seeds, own.seeds_of("a"), own.seeds_of("b")) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1, 2])
+    entry = own.file.entries[0]
+    assert [own.task("b", entry, s, {}).digest for s in range(3)] == [plain.task("b", entry, s, {}).digest for s in range(3)]
+    assert "seeds" not in own.settings["b"]
+
+
 def test_a_methods_own_changes_go_before_the_setting_and_the_tuned_value_before_both(tiny_config: dict[str, Any]):
     made = plan(
         tiny_config,

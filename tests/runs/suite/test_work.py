@@ -18,6 +18,7 @@ import pytest
 
 from fedelta.exchange import files
 from fedelta.report.comparison import Comparison
+from fedelta.report.outcome import outcomes
 from fedelta.runs import provenance
 from fedelta.runs.config import ConfigError, load_config
 from fedelta.runs.config.allowed import allowed
@@ -26,7 +27,9 @@ from fedelta.runs.open_run import OpenRun
 from fedelta.runs.records import without_times
 from fedelta.runs.runner import run
 from fedelta.runs.suite import play, workers
+from fedelta.runs.suite.estimate import rows_of
 from fedelta.runs.suite.gather import comparison_of, write
+from fedelta.runs.suite.lines import seconds_of
 from fedelta.runs.suite.play import Event
 from fedelta.runs.suite.start import Wanted, ready
 from fedelta.runs.suite.work import TUNING, Options, Work
@@ -234,10 +237,48 @@ def test_the_time_that_is_left_is_reckoned_from_finished_cells(bench: Bench, tra
     work, events = bench.work(), []
     assert work.progress().seconds == 0.0
     work.run(lambda: len(trained(events)) == 2, events.append)
-    took = work.seconds["flexlora"][0] + work.seconds["zeropad"][0]
+    took = work.seconds["", "flexlora"][0] + work.seconds["", "zeropad"][0]
     progress = work.progress()
     assert (progress.done, progress.total, progress.failed) == (2, 4, 0)
     assert progress.seconds == pytest.approx(took)
+
+
+def test_what_is_left_costs_what_cells_of_its_own_setting_took_whoever_ran_them(bench: Bench):
+    keys: Mapping[str, Any] = {
+        "methods": ["zeropad"],
+        "sweep": [{"name": "short", "seeds": 1}, {"name": "long", "training.local_steps": 3}],
+        "store": str(bench.path / "cells.jsonl.gz"),
+    }
+    bench.run(Options(only={"seed": ["0"]}), **keys)
+    later = bench.work(**keys)
+    finished = {cell.setting: cell.run for cell in comparison_of(bench.work(**keys)).cells if cell.run is not None}
+    assert later.progress().seconds == pytest.approx(seconds_of(finished["long"].records)), "the mean of both settings"
+
+
+def test_a_setting_has_seeds_of_its_own_and_whole_ones(bench: Bench, trained: Trained):
+    keys: Mapping[str, Any] = {
+        "methods": ["zeropad", "flexlora"],
+        "seeds": 3,
+        "sweep": [{"name": "cheap"}, {"name": "dear", "seeds": [4, 0], "training.local_steps": 3}],
+    }
+    work = bench.work(**keys)
+    assert {stage: len(tasks) for stage, tasks in work.left().items()} == {"0": 4, "1": 2, "2": 2, "4": 2}
+    rows = {(row.setting, row.label): row.cells for row in rows_of(work)}
+    assert rows["cheap", "zeropad"] == 3
+    assert rows["dear", "zeropad"] == 2
+    found, events = bench.run(**keys)
+    assert trained(events)[:5] == [
+        "cheap zeropad seed 0",
+        "cheap flexlora seed 0",
+        "dear zeropad seed 0",
+        "dear flexlora seed 0",
+        "cheap zeropad seed 1",
+    ]
+    assert states(found) == ["done"] * 10
+    assert found.untrained.keys() == {"cheap", "dear"}
+    assert {name: c.seeds for name, c in outcomes(found).items()} == {"cheap": 3, "dear": 2}
+    again = ready(str(bench.path / "runs" / "suite.yaml"), Wanted(output=bench.path / "runs")).plan
+    assert {name: again.seeds_of(name) for name in again.settings} == {"cheap": [0, 1, 2], "dear": [4, 0]}
 
 
 def test_a_stopped_suite_ends_after_the_round_and_goes_on(bench: Bench, trained: Trained):

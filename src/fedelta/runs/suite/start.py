@@ -123,8 +123,7 @@ def _resolved(file: SuiteFile, folder: Path, changes: Overrides) -> str:
         "methods": [_moved_method(method, file.place, folder) for method in file.suite.methods],
     }
     if file.suite.sweep is not None:
-        settings = file.settings()
-        moved["sweep"] = [{"name": name, **relative(chosen, folder)} for name, chosen in settings.items()]
+        moved["sweep"] = [_moved_setting(file, name, folder) for name in file.settings()]
     if file.suite.store is not None:
         moved["store"] = _moved(file.place / file.suite.store, folder)
     return yaml.safe_dump(moved, sort_keys=False, allow_unicode=True)
@@ -151,6 +150,13 @@ def _moved_method(method: str | Mapping[str, Any], place: Path, folder: Path) ->
     changes: Mapping[str, Any] = method.get("set") or {}
     own = {"set": relative({key: placed(key, value, place) for key, value in changes.items()}, folder)} if changes else {}
     return {**relative({"method": place_code(method, place)}, folder)["method"], **own}
+
+
+def _moved_setting(file: SuiteFile, name: str, folder: Path) -> dict[str, Any]:
+    """Returns a setting as it is listed, with its paths as they are from the suite's folder."""
+    own = file.own_seeds(name)
+    words = ({"name": name} if name else {}) | ({} if own is None else {"seeds": own})
+    return {**words, **relative(file.settings()[name], folder)}
 
 
 def _moved(path: Path, folder: Path) -> str:
