@@ -97,7 +97,7 @@ def known_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:
     return found | _origin(facts)
 
 
-TEXTS = ("commit", "command", "device", "base", "license", "release", "start")
+TEXTS = ("commit", "command", "device", "base", "license", "release", "start", "diverged")
 """The keys of run.json that hold a text."""
 
 

@@ -1,6 +1,7 @@
 """A suite is worked off: nothing is done twice, nothing is lost, and what fails is said."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -16,9 +17,12 @@ from typing import Any
 
 import pytest
 
+from fedelta.client import Session
 from fedelta.exchange import files
+from fedelta.report.cautions import cautions
 from fedelta.report.comparison import Comparison
 from fedelta.report.outcome import outcomes
+from fedelta.report.results import results_csv
 from fedelta.runs import provenance
 from fedelta.runs.config import ConfigError, load_config
 from fedelta.runs.config.allowed import allowed
@@ -60,6 +64,18 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a cell was run that is finished")
 
     monkeypatch.setattr(play, "opened", opened)
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
+    """Lets every loss of a round become infinite."""
+    mean_loss = Session._mean_loss
+
+    def losing(session: Session) -> float:
+        if session.request.t == lost:
+            session.losses[-1] = session.losses[-1] * float("inf")
+        return mean_loss(session)
+
+    monkeypatch.setattr(Session, "_mean_loss", losing)
 
 
 def test_seeds_are_the_outer_loop_and_nothing_is_done_twice(bench: Bench, trained: Trained, monkeypatch: pytest.MonkeyPatch):
@@ -173,6 +189,48 @@ def test_a_failed_cell_is_said_and_tried_again_only_when_asked(bench: Bench, tra
     assert trained(events) == ["zeropad seed 0"]
     assert states(found) == ["done"] * 4
     assert not (bench.path / "runs/cells/all/zeropad/seed-0/failed.json").exists()
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_cell_whose_updates_are_no_numbers_counts_as_the_commonest_label(
+    bench: Bench, trained: Trained, monkeypatch: pytest.MonkeyPatch, lost: int
+):
+    """In the first round, of which nothing is on disk, or in a later one."""
+    keys: Mapping[str, Any] = {
+        "base": {**bench.base, "federation": {"rounds": 4}},
+        "seeds": 1,
+        "store": str(bench.path / "cells.jsonl.gz"),
+    }
+    lose(monkeypatch, lost)
+    found, events = bench.run(**keys)
+    assert trained(events) == ["flexlora seed 0", "zeropad seed 0"]
+    assert states(found) == ["done", "done"], "a diverged cell is neither missing nor failed"
+    ended = events[-1]
+    assert ended.reason.startswith(f"round {lost}: 0 of 3 updates can be used")
+    for cell in found.cells:
+        assert cell.run is not None
+        assert cell.run.diverged
+        assert [record["t"] for record in cell.run.records] == list(range(lost + 1))
+        assert cell.run.records[-1]["dropped"].keys() == {"0", "1", "2"}
+    assert {row["state"] for row in csv.DictReader(io.StringIO(results_csv(found))) if row["seed"]} == {"diverged"}
+    poison(monkeypatch)
+    assert bench.run(**keys)[1] == [], "it was tried again"
+    shutil.rmtree(bench.path / "runs")
+    again, events = bench.run(**keys)
+    assert (shown(again), events) == (shown(found), [])
+
+
+def test_a_diverged_cell_is_a_constant_answer_beside_whole_ones(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as lossy:
+        lose(lossy, 0)
+        bench.run(Options(only={"method": ["zeropad"]}), seeds=1)
+    found, _ = bench.run(seeds=1)
+    run = found.cells[1].run
+    assert run is not None
+    study = outcomes(found)[""].study
+    assert run.diverged
+    assert study.score(run) == run.facts["majority"]
+    assert "diverged" in {mark.head for mark in cautions(outcomes(found)[""])}
 
 
 def test_a_cell_that_failed_half_way_goes_on_after_its_last_round(bench: Bench, monkeypatch: pytest.MonkeyPatch):
