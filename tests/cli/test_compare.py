@@ -118,6 +118,37 @@ def test_all_faults_of_a_suite_end_it_before_the_first_cell(call: Call, suite: P
     assert not (tmp_path / "out").exists()
 
 
+REFUSING = MINE.replace(
+    'paper = "an example"',
+    """paper = "an example"
+
+    def check(self, template, peers):
+        super().check(template, peers)
+        if any(peer.rank > 2 for peer in peers):
+            raise ValueError("mine has room for a rank of 2")""",
+)
+
+
+def test_what_a_method_refuses_only_when_it_sees_its_clients_ends_a_suite_before_the_first_cell(
+    call: Call, suite: Path, tmp_path: Path
+):
+    mine = tmp_path / "mine.py"
+    mine.write_text(REFUSING, encoding="utf-8")
+    suite.write_text(suite.read_text(encoding="utf-8").replace("- fedavg", "- mine.py\n- replication"), encoding="utf-8")
+    keys = yaml.safe_load(suite.read_text(encoding="utf-8"))
+    result = call("compare", suite, "-o", tmp_path / "out", "--allow-file", mine)
+    assert result.exit_code == 2
+    assert "mine seed 0: mine has room for a rank of 2" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out" / "cells").exists()
+    keys["base"]["data"]["validation_fraction"] = 0
+    suite.write_text(yaml.safe_dump(keys), encoding="utf-8")
+    result = call("compare", suite, "-o", tmp_path / "out", "--allow-file", mine)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "method 'replication' weighs updates by their validation scores" in said
+    assert "set data.validation_fraction, such as 0.1" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

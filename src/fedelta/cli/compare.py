@@ -66,7 +66,7 @@ def compare(
     """
     from fedelta.registry import is_code
     from fedelta.report.terminal import quieten_libraries, show_warnings
-    from fedelta.runs.suite.preflight import demand_sources
+    from fedelta.runs.suite.preflight import demand_served, demand_sources
     from fedelta.runs.suite.start import Wanted, ready
     from fedelta.runs.suite.work import Work
 
@@ -81,6 +81,7 @@ def compare(
     work = Work(made.plan, made.book, _options(made.plan, only, hours, retry, prune))
     work.options = replace(work.options, jobs=_jobs(jobs, made.plan.file.suite.jobs, work))
     demand_sources(work)
+    demand_served(work)
     if dry_run:
         _show_plan(work, made.text, as_json)
     else:

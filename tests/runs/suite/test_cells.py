@@ -39,6 +39,12 @@ def test_a_refusal_by_a_claim_is_no_fault(tiny_config: dict[str, Any]):
     assert "needs equal ranks" in made.refused["rank=[1, 2, 4]", "fedavg"]
 
 
+def test_a_claim_of_a_methods_own_settings_is_no_fault(tiny_config: dict[str, Any]):
+    methods = [{"name": "subspace_reg", "label": "kept", "gauge": "keep"}, "subspace_reg"]
+    made = plan(tiny_config, methods=methods, sweep={"lora.rank": [[1, 2, 4], 2]})
+    assert list(made.refused) == [("rank=[1, 2, 4]", "kept")]
+
+
 def test_a_sweep_is_a_grid_or_a_list_of_named_settings(tiny_config: dict[str, Any]):
     grid = plan(tiny_config, sweep={"training.learning_rate": [0.01, 0.1], "federation.rounds": [1, 2]})
     assert next(iter(grid.settings)) == "learning_rate=0.01 rounds=1"
