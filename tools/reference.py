@@ -187,8 +187,8 @@ A method is a name, a file of your own (`mine.py`), or a mapping:
 | any other | a hyper-parameter of the method |
 
 A method that cannot serve a setting by what it claims of itself, such as unequal ranks, is *not applicable* there: the table
-says why, and it counts neither as missing nor as failed. Whatever else a method refuses ends the suite before its first run. `local_only` and `centralised` are lines to compare with, not
-competitors.
+says why, and it counts neither as missing nor as failed. Whatever else a method refuses ends the suite before its first run.
+`local_only` and `centralised` are lines to compare with, not competitors.
 
 ## Seeds
 
@@ -238,8 +238,8 @@ store: cells.jsonl.gz
 
 A run is done when it has all its rounds and the config that the suite asks for. What is done is not done again, what was
 stopped goes on after its last round, and what failed has a `failed.json` and is tried again with `--retry`. A run of
-which nothing is a finite number any more is done, too: it has a `diverged.json`, counts as the share of the commonest label, and is
-marked. More rounds extend finished runs. Several calls may share one folder.
+which nothing is a finite number any more is done, too: it has a `diverged.json`, counts as the share of the commonest label,
+and is marked. More rounds extend finished runs. Several calls may share one folder.
 
 ## Store
 

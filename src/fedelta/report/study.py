@@ -92,7 +92,12 @@ class Run:
     @property
     def finished(self) -> bool:
         """Returns whether no round is to come: the last is done, or one could not be, since the run diverged."""
-        return bool(self.records) and (self.records[-1]["t"] + 1 >= self.rounds or "diverged" in self.facts)
+        return self.whole or "diverged" in self.facts
+
+    @property
+    def whole(self) -> bool:
+        """Returns whether every round is done, so that its costs are those of a run."""
+        return bool(self.records) and self.records[-1]["t"] + 1 >= self.rounds
 
     @property
     def diverged(self) -> bool:
