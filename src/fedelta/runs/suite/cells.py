@@ -112,7 +112,7 @@ class Plan:
         Raises:
             ConfigError: for a key or a value that is wrong.
         """
-        changes = {"method": dict(entry.choice), **self.settings[setting], **entry.changes, **values}
+        changes = {"method": dict(entry.choice), **self.settings[setting], **entry.changes, **self.file.placed(values)}
         return read_config(self.file.base, {**dict(pairs(self.changes)), **changes, "name": slug(entry.label), "output": None})
 
 
