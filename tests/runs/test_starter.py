@@ -72,7 +72,7 @@ NOT_SEEN = [
     (rows_of(text=long, score=lambda k: k / 7), "'score' holds numbers, and a class is no number"),
     (rows_of(2, text=long, label=["a", "b"]), "so few rows"),
     (rows_of(text=lambda k: long(k) if k else None, label=["a", "b"]), "'text' has none in 1: fill them"),
-    (rows_of(messages=[[{"role": "user", "content": "hi"}]]), "'messages' holds chats"),
+    (rows_of(messages=[[{"role": "user", "content": "hi"}]]), "'messages' holds chats, .*by `training: {trainer: "),
 ]
 
 

@@ -266,6 +266,22 @@ def _adapter_of(run: RunFolder, which: Which | None, rank: int | None, client: i
     return _existing(run, which or ("best" if (run.adapters / "best").is_dir() else "last"))
 
 
+def adapters_in(path: Path) -> list[Path]:
+    """Returns the adapter that is meant by a folder, of a run or of PEFT; all clients' own of a run that has no common one.
+
+    Raises:
+        FileNotFoundError: for a run that has no adapter yet.
+    """
+    run = RunFolder(path)
+    if not run.config_file.is_file():
+        return [path]
+    common = [name for name in ("best", "last") if (run.adapters / name).is_dir()]
+    own = sorted(run.adapters.glob("client-*"), key=lambda folder: (len(folder.name), folder.name))
+    if common or not own:
+        return [_adapter_of(run, None, None, None)]
+    return [_existing(run, folder.name) for folder in own]
+
+
 def _existing(run: RunFolder, name: str) -> Path:
     adapter = run.adapters / name
     left = sorted(p.name for p in run.adapters.iterdir()) if run.adapters.is_dir() else []
