@@ -3,8 +3,8 @@
     python experiments/hellaswag/prepare.py ../shared/data/hellaswag/val.jsonl.gz
     python experiments/subspace_reg/mechanism.py
 
-Pretrained MiniLM, and the same network with random weights, which learns nothing here. No accuracy is measured. What the columns
-mean is said in README.md.
+Pretrained MiniLM, and the same network with random weights, which learns nothing here. No accuracy is measured. What the
+columns mean is said in README.md.
 """
 
 from __future__ import annotations
