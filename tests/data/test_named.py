@@ -81,7 +81,7 @@ def test_files_may_be_unpacked(clothes: Path):
 
 
 def test_without_the_package_its_name_is_said(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="sudo apt install dataset-fashion-mnist.*data.path"):
+    with pytest.raises(FileNotFoundError, match=r"sudo apt install dataset-fashion-mnist.*data\.path"):
         load_rows("fashion-mnist", path=tmp_path)
 
 

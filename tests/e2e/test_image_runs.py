@@ -79,11 +79,12 @@ def test_images_that_changed_are_another_data_set(image_config: Config, photos: 
         (here / source.relative_to(photos)).parent.mkdir(parents=True, exist_ok=True)
         (here / source.relative_to(photos)).write_bytes(source.read_bytes())
     fedelta.run(image_config, {"output": str(tmp_path / "run"), "data.source": str(here), "federation.rounds": 1})
-    moved = here.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    moved = here.rename(tmp_path / "elsewhere/photos")
     fedelta.run(resume=tmp_path / "run", overrides={"federation.rounds": 2, "data.source": str(moved)})
     file = next(moved.rglob("*.png"))
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(file)
-    with pytest.raises((ConfigError, ValueError), match="data|rows"):
+    with pytest.raises((ConfigError, ValueError), match="data"):
         fedelta.run(resume=tmp_path / "run", overrides={"federation.rounds": 3, "data.source": str(moved)})
 
 
@@ -174,7 +175,8 @@ def test_an_adapter_is_scored_on_another_folder(finished: Path, photos: Path):
 @pytest.mark.parametrize("side", [16, 12])
 @pytest.mark.parametrize("merged", [False, True])
 def test_the_printed_lines_answer_as_the_run_did(merged: bool, side: int, image_config: Config, photos: Path, tmp_path: Path):
-    """In a new process without fedelta: its processor makes the same pixels, to a level of 255, and the model the same logits."""
+    """In a new process without fedelta: its processor makes the same pixels, to a level of 255, and its model as good as the
+    same logits."""
     fedelta.run(image_config, {"output": str(tmp_path / "run"), "task.image_size": side, "training.learning_rate": 0.05})
     source = deployment.find(tmp_path / "run")
     told = deployment.export(source, tmp_path / "out", merged=merged)
@@ -186,7 +188,10 @@ def test_the_printed_lines_answer_as_the_run_did(merged: bool, side: int, image_
     assert all(line in card for line in answer_lines(told))
     path = photos / "test/light/12.png"
     lines = "\n".join([*load_lines(told, str(tmp_path / "out")), "model.eval()", *answer_lines(told)])
-    lines = lines.replace("an-image.png", str(path)) + f"\nlogits = model(**inputs{', interpolate_pos_encoding=True' * (side != 16)}).logits"
+    lines = (
+        lines.replace("an-image.png", str(path))
+        + f"\nlogits = model(**inputs{', interpolate_pos_encoding=True' * (side != 16)}).logits"
+    )
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", PROGRAM, lines], env=env, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -222,7 +227,9 @@ def test_a_damaged_image_is_named_before_a_round(image_config: Config, photos: P
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n of no use")
     (tmp_path / "test.jsonl").write_text('{"image": "broken.png", "label": "dark"}\n')
     data = {"source": str(tmp_path / "rows.jsonl"), "test": str(tmp_path / "test.jsonl"), "validation_fraction": 0.2}
-    with pytest.raises(ValueError, match=r"test rows: row 0: field 'image' holds the path '.*broken\.png', which cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"test rows: row 0: field 'image' holds the path '.*broken\.png', which cannot be read"
+    ):
         fedelta.run({**image_config, "data": data}, {"output": str(tmp_path / "run")})
     (tmp_path / "test.jsonl").write_text('{"image": "gone.png", "label": "dark"}\n')
     with pytest.raises(ValueError, match=r"gone\.png', where there is no file"):

@@ -30,7 +30,14 @@ from fedelta.models.loading import load_model
 from fedelta.tasks import ImageClassification
 from fedelta.tasks.images.processor import MEAN, ImageProcessor
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4, "num_labels": 3}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+    "num_labels": 3,
+}
 
 MODELS: dict[str, Callable[[], Any]] = {
     "vit": lambda: ViTForImageClassification(ViTConfig(intermediate_size=24, **SIZES)),
@@ -44,7 +51,8 @@ OTHER_SIZES = [("vit", 12), ("deit", 20), ("dinov2", 12)]
 
 RANDOM = np.random.default_rng(0)
 DATA = [
-    [{"image": RANDOM.integers(0, 255, (10 + k, 12), dtype=np.uint8), "label": "abc"[i % 3]} for i in range(6 + k)] for k in range(3)
+    [{"image": RANDOM.integers(0, 255, (10 + k, 12), dtype=np.uint8), "label": "abc"[i % 3]} for i in range(6 + k)]
+    for k in range(3)
 ]
 
 
@@ -140,7 +148,7 @@ def test_a_size_that_a_model_cannot_read_is_refused_before_a_round(tmp_path: Pat
     with pytest.raises(ValueError, match="'SwinForImageClassification' cannot read images of 3 channels and 12 x 12 pixels"):
         clients("swin", side=12)
     ViTForImageClassification(ViTConfig(intermediate_size=24, num_channels=1, **SIZES)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="cannot read images of 3 channels .*choose another model"):
+    with pytest.raises(ValueError, match=r"cannot read images of 3 channels .*choose another model"):
         load_model(str(tmp_path), ImageClassification(labels=("a", "b", "c")), device="cpu")
 
 
@@ -154,9 +162,11 @@ def test_the_trial_leaves_a_model_as_it_was():
 
 
 def test_text_and_images_do_not_go_together(tiny_model: Path, tiny_vision: Path):
-    with pytest.raises(ValueError, match="gives images, but model .* takes text: choose a model of images, such as dinov2-small"):
+    with pytest.raises(
+        ValueError, match=r"gives images, but model .* takes text: choose a model of images, such as dinov2-small"
+    ):
         load_model(str(tiny_model), ImageClassification(labels=("a", "b")), device="cpu")
-    with pytest.raises(ValueError, match="gives text, but model .* takes images: choose a model of text"):
+    with pytest.raises(ValueError, match=r"gives text, but model .* takes images: choose a model of text"):
         fedelta.hf_clients(str(tiny_vision), None, [[{"text": "a", "label": 0}]] * 2, LoraConfig(), 2)
 
 

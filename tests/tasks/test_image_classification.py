@@ -37,7 +37,9 @@ def test_images_of_any_size_and_number_of_channels_make_one_batch():
     assert torch.allclose(grey[0], grey[1], atol=1e-6), "grey is the same in all three channels"
 
 
-@pytest.mark.parametrize(("resample", "filter_"), [("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)])
+@pytest.mark.parametrize(
+    ("resample", "filter_"), [("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)]
+)
 @pytest.mark.parametrize("size", [(5, 5), (9, 12), (20, 31)])
 def test_images_are_resized_as_pillow_does_to_a_level(resample: Any, filter_: Any, size: tuple[int, int]):
     image = COLOURED // 2 + 60  # so that nothing leaves 0 to 255, which Pillow cuts between its two passes

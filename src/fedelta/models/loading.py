@@ -107,7 +107,8 @@ def load_model(
         config = AutoConfig.from_pretrained(files.source, **trust)
     check_fits(config, _main_input(config), task, name)
     with _explained(name), _hushed():
-        tokenizer = processor_in(files.folder, config) if reads_images(task) else AutoTokenizer.from_pretrained(files.source, **trust)
+        images = reads_images(task)
+        tokenizer = processor_in(files.folder, config) if images else AutoTokenizer.from_pretrained(files.source, **trust)
         auto_class = getattr(transformers, task.auto_class)
         model, info = auto_class.from_pretrained(files.source, use_safetensors=use_safetensors, **settings, **trust)
     new_head = _other_outputs(info["mismatched_keys"], task, name)
