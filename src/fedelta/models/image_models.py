@@ -60,13 +60,12 @@ def needs_telling(config: Mapping[str, Any], size: tuple[int, int]) -> bool:
         config: the content of its config.json.
         size: height and width of the images.
     """
-    side, kind = side_of(config), config.get("model_type")
+    side, kind = side_of(config), str(config.get("model_type"))
     if side is None or size == (side, side):
         return False
-    config_class = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else None
-    if config_class not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         return False
-    known: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[config_class]
+    known: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[CONFIG_MAPPING[kind]]
     model = known[0] if isinstance(known, tuple) else known
     return ASKED in inspect.signature(model.forward).parameters
 
