@@ -208,8 +208,9 @@ class PeftAdaptedModel:
 
     def tokens(self, batch: Batch) -> int:
         """Counts the tokens of a batch that a pass computes; padding counts, unless a pass leaves it out."""
-        skips_padding = any(fast.skips_padding for fast in self.passes)
-        return pass_sizes.tokens(batch, skips_padding=skips_padding, patch=pass_sizes.patch_of(self.module.config))
+        config, skips_padding = self.module.config, any(fast.skips_padding for fast in self.passes)
+        writes = bool(getattr(config, "is_encoder_decoder", False))
+        return pass_sizes.tokens(batch, skips_padding=skips_padding, patch=pass_sizes.patch_of(config), writes=writes)
 
     def longest(self, batch: Batch) -> int:
         """Returns the tokens of the longest sequence of a batch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, overload
 
@@ -17,6 +17,7 @@ from fedelta.engines.federation import largest_template
 from fedelta.engines.settings import Choice
 from fedelta.models.adapter_files import load_adapter
 from fedelta.models.clients import check_ranks, clients_on
+from fedelta.models.loading import task_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.models.trainer.client import TrainerClient, in_place_of
 from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
@@ -75,6 +76,7 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
     adapter = peft_config(config.lora)
     board().say("loading the model")
     model, tokenizer = load_adapted(model_section, dealt.task, adapter, device=config.device, seed=seeds.start, files=files)
+    dealt = replace(dealt, task=task_for(dealt.task, model.module.config))
     check_ranks(model, adapter, dealt.ranks)
     board().say("encoding the rows")
     train, validation, test = _encoded(dealt, tokenizer) if scored else ([], [], [])
