@@ -135,9 +135,11 @@ def evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="The folder of a run, or a PEFT folder.")],
     data: Annotated[
         str | None,
-        typer.Argument(metavar="DATA", help="A file, a Hub data set, or docstrings; by default the run's test rows."),
+        typer.Argument(
+            metavar="DATA", help="A file, a folder of images, a Hub id, or a named source; by default the run's test rows."
+        ),
     ] = None,
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="Of a Hub data set or of docstrings.")] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Of DATA, where it has several, as on the Hub.")] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Take so many rows, drawn at random.")] = None,
     which: Which = None,
     rank: OfRank = None,

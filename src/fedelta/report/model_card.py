@@ -92,7 +92,7 @@ class Exported:
 
 
 def load_lines(it: Exported, place: str) -> list[str]:
-    """Returns lines of Python that load a model, and its tokenizer or what prepares images, from the folder, or Hub id, `place`."""
+    """Returns lines of Python that load model and tokenizer, or what prepares images, from the folder, or Hub id, `place`."""
     reader, name = ("AutoTokenizer", "tokenizer") if it.auto_class != IMAGES else ("AutoImageProcessor", "processor")
     last = f"{name} = {reader}.from_pretrained({(place if it.tokenizer or it.auto_class == IMAGES else it.base)!r})"
     names = ", ".join(sorted([it.auto_class, reader]))

@@ -124,8 +124,8 @@ class Partition(Section):
     feature_shift: list[Literal["none", "rotation", "blur", "inversion"]] | None = Field(
         default=None,
         min_length=1,
-        description="of images: what is done to all of a client's, clients taking the list in turns; synthetic, and not done to "
-        "the validation and test rows of all",
+        description="of images: what is done to all of a client's, clients taking the list in turns; synthetic, and not done "
+        "to the validation and test rows of all",
     )
     min_examples: int = Field(default=1, ge=0, description="the fewest examples that a client may get; 0 allows empty clients")
 
