@@ -243,7 +243,7 @@ def _answer_lines(it: Exported) -> list[str]:
     if it.auto_class == SEQUENCE:
         return [inputs, "answers = [model.config.id2label[int(k)] for k in model(**inputs).logits.argmax(-1)]"]
     length = f"max_new_tokens={it.max_length}" if it.max_length is not None else "max_new_tokens=64"
-    writes = "inputs.input_ids, attention_mask=inputs.attention_mask"
+    writes = "input_ids=inputs.input_ids, attention_mask=inputs.attention_mask"
     return [
         inputs,
         f"answers = tokenizer.batch_decode(model.generate({writes}, {length}), skip_special_tokens=True)",
