@@ -121,9 +121,9 @@ def load_model(
     draw_parameters(model, drawn, seed)
     setattr(model, DRAWN, frozenset(drawn))
     set_padding(model, tokenizer)
-    check_decoder(model, tokenizer, task, name)
     model = model if quantization else model.to(place)
     check_images(model, task, tokenizer, name)
+    check_decoder(model, tokenizer, task, name)
     return model, tokenizer
 
 

@@ -37,6 +37,7 @@ from fedelta.models.patches import Patch, Undo, remove_all, whole_or_undone
 from fedelta.models.patterns import PLAIN as PLAIN_NAME
 from fedelta.models.patterns import exactly, harmless, matching, shortened
 from fedelta.models.products import PLAIN, Product
+from fedelta.models.quantised import kept_differentiable
 from fedelta.models.slots import (
     SLOT,
     factors_of,
@@ -104,6 +105,7 @@ class PeftAdaptedModel:
         self.patches: list[Patch] = []
         self.passes: list[FastPass] = []
         with whole_or_undone(self.patches):
+            self.patches += kept_differentiable(model)
             peft = _inject(model, lora_config)
             self.patches.append(Undo(peft.unload))
             self.module: nn.Module = peft.get_base_model()

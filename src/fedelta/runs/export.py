@@ -200,9 +200,9 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> Expor
         source.demand_leave()
     layout = read_layout(source.adapter)
     task, known = (_task_with_labels(source), True) if merged else _task_to_tell(source, layout)
-    facts = _facts_of(source, reads_images(task))
     if layout.config.get("task_type") == ENCODER_DECODER:
         task = task.for_encoder_decoder()
+    facts = _facts_of(source, reads_images(task))
     told = exported(layout, source.config, task, facts, source.run, source.adapter.name, merged=merged)
     told = told if known else replace(told, max_length=None, prompts={})
     # The model first, which takes memory and may not fit: no draft is begun for what cannot be written.
