@@ -32,14 +32,14 @@ from fedelta.tasks.task import Example, Task
 logger = logging.getLogger(__name__)
 
 
-def built(config: RunConfig, chosen: Choices) -> LocalExperiment:
+def built(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalExperiment:
     """Returns the run of a config to reckon with: whole where model and rows are here, else in outline where both are known.
 
     Raises:
         ValueError, OSError, ImportError: as `experiment.build` does, for a model or rows that are neither here nor known.
     """
     try:
-        return build(config, chosen)
+        return build(config, chosen, scored=scored)
     except (ValueError, OSError, ImportError):
         if shape_of(config.model) is None and size_of(config.data) is None:
             raise
