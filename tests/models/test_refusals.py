@@ -205,7 +205,7 @@ def test_the_models_config_says_that_it_reads_and_writes_apart(kind: str, tokeni
         ),
         (
             lambda: hf.T5Model(hf.T5Config(**T5, decoder_start_token_id=0)),
-            r"trains a model ForSeq2SeqLM, but the loaded one is a T5Model, without such a head: load it by AutoModelForSeq2Seq",
+            r"a model ForSeq2SeqLM, but the loaded one is a T5Model, without such a head: load it by AutoModelForSeq2SeqLM",
         ),
     ],
     ids=["no start", "no start of another kind", "no inputs", "no head"],
