@@ -1,4 +1,4 @@
-"""Every table of a study's README is what its files say, and what these say is in the store."""
+"""Every table of a study's README is what its files say, what these say is in the store, and full suites can be reckoned."""
 
 import csv
 import json
@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from fedelta.runs.suite.cells import combinations, plan_of
+from fedelta.runs.suite.estimate import cost_of
+from fedelta.runs.suite.schema import read_suite
 from fedelta.runs.suite.store import Store
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -49,6 +52,14 @@ def test_a_score_is_in_the_store(studies: ModuleType, name: str) -> None:
         if row["value"]:
             record = lines[row["config_sha256"]]["records"][int(row["round"]) - 1]
             assert float(row["value"]) in [(record.get(part) or {}).get(row["metric"]) for part in ("test", "validation")]
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/full.yaml")), ids=lambda path: path.parent.name)
+def test_a_full_suite_is_reckoned_without_its_model_and_rows(path: Path, tmp_path: Path) -> None:
+    plan = plan_of(read_suite(path), tmp_path)
+    entry, setting = plan.file.entries[0], next(iter(plan.settings))
+    cost = cost_of(plan.config(setting, entry, combinations(entry)[0]), plan.own)
+    assert min(cost.values()) > 0
 
 
 def _lines(path: Path) -> Mapping[str, Any]:

@@ -80,7 +80,7 @@ def compare(
     made = ready(suite, Wanted(changes, listed, _seeds(seeds), baseline, store, output, may_run))
     work = Work(made.plan, made.book, _options(made.plan, only, hours, retry, prune))
     work.options = replace(work.options, jobs=_jobs(jobs, made.plan.file.suite.jobs, work))
-    demand_sources(work)
+    demand_sources(work, to_reckon=dry_run)
     demand_served(work)
     if dry_run:
         _show_plan(work, made.text, as_json)

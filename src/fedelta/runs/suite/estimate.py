@@ -81,10 +81,10 @@ def _first(values: list[Values], chosen: Values | None) -> Values:
 
 def cost_of(config: RunConfig, own: Own) -> Mapping[str, int]:
     """Returns bytes, steps and memory of a run, from the plan that `fedelta run --dry-run` shows."""
-    from fedelta.runs.experiment import build
+    from fedelta.runs.outline import built
     from fedelta.runs.plan import plan
 
-    found = plan(build(config, check(config, own)))
+    found = plan(built(config, check(config, own)))
     return {"bytes": int(found.bytes["total"]), "steps": found.steps, "memory": sum(found.memory.values()) + OVERHEAD}
 
 

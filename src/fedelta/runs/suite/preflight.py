@@ -10,23 +10,30 @@ from fedelta.models.base_files import find_base
 from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.checks import check
 from fedelta.runs.deal import deal
-from fedelta.runs.experiment import build
+from fedelta.runs.hub_facts import shape_of, size_of
+from fedelta.runs.outline import built
 from fedelta.runs.sinks import demand_installed
 from fedelta.runs.suite.cells import Task
 from fedelta.runs.suite.work import Work
 from fedelta.tree import Adapter, BaseDelta
 
 
-def demand_sources(work: Work) -> None:
+def demand_sources(work: Work, *, to_reckon: bool = False) -> None:
     """Reads each source of rows, deals it once, and finds each model that open cells need.
 
     A suite whose cells are all finished needs none of them.
+
+    Args:
+        work: the suite's cells.
+        to_reckon: nothing will be trained, so that of a model or rows whose shape or size is known nothing is demanded.
 
     Raises:
         ConfigError: with one line for each source or model that cannot be used, and the first cell that needs it.
     """
     faults: dict[str, str] = {}
     for what, task in _first_needs(work).items():
+        if to_reckon and _is_known(what, task.config):
+            continue
         try:
             demand_installed(task.config)
             _use(what, task.config, work)
@@ -46,14 +53,14 @@ def demand_served(work: Work) -> None:
     """
     faults: dict[str, str] = {}
     for tasks in _by_population(work).values():
-        built = None
+        found = None
         for task in tasks:
             try:
                 chosen = check(task.config, work.plan.own)
-                built = built or build(task.config, chosen, scored=False)
-                score = _no_score if built.deal.splits.validation else None
+                found = found or built(task.config, chosen, scored=False)
+                score = _no_score if found.deal.splits.validation else None
                 method = chosen.method.for_topology(chosen.settings.rounds, lambda: 0.0)
-                Federation.prepare(method, built.clients, built.template, replace(chosen.settings, score=score))
+                Federation.prepare(method, found.clients, found.template, replace(chosen.settings, score=score))
             except (ValueError, TypeError, OSError, ImportError) as error:
                 faults.setdefault(str(error), task.title)
     if faults:
@@ -90,6 +97,10 @@ def _first_needs(work: Work) -> dict[tuple[str, str], Task]:
             found.setdefault(("model", json.dumps([config.model.name, config.model.revision])), task)
             found.setdefault(("rows", json.dumps(rows, sort_keys=True, default=str)), task)
     return found
+
+
+def _is_known(what: tuple[str, str], config: RunConfig) -> bool:
+    return (shape_of(config.model) if what[0] == "model" else size_of(config.data)) is not None
 
 
 def _use(what: tuple[str, str], config: RunConfig, work: Work) -> None:
