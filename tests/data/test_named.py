@@ -10,7 +10,7 @@ from fedelta.data.sources import load_rows, load_splits, pinned_revision
 
 
 def test_a_source_is_known_by_its_file():
-    assert named.list_sources() == ["docstrings"]
+    assert named.list_sources() == ["docstrings", "fashion_mnist"]
     assert type(named.get_source("docstrings")).__name__ == "Docstrings"
     with pytest.raises(ValueError, match="no source is called 'docstring'; did you mean 'docstrings'"):
         named.get_source("docstring")
@@ -20,7 +20,7 @@ def test_a_source_is_known_by_its_file():
 def parity(monkeypatch: pytest.MonkeyPatch) -> None:
     """The template under the name `parity`, as if its file had that name."""
     monkeypatch.setattr(sources, "is_named", lambda source: source == "parity")  # pyright: ignore[reportUnknownLambdaType]
-    monkeypatch.setattr(sources, "get_source", lambda name: Parity())  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(sources, "get_source", lambda name, folder: Parity())  # pyright: ignore[reportUnknownLambdaType]
 
 
 @pytest.mark.usefixtures("parity")

@@ -20,6 +20,7 @@ from fedelta.data.rows import Row
 from fedelta.demands import number
 from fedelta.models.base_store import delta_shape
 from fedelta.models.devices import pick_device
+from fedelta.models.image_models import check_images, processor_for, reads_images
 from fedelta.models.loading import CAUSAL, check_fits, load_model, main_input_of, set_padding
 from fedelta.models.passes import Backend
 from fedelta.models.patterns import by_layer, demand_used
@@ -54,7 +55,8 @@ def hf_clients(
 
     Args:
         model: a name (alias, folder or Hub id) or a loaded transformers model, which then gets PEFT's layers.
-        tokenizer: None, to load the one of a model given by name.
+        tokenizer: None, to load the one of a model given by name. For a task of images what prepares them: an
+            `ImageProcessor`, one of transformers, or None for the mean and spread of ImageNet.
         datasets: one for each client: a list of rows, or a Hugging Face `Dataset`.
         lora_config: targets, scales and patterns; its `r` is not used.
         ranks: one for all clients, or one for each.
@@ -86,7 +88,9 @@ def hf_clients(
         model, loaded = load_model(str(model), task, device=device, revision=revision, seed=seed)
         tokenizer = tokenizer or loaded
     else:
-        if tokenizer is None:
+        if tokenizer is None and reads_images(task):
+            tokenizer = processor_for(model)
+        elif tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer; only for a model given by name can it be None")
         check_fits(model.config, main_input_of(model), task, type(model).__name__)
         if revision is not None:
@@ -94,6 +98,7 @@ def hf_clients(
         check_head(model, task)
         check_outputs(model, task)
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
+        check_images(model, task, tokenizer, type(model).__name__)
     check_dtype(model)
     set_padding(model, tokenizer)
     lora = config_for(task, lora_config, model)

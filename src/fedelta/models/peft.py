@@ -208,11 +208,12 @@ class PeftAdaptedModel:
 
     def tokens(self, batch: Batch) -> int:
         """Counts the tokens of a batch that a pass computes; padding counts, unless a pass leaves it out."""
-        return pass_sizes.tokens(batch, skips_padding=any(fast.skips_padding for fast in self.passes))
+        skips_padding = any(fast.skips_padding for fast in self.passes)
+        return pass_sizes.tokens(batch, skips_padding=skips_padding, patch=pass_sizes.patch_of(self.module.config))
 
     def longest(self, batch: Batch) -> int:
         """Returns the tokens of the longest sequence of a batch."""
-        return pass_sizes.longest(batch)
+        return pass_sizes.longest(batch, pass_sizes.patch_of(self.module.config))
 
     def pass_tokens(self) -> int:
         """Returns the tokens for which one pass has room on the model's device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Collection, Sequence
@@ -16,6 +17,7 @@ from fedelta.exchange import files
 from fedelta.models.adapter_files import CONFIG, WEIGHTS, Layout, copy_adapter, load_adapter, own_files, read_layout
 from fedelta.models.base_facts import BaseFacts, base_facts
 from fedelta.models.export import merge_into
+from fedelta.models.image_models import PREPARED, reads_images
 from fedelta.models.loading import load_model
 from fedelta.report.model_card import Exported, model_card
 from fedelta.runs.base import evaluator, load_adapted, peft_config
@@ -26,7 +28,7 @@ from fedelta.runs.config.own import NOTHING, Own
 from fedelta.runs.config.resume import demand_leave, without_leave
 from fedelta.runs.config.schema import PROGRAM
 from fedelta.runs.deal import deal, read_own
-from fedelta.runs.exported import exported
+from fedelta.runs.exported import exported, prepared_by
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.labels import lacks_labels, with_labels
 from fedelta.tasks import get_task
@@ -146,7 +148,15 @@ def score(source: Source, data: str | None = None, *, split: str | None = None, 
 
 def _given_rows(config: RunConfig, task: Task, data: str, split: str | None) -> list[Row]:
     revision = config.data.revision if data == config.data.source else None
-    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seeds().data, revision=revision)
+    rows = load_rows(
+        data,
+        split=split,
+        fields=config.data.fields,
+        seed=config.seeds().data,
+        revision=revision,
+        path=config.data.path if data == config.data.source else None,
+        in_files=task.path_fields(),
+    )
     return without_empty(rows, task.label_field(), config.data.empty, data)
 
 
@@ -168,7 +178,8 @@ def _test_rows(source: Source, task: Task) -> list[Row]:
 
 
 def export(source: Source, folder: str | Path, *, merged: bool = False) -> Exported:
-    """Writes the adapter as a PEFT folder, or a whole model with the delta in its weights; with model card and tokenizer.
+    """Writes the adapter as a PEFT folder, or a whole model with the delta in its weights; with model card and tokenizer,
+    or what prepares images in its place.
 
     The folder appears whole or not at all. What cannot be read of the base model is left out, with a warning.
 
@@ -184,8 +195,9 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> Expor
     own_files(source.adapter)  # before one is read
     if merged:
         source.demand_leave()
-    layout, facts = read_layout(source.adapter), _facts_of(source)
+    layout = read_layout(source.adapter)
     task, known = (_task_with_labels(source), True) if merged else _task_to_tell(source, layout)
+    facts = _facts_of(source, reads_images(task))
     told = exported(layout, source.config, task, facts, source.run, source.adapter.name, merged=merged)
     told = told if known else replace(told, max_length=None, prompts={})
     # The model first, which takes memory and may not fit: no draft is begun for what cannot be written.
@@ -197,11 +209,13 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> Expor
             whole.save_pretrained(draft)
         if told.tokenizer:
             facts.tokenizer.save_pretrained(draft)
+        if (processor := prepared_by(task, facts)) is not None:
+            files.write(draft / PREPARED, (json.dumps(processor.as_json(), indent=2) + "\n").encode())
         files.write(draft / CARD, model_card(told, folder.resolve().name).encode())
     return told
 
 
-def _facts_of(source: Source) -> BaseFacts:
+def _facts_of(source: Source, images: bool) -> BaseFacts:
     settings = source.config.model
     return base_facts(
         settings.name,
@@ -209,6 +223,7 @@ def _facts_of(source: Source) -> BaseFacts:
         digest=settings.digest,
         trust_remote_code=settings.trust_remote_code,
         use_safetensors=settings.use_safetensors,
+        images=images,
     )
 
 

@@ -179,13 +179,15 @@ def split(c: Compared) -> Figure | None:
     caption = (
         f"Training rows by client{' and label' if skew is not None else ''}, seed {run.seed}; r is the client’s rank.{distance}"
     )
+    shifts = [str(client["feature_shift"]) for client in found.values() if "feature_shift" in client]
+    caption += " Each client’s images are shifted, synthetically: the table says how." if shifts else ""
     legend = [tag("span", tag("i", class_=style), name) for name, style in styles.items()]
     body = tag("p", *legend, class_="bleg") if skew is not None else Markup("")
     rows = [
-        [bar.name, str(bar.total), str(client.get("test_rows", DASH))]
+        [bar.name, str(bar.total), str(client.get("test_rows", DASH)), *([str(client.get("feature_shift"))] if shifts else [])]
         for bar, client in zip(drawn, found.values(), strict=True)
     ]
-    data = Grid(["client", "training rows", "held out"], rows[:200])
+    data = Grid(["client", "training rows", "held out", *(["shift (synthetic)"] if shifts else [])], rows[:200])
     label = f"{title}. The numbers are in the table under the chart."
     wide, narrow = (bars(drawn, size, "training rows", label) for size in (WIDE, NARROW))
     return Figure(title, caption, wide, narrow, body=body, data=data)

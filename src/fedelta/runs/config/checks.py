@@ -58,6 +58,7 @@ def _checked(config: RunConfig, own: Own) -> Choices:
         _check_partition(config.partition)
     else:
         _check_own_files(config)
+    _check_shift(config.partition, chosen)
     _check_cohort(config.federation, config.num_clients())
     _check_graph(config, chosen)
     _check_sites(config.federation)
@@ -105,6 +106,13 @@ def _check_partition(partition: Partition) -> None:
     scheme_of(partition)
 
 
+def _check_shift(partition: Partition, chosen: Choices) -> None:
+    if partition.feature_shift is not None and not chosen.task.path_fields():
+        raise ValueError(
+            f"partition.feature_shift has no meaning for task {type(chosen.task).__name__!r}: it belongs to tasks of images"
+        )
+
+
 def _check_own_files(config: RunConfig) -> None:
     """Raises ValueError for what has no meaning where each client has its own file."""
     if config.partition != Partition():
@@ -112,7 +120,7 @@ def _check_own_files(config: RunConfig) -> None:
             "partition has no meaning where data.clients names each client's file: leave `partition` out, or put one file with "
             "all rows into data.source"
         )
-    for key in ("source", "train", "subset", "revision", "stratify"):
+    for key in ("source", "path", "train", "subset", "revision", "stratify"):
         if getattr(config.data, key) != Data.model_fields[key].default:
             raise ValueError(f"data.{key} has no meaning where data.clients names each client's file: leave one of them out")
 

@@ -1,4 +1,4 @@
-"""Guesses the task of rows from their columns: a choice among endings, an answer in words, or a label.
+"""Guesses the task of rows from their columns: a choice among endings, an answer in words, or the label of a text or an image.
 
 A guess goes by the names that public data sets use, and where they say nothing by what is in the columns.
 """
@@ -33,6 +33,8 @@ OWNERS = (
     *("client", "client_id", "site", "hospital", "institution", "user", "user_id", "author", "speaker", "device", "node"),
     *("patient", "patient_id", "subject_id", "customer", "customer_id"),
 )
+
+IMAGES = ("image", "img", "picture", "photo", "scan", "file", "file_name", "filename", "path")
 
 NUMBERED = re.compile(r"(?P<stem>.*[a-z])_?(?P<number>[0-9a-e])", re.IGNORECASE)
 """The name of one ending among several columns, such as `sol1` or `choice_b`."""
@@ -86,6 +88,8 @@ def guess(columns: Sequence[Column], rows: int, *, text: str | None = None, labe
     found = None
     if text is None and label is None:
         found = _of_choices(columns) or _of_answers(columns, rows)
+    if text is None:
+        found = found or _of_images(columns, rows, label)
     found = found or _of_labels(columns, rows, text, label)
     if found is None:
         raise ValueError(_nothing(columns, rows))
@@ -172,8 +176,7 @@ def _of_answers(columns: Sequence[Column], rows: int) -> Guess | None:
 
 def _of_labels(columns: Sequence[Column], rows: int, text: str | None, label: str | None) -> Guess | None:
     candidates = [column for column in columns if column.name != text and could_label(column, rows)]
-    chosen = next((column for column in columns if column.name == label), None) or first_of(candidates, LABELS, lambda c: True)
-    chosen = chosen or _fewest([column for column in candidates if len(column.counts) <= FEW and column.words(1.0) <= FEW])
+    chosen = _label_among(columns, candidates, label)
     if chosen is None:
         return None
     rest = [column for column in columns if column is not chosen]
@@ -184,6 +187,25 @@ def _of_labels(columns: Sequence[Column], rows: int, text: str | None, label: st
     uses = {**dict.fromkeys((column.name for column in texts), "text"), chosen.name: "label"}
     others = [column.name for column in candidates if column.name not in uses]
     return Guess({**task, "label": chosen.name}, uses, texts, chosen, others=others)
+
+
+def _of_images(columns: Sequence[Column], rows: int, label: str | None) -> Guess | None:
+    images = [column for column in columns if column.kind == "image" and not column.missing]
+    image = first_of(images, IMAGES, lambda c: True) or next(iter(images), None)
+    candidates = [column for column in columns if column.kind != "image" and could_label(column, rows)]
+    chosen = _label_among(columns, candidates, label)
+    if image is None or chosen is None:
+        return None
+    task = {"name": "image_classification", "image": image.name, "label": chosen.name}
+    others = [column.name for column in candidates if column is not chosen]
+    return Guess(task, {image.name: "image", chosen.name: "label"}, [], chosen, others=others)
+
+
+def _label_among(columns: Sequence[Column], candidates: Sequence[Column], label: str | None) -> Column | None:
+    """Returns the column that a person says is the label, else the likeliest of the candidates; None without one."""
+    said = next((column for column in columns if column.name == label), None)
+    few = [column for column in candidates if len(column.counts) <= FEW and column.words(1.0) <= FEW]
+    return said or first_of(candidates, LABELS, lambda c: True) or _fewest(few)
 
 
 def could_label(column: Column, rows: int) -> bool:

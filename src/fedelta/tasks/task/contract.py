@@ -54,6 +54,7 @@ class Task(ABC):
         auto_class: the class of transformers that loads the model, such as "AutoModelForCausalLM".
         peft_task_type: PEFT's `TaskType`, or None where PEFT has none for this task.
         modules_to_save: heads that PEFT does not find by itself from its task type.
+        main_input: what the model reads, as transformers names it: "input_ids" for text, "pixel_values" for images.
         sample: a few rows that fit the default settings; the laws of `fedelta.testing.check_task` are asked with them.
 
     Args:
@@ -65,6 +66,7 @@ class Task(ABC):
     auto_class: ClassVar[str]
     peft_task_type: ClassVar[str | None]
     modules_to_save: ClassVar[tuple[str, ...]] = ()
+    main_input: ClassVar[str] = "input_ids"
     sample: ClassVar[tuple[Row, ...]] = ()
 
     max_length: int = 128
@@ -83,6 +85,10 @@ class Task(ABC):
         """Returns the fields whose texts a row should not leave empty."""
         return ()
 
+    def path_fields(self) -> tuple[str, ...]:
+        """Returns the fields in which a text is the path of a file, such as an image."""
+        return ()
+
     def label_field(self) -> str | None:
         """Returns the field that `label_of` reads; None where the task has no labels."""
         return None
@@ -97,7 +103,7 @@ class Task(ABC):
 
         Args:
             rows: at least one.
-            tokenizer: of the model; for images its image processor.
+            tokenizer: of the model; for images the `fedelta.tasks.images.processor.ImageProcessor` that it was trained with.
 
         Raises:
             ValueError: there are no rows, or a row lacks a field, has a value that is not usable or an unknown label; the
