@@ -23,7 +23,7 @@ NAMES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-image
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=FashionMnist().folder, help="of the four files")
     folder: Path = parser.parse_args().folder
     rows = FashionMnist(folder=folder).load()

@@ -14,7 +14,9 @@ from fedelta.data.gaps import is_empty
 from fedelta.data.image_folder import ENDINGS as IMAGE_ENDINGS
 from fedelta.data.rows import Row, unfit_label
 
-Kind: TypeAlias = Literal["text", "whole number", "number", "true or false", "list of texts", "chat", "image", "nothing", "other"]
+Kind: TypeAlias = Literal[
+    "text", "whole number", "number", "true or false", "list of texts", "chat", "image", "nothing", "other"
+]
 """Contents of a column: of all its values that are not empty."""
 
 MOST_COUNTED = 1000

@@ -1,7 +1,7 @@
 """Reads an image out of a row, in whatever form it is there, as 8 bits a channel.
 
-A field may hold a path, the bytes of a file, an array or nested lists, an image of Pillow, or what a data set of the Hub has for
-an image, `{bytes: ..., path: ...}`. Only arrays are read without Pillow.
+A field may hold a path, the bytes of a file, an array or nested lists, an image of Pillow, or what a data set of the Hub has
+for an image, `{bytes: ..., path: ...}`. Only arrays are read without Pillow.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def _decoded(source: Path | io.BytesIO, what: str) -> Levels:
     except _Unfit as error:
         raise ValueError(f"{what}: {error}") from error
     except Exception as error:  # decoders raise errors of many kinds on a damaged file, and on one that would not fit memory
-        raise ValueError(f"{what}, which cannot be read as an image ({error}): fetch the file again, or leave it out") from error
+        raise ValueError(
+            f"{what}, which cannot be read as an image ({error}): fetch the file again, or leave it out"
+        ) from error
 
 
 class _Unfit(ValueError):
@@ -134,8 +136,8 @@ def _channels_first(array: NDArray[Any]) -> NDArray[Any]:
         array = array.transpose(2, 0, 1)
     elif array.ndim != 3 or array.shape[0] not in CHANNELS:
         raise _Unfit(
-            f"an array of shape {array.shape}, but an image has the shape (height, width), or 1, 3 or 4 channels as its last or "
-            "first size: choose three of its channels"
+            f"an array of shape {array.shape}, but an image has the shape (height, width), or 1, 3 or 4 channels as its last "
+            "or first size: choose three of its channels"
         )
     return array[:3]
 

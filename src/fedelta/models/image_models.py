@@ -60,13 +60,12 @@ def needs_telling(config: Mapping[str, Any], size: tuple[int, int]) -> bool:
         config: the content of its config.json.
         size: height and width of the images.
     """
-    side, kind = side_of(config), config.get("model_type")
+    side, kind = side_of(config), str(config.get("model_type"))
     if side is None or size == (side, side):
         return False
-    try:
-        known: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[CONFIG_MAPPING[kind]]
-    except (KeyError, TypeError):
+    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         return False
+    known: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[CONFIG_MAPPING[kind]]
     model = known[0] if isinstance(known, tuple) else known
     return ASKED in inspect.signature(model.forward).parameters
 
@@ -93,7 +92,8 @@ def check_images(model: Any, task: Task, processor: Any, name: str) -> None:
             task.decisions(model, batch)
     except (RuntimeError, ValueError) as error:
         own = side_of(getattr(model, "config", None))
+        hint = "" if own in (None, size[0]) else f", such as its own, {own}"
         raise ValueError(
             f"model {name!r} cannot read images of 3 channels and {size[0]} x {size[1]} pixels ({error}): set task.image_size "
-            f"to a size that it takes{f', such as its own, {own}' if own not in (None, size[0]) else ''}, or choose another model"
+            f"to a size that it takes{hint}, or choose another model"
         ) from error

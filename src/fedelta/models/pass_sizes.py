@@ -24,18 +24,20 @@ def pass_tokens(config: Any, device: torch.device, dtype: torch.dtype) -> int:
     return max(CPU_TOKENS, int(free / 2 / activations))
 
 
-def tokens(batch: Batch, *, skips_padding: bool, patch: int = PATCH) -> int:
+def tokens(batch: Batch, *, skips_padding: bool, patch: int = PATCH, writes: bool = False) -> int:
     """Counts the tokens of a batch that a model computes; padding counts, unless the model leaves it out.
 
     Args:
         batch: of text or of images.
         skips_padding: says that padding is left out.
         patch: pixels of a side of what is one token of an image.
+        writes: says that the model has a decoder apart, which computes the batch's `token_labels`, too.
     """
-    main, mask = batch.get("input_ids"), batch.get("attention_mask")
+    main, mask, answer = (batch.get(name) for name in ("input_ids", "attention_mask", "token_labels"))
     if main is None:
         return longest(batch, patch) * len(next(iter(batch.values())))
-    return int(mask.sum()) if mask is not None and skips_padding else main.numel()
+    read = int(mask.sum()) if mask is not None and skips_padding else main.numel()
+    return read + (answer.numel() if writes and answer is not None else 0)
 
 
 def longest(batch: Batch, patch: int = PATCH) -> int:

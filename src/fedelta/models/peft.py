@@ -37,6 +37,7 @@ from fedelta.models.patches import Patch, Undo, remove_all, whole_or_undone
 from fedelta.models.patterns import PLAIN as PLAIN_NAME
 from fedelta.models.patterns import exactly, harmless, matching, shortened
 from fedelta.models.products import PLAIN, Product
+from fedelta.models.quantised import kept_differentiable
 from fedelta.models.slots import (
     SLOT,
     factors_of,
@@ -104,6 +105,7 @@ class PeftAdaptedModel:
         self.patches: list[Patch] = []
         self.passes: list[FastPass] = []
         with whole_or_undone(self.patches):
+            self.patches += kept_differentiable(model)
             peft = _inject(model, lora_config)
             self.patches.append(Undo(peft.unload))
             self.module: nn.Module = peft.get_base_model()
@@ -208,8 +210,9 @@ class PeftAdaptedModel:
 
     def tokens(self, batch: Batch) -> int:
         """Counts the tokens of a batch that a pass computes; padding counts, unless a pass leaves it out."""
-        skips_padding = any(fast.skips_padding for fast in self.passes)
-        return pass_sizes.tokens(batch, skips_padding=skips_padding, patch=pass_sizes.patch_of(self.module.config))
+        config, skips_padding = self.module.config, any(fast.skips_padding for fast in self.passes)
+        writes = bool(getattr(config, "is_encoder_decoder", False))
+        return pass_sizes.tokens(batch, skips_padding=skips_padding, patch=pass_sizes.patch_of(config), writes=writes)
 
     def longest(self, batch: Batch) -> int:
         """Returns the tokens of the longest sequence of a batch."""

@@ -21,8 +21,13 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 LICENSE = re.compile(r"[A-Za-z0-9][\w.+-]{0,60}")
 
 SEQUENCE, CAUSAL = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
-IMAGES = "AutoModelForImageClassification"
-PIPELINES: Mapping[str, str] = {SEQUENCE: "text-classification", CAUSAL: "text-generation", IMAGES: "image-classification"}
+IMAGES, SEQ2SEQ = "AutoModelForImageClassification", "AutoModelForSeq2SeqLM"
+PIPELINES: Mapping[str, str] = {
+    SEQUENCE: "text-classification",
+    CAUSAL: "text-generation",
+    IMAGES: "image-classification",
+    SEQ2SEQ: "text2text-generation",
+}
 """The Hub's name of a task, by the class that loads its model."""
 
 SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -87,15 +92,16 @@ class Exported:
 
 
 def load_lines(it: Exported, place: str) -> list[str]:
-    """Returns lines of Python that load a model, and its tokenizer or what prepares images, from the folder, or Hub id, `place`."""
+    """Returns lines of Python that load model and tokenizer, or what prepares images, from the folder, or Hub id, `place`."""
     reader, name = ("AutoTokenizer", "tokenizer") if it.auto_class != IMAGES else ("AutoImageProcessor", "processor")
     last = f"{name} = {reader}.from_pretrained({(place if it.tokenizer or it.auto_class == IMAGES else it.base)!r})"
     names = ", ".join(sorted([it.auto_class, reader]))
     if it.merged:
         return [f"from transformers import {names}", "", f"model = {_call(it.auto_class, place)}", last]
-    if it.auto_class == SEQUENCE:
-        # PEFT loads the base by itself, with two labels unless it is told how many there are.
-        loader = "AutoPeftModelForSequenceClassification"
+    if it.auto_class == SEQUENCE or (it.auto_class == SEQ2SEQ and "revision" not in it.loading):
+        # PEFT loads the base by itself: with two labels unless it is told how many there are, and at its newest revision, since
+        # it takes `revision` for the adapter's.
+        loader = it.auto_class.replace("AutoModel", "AutoPeftModel")
         given = {**_labels(it.labels), **it.loading}
         imports = [f"from peft import {loader}", "from transformers import AutoTokenizer"]
         return [*imports, "", f"model = {_call(loader, place, given)}", last]
@@ -232,7 +238,7 @@ def _usage(it: Exported, name: str) -> str:
     """Returns the lines to use the folder by, where it is called `name`."""
     lines = [f"## Use\n\nWith this folder, or its Hub id, as {code(name)}:\n"]
     lines.append(fenced("\n".join(load_lines(it, name)), "python"))
-    if it.auto_class in (SEQUENCE, IMAGES):
+    if it.auto_class in (SEQUENCE, IMAGES, SEQ2SEQ):
         lines.append(fenced("\n".join(answer_lines(it)), "python"))
     if warning := caution(it):
         lines.append(f"{warning}. A model exported with `--merged` holds them.\n")
@@ -253,9 +259,14 @@ def answer_lines(it: Exported) -> list[str]:
             f"answers = [model.config.id2label[int(k)] for k in model(**inputs{told}).logits.argmax(-1)]",
         ]
     cut = f"truncation=True, max_length={it.max_length}, " if it.max_length is not None else ""
+    inputs = f'inputs = tokenizer(["a text"], {cut}padding=True, return_tensors="pt")'
+    if it.auto_class == SEQUENCE:
+        return [inputs, "answers = [model.config.id2label[int(k)] for k in model(**inputs).logits.argmax(-1)]"]
+    length = f"max_new_tokens={it.max_length}" if it.max_length is not None else "max_new_tokens=64"
+    writes = "input_ids=inputs.input_ids, attention_mask=inputs.attention_mask"
     return [
-        f'inputs = tokenizer(["a text"], {cut}padding=True, return_tensors="pt")',
-        "answers = [model.config.id2label[int(k)] for k in model(**inputs).logits.argmax(-1)]",
+        inputs,
+        f"answers = tokenizer.batch_decode(model.generate({writes}, {length}), skip_special_tokens=True)",
     ]
 
 

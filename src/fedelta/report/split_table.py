@@ -26,7 +26,11 @@ Row = Mapping[str, Any]
 
 
 def split_table(rows: Sequence[Row]) -> RenderableType:
-    """Lists each client's share, from the rows of `fedelta.split.view.partition_table` with "rank", perhaps "name", "feature_shift"."""
+    """Lists each client's share.
+
+    Args:
+        rows: of `fedelta.split.view.partition_table`, with "rank" and perhaps "name" and "feature_shift".
+    """
     if len(rows) <= MOST_CLIENTS:
         return _by_client("Split of the training rows", rows)
     farthest = sorted(rows, key=lambda row: -(row["distance"] or 0.0))[:FARTHEST]

@@ -18,7 +18,7 @@ from fedelta.models.adapter_files import CONFIG, WEIGHTS, Layout, copy_adapter, 
 from fedelta.models.base_facts import BaseFacts, base_facts
 from fedelta.models.export import merge_into
 from fedelta.models.image_models import PREPARED, reads_images
-from fedelta.models.loading import load_model
+from fedelta.models.loading import load_model, task_for
 from fedelta.report.model_card import Exported, model_card
 from fedelta.runs.base import evaluator, load_adapted, peft_config
 from fedelta.runs.config import ConfigError, RunConfig, read_config
@@ -40,7 +40,10 @@ Which: TypeAlias = Literal["best", "last"]
 
 CARD = "README.md"
 
-TASK_OF = {"SEQ_CLS": "classification", "CAUSAL_LM": "instruction"}
+ENCODER_DECODER = "SEQ_2_SEQ_LM"
+"""PEFT's type of an adapter of an encoder-decoder that writes."""
+
+TASK_OF = {"SEQ_CLS": "classification", "CAUSAL_LM": "instruction", ENCODER_DECODER: "instruction"}
 """The task to take if a PEFT folder names only its own task type."""
 
 
@@ -141,7 +144,7 @@ def score(source: Source, data: str | None = None, *, split: str | None = None, 
     model, tokenizer = load_adapted(
         config.model, task, peft_config(config.lora), device=config.device, seed=config.seeds().start
     )
-    deployed = {"adapter": load_adapter(source.adapter)}
+    task, deployed = task_for(task, model.module.config), {"adapter": load_adapter(source.adapter)}
     scores = evaluator(task, model, config.evaluation.batch_size).score(deployed, task.encode(rows, tokenizer))
     return {"examples": len(rows), **scores}
 
@@ -197,6 +200,8 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> Expor
         source.demand_leave()
     layout = read_layout(source.adapter)
     task, known = (_task_with_labels(source), True) if merged else _task_to_tell(source, layout)
+    if layout.config.get("task_type") == ENCODER_DECODER:
+        task = task.for_encoder_decoder()
     facts = _facts_of(source, reads_images(task))
     told = exported(layout, source.config, task, facts, source.run, source.adapter.name, merged=merged)
     told = told if known else replace(told, max_length=None, prompts={})
@@ -259,6 +264,22 @@ def _adapter_of(run: RunFolder, which: Which | None, rank: int | None, client: i
             raise ValueError("what ranks and clients run is kept of the last round only: leave --round out, or say last")
         return _existing(run, f"rank-{rank}" if client is None else f"client-{client}")
     return _existing(run, which or ("best" if (run.adapters / "best").is_dir() else "last"))
+
+
+def adapters_in(path: Path) -> list[Path]:
+    """Returns the adapter that is meant by a folder, of a run or of PEFT; all clients' own of a run that has no common one.
+
+    Raises:
+        FileNotFoundError: for a run that has no adapter yet.
+    """
+    run = RunFolder(path)
+    if not run.config_file.is_file():
+        return [path]
+    common = [name for name in ("best", "last") if (run.adapters / name).is_dir()]
+    own = sorted(run.adapters.glob("client-*"), key=lambda folder: (len(folder.name), folder.name))
+    if common or not own:
+        return [_adapter_of(run, None, None, None)]
+    return [_existing(run, folder.name) for folder in own]
 
 
 def _existing(run: RunFolder, name: str) -> Path:

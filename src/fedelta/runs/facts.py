@@ -94,7 +94,14 @@ def split_of(dealt: Deal) -> dict[str, Any]:
         own = {"labels": {name: found[name] for name in names if found[name]}} if counted else {}
         name = {"name": dealt.names[k]} if dealt.names else {}
         shift = {"feature_shift": dealt.shifts[k]} if dealt.shifts else {}
-        clients[str(k)] = {**name, **shift, "rows": len(part), "test_rows": len(dealt.held_out[k]), "rank": int(dealt.ranks[k]), **own}
+        clients[str(k)] = {
+            **name,
+            **shift,
+            "rows": len(part),
+            "test_rows": len(dealt.held_out[k]),
+            "rank": int(dealt.ranks[k]),
+            **own,
+        }
     distance = round(fmean(known), 4) if known else None
     return {"labels": names if counted else [], "clients": clients, "distance": distance}
 

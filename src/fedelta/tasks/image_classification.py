@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedelta.data.images import Levels, image_of
 from fedelta.data.rows import Row, require_rows
 from fedelta.demands import demand_all, optional, whole
-from fedelta.tasks.images.processor import ImageProcessor, Picture, as_processor
+from fedelta.tasks.images.processor import LARGEST, ImageProcessor, Picture, as_processor
 from fedelta.tasks.images.shifts import FIELD, shift_of
 from fedelta.tasks.task import Batch, Decisions, Example, Labelled, model_inputs
 
@@ -56,7 +56,7 @@ class ImageClassification(Labelled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        demand_all(self, {"image_size": optional(whole(least=1, most=4096))})
+        demand_all(self, {"image_size": optional(whole(least=1, most=LARGEST))})
         self.processor(None)  # refuses a mean and a std that no image has
 
     def path_fields(self) -> tuple[str, ...]:

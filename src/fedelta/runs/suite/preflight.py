@@ -1,16 +1,20 @@
-"""Reads the rows and finds the models of a suite before its first cell, so that no missing file comes out in the night."""
+"""Reads rows, finds models and asks methods before a suite's first cell, so that no fault comes out in the night."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+from fedelta.engines.federation import Federation
 from fedelta.models.base_files import find_base
 from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.checks import check
 from fedelta.runs.deal import deal
+from fedelta.runs.experiment import build
 from fedelta.runs.sinks import demand_installed
 from fedelta.runs.suite.cells import Task
 from fedelta.runs.suite.work import Work
+from fedelta.tree import Adapter, BaseDelta
 
 
 def demand_sources(work: Work) -> None:
@@ -30,6 +34,50 @@ def demand_sources(work: Work) -> None:
             faults.setdefault(str(error), task.title)
     if faults:
         raise ConfigError("\n".join(f"{title}: {fault}" for fault, title in faults.items()))
+
+
+def demand_served(work: Work) -> None:
+    """Asks the method of each setting that has open cells whether it can serve the clients that it would get.
+
+    Each model, split and set of ranks is built once, for all methods.
+
+    Raises:
+        ConfigError: with one line for each refusal, and the first cell that it is about.
+    """
+    faults: dict[str, str] = {}
+    for tasks in _by_population(work).values():
+        built = None
+        for task in tasks:
+            try:
+                chosen = check(task.config, work.plan.own)
+                built = built or build(task.config, chosen, scored=False)
+                score = _no_score if built.deal.splits.validation else None
+                method = chosen.method.for_topology(chosen.settings.rounds, lambda: 0.0)
+                Federation.prepare(method, built.clients, built.template, replace(chosen.settings, score=score))
+            except (ValueError, TypeError, OSError, ImportError) as error:
+                faults.setdefault(str(error), task.title)
+    if faults:
+        raise ConfigError("\n".join(f"{title}: {fault}" for fault, title in faults.items()))
+
+
+def _by_population(work: Work) -> dict[str, list[Task]]:
+    """Returns the first open cell of each method and setting, by all that its clients are made of."""
+    found: dict[str, list[Task]] = {}
+    seen: set[tuple[str, str]] = set()
+    for task in (task for tasks in work.left().values() for task in tasks):
+        if (task.setting, task.label) in seen:
+            continue
+        seen.add((task.setting, task.label))
+        values = task.config.model_dump(mode="json")
+        parts = [values[key] for key in ("seed", "device", "model", "lora", "task", "data", "partition")]
+        parts.append(values["training"]["trainer"])
+        found.setdefault(json.dumps(parts, sort_keys=True), []).append(task)
+    return found
+
+
+def _no_score(adapter: Adapter, base: BaseDelta | None) -> dict[str, float]:
+    """Stands for what scores uploads: here nothing is uploaded."""
+    return {}
 
 
 def _first_needs(work: Work) -> dict[tuple[str, str], Task]:

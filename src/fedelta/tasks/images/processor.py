@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedelta.data.images import Levels
-from fedelta.demands import number
+from fedelta.demands import number, whole
 
 Filter: TypeAlias = Literal["bilinear", "bicubic"]
 
@@ -26,6 +26,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 SIDE = 224
 """Pixels of a side, where neither the task nor the model says how many."""
+
+LARGEST = 4096
+"""Pixels of a side beyond which no model goes, and memory would not do."""
 
 FILTERS: Mapping[int, Filter] = {2: "bilinear", 3: "bicubic"}
 """By the number that Pillow, and so preprocessor_config.json, gives to a filter."""
@@ -50,6 +53,8 @@ class ImageProcessor:
     resample: Filter = "bicubic"
 
     def __post_init__(self) -> None:
+        for side in self.size:
+            whole(least=1, most=LARGEST)("size", side)
         for name, numbers, check in (("mean", self.mean, number()), ("std", self.std, number(above=0))):
             if len(numbers) != 3:
                 raise ValueError(f"{name} has one number for each of 3 channels, got {numbers}")

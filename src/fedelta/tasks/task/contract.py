@@ -9,7 +9,8 @@ A batch's names, and the call for its scores, follow from what the model reads a
 
     text -> a class         input_ids, attention_mask, labels    model(**model_inputs(batch)).logits
     text -> the next token  token_labels, as long as input_ids   logits_at the positions before the answer's tokens
-    encoder-decoder         token_labels of their own length     model(**model_inputs(batch, labels=...)).logits
+    encoder-decoder         token_labels of their own length     logits_at the answer's tokens, given `decoder_input_ids`; or
+                                                                 model(**model_inputs(batch, labels=...)).logits
     an image -> a class     pixel_values, stacked; labels        model(**model_inputs(batch)).logits
 """
 
@@ -79,6 +80,10 @@ class Task(ABC):
 
     def settled(self, rows: Sequence[Row]) -> Task:
         """Returns this task with what it leaves open (such as the list of labels) read from the training rows."""
+        return self
+
+    def for_encoder_decoder(self) -> Task:
+        """Returns this task as a model of encoder and decoder takes it; itself where that is no other task."""
         return self
 
     def text_fields(self) -> tuple[str, ...]:
