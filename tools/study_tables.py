@@ -198,8 +198,9 @@ def verdict(differences: Sequence[float], claim: Mapping[str, Any]) -> str:
 def _why_not(rows: Sequence[Row], claim: Mapping[str, Any], setting: str, sides: Sequence[Scores]) -> str:
     """Returns why a comparison is only one of how methods start, in parentheses; empty where it counts."""
     reasons: list[str] = []
+    suite, where = (claim["beside"], "") if "beside" in claim else (claim["suite"], setting)
     baseline, pooled = (
-        list(scores_of(rows, claim["suite"], setting, label).last.values()) for label in (claim["baseline"], "centralised")
+        list(scores_of(rows, suite, where, label).last.values()) for label in (claim["baseline"], "centralised")
     )
     if not all(side.last for side in sides):
         return ""

@@ -26,7 +26,8 @@ def script() -> Iterator[Script]:
     def load(path: str) -> ModuleType:
         name = f"study_{len(names)}"
         spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their module up
         names.append(name)
@@ -63,7 +64,8 @@ def test_nodes_get_the_reported_skew_and_no_row_twice(script: Script, monkeypatc
     positive = Counter(row["node"] for row in written["sst2_train"] if row["label"])
     assert [positive[node] for node in range(10)] == [360] * 3 + [40] * 3 + [200] * 4
     both = [row["id"] for part in written.values() for row in part]
-    assert len(written["sst2_train"]) == 4000 and len(set(both)) == len(both)
+    assert len(written["sst2_train"]) == 4000
+    assert len(set(both)) == len(both)
 
 
 @pytest.mark.parametrize(("left", "rounds"), [(500.0, 44), (10_000.0, 60), (50.0, 0), (-5.0, 0)])

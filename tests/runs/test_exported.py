@@ -118,7 +118,9 @@ def encoder_decoder(kind: str, words: Tokenizer, folder: Path) -> Path:
         sizes = {f"{side}_{of}": n for side in ("encoder", "decoder") for of, n in (("layers", 2), ("attention_heads", 2))}
         model = BartForConditionalGeneration(BartConfig(**ids, **sizes, bos_token_id=0, decoder_start_token_id=end))
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=marked, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=marked, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>").save_pretrained(
+        folder
+    )
     return folder
 
 

@@ -55,6 +55,7 @@ SEEN = [
         {"name": "multiple_choice", "context": "goal", "choices": ["sol1", "sol2"], "label": "label"},
     ),
     (rows_of(prompt=long, response=long), {"name": "instruction", "instruction": "prompt", "answer": "response"}),
+    (rows_of(article=long, summary=long), {"name": "instruction", "instruction": "article", "answer": "summary"}),
     (
         rows_of(instruction=long, context=["", "c d"], response=long, category=["x", "y"]),
         {"name": "instruction", "instruction": "instruction", "answer": "response", "context": "context"},

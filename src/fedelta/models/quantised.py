@@ -31,8 +31,8 @@ def kept_differentiable(module: nn.Module) -> list[Undo]:
     for name, layer in layers.items():
         if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
             raise ValueError(
-                f"layer {name!r} was repacked by bitsandbytes for answers alone, through which no gradient goes: load the model "
-                "again, and train it before it is asked anything in evaluation mode"
+                f"layer {name!r} was repacked by bitsandbytes for answers alone, through which no gradient goes: load the "
+                "model again, and train it before it is asked anything in evaluation mode"
             )
     undone: list[Undo] = []
     for layer in layers.values():

@@ -26,8 +26,11 @@ LABELS = (
 CONTEXTS = ("context", "ctx", "question", "goal", "query", "prompt", "sent1", "startphrase", "premise", "text")
 CHOICES = ("choices", "endings", "options", "answers", "candidates")
 RIGHT = ("label", "answer", "answer_idx", "answerkey", "answer_key", "gold", "correct", "target")
-ASKED = ("instruction", "prompt", "question", "query", "request", "input", "user")
-ANSWERED = ("response", "completion", "output", "answer", "reply", "target", "assistant")
+ASKED = ("instruction", "prompt", "question", "query", "request", "input", "user", "article", "document", "dialogue")
+ANSWERED = (
+    *("response", "completion", "output", "answer", "reply", "target", "assistant"),
+    *("summary", "highlights", "translation"),
+)
 GIVEN = ("context", "input", "passage")
 OWNERS = (
     *("client", "client_id", "site", "hospital", "institution", "user", "user_id", "author", "speaker", "device", "node"),
