@@ -1,6 +1,6 @@
 """Takes the first round apart: what the balanced client scores with its own or the mean head, its own or the server's adapter.
 
-python experiments/replication/first_round.py        # five seeds; writes first_round.csv
+python experiments/replication/first_round.py        # five seeds; adds to first_round.csv what it lacks
 """
 
 from __future__ import annotations
@@ -22,17 +22,29 @@ from fedelta.runs.suite.schema import read_suite
 
 HERE = Path(__file__).resolve().parent
 SEEDS, STEPS, COHORT, GOOD = range(5), (25, 100), 5, 0
+RESULTS = HERE / "first_round.csv"
 RULES: Mapping[str, str] = {"zero padding": "zeropad", "replication": "rbla"}
 COLUMNS: Sequence[str] = ("seed", "steps", "adapter", "head", "accuracy")
 
 
 def main() -> None:
-    with (HERE / "first_round.csv").open("w", newline="", encoding="utf-8") as file:
+    done = {(int(row["seed"]), int(row["steps"])) for row in known()}
+    with RESULTS.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
+        if not done:
+            writer.writeheader()
         for seed, steps in product(SEEDS, STEPS):
-            writer.writerows({"seed": seed, "steps": steps, **row} for row in rows(seed, steps))
-            file.flush()
+            if (seed, steps) not in done:
+                writer.writerows({"seed": seed, "steps": steps, **row} for row in rows(seed, steps))
+                file.flush()
+
+
+def known() -> list[dict[str, str]]:
+    """Returns the rows that an earlier call wrote."""
+    if not RESULTS.is_file():
+        return []
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def rows(seed: int, steps: int) -> Iterator[dict[str, object]]:
