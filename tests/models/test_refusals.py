@@ -146,7 +146,9 @@ def test_an_encoder_decoder_does_not_classify_by_an_end_mark_that_texts_lack(kin
     model, lora = classifier(kind), LoraConfig()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    message = r"last end mark \(eos_token_id = 2 in its config\), but its tokenizer ends a text by \d+: give the tokenizer a template"
+    message = (
+        r"last end mark \(eos_token_id = 2 in its config\), but its tokenizer ends a text by \d+: give the tokenizer a template"
+    )
     with pytest.raises(ValueError, match=message):
         load_model(str(tmp_path), get_task("classification", labels=["a", "b"]), device="cpu")
     with pytest.raises(ValueError, match=message):

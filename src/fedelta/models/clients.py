@@ -247,7 +247,9 @@ def check_head(model: Any, task: Task) -> None:
     if not found.__module__.startswith("transformers."):
         return
     wanted = task.auto_class.removeprefix("AutoModel")
-    fits = model.get_output_embeddings() is not None if task.auto_class in (CAUSAL, SEQ2SEQ) else found.__name__.endswith(wanted)
+    fits = (
+        model.get_output_embeddings() is not None if task.auto_class in (CAUSAL, SEQ2SEQ) else found.__name__.endswith(wanted)
+    )
     if not fits:
         raise ValueError(
             f"task {type(task).__name__!r} trains a model {wanted}, but the loaded one is a {found.__name__}, without such a "

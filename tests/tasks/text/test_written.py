@@ -50,7 +50,9 @@ def t5() -> Any:
 
 def bart() -> Any:
     sides = ("encoder", "decoder")
-    sizes = {f"{side}_{name}": value for side in sides for name, value in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))}
+    sizes = {
+        f"{side}_{name}": value for side in sides for name, value in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))
+    }
     ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": EOS}
     config = BartConfig(vocab_size=len(WORDS), d_model=16, max_position_embeddings=128, **sizes, **ids)
     return BartForConditionalGeneration(config)

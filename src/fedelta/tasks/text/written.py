@@ -49,7 +49,9 @@ class EncoderDecoderInstruction(Prompted):
         if not prompt["input_ids"]:
             raise ValueError(f"row {index}: its prompt has no tokens for the encoder to read: fill {self.instruction!r}")
         if len(prompt["input_ids"]) > self.max_length:  # which tokenizers do where nothing but their marks would be left
-            raise ValueError(f"max_length {self.max_length} leaves no place for a prompt beside the tokenizer's marks: raise it")
+            raise ValueError(
+                f"max_length {self.max_length} leaves no place for a prompt beside the tokenizer's marks: raise it"
+            )
         return {name: prompt[name] for name in READ} | {"token_labels": answer[: self.max_length]}
 
 
