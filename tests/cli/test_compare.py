@@ -107,6 +107,16 @@ def test_a_dry_run_trains_nothing_and_says_what_it_would_cost(succeed: Call, sui
     assert not (tmp_path / "out" / "cells").exists()
 
 
+def test_a_dry_run_needs_neither_a_known_model_nor_known_rows(call: Call, suite: Path, tmp_path: Path):
+    asked = ["compare", suite, "-o", tmp_path / "out", "--set", "model.name=distilbert/distilbert-base-uncased"]
+    asked += ["--set", "lora.target_modules=[q_lin]", "--set", "data.source=fancyzhx/ag_news"]
+    result = call(*asked, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "zeropad" in result.stdout
+    assert "reckoned from its shape" in " ".join(result.stderr.split())
+    assert call(*asked).exit_code == 2  # for a run both must be there
+
+
 def test_all_faults_of_a_suite_end_it_before_the_first_cell(call: Call, suite: Path, tmp_path: Path):
     suite.write_text(
         suite.read_text(encoding="utf-8").replace("- zeropad", "- zeropd\n- {name: hetlora, gama: 1}"), encoding="utf-8"

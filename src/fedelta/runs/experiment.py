@@ -83,7 +83,7 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True, sources: S
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
     # The model's files first, which are quickly found wrong; then the data; the weights last, since they take longest.
-    sources = sources or HERE
+    sources = sources or Sources(deal, load_adapted, _Later)
     board().say("reading the rows")
     model_section, files = pinned_model(config.model, config.device)
     seeds, dealt = config.seeds(), sources.rows(config, chosen.task)
@@ -191,10 +191,6 @@ class _Later(Sequence[Example]):
     @cached_property
     def _examples(self) -> Sequence[Example]:
         return self._dealt.task.encode([self._dealt.splits.train[i] for i in self._part], self._tokenizer)
-
-
-HERE = Sources(deal, load_adapted, _Later)
-"""What is on this machine, or can be fetched."""
 
 
 def _encoded(dealt: Deal, tokenizer: Any) -> list[Sequence[Example]]:

@@ -17,6 +17,7 @@ import transformers
 from peft import LoraConfig
 from transformers import AutoConfig
 
+from fedelta.data.rows import Row
 from fedelta.data.sources import Splits
 from fedelta.models.base_files import BaseFiles
 from fedelta.models.clients import config_for
@@ -68,7 +69,7 @@ def _dealt(config: RunConfig, task: Task) -> Deal:
         "the rows of %r are not here: reckoned with %d of them in %d equal parts", config.data.source, count, clients
     )
     field = task.label_field()
-    one_a_label = [{} if field is None else {field: str(k)} for k in range(size.get("labels", 1))]
+    one_a_label: list[Row] = [{} if field is None else {field: str(k)} for k in range(size.get("labels", 1))]
     parts = np.array_split(np.arange(count), clients)
     ranks = ranks_for(config.lora.rank, clients, config.seeds().partition)
     splits = Splits(one_a_label, one_a_label, one_a_label)
