@@ -23,7 +23,7 @@ from fedelta.runs.suite.schema import read_suite
 HERE = Path(__file__).resolve().parent
 SEEDS, STEPS, COHORT, GOOD = range(5), (25, 100), 5, 0
 RULES: Mapping[str, str] = {"zero padding": "zeropad", "replication": "rbla"}
-COLUMNS = ("seed", "steps", "adapter", "head", "accuracy")
+COLUMNS: Sequence[str] = ("seed", "steps", "adapter", "head", "accuracy")
 
 
 def main() -> None:

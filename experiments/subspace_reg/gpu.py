@@ -127,7 +127,7 @@ def tiny(output: Path) -> list[str]:
 
     folder = (output / "tiny").resolve()
     tokenizer: Any = AutoTokenizer.from_pretrained(resolve_model("smollm2-135m"))
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return [change.format(folder=folder) for change in TINY]

@@ -55,6 +55,7 @@ SEEN = [
         {"name": "multiple_choice", "context": "goal", "choices": ["sol1", "sol2"], "label": "label"},
     ),
     (rows_of(prompt=long, response=long), {"name": "instruction", "instruction": "prompt", "answer": "response"}),
+    (rows_of(article=long, summary=long), {"name": "instruction", "instruction": "article", "answer": "summary"}),
     (
         rows_of(instruction=long, context=["", "c d"], response=long, category=["x", "y"]),
         {"name": "instruction", "instruction": "instruction", "answer": "response", "context": "context"},
@@ -72,7 +73,7 @@ NOT_SEEN = [
     (rows_of(text=long, score=lambda k: k / 7), "'score' holds numbers, and a class is no number"),
     (rows_of(2, text=long, label=["a", "b"]), "so few rows"),
     (rows_of(text=lambda k: long(k) if k else None, label=["a", "b"]), "'text' has none in 1: fill them"),
-    (rows_of(messages=[[{"role": "user", "content": "hi"}]]), "'messages' holds chats"),
+    (rows_of(messages=[[{"role": "user", "content": "hi"}]]), "'messages' holds chats, .*by `training: {trainer: "),
 ]
 
 

@@ -96,7 +96,9 @@ def _vocabulary(tokenizer: Any) -> list[Any]:
 
 
 def _content(x: Tensor, sampled: bool) -> memoryview:
-    """Returns a tensor's bytes in a common precision, or evenly spread blocks of them."""
+    """Returns a tensor's bytes in a common precision, or evenly spread blocks of them; none of one on the meta device."""
+    if x.is_meta:
+        return memoryview(b"")
     flat = x.reshape(-1)
     if sampled and flat.numel() > BLOCKS * BLOCK:
         starts = torch.linspace(0, flat.numel() - BLOCK, BLOCKS, dtype=torch.float64).long()

@@ -121,9 +121,9 @@ def load_model(
     draw_parameters(model, drawn, seed)
     setattr(model, DRAWN, frozenset(drawn))
     set_padding(model, tokenizer)
-    check_decoder(model, tokenizer, task, name)
     model = model if quantization else model.to(place)
     check_images(model, task, tokenizer, name)
+    check_decoder(model, tokenizer, task, name)
     return model, tokenizer
 
 
@@ -180,9 +180,9 @@ def fitted(task: Task, config: Any, main_input: str, name: str) -> Task:
         name: of the model, for the message.
 
     Raises:
-        ValueError: for a model of other inputs than the task's, an encoder-decoder where a causal language model is needed
-            (the loss of such a task is taken where an encoder that sees the whole sequence has read the answer already), or one
-            that classifies from a first token of the decoder that its config does not name.
+        ValueError: for a model of other inputs than the task's, an encoder-decoder where a causal language model is needed (the
+            loss of such a task is taken where an encoder that sees the whole sequence has read the answer already), or one
+            whose decoder begins with a token that its config does not name.
     """
     kind = getattr(config, "model_type", "")
     if main_input != task.main_input and (main_input in OTHER_INPUTS or reads_images(task)):

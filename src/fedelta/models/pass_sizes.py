@@ -25,11 +25,11 @@ def pass_tokens(config: Any, device: torch.device, dtype: torch.dtype) -> int:
 
 
 def tokens(batch: Batch, *, skips_padding: bool, patch: int = PATCH, writes: bool = False) -> int:
-    """Counts the tokens of a batch that a model computes.
+    """Counts the tokens of a batch that a model computes; padding counts, unless the model leaves it out.
 
     Args:
         batch: of text or of images.
-        skips_padding: says that padding, which counts otherwise, is left out.
+        skips_padding: says that padding is left out.
         patch: pixels of a side of what is one token of an image.
         writes: says that the model has a decoder apart, which computes the batch's `token_labels`, too.
     """

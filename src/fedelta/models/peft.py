@@ -37,6 +37,7 @@ from fedelta.models.patches import Patch, Undo, remove_all, whole_or_undone
 from fedelta.models.patterns import PLAIN as PLAIN_NAME
 from fedelta.models.patterns import exactly, harmless, matching, shortened
 from fedelta.models.products import PLAIN, Product
+from fedelta.models.quantised import kept_differentiable
 from fedelta.models.slots import (
     SLOT,
     factors_of,
@@ -104,6 +105,7 @@ class PeftAdaptedModel:
         self.patches: list[Patch] = []
         self.passes: list[FastPass] = []
         with whole_or_undone(self.patches):
+            self.patches += kept_differentiable(model)
             peft = _inject(model, lora_config)
             self.patches.append(Undo(peft.unload))
             self.module: nn.Module = peft.get_base_model()
@@ -122,7 +124,7 @@ class PeftAdaptedModel:
             self.trained_modules: Sequence[nn.Module] = [*self._layers.values(), *saved.values()]
             self._draw_from_generators()
             self._widen_heads()
-            self._first_heads = {n: getattr(m, a).detach().cpu().clone() for n, (m, a) in self._heads.items()}
+            self._first_heads = {n: _kept(getattr(m, a)) for n, (m, a) in self._heads.items()}
             self._live = self._read()
             for fast in installed(self, settings):
                 self.passes.append(fast)
@@ -260,6 +262,11 @@ class PeftAdaptedModel:
     def _read(self) -> Adapter:
         layers = {n: LoRA(*factors_of(layer), layer.scaling[SLOT]) for n, layer in self._layers.items()}
         return Adapter(layers, {n: getattr(m, a) for n, (m, a) in self._heads.items()}, self.fingerprint)
+
+
+def _kept(head: Tensor) -> Tensor:
+    """Returns a copy of a head's tensor on the CPU; zeros for one on the meta device, which has no values."""
+    return torch.zeros_like(head, device="cpu") if head.is_meta else head.detach().cpu().clone()
 
 
 def _draw_seed(generator: torch.Generator) -> int:

@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 
 
 def trial(module: Any) -> dict[str, Tensor]:
-    """Returns three sequences of 2, 5 and 8 tokens, padded; an encoder-decoder that writes gets up to 6 tokens to begin from."""
+    """Returns three sequences of 2, 5 and 8 tokens, padded; one that writes from a decoder gets up to 6 to begin by."""
     table = module.get_input_embeddings().weight
     draw = torch.Generator().manual_seed(0)
     mask = torch.arange(8) < torch.tensor([[2], [5], [8]])

@@ -21,12 +21,12 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 LICENSE = re.compile(r"[A-Za-z0-9][\w.+-]{0,60}")
 
 SEQUENCE, CAUSAL = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
-SEQ2SEQ, IMAGES = "AutoModelForSeq2SeqLM", "AutoModelForImageClassification"
+IMAGES, SEQ2SEQ = "AutoModelForImageClassification", "AutoModelForSeq2SeqLM"
 PIPELINES: Mapping[str, str] = {
     SEQUENCE: "text-classification",
     CAUSAL: "text-generation",
-    SEQ2SEQ: "text2text-generation",
     IMAGES: "image-classification",
+    SEQ2SEQ: "text2text-generation",
 }
 """The Hub's name of a task, by the class that loads its model."""
 
@@ -238,7 +238,7 @@ def _usage(it: Exported, name: str) -> str:
     """Returns the lines to use the folder by, where it is called `name`."""
     lines = [f"## Use\n\nWith this folder, or its Hub id, as {code(name)}:\n"]
     lines.append(fenced("\n".join(load_lines(it, name)), "python"))
-    if it.auto_class in (SEQUENCE, SEQ2SEQ, IMAGES):
+    if it.auto_class in (SEQUENCE, IMAGES, SEQ2SEQ):
         lines.append(fenced("\n".join(answer_lines(it)), "python"))
     if warning := caution(it):
         lines.append(f"{warning}. A model exported with `--merged` holds them.\n")
@@ -263,7 +263,7 @@ def answer_lines(it: Exported) -> list[str]:
     if it.auto_class == SEQUENCE:
         return [inputs, "answers = [model.config.id2label[int(k)] for k in model(**inputs).logits.argmax(-1)]"]
     length = f"max_new_tokens={it.max_length}" if it.max_length is not None else "max_new_tokens=64"
-    writes = "inputs.input_ids, attention_mask=inputs.attention_mask"
+    writes = "input_ids=inputs.input_ids, attention_mask=inputs.attention_mask"
     return [
         inputs,
         f"answers = tokenizer.batch_decode(model.generate({writes}, {length}), skip_special_tokens=True)",

@@ -201,9 +201,9 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> Expor
         source.demand_leave()
     layout = read_layout(source.adapter)
     task, known = (_task_with_labels(source), True) if merged else _task_to_tell(source, layout)
-    facts = _facts_of(source, reads_images(task))
     if layout.config.get("task_type") == ENCODER_DECODER:
         task = task.for_encoder_decoder()
+    facts = _facts_of(source, reads_images(task))
     told = exported(layout, source.config, task, facts, source.run, source.adapter.name, merged=merged)
     told = told if known else replace(told, max_length=None, prompts={})
     # The model first, which takes memory and may not fit: no draft is begun for what cannot be written.
@@ -265,6 +265,22 @@ def _adapter_of(run: RunFolder, which: Which | None, rank: int | None, client: i
             raise ValueError("what ranks and clients run is kept of the last round only: leave --round out, or say last")
         return _existing(run, f"rank-{rank}" if client is None else f"client-{client}")
     return _existing(run, which or ("best" if (run.adapters / "best").is_dir() else "last"))
+
+
+def adapters_in(path: Path) -> list[Path]:
+    """Returns the adapter that is meant by a folder, of a run or of PEFT; all clients' own of a run that has no common one.
+
+    Raises:
+        FileNotFoundError: for a run that has no adapter yet.
+    """
+    run = RunFolder(path)
+    if not run.config_file.is_file():
+        return [path]
+    common = [name for name in ("best", "last") if (run.adapters / name).is_dir()]
+    own = sorted(run.adapters.glob("client-*"), key=lambda folder: (len(folder.name), folder.name))
+    if common or not own:
+        return [_adapter_of(run, None, None, None)]
+    return [_existing(run, folder.name) for folder in own]
 
 
 def _existing(run: RunFolder, name: str) -> Path:

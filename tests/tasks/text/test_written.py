@@ -38,22 +38,21 @@ def tokenizer(template: str | None) -> Any:
         marks = [("<s>", BOS), ("</s>", EOS)]
         made = processors.TemplateProcessing(single=template, special_tokens=marks)
         core.post_processor = made  # pyright: ignore[reportAttributeAccessIssue]
-    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    names: dict[str, Any] = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
 def t5() -> Any:
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
-    ids = {"pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": PAD}
+    sizes: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    ids: dict[str, Any] = {"pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": PAD}
     return T5ForConditionalGeneration(T5Config(vocab_size=len(WORDS), **sizes, **ids))
 
 
 def bart() -> Any:
-    sides = ("encoder", "decoder")
-    sizes = {
-        f"{side}_{name}": value for side in sides for name, value in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))
-    }
-    ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": EOS}
+    sizes: dict[str, Any] = {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_layers": 2, f"{side}_attention_heads": 2}
+    ids: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": EOS}
     config = BartConfig(vocab_size=len(WORDS), d_model=16, max_position_embeddings=128, **sizes, **ids)
     return BartForConditionalGeneration(config)
 

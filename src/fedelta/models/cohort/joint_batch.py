@@ -92,8 +92,8 @@ class _Answer(_Question):
 def join(parts: Sequence[Inputs], pad_token_id: int = 0) -> tuple[dict[str, Any], Rows]:
     """Joins the inputs of all clients into those of one call, client by client, padded on the right to the longest.
 
-    Sequences whose lengths differ otherwise among the clients, such as what an encoder reads and a decoder writes, are padded to
-    different lengths, so that a layer's input tells by its length which of them it holds.
+    What differs in length otherwise from client to client, as what an encoder reads and what a decoder writes, is padded to
+    another length, so that a layer's input tells by its length which of them it holds.
 
     Args:
         parts: of each client: integer tensors (n, ..., length), of which the last dimension is padded; other tensors (n, ...);

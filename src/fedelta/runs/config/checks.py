@@ -65,6 +65,8 @@ def _checked(config: RunConfig, own: Own) -> Choices:
     _check_trainer(config.training)
     if config.federation.where != PROGRAM:  # whose scores may be its own
         check_metric("evaluation.best_by", config.evaluation.best_by, chosen)
+    if config.federation.where == "here":
+        _check_validation(config.data, config.method["name"], chosen)
     check_claims(config, chosen)  # last, so that what it refuses has no other fault
     return chosen
 
@@ -91,6 +93,15 @@ def _check_trainer(training: LocalTraining) -> None:
     for key, field in LocalTraining.model_fields.items():
         if key != "trainer" and getattr(training, key) != field.default:
             raise ValueError(f"training.{key} has no meaning beside training.trainer: set it in the Trainer's own arguments")
+
+
+def _check_validation(data: Data, name: str, chosen: Choices) -> None:
+    """Raises ValueError for a method that reads validation scores where no row is kept out to score by."""
+    if chosen.method.needs_validation and data.validation is None and not data.validation_fraction:
+        raise ValueError(
+            f"method {name!r} weighs updates by their validation scores, and no row is kept out for that: set "
+            "data.validation_fraction, such as 0.1, or data.validation"
+        )
 
 
 def _check_partition(partition: Partition) -> None:

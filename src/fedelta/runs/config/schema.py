@@ -161,7 +161,7 @@ class Federation(Section):
         description="clients train in this process, at sites of Flower, or as peers that meet over zenoh; a run writes "
         "`program` down whose clients were objects of a program",
     )
-    rounds: int = Field(default=10, ge=1, description="of the whole run")
+    rounds: int = Field(default=10, ge=1, le=10**9, description="of the whole run")
     participation: float = Field(default=1.0, gt=0, le=1, description="share of the clients in each round's cohort")
     weights: Literal["examples", "uniform"] = Field(
         default="examples", description="of the updates; `uniform` by default where there is no server"

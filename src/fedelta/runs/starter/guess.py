@@ -26,8 +26,11 @@ LABELS = (
 CONTEXTS = ("context", "ctx", "question", "goal", "query", "prompt", "sent1", "startphrase", "premise", "text")
 CHOICES = ("choices", "endings", "options", "answers", "candidates")
 RIGHT = ("label", "answer", "answer_idx", "answerkey", "answer_key", "gold", "correct", "target")
-ASKED = ("instruction", "prompt", "question", "query", "request", "input", "user")
-ANSWERED = ("response", "completion", "output", "answer", "reply", "target", "assistant")
+ASKED = ("instruction", "prompt", "question", "query", "request", "input", "user", "article", "document", "dialogue")
+ANSWERED = (
+    *("response", "completion", "output", "answer", "reply", "target", "assistant"),
+    *("summary", "highlights", "translation"),
+)
 GIVEN = ("context", "input", "passage")
 OWNERS = (
     *("client", "client_id", "site", "hospital", "institution", "user", "user_id", "author", "speaker", "device", "node"),
@@ -235,8 +238,9 @@ def _nothing(columns: Sequence[Column], rows: int) -> str:
     chat = next((column.name for column in columns if column.kind == "chat"), None)
     if chat is not None:
         return (
-            f"the column {chat!r} holds chats, which a config does not read: train on them by your own Trainer "
-            "(fedelta.TrainerClient), or write them as one `prompt` and one `response` a row"
+            f"the column {chat!r} holds chats, whose template is the affair of a Trainer: write a function that makes one, and "
+            "name it in the config by `training: {trainer: ./site.py:make_trainer}` (docs/how-to/own-trainer.md; "
+            "examples/trl_sft.py is one for chats), or write the rows with one `prompt` and one `response` each"
         )
     labels = [column for column in columns if could_label(column, rows)]
     why = _no_text(columns, rows) if labels else _no_label(columns, rows)
