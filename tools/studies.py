@@ -24,6 +24,7 @@ import study_tables
 import yaml
 
 from fedelta.report.comparison import Cell, Comparison
+from fedelta.runs.config.allowed import allowed
 from fedelta.runs.suite.gather import comparison_of
 from fedelta.runs.suite.lines import seconds_of
 from fedelta.runs.suite.start import Wanted, ready
@@ -112,8 +113,9 @@ def results(folder: Path) -> str:
 
 def compared(suite: Path) -> Comparison:
     """Returns what a suite's store has of its cells; runs nothing."""
+    own_methods = [path for path in suite.parent.glob("*.py") if path.name in suite.read_text(encoding="utf-8")]
     with tempfile.TemporaryDirectory() as empty:
-        made = ready(str(suite), Wanted(output=Path(empty)))
+        made = ready(str(suite), Wanted(output=Path(empty), allowed=allowed(own_methods)))
         return comparison_of(Work(made.plan, made.book, Options(1)))
 
 

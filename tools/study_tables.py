@@ -168,8 +168,13 @@ def _claim_row(rows: Sequence[Row], claim: Mapping[str, Any]) -> list[str]:
         _difference(own, other),
         "" if interval is None else f"{interval.half_width:.1f}",
         needed,
-        f"**{verdict(differences, claim)}**" + _why_not(rows, claim, settings[0], (own, other)),
+        _judged(verdict(differences, claim), _why_not(rows, claim, settings[0], (own, other))),
     ]
+
+
+def _judged(found: str, why_not: Sequence[str]) -> str:
+    """Returns a verdict as it is shown; one that does not count is of how methods start."""
+    return f"**does not count** ({', '.join(why_not)}; of the start: {found})" if why_not else f"**{found}**"
 
 
 def verdict(differences: Sequence[float], claim: Mapping[str, Any]) -> str:
@@ -195,22 +200,20 @@ def verdict(differences: Sequence[float], claim: Mapping[str, Any]) -> str:
     return "contradicted" if interval.high < 0 and interval.mean <= -needed else "cannot say"
 
 
-def _why_not(rows: Sequence[Row], claim: Mapping[str, Any], setting: str, sides: Sequence[Scores]) -> str:
-    """Returns why a comparison is only one of how methods start, in parentheses; empty where it counts."""
-    reasons: list[str] = []
+def _why_not(rows: Sequence[Row], claim: Mapping[str, Any], setting: str, sides: Sequence[Scores]) -> Sequence[str]:
+    """Returns why a comparison is only one of how methods start; nothing where it counts, or where scores are no shares."""
+    if not all(side.rows and side.rows[0]["metric"] in SHARES for side in sides):
+        return []
     suite, where = (claim["beside"], "") if "beside" in claim else (claim["suite"], setting)
-    baseline, pooled = (
-        list(scores_of(rows, suite, where, label).last.values()) for label in (claim["baseline"], "centralised")
-    )
-    if not all(side.last for side in sides):
-        return ""
-    if not baseline or not pooled:
+    lines = (scores_of(rows, suite, where, label).last for label in (claim["baseline"], "centralised"))
+    baseline, pooled = (fmean(line.values()) if line else None for line in lines)
+    reasons: list[str] = []
+    if baseline is None or pooled is None:
         reasons.append("centralised or the baseline is unrun")
-    elif fmean(baseline) < fmean(pooled) - NEAR:
-        reasons.append(f"{claim['baseline']} is {fmean(pooled) - fmean(baseline):.0f} points below centralised")
+    elif baseline < pooled - NEAR:
+        reasons.append(f"{claim['baseline']} is {pooled - baseline:.0f} points below centralised")
     rising = [label for label, side in zip(claim["compared"], sides, strict=True) if side.gain > RISING]
-    reasons += [f"{' and '.join(rising)} still rising"] if rising else []
-    return f" (does not count: {', '.join(reasons)})" if reasons else ""
+    return [*reasons, f"{' and '.join(rising)} still rising"] if rising else reasons
 
 
 # --- other files -----------------------------------------------------------------------------------------------------

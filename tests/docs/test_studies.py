@@ -126,7 +126,7 @@ def test_a_comparison_that_does_not_count_says_why(tables: ModuleType, folder: P
         writer.writeheader()
         writer.writerows(rows)
     found = tables.claims_table(folder, {})
-    assert f"(does not count: {reason})" in found
+    assert f"**does not count** ({reason}; of the start: " in found
 
 
 @pytest.mark.parametrize(
