@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from fedelta.data.image_folder import holds_images, image_parts, image_rows
+from fedelta.data.images import levels_of
 from fedelta.data.sources import load_rows, load_splits
 
 
@@ -68,3 +69,15 @@ def test_a_path_in_a_file_of_rows_counts_from_that_file(photos: Path, tmp_path: 
     assert first["image"] == tmp_path / "photos/train/dark/00.png"
     assert second["image"] == 5
     assert load_rows(file)[0]["image"] == "photos/train/dark/00.png"
+
+
+def test_images_of_a_hub_data_set_stay_the_bytes_of_their_files(photos: Path, monkeypatch: pytest.MonkeyPatch):
+    """Decoded, a data set of photographs would take some fifty times the memory, and an image no digest."""
+    datasets = pytest.importorskip("datasets")
+    files = sorted((photos / "test").rglob("*.png"))
+    columns = {"image": [str(file) for file in files], "label": [file.parent.name for file in files]}
+    found = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: found)
+    rows = load_rows("owner/name")
+    assert set(rows[0]["image"]) == {"bytes", "path"}
+    assert [levels_of(row["image"]).tolist() for row in rows] == [levels_of(file).tolist() for file in files]

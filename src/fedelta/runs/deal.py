@@ -13,10 +13,11 @@ from typing import TypeAlias
 import numpy as np
 
 from fedelta import seeding
+from fedelta.data.carving import subsample
 from fedelta.data.digests import stand_in
 from fedelta.data.gaps import without_empty
 from fedelta.data.rows import Row
-from fedelta.data.sources import Splits, load_rows, load_splits, pinned_revision, subsample
+from fedelta.data.sources import Splits, load_rows, load_splits, pinned_revision
 from fedelta.runs.config import Data, RankChoice, RunConfig
 from fedelta.runs.config.choices import scheme_of
 from fedelta.split.partition import assign_ranks, partition

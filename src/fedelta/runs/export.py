@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from fedelta.data.carving import subsample
 from fedelta.data.gaps import without_empty
 from fedelta.data.rows import Row
-from fedelta.data.sources import load_rows, subsample
+from fedelta.data.sources import load_rows
 from fedelta.exchange import files
 from fedelta.models.adapter_files import CONFIG, WEIGHTS, Layout, copy_adapter, load_adapter, own_files, read_layout
 from fedelta.models.base_facts import BaseFacts, base_facts
