@@ -69,7 +69,7 @@ def main() -> None:
         print("\n".join(stale))
         sys.exit(bool(stale))
     for folder in folders:
-        if suites_of(folder):
+        if study_tables.shows_results(readme_of(folder).read_text(encoding="utf-8")) and suites_of(folder):
             (folder / RESULTS).write_text(results(folder), encoding="utf-8")
         readme_of(folder).write_text(written(readme_of(folder)), encoding="utf-8")
 

@@ -42,6 +42,11 @@ def filled(text: str, folder: Path) -> str:
     return TABLE.sub(partial(_filled, folder=folder), text)
 
 
+def shows_results(text: str) -> bool:
+    """Returns whether some table of a page is made of the results.csv that `studies` writes."""
+    return any(shlex.split(found[2])[0] in ("scores", "claims") for found in TABLE.finditer(text))
+
+
 def _filled(found: re.Match[str], folder: Path) -> str:
     kind, *words = shlex.split(found[2])
     options = dict(word.split("=", 1) for word in words)
