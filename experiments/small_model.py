@@ -20,7 +20,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source = resolve_model("minilm")
     AutoModel.from_pretrained(source, num_hidden_layers=arguments.layers).save_pretrained(arguments.folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(arguments.folder)
+    AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(arguments.folder)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("questions", type=Path, help="the file trec_train.jsonl.gz")
     questions = _texts(parser.parse_args().questions)
     source = resolve_model("minilm")
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     model = AutoModel.from_pretrained(source, num_hidden_layers=LAYERS).eval()
     tokens = tokenizer(questions, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
     with torch.no_grad():
