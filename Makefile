@@ -28,7 +28,7 @@ ADVISE    := import torch; torch.version.cuda and print( \
              'This is a CUDA build of torch; for the smaller CPU build see Install in README.md.')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sites-deps test-sites test-trl sites report-browser kills fuzz install venv lint types imports readme reference engines docs check bench clean
+.PHONY: help demo test sites-deps test-sites test-trl sites report-browser kills fuzz install venv lint types imports readme reference studies engines docs check bench clean
 
 help:
 	@echo "make demo     fine-tune a real encoder across ten unequal clients"
@@ -43,6 +43,7 @@ help:
 	@echo "make check    lint, types, import rules, the code blocks of README and docs"
 	@echo "make docs     the documentation as a site, in site/"
 	@echo "make reference  the pages of docs/reference that are written from the code"
+	@echo "make studies    the tables of experiments/, written from the stores of finished runs"
 	@echo "make engines    the page of engines, written from the tests of equal bits"
 	@echo "make bench    the benchmarks, in their quick form"
 	@echo "make clean    remove .venv and the tools' caches"
@@ -115,6 +116,9 @@ readme: $(INSTALLED)
 
 reference: $(INSTALLED)
 	$(OFFLINE) $(BIN)/python tools/reference.py
+
+studies: $(INSTALLED)
+	$(OFFLINE) $(BIN)/python tools/studies.py
 
 engines: $(SITES)
 	$(OFFLINE) $(BIN)/python tools/engines.py

@@ -33,7 +33,7 @@ from transformers import GPT2Config, GPT2Model, GPTNeoConfig, GPTNeoModel
 import fedelta
 from fedelta.lowrank import LoRA
 from fedelta.models.adapter_files import load_adapter, save_adapter
-from fedelta.report.words import share
+from fedelta.report.words import percent
 from fedelta.tree import Adapter
 
 HERE = Path(__file__).resolve().parent
@@ -198,7 +198,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 def _shown(figure: str) -> str:
     if figure == "refused":
         return figure
-    return "0" if float(figure) < EXACT else share(float(figure))
+    return "0" if float(figure) < EXACT else percent(float(figure))
 
 
 def with_table(page: str, rows: Sequence[Mapping[str, str]]) -> str:

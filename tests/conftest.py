@@ -17,8 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from fedelta.models.aliases import ALIASES
 from fedelta.models.fast import frozen_gemm
@@ -113,6 +120,56 @@ def tiny_config(tiny_model: Path, rows_file: Path) -> dict[str, Any]:
         "lora": {"rank": [1, 2, 4], "target_modules": ["query", "value"]},
         "data": data,
         "partition": {"scheme": "iid", "clients": 3},
+        "method": "flexlora",
+        "training": {"batch_size": 4, "local_steps": 2, "learning_rate": 0.01},
+        "federation": {"rounds": 2},
+    }
+
+
+# --- the same of images ----------------------------------------------------------------------------------------------
+
+
+def image_array(label: str, seed: int, side: int = 10) -> np.ndarray:
+    """A noisy grey image, dark or light."""
+    middle = {"dark": 60, "light": 190}[label]
+    return np.random.default_rng(seed).integers(middle - 50, middle + 50, (side, side + 2), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random vision transformer for 16 pixels, and the numbers that images are prepared by."""
+    folder = tmp_path_factory.mktemp("vision")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, **sizes)).save_pretrained(folder)
+    prepared = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(prepared))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images: 12 to train on and 4 to test by of each of two labels."""
+    folder = tmp_path_factory.mktemp("images") / "photos"
+    for part, seeds in (("train", range(12)), ("test", range(12, 16))):
+        for label in ("dark", "light"):
+            (folder / part / label).mkdir(parents=True)
+            for seed in seeds:
+                Image.fromarray(image_array(label, seed)).save(folder / part / label / f"{seed:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_config(tiny_vision: Path, photos: Path) -> dict[str, Any]:
+    """A run on images of three clients of ranks 1, 2 and 4, two rounds, a second or so."""
+    return {
+        "name": "images",
+        "device": "cpu",
+        "model": {"name": str(tiny_vision)},
+        "lora": {"rank": [1, 2, 4], "target_modules": ["q_proj", "v_proj"]},
+        "task": "image_classification",
+        "data": {"source": str(photos), "validation_fraction": 0.2, "client_test_fraction": 0.2},
+        "partition": {"scheme": "dirichlet", "clients": 3, "concentration": 1.0, "min_examples": 3},
         "method": "flexlora",
         "training": {"batch_size": 4, "local_steps": 2, "learning_rate": 0.01},
         "federation": {"rounds": 2},

@@ -187,14 +187,18 @@ A method is a name, a file of your own (`mine.py`), or a mapping:
 | any other | a hyper-parameter of the method |
 
 A method that cannot serve a setting by what it claims of itself, such as unequal ranks, is *not applicable* there: the table
-says why, and it counts neither as missing nor as failed. `local_only` and `centralised` are lines to compare with, not
-competitors.
+says why, and it counts neither as missing nor as failed. Whatever else a method refuses ends the suite before its first run.
+`local_only` and `centralised` are lines to compare with, not competitors.
 
 ## Seeds
 
 A seed of the suite draws the partition, the schedule (who is in a round, and batches) and the start. The rows that are kept
 out to choose and to report by are drawn from the base's own seed (`seed`, or `seed.data`), so that every run is scored on the
 same rows.
+
+A setting that is listed may have `seeds` of its own, a number or a list, in place of the suite's, since costs differ.
+Cells are worked off seed by seed over all settings, and verdicts are those of each setting's own seeds. `name` and `seeds` are
+reserved words of a setting, and no keys to sweep.
 
 ## Tuning
 
@@ -216,7 +220,8 @@ seeds: [0, 1, 2, 3, 4]
 baseline: flexlora
 tune: {training.learning_rate: [1.0e-3, 3.0e-3, 1.0e-2]}
 sweep:
-  partition.concentration: [0.1, 1.0]
+  - {name: mild, partition.concentration: 1.0}
+  - {name: harsh, partition.concentration: 0.1, federation.rounds: 60, seeds: 3}
 store: cells.jsonl.gz
 ```
 
@@ -232,8 +237,9 @@ store: cells.jsonl.gz
 | `results.csv`, `results.tex`, `results.pdf`, `results.png`, `summary.json`, `report.html` | what came out |
 
 A run is done when it has all its rounds and the config that the suite asks for. What is done is not done again, what was
-stopped goes on after its last round, and what failed has a `failed.json` and is tried again with `--retry`. More rounds
-extend finished runs. Several calls may share one folder.
+stopped goes on after its last round, and what failed has a `failed.json` and is tried again with `--retry`. A run of
+which nothing is a finite number any more is done, too: it has a `diverged.json`, counts as the share of the commonest label,
+and is marked. More rounds extend finished runs. Several calls may share one folder.
 
 ## Store
 

@@ -99,6 +99,11 @@ def file_named(package: str, name: str) -> str | None:
     return spelled if spelled in names_in(package) else aliases_in(package).get(spelled)
 
 
+def is_name(package: str, name: str) -> bool:
+    """Returns True for the name of a file, spelled as the file is, or with hyphens for underscores."""
+    return name.replace("-", "_") in names_in(package)
+
+
 def one_spelling(package: str, name: str) -> str:
     """Returns the name of a file, or an alias, as its package spells it; an unknown name as it is."""
     if name in names_in(package):  # the usual case reads no file

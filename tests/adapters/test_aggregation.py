@@ -154,6 +154,12 @@ def test_weights_that_make_no_mean_are_refused(weights: list[float], message: st
         fedelta.aggregate(three(), weights=weights, method="flexlora")
 
 
+def test_weights_whose_sum_is_no_float_count_by_their_ratio() -> None:
+    one, other = (fedelta.aggregate(three(), weights=w, method="flexlora") for w in ([1e308, 1e308, 5e307], [2.0, 2.0, 1.0]))
+    for layer, x in one[0].layers.items():
+        assert torch.allclose(x.dense(), other[0].layers[layer].dense())
+
+
 def test_other_refusals() -> None:
     with pytest.raises(ValueError, match="at least one adapter"):
         fedelta.aggregate([])

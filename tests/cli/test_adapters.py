@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from typer.testing import Result
 
 from fedelta.models.adapter_files import load_adapter, save_adapter
+from fedelta.runs.runner import run
 
 Call = Callable[..., Result]
 Lines = Callable[[Result], list[Any]]
@@ -92,6 +94,7 @@ def test_aggregate_does_not_write_over_an_adapter(call: Call, succeed: Call, fin
         (["--method", "flexlor"], "did you mean 'flexlora'?"),
         (["--method", "flexlora", "--ranks", "two"], "--ranks 'two' is not a list of numbers between commas"),
         (["--method", "flexlora", "--weights", "1"], "weights"),
+        (["--method", "flexlora", "--ranks", "2,100000"], "--ranks 100000: no layer here has more than"),
         (["--method", "flexlora", "--set", "sigma=B"], "did you mean 'sigma_on'?"),
     ],
 )
@@ -112,6 +115,24 @@ def test_inspect_shows_spectra_and_overlaps(succeed: Call, json_lines: Lines, fi
     assert all(layer["A"]["overlap"] == pytest.approx(1, abs=1e-5) for layer in pair["layers"])
     assert (tmp_path / "spectra.png").stat().st_size > 1000
     assert "stable" in succeed("inspect", *folders).stdout
+
+
+def test_inspect_takes_the_folder_of_a_run(
+    succeed: Call, call: Call, json_lines: Lines, finished: Path, tmp_path: Path, tiny_config: dict[str, Any]
+):
+    found = json_lines(succeed("inspect", finished, "--json"))[0]
+    assert list(found["adapters"]) == [str(finished / "adapters" / "best")]
+    shutil.copytree(finished, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved/adapters/best")
+    found = json_lines(succeed("inspect", tmp_path / "moved", "--json"))[0]
+    assert list(found["adapters"]) == [str(tmp_path / "moved/adapters/last")]
+    personal = run(tiny_config, {"method": "local_only", "output": str(tmp_path / "personal"), "federation.rounds": 1}).folder
+    found = json_lines(succeed("inspect", personal, "--json"))[0]
+    assert list(found["adapters"]) == [str(personal / "adapters" / f"client-{k}") for k in range(3)]
+    shutil.rmtree(personal / "adapters")
+    result = call("inspect", personal)
+    assert result.exit_code == 2
+    assert "has no adapter 'last'; it has none yet" in " ".join(result.stderr.split())
 
 
 def test_evaluate_scores_a_run_and_its_adapters_alike(succeed: Call, json_lines: Lines, finished: Path, rows_file: Path):

@@ -107,6 +107,16 @@ def test_a_dry_run_trains_nothing_and_says_what_it_would_cost(succeed: Call, sui
     assert not (tmp_path / "out" / "cells").exists()
 
 
+def test_a_dry_run_needs_neither_a_known_model_nor_known_rows(call: Call, suite: Path, tmp_path: Path):
+    asked = ["compare", suite, "-o", tmp_path / "out", "--set", "model.name=distilbert/distilbert-base-uncased"]
+    asked += ["--set", "lora.target_modules=[q_lin]", "--set", "data.source=fancyzhx/ag_news"]
+    result = call(*asked, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "zeropad" in result.stdout
+    assert "reckoned from its shape" in " ".join(result.stderr.split())
+    assert call(*asked).exit_code == 2  # for a run both must be there
+
+
 def test_all_faults_of_a_suite_end_it_before_the_first_cell(call: Call, suite: Path, tmp_path: Path):
     suite.write_text(
         suite.read_text(encoding="utf-8").replace("- zeropad", "- zeropd\n- {name: hetlora, gama: 1}"), encoding="utf-8"
@@ -116,6 +126,37 @@ def test_all_faults_of_a_suite_end_it_before_the_first_cell(call: Call, suite: P
     assert "did you mean 'zeropad'" in result.stderr
     assert "gama" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+REFUSING = MINE.replace(
+    'paper = "an example"',
+    """paper = "an example"
+
+    def check(self, template, peers):
+        super().check(template, peers)
+        if any(peer.rank > 2 for peer in peers):
+            raise ValueError("mine has room for a rank of 2")""",
+)
+
+
+def test_what_a_method_refuses_only_when_it_sees_its_clients_ends_a_suite_before_the_first_cell(
+    call: Call, suite: Path, tmp_path: Path
+):
+    mine = tmp_path / "mine.py"
+    mine.write_text(REFUSING, encoding="utf-8")
+    suite.write_text(suite.read_text(encoding="utf-8").replace("- fedavg", "- mine.py\n- replication"), encoding="utf-8")
+    keys = yaml.safe_load(suite.read_text(encoding="utf-8"))
+    result = call("compare", suite, "-o", tmp_path / "out", "--allow-file", mine)
+    assert result.exit_code == 2
+    assert "mine seed 0: mine has room for a rank of 2" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out" / "cells").exists()
+    keys["base"]["data"]["validation_fraction"] = 0
+    suite.write_text(yaml.safe_dump(keys), encoding="utf-8")
+    result = call("compare", suite, "-o", tmp_path / "out", "--allow-file", mine)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "method 'replication' weighs updates by their validation scores" in said
+    assert "set data.validation_fraction, such as 0.1" in said
 
 
 @pytest.mark.parametrize(
@@ -133,6 +174,15 @@ def test_an_option_that_does_not_fit_is_refused(call: Call, suite: Path, tmp_pat
     result = call("compare", suite, "-o", tmp_path / "out", *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
+
+
+def test_a_seed_that_a_setting_does_not_have_is_refused(call: Call, suite: Path, tmp_path: Path):
+    keys = yaml.safe_load(suite.read_text(encoding="utf-8"))
+    keys |= {"seeds": 3, "sweep": [{"name": "cheap"}, {"name": "dear", "seeds": 1}]}
+    suite.write_text(yaml.safe_dump(keys), encoding="utf-8")
+    result = call("compare", suite, "-o", tmp_path / "out", "--only", "setting=dear", "--only", "seed=2")
+    assert result.exit_code == 2
+    assert "no such cell; of its seeds cheap has 0, 1, 2; dear has 0" in " ".join(result.stderr.split())
 
 
 def test_a_failed_cell_gives_a_table_all_the_same_and_exit_code_1(

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedelta.data import docstrings, sources
+from fedelta.data.carving import split_rows, subsample
 from fedelta.data.rounding import proportional
 from fedelta.data.rows import value_of
-from fedelta.data.sources import load_rows, load_splits, split_rows, subsample
+from fedelta.data.sources import load_rows, load_splits
 
 ROWS = [{"text": 'say "hi"', "label": "a"}, {"text": "line\u2028one, two", "label": "b"}]
 

@@ -112,7 +112,7 @@ class Setting:
         model, config = self.family.adapted(self.dtype, **self.lora)
         peers = peers_for(self.ranks, config, self.sizes, list(model.adapted_layers))
         common = trained(model.initial(max(peers, key=lambda p: p.rank)))
-        collate = pad if self.family.example is text else partial(stack, self.dtype)
+        collate = partial(stack, self.dtype) if self.family.example is image else pad
         return [
             LocalClient(p, template_for(p, common), model, self.examples(p.id), collate, self.family.loss, self.training)
             for p in peers

@@ -12,7 +12,7 @@ import torch
 from fedelta import lowrank as lr
 from fedelta import tree
 from fedelta.client import LocalClient, Request
-from fedelta.engines.rounds import QuorumError, Round
+from fedelta.engines.rounds import DivergedError, QuorumError, Round
 from fedelta.engines.runners import batched
 from fedelta.engines.server import federate
 from fedelta.exchange import wire
@@ -223,8 +223,18 @@ def test_below_the_quorum_all_are_named() -> None:
     with pytest.raises(QuorumError) as error:
         next(iter(federate(FedAvg(), clients, rounds=1)))
     assert "0 of 2" in str(error.value)
-    assert "client 0: upload: ValueError" in str(error.value)
+    assert "client 0: upload: NotFiniteError" in str(error.value)
     assert "client 1: local update: RuntimeError" in str(error.value)
+    assert not isinstance(error.value, DivergedError)
+
+
+def test_a_round_in_which_nothing_is_finite_says_so_with_what_was_sent() -> None:
+    clients = [Faulty(c, BROKEN["NaN"][0]) for c in toy_federation((2, 2))]
+    with pytest.raises(DivergedError, match="0 of 2 updates can be used") as error:
+        next(iter(federate(FedAvg(), clients, rounds=1)))
+    assert (error.value.t, list(error.value.cohort), list(error.value.left_out)) == (0, [0, 1], [0, 1])
+    assert error.value.bytes["down"] > 0
+    assert error.value.bytes["up"] > 0
 
 
 def test_an_impossible_quorum_is_refused_before_anyone_trains() -> None:

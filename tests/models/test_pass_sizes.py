@@ -1,9 +1,11 @@
 """The tokens of a batch, as an engine plans passes by them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from fedelta.models.pass_sizes import IMAGE_TOKENS, longest, pass_tokens, tokens
+from fedelta.models.pass_sizes import longest, pass_tokens, patch_of, tokens
 from fedelta.models.peft import PeftAdaptedModel
 
 TEXT = {"input_ids": torch.zeros(2, 5, dtype=torch.long), "attention_mask": torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])}
@@ -20,9 +22,15 @@ def test_without_a_mask_all_places_count():
 
 
 def test_images_count_as_their_patches():
-    batch = {"pixel_values": torch.zeros(3, 3, 8, 8)}
-    assert tokens(batch, skips_padding=True) == 3 * IMAGE_TOKENS
-    assert longest(batch) == IMAGE_TOKENS
+    batch = {"pixel_values": torch.zeros(3, 3, 70, 56)}
+    assert longest(batch, 14) == 5 * 4 + 1
+    assert tokens(batch, skips_padding=True, patch=14) == 3 * 21
+    assert longest(batch) == 5 * 4 + 1, "patches at the edges are whole ones"
+
+
+def test_a_patch_is_what_the_config_says():
+    assert [patch_of(SimpleNamespace(patch_size=size)) for size in (14, (4, 8), None)] == [14, 4, 16]
+    assert patch_of(SimpleNamespace()) == 16
 
 
 def test_a_pass_on_a_cpu_is_small_whatever_the_model():

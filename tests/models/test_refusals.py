@@ -7,10 +7,15 @@ import pytest
 import torch
 import transformers as hf
 from peft import LoraConfig
+from tokenizers.processors import TemplateProcessing
 
 import fedelta
+from fedelta import tree
+from fedelta.client import Request
+from fedelta.engines.runners._joint import train_together
+from fedelta.method import TrainResult
 from fedelta.models.clients import hf_clients
-from fedelta.models.loading import load_model
+from fedelta.models.loading import drawn_of, load_model
 from fedelta.tasks import get_task, task_class
 
 SIZES = {"vocab_size": 40, "d_model": 16, "decoder_layers": 1, "encoder_layers": 1}
@@ -57,7 +62,7 @@ def refusal(kind: str, task: str) -> str:
 @pytest.mark.parametrize(
     ("kind", "task"),
     [
-        *((kind, task) for kind in ("bart", "t5") for task in ("instruction", "choice_likelihood")),
+        *((kind, "choice_likelihood") for kind in ("bart", "t5")),
         *((kind, task) for kind in ("vit", "whisper") for task in ("instruction", "classification")),
     ],
 )
@@ -74,7 +79,7 @@ def test_a_loaded_model_of_another_kind_is_refused_before_it_is_touched(kind: st
 @pytest.mark.parametrize(
     ("kind", "task"),
     [
-        ("bart", "instruction"),
+        ("bart", "choice_likelihood"),
         ("t5", "choice_likelihood"),
         ("vit", "choice_likelihood"),
         ("whisper", "instruction"),
@@ -94,11 +99,128 @@ def test_a_deeply_nested_config_of_a_model_is_an_error_with_its_name(tmp_path: P
         load_model(str(tmp_path), get_task("instruction"), device="cpu")
 
 
-def test_an_encoder_decoder_may_classify(tokenizer: Any, tmp_path: Path) -> None:
-    hf.BartForSequenceClassification(hf.BartConfig(**SIZES, **HEADS, **MARKS, num_labels=2)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+def with_end_mark(tokenizer: Any) -> Any:
+    """The same tokenizer, which now ends each text by its end mark, as those of T5 and BART do."""
+    marks = [("[SEP]", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A [SEP]", special_tokens=marks)
+    return tokenizer
+
+
+def classifier(kind: str, **settings: Any) -> Any:
+    """A tiny classifier whose end mark is the tokenizer's."""
+    ids = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0, "num_labels": 2, **settings}
+    if kind == "t5":
+        return hf.T5ForSequenceClassification(hf.T5Config(**T5, **ids))
+    return hf.BartForSequenceClassification(hf.BartConfig(**SIZES, **HEADS, **{**MARKS, **ids}))
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_an_encoder_decoder_may_classify(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    classifier(kind).save_pretrained(tmp_path)
+    with_end_mark(tokenizer).save_pretrained(tmp_path)
     model, _ = load_model(str(tmp_path), get_task("classification", labels=["a", "b"]), device="cpu")
-    assert type(model) is hf.BartForSequenceClassification
+    assert type(model) is type(classifier(kind))
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_encoder_decoders_that_classify_train_together_as_they_do_alone(kind: str, dropout: float, tokenizer: Any) -> None:
+    torch.manual_seed(0)
+    model, marked = classifier(kind).double().eval(), with_end_mark(tokenizer)
+    texts = [["1 2 3", "4", "5 6", "a b c d e"], ["7 8 9 1 2 3 4", "x y"]]
+    rows = [[{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(part)] for part in texts]
+    lora = LoraConfig(lora_alpha=8, lora_dropout=dropout)
+    clients = hf_clients(model, marked, rows, lora, [1, 2], device="cpu", batch_size=2, local_steps=3, learning_rate=0.01)
+    assert clients[0].model.joint_refusal() is None
+    requests = [Request(0, client.template) for client in clients]
+    alone = [client.train(0, client.template) for client in clients]
+    for found, expected in zip(train_together(clients, requests), alone, strict=True):
+        assert isinstance(found, TrainResult)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-9)
+        for name, value in tree.parameters(found.adapter).items():
+            torch.testing.assert_close(value, tree.parameters(expected.adapter)[name], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_an_encoder_decoder_does_not_classify_by_an_end_mark_that_texts_lack(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    """Transformers would raise an error in the first step, of a number of <eos> tokens."""
+    model, lora = classifier(kind), LoraConfig()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    message = (
+        r"last end mark \(eos_token_id = 2 in its config\), but its tokenizer ends a text by \d+: give the tokenizer a template"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_model(str(tmp_path), get_task("classification", labels=["a", "b"]), device="cpu")
+    with pytest.raises(ValueError, match=message):
+        hf_clients(model, tokenizer, [ROWS[:2]], lora, 2, device="cpu")
+
+
+def test_an_encoder_decoder_does_not_classify_by_the_padding(tokenizer: Any) -> None:
+    marked = with_end_mark(tokenizer)
+    marked.pad_token = marked.eos_token
+    with pytest.raises(ValueError, match=r"pads with that very token \(2\), so that it would read padding"):
+        hf_clients(classifier("bart"), marked, [ROWS[:2]], LoraConfig(), 2, device="cpu")
+
+
+# --- encoder-decoders that write -------------------------------------------------------------------------------------
+
+WRITE = [{"instruction": "1 2", "response": "3"}, {"instruction": "4", "response": "5 6"}]
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_the_models_config_says_that_it_reads_and_writes_apart(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    build, config = KINDS[kind]
+    torch.manual_seed(0)
+    written = build(config)
+    written.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = load_model(str(tmp_path), get_task("instruction"), device="cpu")
+    assert type(model) is build
+    before = dict(written.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not drawn_of(model)
+    (client,) = hf_clients(str(tmp_path), None, [WRITE], LoraConfig(), 2, task="instruction", device="cpu")
+    targets = {name.rpartition(".")[2] for name in client.template.layers}
+    assert targets == ({"q", "v"} if kind == "t5" else {"q_proj", "v_proj"})
+    assert client.train(0, client.template).loss > 0
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5)),
+            r"\(t5\) is an encoder-decoder whose config names no decoder_start_token_id, from which it would write",
+        ),
+        (
+            lambda: hf.EncoderDecoderModel(
+                hf.EncoderDecoderConfig.from_encoder_decoder_configs(hf.BertConfig(**BERT), hf.BertConfig(**BERT))
+            ),
+            r"cannot make its decoder's inputs of an answer \(.*\): set decoder_start_token_id and pad_token_id",
+        ),
+        (
+            lambda: hf.BlenderbotForConditionalGeneration(hf.BlenderbotConfig(**SIZES, **HEADS, **MARKS)),
+            "does not say how its decoder's inputs are made of an answer .*: choose a model that does, such as T5",
+        ),
+        (
+            lambda: hf.T5Model(hf.T5Config(**T5, decoder_start_token_id=0)),
+            r"a model ForSeq2SeqLM, but the loaded one is a T5Model, without such a head: load it by AutoModelForSeq2SeqLM",
+        ),
+    ],
+    ids=["no start", "no start of another kind", "no inputs", "no head"],
+)
+def test_an_encoder_decoder_that_cannot_write_is_refused_by_name(build: Any, message: str, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        hf_clients(build(), tokenizer, [WRITE], LoraConfig(target_modules=["q"]), 2, task="instruction", device="cpu")
+
+
+def test_an_encoder_decoder_without_any_padding_token_is_refused(tokenizer: Any) -> None:
+    """With an end mark the tokenizer pads by that, as anywhere; here there is neither."""
+    tokenizer.pad_token = tokenizer.eos_token = None
+    model = hf.T5ForConditionalGeneration(hf.T5Config(**{**T5, "decoder_start_token_id": 3, "pad_token_id": None}))
+    with pytest.raises(ValueError, match=r"cannot make its decoder's inputs .*pad_token_id.* give its tokenizer a pad token"):
+        hf_clients(model, tokenizer, [WRITE], LoraConfig(), 2, task="instruction", device="cpu")
 
 
 def test_the_decoder_alone_of_an_encoder_decoder_is_taken(tokenizer: Any) -> None:
@@ -147,14 +269,7 @@ def test_an_encoder_decoder_without_a_start_token_does_not_classify(tokenizer: A
         load_model(str(tmp_path), get_task("classification", labels=["a", "b"]), device="cpu")
     with pytest.raises(ValueError, match=message):
         hf_clients(model, tokenizer, [ROWS[:2]], LoraConfig(target_modules=["q"]), 2, device="cpu")
-    hf_clients(
-        hf.T5ForSequenceClassification(hf.T5Config(**T5, num_labels=2, decoder_start_token_id=0)),
-        tokenizer,
-        [ROWS[:2]],
-        LoraConfig(target_modules=["q"]),
-        2,
-        device="cpu",
-    )
+    hf_clients(classifier("t5"), with_end_mark(tokenizer), [ROWS[:2]], LoraConfig(target_modules=["q"]), 2, device="cpu")
 
 
 # --- dtypes and ranks -------------------------------------------------------------------------------------------------

@@ -82,6 +82,14 @@ def test_a_profile_falls_from_all_runs_to_none():
     assert [share for _, share in shares] == sorted((share for _, share in shares), reverse=True)
 
 
+def test_a_setting_counts_once_whatever_its_seeds():
+    few = {s: {"a": {0: x, 1: x + 0.1}} for s, x in (("x", 0.0), ("y", 0.3), ("z", 0.6))}
+    many = few | {"z": {"a": {2 * seed + k: few["z"]["a"][k] for seed in range(5) for k in range(2)}}}
+    assert across.interquartile_means(many)["a"].mean == pytest.approx(across.interquartile_means(few)["a"].mean)
+    assert across.interquartile_means(many)["a"].high < across.interquartile_means(few)["a"].high, "more seeds say more"
+    assert dict(across.profile(many)["a"]) == pytest.approx(dict(across.profile(few)["a"]))
+
+
 def scored(c: Compared, means: dict[str, float]) -> Compared:
     """A setting in which the methods have these means."""
     keys = {group.label: group.key for group in c.study.groups}

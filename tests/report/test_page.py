@@ -14,6 +14,7 @@ from fedelta.report.compared import compared
 from fedelta.report.comparison import Cell, Comparison, Tuned
 from fedelta.report.grouping import study_of
 from fedelta.report.page import page
+from fedelta.report.standings import standings
 from fedelta.report.study import Run
 from fedelta.report.summary import summary
 
@@ -266,6 +267,22 @@ def test_a_diverged_run_counts_as_a_constant_answer_and_is_marked(a_study: Study
     text = words(page(runs))
     assert "diverged runs/a-0: counted as the share of the commonest label" in text
     assert "The run diverged." in words(page(runs[:1]))
+
+
+def test_a_run_that_ended_early_is_no_cost_and_hides_no_worst_client(a_study: Study):
+    runs = a_study(("a", "b"), seeds=3)
+    early = replace(runs[1], records=[{**runs[1].records[0], "train_loss": None}], facts={**runs[1].facts, "diverged": "nan"})
+    cut = [runs[0], early, *runs[2:]]
+    assert (early.seed, early.method, early.finished, early.whole) == (0, "b", True, False)
+    whole, lossy = (next(s for s in standings(compared(study_of(each))) if s.group.label == "b") for each in (runs, cut))
+    assert (lossy.sent, lossy.steps, lossy.seconds) == (whole.sent, whole.steps, whole.seconds)
+    assert whole.worst is not None
+    assert lossy.worst is None
+    assert "unfinished" not in words(page(cut))
+    lost = [replace(run, facts={**run.facts, "diverged": "nan"}, records=run.records[:1]) for run in runs if run.method == "b"]
+    text = words(page([*(run for run in runs if run.method == "a"), *lost]))
+    assert "b sends the least" not in text
+    assert "the least is" not in text
 
 
 def test_an_unfinished_run_is_a_missing_cell(a_study: Study):

@@ -57,4 +57,4 @@ def test_a_long_name_keeps_what_tells_it_from_others(width: int, shown: str):
     ("value", "text"), [(None, "–"), (0.0, "0.0%"), (0.0523, "5.2%"), (1.0, "100.0%"), (2.83, "283.0%"), (3.2e-8, "3e-08")]
 )
 def test_shares(value: float | None, text: str):
-    assert words.share(value) == text
+    assert words.percent(value) == text

@@ -14,13 +14,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import fedelta
@@ -53,6 +57,8 @@ for name, lines in json.load(open(sys.argv[1]))["lines"].items():
     exec(lines, scope)
     tokenizer, model = scope["tokenizer"], scope["model"].eval()
     inputs = tokenizer(json.load(open(sys.argv[1]))["texts"], padding=True, return_tensors="pt")
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
     with torch.inference_mode():
         found[name] = {"logits": model(**inputs).logits.tolist(), "names": model.config.id2label}
 json.dump(found, open(sys.argv[2], "w"))
@@ -98,6 +104,26 @@ def llama(words: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(LlamaForCausalLM(config), words, tmp_path_factory.mktemp("llama"))
 
 
+def encoder_decoder(kind: str, words: Tokenizer, folder: Path) -> Path:
+    """Writes a tiny T5 or BART, whose tokenizer ends each text by its end mark."""
+    torch.manual_seed(0)
+    end = words.token_to_id("</s>")
+    marked = Tokenizer.from_str(words.to_str())
+    marked.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
+    ids = {"vocab_size": words.get_vocab_size(), "d_model": 16, "pad_token_id": 0, "eos_token_id": end}
+    if kind == "t5":
+        sizes = {"d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+        model = T5ForConditionalGeneration(T5Config(**ids, **sizes, decoder_start_token_id=0))
+    else:
+        sizes = {f"{side}_{of}": n for side in ("encoder", "decoder") for of, n in (("layers", 2), ("attention_heads", 2))}
+        model = BartForConditionalGeneration(BartConfig(**ids, **sizes, bos_token_id=0, decoder_start_token_id=end))
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=marked, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>").save_pretrained(
+        folder
+    )
+    return folder
+
+
 @pytest.fixture(scope="module")
 def instructions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
@@ -112,8 +138,11 @@ def answers(source: deployment.Source, texts: list[str] = TEXTS) -> list[list[fl
     model, tokenizer = load_adapted(config.model, task, peft_config(config.lora), device="cpu", seed=config.seed)
     model.load(load_adapter(source.adapter))
     model.mode(None)
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    if model.module.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
     with torch.inference_mode():
-        return model.module(**tokenizer(texts, padding=True, return_tensors="pt")).logits.tolist()
+        return model.module(**inputs).logits.tolist()
 
 
 def executed(lines: dict[str, str], home: Path, tmp_path: Path, cwd: Path, texts: list[str] = TEXTS) -> dict[str, Any]:
@@ -196,6 +225,49 @@ def test_a_language_model_loads_by_its_lines_and_is_served_where_it_can_be(
     assert "````\n{instruction}\n```\n\n````" in card
     assert "several: export it with `--merged`" in (tmp_path / "out/patterns/README.md").read_text()
     assert f"revision='{COMMIT}'" in card
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_an_encoder_decoder_is_trained_scored_exported_and_loaded_by_its_lines(
+    kind: str, words: Tokenizer, instructions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """From a folder by PEFT's own loader; from the Hub, where a commit is kept, by transformers' at that commit."""
+    home, folder = tmp_path / "home", encoder_decoder(kind, words, tmp_path / kind)
+    cached(home, folder, "owner/writer")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+    data = {"source": str(instructions), "validation_fraction": 0.2, "test_fraction": 0.2}
+    config = {
+        "device": "cpu",
+        "lora": {"rank": [1, 2]},
+        "data": data,
+        "partition": {"scheme": "iid", "clients": 2},
+        "method": "flexlora",
+        "task": {"name": "instruction", "prompt": "{instruction}", "metrics": ["loss", "exact_match"], "max_length": 16},
+        "evaluation": {"best_by": "loss"},
+        "training": {"batch_size": 4, "local_steps": 3, "learning_rate": 0.1},
+        "federation": {"rounds": 2},
+    }
+    lines, expected = {}, {}
+    for name, base in {"folder": str(folder), "hub": "owner/writer"}.items():
+        result = fedelta.run(config, {"model": base, "output": str(tmp_path / name)})
+        source = deployment.find(tmp_path / name, which="last")
+        assert deployment.score(source) == pytest.approx({"examples": 5, **result.final["test"]}, rel=1e-6)
+        told = deployment.export(source, tmp_path / "out" / name)
+        lines[name], expected[name] = "\n".join(load_lines(told, str(tmp_path / "out" / name))), answers(source, EQUALLY_LONG)
+        assert serve_line(told, "out", "mine") is None
+    assert "AutoPeftModelForSeq2SeqLM.from_pretrained(" in lines["folder"]
+    assert f"AutoModelForSeq2SeqLM.from_pretrained('owner/writer', revision='{COMMIT}')" in lines["hub"]
+    merged = deployment.export(deployment.find(tmp_path / "folder", which="last"), tmp_path / "out/merged", merged=True)
+    lines["merged"] = "\n".join(load_lines(merged, str(tmp_path / "out/merged")))
+    expected["merged"] = expected["folder"]
+    card = (tmp_path / "out/folder/README.md").read_text()
+    lines["card"], expected["card"] = "\n".join(block(card, "python")), expected["folder"]
+    found = executed(lines, home, tmp_path, tmp_path / "out", EQUALLY_LONG)
+    for name, logits in expected.items():
+        torch.testing.assert_close(torch.tensor(found[name]["logits"]), torch.tensor(logits), rtol=0, atol=1e-5, msg=name)
+    assert front_matter(card)["pipeline_tag"] == "text2text-generation"
+    again = deployment.find(tmp_path / "out/folder")
+    assert set(deployment.score(again, str(instructions))) == {"examples", "loss", "perplexity", "accuracy"}
 
 
 def test_neither_evaluate_nor_export_needs_the_training_data(tiny_config: dict[str, Any], rows_file: Path, tmp_path: Path):

@@ -86,6 +86,13 @@ def test_one_folder_several_and_a_folder_of_folders(done: Path, tmp_path: Path):
     assert everything.read_bytes() == reports.write_report([done], everything, title="Three runs").read_bytes()
 
 
+def test_a_page_that_cannot_be_written_is_named(done: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "page.html", tmp_path):
+        with pytest.raises(OSError, match=f"{output} cannot be written .*: give another file by --output"):
+            reports.write_report([done / "flexlora-0"], output)
+
+
 def test_a_folder_without_a_run_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         reports.write_report([tmp_path], tmp_path / "page.html")

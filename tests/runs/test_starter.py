@@ -55,6 +55,7 @@ SEEN = [
         {"name": "multiple_choice", "context": "goal", "choices": ["sol1", "sol2"], "label": "label"},
     ),
     (rows_of(prompt=long, response=long), {"name": "instruction", "instruction": "prompt", "answer": "response"}),
+    (rows_of(article=long, summary=long), {"name": "instruction", "instruction": "article", "answer": "summary"}),
     (
         rows_of(instruction=long, context=["", "c d"], response=long, category=["x", "y"]),
         {"name": "instruction", "instruction": "instruction", "answer": "response", "context": "context"},
@@ -72,7 +73,7 @@ NOT_SEEN = [
     (rows_of(text=long, score=lambda k: k / 7), "'score' holds numbers, and a class is no number"),
     (rows_of(2, text=long, label=["a", "b"]), "so few rows"),
     (rows_of(text=lambda k: long(k) if k else None, label=["a", "b"]), "'text' has none in 1: fill them"),
-    (rows_of(messages=[[{"role": "user", "content": "hi"}]]), "'messages' holds chats"),
+    (rows_of(messages=[[{"role": "user", "content": "hi"}]]), "'messages' holds chats, .*by `training: {trainer: "),
 ]
 
 
@@ -195,3 +196,33 @@ def test_the_name_of_a_column_writes_no_key_of_the_config(end: str, tmp_path: Pa
     start = start_from([file], tmp_path / "config.yaml")
     assert start.guess.others == [forged]
     assert start.config.output is None
+
+
+# --- images ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_images_is_taken_for_images(photos: Path, tmp_path: Path):
+    start = start_from([photos], tmp_path / "config.yaml")
+    assert start.guess.task == {"name": "image_classification", "image": "image", "label": "label"}
+    assert start.sizes == {"photos": 24, "test": 8}
+    assert "model: {name: dinov2-small}" in start.text
+    assert "target_modules: [q_proj, v_proj]" in start.text
+    assert "# test: 8 rows of its subfolder test" in start.text
+    assert "test_fraction" not in start.text
+    assert start.config.data.source == str(photos)
+    assert start.config.task["image_size"] == 112
+
+
+def test_several_folders_of_images_are_a_client_each(photos: Path, tmp_path: Path):
+    start = start_from([photos / "train", photos / "test"], tmp_path / "config.yaml", model="./mine")
+    assert start.config.client_files() == {"train": str(photos / "train"), "test": str(photos / "test")}
+    with pytest.raises(ValueError, match="is no folder of images, as others here are"):
+        start_from([photos, write(tmp_path / "rows.jsonl", CLASSES)], tmp_path / "config.yaml")
+
+
+def test_a_column_of_paths_is_taken_for_images(tmp_path: Path):
+    rows = rows_of(scan=lambda k: f"scans/{k}.PNG", text=long, finding=["none", "some"])
+    found = guess(columns_of(rows), len(rows))
+    assert found.task == {"name": "image_classification", "image": "scan", "label": "finding"}
+    assert guess(columns_of(rows), len(rows), text="text").task["name"] == "classification"
+    assert guess(columns_of(rows_of(scan=["a.png", "no path"], text=long, label=[0, 1])), 60).task["name"] == "classification"

@@ -126,9 +126,12 @@ def shares(weights: Sequence[float] | None, count: int) -> list[float]:
     given = [1.0] * count if weights is None else [float(w) for w in weights]
     if len(given) != count:
         raise ValueError(f"{len(given)} weights for {count} adapters: give one weight each")
-    total = math.fsum(given)
-    if not all(math.isfinite(w) and w >= 0 for w in given) or not total > 0:
+    if not all(math.isfinite(w) and w >= 0 for w in given) or not any(given):
         raise ValueError(f"weights must be finite, not negative, and not all zero, got {given}")
+    try:
+        total = math.fsum(given)
+    except OverflowError:  # only what they are to each other counts
+        return shares([w / max(given) for w in given], count)
     return [w / total for w in given]
 
 

@@ -16,6 +16,7 @@ from fedelta.cli.output import note
 if TYPE_CHECKING:
     from fedelta.report.model_card import Exported
     from fedelta.runs.export import Source
+    from fedelta.tree import Adapter
 
 T = TypeVar("T", int, float)
 
@@ -58,6 +59,7 @@ def aggregate(
     for place in places:
         demand_unused(place)
     adapters = read_alike(folders, same_base=same_base)
+    _demand_useful(wanted or [], adapters)
     results = aggregate(adapters, method=method, ranks=wanted, weights=given, **dict(pairs(settings or [])))
     facts = [asdict(fidelity(result, adapters, shares(given, len(adapters)))) for result in results]
     for place, (k, result) in zip(places, enumerate(results), strict=True):
@@ -80,6 +82,16 @@ def _numbers(text: str | None, option: str, kind: type[T]) -> list[T] | None:
         raise ValueError(f"{option} {text!r} is not a list of numbers between commas, such as 4,8") from None
 
 
+def _demand_useful(ranks: Sequence[int], adapters: Sequence[Adapter]) -> None:
+    """Raises ValueError for a rank that no layer can have: the rest would be zeros, perhaps more than the disk can hold."""
+    most = max((min(x.shape) for x in adapters[0].layers.values()), default=0)
+    if too_many := sorted({rank for rank in ranks if rank > most}):
+        raise ValueError(
+            f"--ranks {','.join(map(str, too_many))}: no layer here has more than {most} inputs or outputs, so that {most} "
+            "loses nothing: give at most that"
+        )
+
+
 def _places(output: Path, folders: Sequence[Path], ranks: Sequence[int] | None) -> list[Path]:
     """Returns where each result goes; names that occur twice get the position of their input in front."""
     names = [folder.resolve().name for folder in folders] if ranks is None else [f"rank-{rank}" for rank in ranks]
@@ -90,15 +102,20 @@ def _places(output: Path, folders: Sequence[Path], ranks: Sequence[int] | None) 
 
 
 def inspect(folders: Folders, plot: Plot = None, as_json: AsJson = False) -> None:
-    """Show the spectrum and ranks of adapters, layer by layer, and how much their subspaces overlap."""
+    """Show the spectrum and ranks of adapters, layer by layer, and how much their subspaces overlap.
+
+    Of the folder of a run it takes the best adapter if there is one, else the last; each client's where models are personal.
+    """
     from itertools import combinations
 
     from fedelta.adapters import inspection
     from fedelta.models.adapter_files import load_adapter
     from fedelta.report import charts, tables
     from fedelta.report.terminal import out, print_json
+    from fedelta.runs.export import adapters_in
 
-    adapters = {str(folder): load_adapter(folder) for folder in folders}
+    named = [adapter for folder in folders for adapter in adapters_in(folder)]
+    adapters = {str(folder): load_adapter(folder) for folder in named}
     facts = {name: list(map(asdict, inspection.describe(adapter))) for name, adapter in adapters.items()}
     overlaps: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for a, b in combinations(adapters, 2):
@@ -118,9 +135,11 @@ def evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="The folder of a run, or a PEFT folder.")],
     data: Annotated[
         str | None,
-        typer.Argument(metavar="DATA", help="A file, a Hub data set, or docstrings; by default the run's test rows."),
+        typer.Argument(
+            metavar="DATA", help="A file, a folder of images, a Hub id, or a named source; by default the run's test rows."
+        ),
     ] = None,
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="Of a Hub data set or of docstrings.")] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Of DATA, where it has several, as on the Hub.")] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Take so many rows, drawn at random.")] = None,
     which: Which = None,
     rank: OfRank = None,

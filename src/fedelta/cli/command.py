@@ -47,7 +47,7 @@ def _is_mendable(error: Exception) -> bool:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("fedelta"):
         return False
     # By name, since importing QuorumError imports torch. Its base, RuntimeError, is also that of many of torch's own errors.
-    return isinstance(error, MENDABLE) or type(error).__name__ == "QuorumError"
+    return isinstance(error, MENDABLE) or any(kind.__name__ == "QuorumError" for kind in type(error).__mro__)
 
 
 def _fault(error: Exception) -> str:

@@ -66,7 +66,7 @@ def compare(
     """
     from fedelta.registry import is_code
     from fedelta.report.terminal import quieten_libraries, show_warnings
-    from fedelta.runs.suite.preflight import demand_sources
+    from fedelta.runs.suite.preflight import demand_served, demand_sources
     from fedelta.runs.suite.start import Wanted, ready
     from fedelta.runs.suite.work import Work
 
@@ -80,7 +80,8 @@ def compare(
     made = ready(suite, Wanted(changes, listed, _seeds(seeds), baseline, store, output, may_run))
     work = Work(made.plan, made.book, _options(made.plan, only, hours, retry, prune))
     work.options = replace(work.options, jobs=_jobs(jobs, made.plan.file.suite.jobs, work))
-    demand_sources(work)
+    demand_sources(work, to_reckon=dry_run)
+    demand_served(work)
     if dry_run:
         _show_plan(work, made.text, as_json)
     else:
@@ -129,7 +130,11 @@ def _options(plan: Plan, only: Sequence[str] | None, hours: float | None, retry:
             raise ValueError(f"--only {text!r}: the suite has no {key} {value!r}; there are {', '.join(there[key])}")
         chosen.setdefault(key, []).append(value)
     deadline = None if hours is None else time.monotonic() + hours * 3600
-    return Options(1, chosen, retry, deadline, prune)
+    options = Options(1, chosen, retry, deadline, prune)
+    if only and not any(options.wants_cell(*cell) for cell in plan.cells()):
+        have = "; ".join(f"{setting} has {', '.join(map(str, plan.seeds_of(setting)))}" for setting in plan.settings)
+        raise ValueError(f"--only {' --only '.join(only)}: the suite has no such cell; of its seeds {have}")
+    return options
 
 
 def _jobs(text: str | None, suites: int | str, work: Work) -> int:

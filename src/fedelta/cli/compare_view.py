@@ -142,6 +142,8 @@ def _ended(event: Event, going: _Going) -> Text:
         return Text(f"left    {title}   another process runs it", style="dim")
     if event.what == "stopped":
         return Text(f"stopped {title}   after round {len(going.records)}", style="yellow")
+    if event.reason:
+        return Text(f"diverged {title}   {event.reason}", style="yellow")
     parts = [f"done    {title}", _scored(going.records), duration(time.monotonic() - going.since)]
     parts.append(size(total_bytes(going.records)) if going.records else "")
     return Text("   ".join(part for part in parts if part))

@@ -48,4 +48,6 @@ def _split_rows(dealt: Deal) -> list[dict[str, Any]]:
 
     rows = partition_table(dealt.parts, dealt.labels(dealt.splits.train))
     named = [{"name": name} for name in dealt.names] or [{}] * len(rows)
-    return [{**row, **name, "rank": rank} for row, name, rank in zip(rows, named, dealt.ranks, strict=True)]
+    shifted = [{"feature_shift": shift} for shift in dealt.shifts] or [{}] * len(rows)
+    each = zip(rows, named, shifted, dealt.ranks, strict=True)
+    return [{**row, **name, **shift, "rank": rank} for row, name, shift, rank in each]

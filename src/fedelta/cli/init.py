@@ -20,7 +20,10 @@ SCHEMA = ".config.schema.json"
 
 def init(
     data: Annotated[
-        list[Path], typer.Argument(metavar="DATA...", help="Files of rows, or folders with such; several are one client each.")
+        list[Path],
+        typer.Argument(
+            metavar="DATA...", help="Files of rows, folders with such, or folders of images; several are one client each."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The config to write.")] = Path("config.yaml"),
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column with the text, if not guessed.")] = None,
@@ -32,7 +35,7 @@ def init(
     """Write a first config for data files, with comments; it runs as it is.
 
     Labels, choices or answers are seen by the names of the columns and by what is in them. Files called test or
-    validation are kept to report and to choose by.
+    validation are kept to report and to choose by. In a folder of images each label has a subfolder.
     """
     from fedelta.report.terminal import out
     from fedelta.runs.starter.start import demand_free, start_from

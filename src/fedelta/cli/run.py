@@ -142,10 +142,10 @@ def _show_plan(config: RunConfig, may_run: Allowed, as_json: bool) -> None:
     from fedelta.runs.config.checks import check, demand_here
     from fedelta.runs.config.own import Own
     from fedelta.runs.config.schema import PROGRAM
-    from fedelta.runs.experiment import build
+    from fedelta.runs.outline import built
     from fedelta.runs.plan import plan
 
     if config.federation.where == PROGRAM:
         demand_here(config)
-    found = asdict(plan(build(config, check(config, Own(may_run)))))
+    found = asdict(plan(built(config, check(config, Own(may_run)))))
     print_json(found) if as_json else out.print(plan_table(found))

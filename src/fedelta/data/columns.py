@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from fedelta.data.gaps import is_empty
+from fedelta.data.image_folder import ENDINGS as IMAGE_ENDINGS
 from fedelta.data.rows import Row, unfit_label
 
-Kind: TypeAlias = Literal["text", "whole number", "number", "true or false", "list of texts", "chat", "nothing", "other"]
+Kind: TypeAlias = Literal[
+    "text", "whole number", "number", "true or false", "list of texts", "chat", "image", "nothing", "other"
+]
 """Contents of a column: of all its values that are not empty."""
 
 MOST_COUNTED = 1000
@@ -67,8 +71,8 @@ def _kind(filled: Sequence[Any]) -> Kind:
 
 
 def _kind_of(value: Any) -> Kind:
-    if isinstance(value, str):
-        return "text"
+    if isinstance(value, str | Path):
+        return "image" if Path(value).suffix.lower() in IMAGE_ENDINGS else "text"
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int | float):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fedelta.registry import names_in
+from fedelta.registry import is_name
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """The endings of files of rows; all but Parquet, too, may have .gz behind them."""
@@ -29,7 +29,7 @@ def is_place(source: str, folder: Path) -> bool:
         source: as it is written in a config.
         folder: from which a relative path counts. What is there is a path, however it is written.
     """
-    if source in names_in("fedelta.data.named"):
+    if is_name("fedelta.data.named", source):
         return False
     return ending_of(Path(source)) is not None or looks_like_path(source) or (folder / source).exists()
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub import constants, snapshot_download
 
+from fedelta.data.carving import split_rows, subsample
 from fedelta.data.files import DATA_EXTRA, READERS, read_file, reader_of
 from fedelta.data.gaps import Empty, without_empty
+from fedelta.data.image_folder import holds_images, image_parts
 from fedelta.data.named import get_source, is_named, list_sources
-from fedelta.data.rounding import proportional
-from fedelta.data.rows import Row, joined, label_order, value_of
+from fedelta.data.rows import Row, joined
 from fedelta.registry import listed
-from fedelta.seeding import SERVER, numpy_generator
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PARTS: tuple[str, ...] = ("train", "validation", "test")
@@ -46,27 +45,32 @@ def load_rows(
     limit: int | None = None,
     seed: int = 0,
     revision: str | None = None,
+    path: str | Path | None = None,
+    in_files: Sequence[str] = (),
 ) -> list[Row]:
     """Returns the rows of one split of a source, in its order.
 
     Args:
-        source: the name of a source such as "docstrings", a file, or a Hub data set id such as "nyu-mll/glue".
-        split: which split of a named source or a Hub data set; "train" if not given. A file has none.
+        source: the name of a source such as "docstrings", a file, a folder of images with a subfolder for each label, or a Hub
+            data set id such as "nyu-mll/glue".
+        split: which split of a named source, a folder of images or a Hub data set; "train" if not given. A file has none.
         subset: which configuration of a Hub data set.
         fields: the fields to keep; a mapping {new name: name in the source} renames them.
         limit: keep that many rows, drawn with `seed`; they stay in the source's order.
         seed: the seed of that draw.
         revision: a branch, tag or commit of a Hub data set.
+        path: the folder with the files of a named source, if it is not the usual one.
+        in_files: fields of which a text is the path of a file; in the rows of a file it counts from that file's folder.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: the source needs the extra `data`.
         ValueError: the source cannot be read as what its suffix says, has no rows, or lacks a field or the split.
     """
-    rows = _read(source, split, subset, revision)
+    rows = _read(source, split, subset, revision, path)
     if not rows:
         raise ValueError(f"{source} has no rows")
-    return subsample(_with_fields(rows, fields, source), limit, seed)
+    return subsample(_placed(_with_fields(rows, fields, source), in_files, source), limit, seed)
 
 
 def pinned_revision(source: str | Path, revision: str | None = None) -> str | None:
@@ -99,14 +103,16 @@ def _snapshot(name: str, revision: str | None) -> Path | None:
         raise ValueError(f"cannot find revision {revision!r} of data set {name!r}: {error}") from error
 
 
-def _read(source: str | Path, split: str | None, subset: str | None, revision: str | None) -> list[Row]:
-    if is_named(source):
-        return _named_split(str(source), get_source(str(source)).load(), split or "train")
-    path = Path(source)
-    if reader_of(path) or path.exists():
+def _read(
+    source: str | Path, split: str | None, subset: str | None, revision: str | None, path: str | Path | None
+) -> list[Row]:
+    place = Path(source)
+    if (found := _by_split(source, path)) is not None:
+        return _split_of(source, found, split or "train")
+    if reader_of(place) or place.exists():
         if split:
             raise ValueError(f"{source} is a file and has no split {split!r}: give one file per split")
-        return read_file(path)
+        return read_file(place)
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return _from_hub(source, split or "train", subset, revision)
     raise ValueError(
@@ -115,10 +121,32 @@ def _read(source: str | Path, split: str | None, subset: str | None, revision: s
     )
 
 
-def _named_split(source: str, found: Mapping[str, Sequence[Row]], split: str) -> list[Row]:
+def _by_split(source: str | Path, path: str | Path | None) -> Mapping[str, Sequence[Row]] | None:
+    """Returns the rows of a named source, or of a folder of images, by split; None for any other source.
+
+    Raises:
+        ValueError: for a path beside a source that has no name, since it says itself where its rows are.
+    """
+    if is_named(source):
+        return get_source(str(source), path).load()
+    if path is not None:
+        raise ValueError(f"data.path = {path} has no meaning for the source {str(source)!r}: it belongs to one with a name")
+    return image_parts(Path(source)) if holds_images(Path(source)) else None
+
+
+def _split_of(source: str | Path, found: Mapping[str, Sequence[Row]], split: str) -> list[Row]:
     if split not in found:
         raise ValueError(f"{source} has no split {split!r}; it has {', '.join(found)}")
     return list(found[split])
+
+
+def _placed(rows: list[Row], in_files: Sequence[str], source: str | Path) -> list[Row]:
+    """Returns rows in which the texts of some fields are paths; relative ones count from the folder of the rows' file."""
+    place = Path(source)
+    if not in_files or is_named(source) or reader_of(place) is None:
+        return rows
+    folder = place.absolute().parent
+    return [{**row, **{name: folder / row[name] for name in in_files if isinstance(row.get(name), str)}} for row in rows]
 
 
 def _from_hub(name: str, split: str, subset: str | None, revision: str | None) -> list[Row]:
@@ -130,9 +158,18 @@ def _from_hub(name: str, split: str, subset: str | None, revision: str | None) -
         # Without a network `datasets` takes whatever it prepared last, so a commit is read from its own folder.
         snapshot = _snapshot(name, revision) if revision is not None and constants.HF_HUB_OFFLINE else None
         where = (name, revision) if snapshot is None else (str(snapshot), None)
-        return [dict(row) for row in datasets.load_dataset(where[0], subset, split=split, revision=where[1])]
+        found = datasets.load_dataset(where[0], subset, split=split, revision=where[1])
+        return [dict(row) for row in _undecoded(found, datasets.Image)]
     except (ValueError, OSError) as error:  # unknown split or subset, no such data set, no network
         raise ValueError(f"cannot load split {split!r} of {name!r} (subset {subset!r}) from the Hub: {error}") from error
+
+
+def _undecoded(found: Any, image: Any) -> Any:
+    """Returns a data set of the Hub whose images stay the bytes of their files, which take a part of the memory of pixels."""
+    for name, kind in (getattr(found, "features", None) or {}).items():
+        if isinstance(kind, image):
+            found = found.cast_column(name, image(decode=False))
+    return found
 
 
 def _with_fields(rows: list[Row], fields: Mapping[str, str] | Sequence[str] | None, source: str | Path) -> list[Row]:
@@ -152,57 +189,6 @@ def _with_fields(rows: list[Row], fields: Mapping[str, str] | Sequence[str] | No
     return [renamed(row) for row in rows]
 
 
-def subsample(rows: list[Row], limit: int | None, seed: int = 0) -> list[Row]:
-    """Returns `limit` rows drawn without replacement, in their own order; all of them if there are no more.
-
-    Raises:
-        ValueError: the limit is below one.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit {limit} would keep no rows: give at least 1, or none for all rows")
-    if limit is None or limit >= len(rows):
-        return rows
-    chosen = numpy_generator(seed, 0, SERVER, "subsample").choice(len(rows), size=limit, replace=False)
-    return [rows[i] for i in np.sort(chosen)]
-
-
-def split_rows(
-    rows: Sequence[Row], fractions: Sequence[float], seed: int = 0, *, stratify: str | None = None
-) -> list[list[Row]]:
-    """Shares out rows by fractions; each row goes to one part, and each part keeps the rows' order.
-
-    Part sizes are the fractions of n rounded to sum to n. With `stratify` each label's share of a part is its share of the
-    whole, to one row: the part's rows are taken at even distances from the rows in order of label.
-
-    Args:
-        rows: n rows.
-        fractions: not negative, summing to one.
-        seed: the same seed, rows and fractions give the same parts.
-        stratify: the field with the label, or None for a plain random split.
-
-    Raises:
-        ValueError: the fractions are not such, or a row lacks the field.
-    """
-    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
-        raise ValueError(f"fractions {list(fractions)} must not be negative and must sum to 1")
-    random = numpy_generator(seed, 0, SERVER, "split")
-    left = random.permutation(len(rows))
-    if stratify is not None:
-        labels = [value_of(row, index, stratify) for index, row in enumerate(rows)]
-        left = np.array(sorted(left, key=lambda index: label_order(labels[index])), dtype=np.intp)
-    parts: list[list[Row]] = []
-    for size in proportional(fractions, len(rows)):
-        chosen = _evenly(len(left), size, random.random())
-        parts.append([rows[i] for i in np.sort(left[chosen])])
-        left = np.delete(left, chosen)
-    return parts
-
-
-def _evenly(total: int, size: int, offset: float) -> np.ndarray:
-    """Returns `size` different positions below `total` at even distances, started at a random place in [0, 1)."""
-    return np.floor((np.arange(size) + offset) * total / max(size, 1)).astype(np.intp)
-
-
 def load_splits(
     source: str | Path,
     *,
@@ -219,11 +205,14 @@ def load_splits(
     empty: Empty = "error",
     seed: int = 0,
     revision: str | None = None,
+    path: str | Path | None = None,
+    in_files: Sequence[str] = (),
 ) -> Splits:
     """Loads train, validation and test rows of a source; a part without a name is carved from the training rows.
 
     Args:
-        source: the name of a source; a Hub id; a file with the training rows; or a folder, in which the parts are files.
+        source: the name of a source; a Hub id; a file with the training rows; or a folder, of images or with the parts as
+            files.
         train: the training split: a split's name for the Hub, a path for files (relative to `source` if that is a folder).
         validation: the same for validation; None to carve `validation_fraction` of the training rows.
         test: the same for test; None to carve `test_fraction` of the training rows.
@@ -238,13 +227,16 @@ def load_splits(
             "drop" leaves them out, "keep" takes a blank text for a class like any other.
         seed: for carving and limits.
         revision: a branch, tag or commit of a Hub data set.
+        path, in_files: as for `load_rows`.
 
     Raises:
         ValueError, FileNotFoundError, ImportError: as `load_rows`; a limit names no part; a folder without `train`; an empty
             label.
     """
     limits = _limits(limit)
-    given = _named_parts(source, {"train": train, "validation": validation, "test": test}, subset, fields, revision)
+    given = _named_parts(
+        source, {"train": train, "validation": validation, "test": test}, subset, fields, revision, path, in_files
+    )
     # rows without a label go before anything is carved, so that the parts keep the shares that were asked for
     parts = {part: without_empty(rows, label, empty, part) for part, rows in given.items()}
     left_out = {part: len(given[part]) - len(rows) for part, rows in parts.items()}
@@ -273,21 +265,26 @@ def _named_parts(
     subset: str | None,
     fields: Mapping[str, str] | Sequence[str] | None,
     revision: str | None,
+    path: str | Path | None,
+    in_files: Sequence[str],
 ) -> dict[str, list[Row]]:
     """Returns the parts that the source has, before anything is carved."""
     given = {part: name for part, name in names.items() if name}
-    path = Path(source)
-    if is_named(source):
-        found = get_source(str(source)).load()
+    place = Path(source)
+    of_folder = place.is_dir() and not is_named(source)
+    if not (of_folder and "train" in given) and (found := _by_split(source, path)) is not None:
         wanted = {part: given.get(part, part) for part in PARTS if part == "train" or part in found or part in given}
-        return {part: _with_fields(_named_split(str(source), found, name), fields, source) for part, name in wanted.items()}
-    if path.is_dir() and "train" not in given:
-        raise ValueError(f"{source} is a folder: name the file with its training rows as `train`")
-    if path.is_dir():
-        return {part: load_rows(path / name, fields=fields) for part, name in given.items()}
-    if reader_of(path):
+        return {part: _with_fields(_split_of(source, found, name), fields, source) for part, name in wanted.items()}
+    if of_folder and "train" not in given:
+        raise ValueError(
+            f"{source} is a folder: name the file with its training rows as `train`, or give each label of images a subfolder"
+        )
+    where: dict[str, Any] = {"fields": fields, "in_files": in_files}
+    if of_folder:
+        return {part: load_rows(place / name, **where) for part, name in given.items()}
+    if reader_of(place):
         files = {"train": str(source), **given}
-        return {part: load_rows(file, fields=fields) for part, file in files.items()}
+        return {part: load_rows(file, **where) for part, file in files.items()}
     splits = {"train": "train", **given}
-    where: dict[str, Any] = {"subset": subset, "fields": fields, "revision": revision}
+    where |= {"subset": subset, "revision": revision}
     return {part: load_rows(source, split=name, **where) for part, name in splits.items()}

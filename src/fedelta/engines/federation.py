@@ -11,11 +11,11 @@ from itertools import accumulate
 import torch
 
 from fedelta import sampling, tree
-from fedelta.engines.guards import ROUNDS, Size, check_population, check_takes, check_templates, reason_of
+from fedelta.engines.guards import NOT_FINITE, ROUNDS, Size, check_population, check_takes, check_templates, reason_of
 from fedelta.engines.letters import Visit
 from fedelta.engines.memories import Memories
 from fedelta.engines.participants import Doors, Holding, by_id, holding, in_order, peers_of, samples
-from fedelta.engines.rounds import QuorumError, Snapshot
+from fedelta.engines.rounds import DivergedError, QuorumError, Snapshot
 from fedelta.engines.settings import RunSettings, Weights
 from fedelta.engines.tables import Table
 from fedelta.exchange.channel import Channel
@@ -140,7 +140,10 @@ class Federation:
             raise
         except Exception as error:
             reasons = f"{reason_of(failure)}\n  without client {largest}, whose update is the largest: {reason_of(error)}"
-            raise QuorumError(f"round {t}: the updates cannot be aggregated; the state before it stays\n  {reasons}") from error
+            text = f"round {t}: the updates cannot be aggregated; the state before it stays\n  {reasons}"
+            if isinstance(failure, NOT_FINITE) and isinstance(error, NOT_FINITE):
+                raise DivergedError(text, t, cohort=[u.sender.id for u in updates]) from error
+            raise QuorumError(text) from error
 
     def _finite(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         after = self.method.aggregate(t, state, updates)
@@ -286,8 +289,18 @@ def reweighed(updates: Sequence[ClientUpdate], max_share: float | None = None) -
 
 
 def demand_quorum(t: int, visits: Sequence[Visit], needed: int) -> None:
-    """Raises QuorumError, with everyone's reason, if fewer than `needed` updates can be used."""
+    """Raises QuorumError, with everyone's reason, if fewer than `needed` updates can be used.
+
+    Raises:
+        DivergedError: where all that are left out are so for numbers that are not finite.
+    """
     arrived = sum(v.update is not None for v in visits)
-    if arrived < needed:
-        reasons = "\n".join(f"  client {v.peer.id}: {v.reason}" for v in visits if v.reason is not None)
-        raise QuorumError(f"round {t}: {arrived} of {len(visits)} updates can be used, the quorum is {needed}\n{reasons}")
+    if arrived >= needed:
+        return
+    reasons = {v.peer.id: v.reason for v in visits if v.reason is not None}
+    said = "\n".join(f"  client {k}: {reason}" for k, reason in reasons.items())
+    text = f"round {t}: {arrived} of {len(visits)} updates can be used, the quorum is {needed}\n{said}"
+    if all(v.not_finite for v in visits if v.reason is not None):
+        sent = {"down": sum(v.down for v in visits), "up": sum(v.up or 0 for v in visits)}
+        raise DivergedError(text, t, reasons, [v.peer.id for v in visits], sent)
+    raise QuorumError(text)

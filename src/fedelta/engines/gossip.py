@@ -111,13 +111,10 @@ def gossip(
         heard = hear(topology.at(mixing, t), ids, silent, partial(is_lost, t), shares, refused)
         visits = _without_refused(federation, t, visits, heard.refused)
         demand_quorum(t, visits, needed)
-        after: dict[str, State] = {}
-        largest: dict[int, Size] = {}
-        lost = list(heard.lost)
-        for k in ids:
-            at_node = aggregated_at(federation, t, state[str(k)], visits, heard.rows[k], sizes)
-            after[str(k)], largest[k] = at_node.state, at_node.largest
-            lost += [(k, sender) for sender in at_node.without]
+        nodes = {k: aggregated_at(federation, t, state[str(k)], visits, heard.rows[k], sizes) for k in ids}
+        after = {str(k): node.state for k, node in nodes.items()}
+        largest = {k: node.largest for k, node in nodes.items()}
+        lost = [*heard.lost, *((k, sender) for k, node in nodes.items() for sender in node.without)]
         up = {v.peer.id: v.up * heard.reached[v.peer.id] for v in visits if v.up is not None}
         return Outcome(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up), largest, lost, training)
 

@@ -39,6 +39,9 @@ IN_HAND = 1 << 20
 LONGEST = 500
 """Characters of an error that a reason keeps: its text may come from a client."""
 
+NOT_FINITE = (tree.NotFiniteError, FloatingPointError)
+"""The errors that say of an update, or of the loss that led to it, that it is no finite number."""
+
 
 # --- one upload ------------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ class Visit:
         size: of the update.
         base_version: of what the client holds after the round.
         reason: why it is left out.
+        not_finite: the reason is that its update, or its loss, is no finite number.
     """
 
     peer: Peer
@@ -66,6 +67,7 @@ class Visit:
     size: Size = field(default_factory=Size)
     base_version: int = 0
     reason: str | None = None
+    not_finite: bool = False
 
 
 def sizes_of(visits: Sequence[Visit]) -> dict[int, Size]:

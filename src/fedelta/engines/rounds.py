@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from fedelta.engines.guards import Size
@@ -16,6 +17,28 @@ from fedelta.tree import Adapter, BaseDelta, Message
 
 class QuorumError(RuntimeError):
     """Too few updates of a round could be used; the message names every client that was left out, and why."""
+
+
+class DivergedError(QuorumError):
+    """Nothing of a round can be used, and for one reason alone: updates, losses or the state they lead to are not finite.
+
+    Attributes:
+        t: the round.
+        left_out: by client id, why it was left out; empty where it is the state that is not finite.
+        cohort: the ids of the clients that took part.
+        bytes: that were sent in the round, `down` and `up`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        t: int,
+        left_out: Mapping[int, str] = MappingProxyType({}),
+        cohort: Sequence[int] = (),
+        sent: Mapping[str, int] = MappingProxyType({"down": 0, "up": 0}),
+    ) -> None:
+        super().__init__(message)
+        self.t, self.left_out, self.cohort, self.bytes = t, left_out, cohort, sent
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedelta import tree
 from fedelta.engines.federation import Federation
-from fedelta.engines.guards import Size, check_metrics, check_upload, overclaimed, oversized, reason_of, size_of
+from fedelta.engines.guards import NOT_FINITE, Size, check_metrics, check_upload, overclaimed, oversized, reason_of, size_of
 from fedelta.engines.letters import Letter, Reply, Visit, sizes_of, steps_of
 from fedelta.exchange import wire
 from fedelta.exchange.channel import OWN, Channel
@@ -141,7 +141,7 @@ def _left_out(federation: Federation, t: int, visit: Visit, stage: str, error: E
     reason = f"{stage}: {reason_of(error)}"
     logger.warning("client %s is left out of round %s: %s", k, t, reason)
     logger.debug("client %s, round %s", k, t, exc_info=error)
-    return Visit(visit.peer, visit.down, visit.up, reason=reason)
+    return Visit(visit.peer, visit.down, visit.up, reason=reason, not_finite=isinstance(error, NOT_FINITE))
 
 
 def _start(federation: Federation, peer: Peer, down: Message) -> Adapter:

@@ -90,11 +90,13 @@ class SubspaceReg(Method):
         check_cap(self.norm_cap)
         if min(self.mu, self.alpha, self.lam) < 0:
             raise ValueError(f"mu, alpha and lam must not be negative, got {self.mu}, {self.alpha} and {self.lam}")
+        if self.gauge == "keep":  # then it claims less: factors that nothing brings into one form have no common leading part
+            object.__setattr__(self, "hetero_rank", False)
 
     def check(self, template: Adapter, peers: Sequence[Peer]) -> None:
-        super().check(template, peers)
         if self.gauge == "keep":
             demand_equal_ranks("subspace_reg with gauge 'keep'", template, peers)
+        super().check(template, peers)
 
     def init(self, template: Adapter, peers: Sequence[Peer], *, seed: int = 0) -> State:
         if self.gauge == "keep":

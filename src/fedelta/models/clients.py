@@ -20,7 +20,8 @@ from fedelta.data.rows import Row
 from fedelta.demands import number
 from fedelta.models.base_store import delta_shape
 from fedelta.models.devices import pick_device
-from fedelta.models.loading import CAUSAL, check_fits, load_model, main_input_of, set_padding
+from fedelta.models.image_models import check_images, processor_for, reads_images
+from fedelta.models.loading import CAUSAL, SEQ2SEQ, check_decoder, fitted, load_model, main_input_of, set_padding, task_for
 from fedelta.models.passes import Backend
 from fedelta.models.patterns import by_layer, demand_used
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
@@ -54,7 +55,8 @@ def hf_clients(
 
     Args:
         model: a name (alias, folder or Hub id) or a loaded transformers model, which then gets PEFT's layers.
-        tokenizer: None, to load the one of a model given by name.
+        tokenizer: None, to load the one of a model given by name. For a task of images what prepares them: an
+            `ImageProcessor`, one of transformers, or None for the mean and spread of ImageNet.
         datasets: one for each client: a list of rows, or a Hugging Face `Dataset`.
         lora_config: targets, scales and patterns; its `r` is not used.
         ranks: one for all clients, or one for each.
@@ -86,16 +88,21 @@ def hf_clients(
         model, loaded = load_model(str(model), task, device=device, revision=revision, seed=seed)
         tokenizer = tokenizer or loaded
     else:
-        if tokenizer is None:
+        if tokenizer is None and reads_images(task):
+            tokenizer = processor_for(model)
+        elif tokenizer is None:
             raise ValueError("a loaded model needs its tokenizer; only for a model given by name can it be None")
-        check_fits(model.config, main_input_of(model), task, type(model).__name__)
+        kind = fitted(task, model.config, main_input_of(model), type(model).__name__)
         if revision is not None:
             raise ValueError(f"a loaded model has no revision {revision!r}: load it at that revision, or give its Hub id")
-        check_head(model, task)
-        check_outputs(model, task)
+        check_head(model, kind)
+        check_outputs(model, kind)
         model = model if hasattr(model, "hf_device_map") else model.to(pick_device(device))  # quantised models stay in place
+        check_images(model, task, tokenizer, type(model).__name__)
     check_dtype(model)
     set_padding(model, tokenizer)
+    settled, task = task, task_for(task, model.config)
+    check_decoder(model, tokenizer, task, type(model).__name__)
     lora = config_for(task, lora_config, model)
     adapted = PeftAdaptedModel(
         model,
@@ -112,7 +119,7 @@ def hf_clients(
     warn_of_cut_texts(task, everything, list(chain.from_iterable(examples)), tokenizer, "data sets")
     clients = clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed, scale=scale)
     for client in clients:
-        client.reading = Reading(task, tokenizer)
+        client.reading = Reading(settled, tokenizer)
     return clients
 
 
@@ -240,7 +247,9 @@ def check_head(model: Any, task: Task) -> None:
     if not found.__module__.startswith("transformers."):
         return
     wanted = task.auto_class.removeprefix("AutoModel")
-    fits = model.get_output_embeddings() is not None if task.auto_class == CAUSAL else found.__name__.endswith(wanted)
+    fits = (
+        model.get_output_embeddings() is not None if task.auto_class in (CAUSAL, SEQ2SEQ) else found.__name__.endswith(wanted)
+    )
     if not fits:
         raise ValueError(
             f"task {type(task).__name__!r} trains a model {wanted}, but the loaded one is a {found.__name__}, without such a "

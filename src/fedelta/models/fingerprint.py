@@ -48,7 +48,7 @@ def fingerprint(model: nn.Module, tokenizer: Any, targets: Collection[str], head
 
     Args:
         model: a transformers model, plain or with its adapter injected: both give the same digits.
-        tokenizer: its vocabulary counts; None where there is none.
+        tokenizer: its vocabulary counts; None, or what prepares images, where there is none.
         targets: names of the layers that carry the adapter.
         heads: names of the tensors that train in full; their values do not count.
     """
@@ -92,11 +92,13 @@ def _architecture(model: nn.Module) -> dict[str, Any]:
 
 
 def _vocabulary(tokenizer: Any) -> list[Any]:
-    return [] if tokenizer is None else sorted(tokenizer.get_vocab().items())
+    return sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else []
 
 
 def _content(x: Tensor, sampled: bool) -> memoryview:
-    """Returns a tensor's bytes in a common precision, or evenly spread blocks of them."""
+    """Returns a tensor's bytes in a common precision, or evenly spread blocks of them; none of one on the meta device."""
+    if x.is_meta:
+        return memoryview(b"")
     flat = x.reshape(-1)
     if sampled and flat.numel() > BLOCKS * BLOCK:
         starts = torch.linspace(0, flat.numel() - BLOCK, BLOCKS, dtype=torch.float64).long()

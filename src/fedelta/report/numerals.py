@@ -10,7 +10,7 @@ from fedelta.tasks.metrics import LOWER_IS_BETTER
 
 DASH, MINUS, NO_BREAK = "–", "\u2212", "\u00a0"
 
-SHARES = frozenset({"accuracy", "macro_f1", "mcc"})
+SHARES = frozenset({"accuracy", "exact_match", "macro_f1", "mcc"})
 """Metrics that are written in per cent."""
 
 FINE_ROWS = 10_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean
@@ -55,7 +55,11 @@ def _point(t: int, values: Sequence[float]) -> Point:
 
 
 def runs_of(study: Study, group: Group) -> list[Run]:
-    """Returns the runs of a group whose curves are drawn: all that have rounds and did not diverge, or all if none is left."""
+    """Returns the runs of a group whose curves are drawn and whose costs are counted: those that did not diverge.
+
+    All that have rounds, if none is left. A run that diverged may have ended early, so that its bytes and times are no cost of
+    the method; its score counts all the same (`Study.score`), and so do its clients (`worst_clients`).
+    """
     alive = [run for run in group.runs.values() if run.records and not run.diverged]
     return alive or [run for run in group.runs.values() if run.records]
 
@@ -169,6 +173,14 @@ def name_of(run: Run, client: str) -> str | None:
     entries = [(run.split or {}).get("clients", {}).get(client, {})]
     entries += [line.get("clients", {}).get(client, {}) for line in run.clients or ()]
     return next((entry["name"] for entry in entries if isinstance(entry.get("name"), str)), None)
+
+
+def worst_clients(runs: Iterable[Run], metric: str) -> list[tuple[float, float, object]]:
+    """Returns what `worst_client` says of each run; nothing where one diverged, without which its method would look better."""
+    given = list(runs)
+    if any(run.diverged for run in given):
+        return []
+    return [found for run in given if (found := worst_client(run, metric)) is not None]
 
 
 def worst_client(run: Run, metric: str) -> tuple[float, float, object] | None:

@@ -26,7 +26,11 @@ Row = Mapping[str, Any]
 
 
 def split_table(rows: Sequence[Row]) -> RenderableType:
-    """Lists each client's share, from the rows of `fedelta.split.view.partition_table` with "rank" and perhaps "name"."""
+    """Lists each client's share.
+
+    Args:
+        rows: of `fedelta.split.view.partition_table`, with "rank" and perhaps "name" and "feature_shift".
+    """
     if len(rows) <= MOST_CLIENTS:
         return _by_client("Split of the training rows", rows)
     farthest = sorted(rows, key=lambda row: -(row["distance"] or 0.0))[:FARTHEST]
@@ -34,11 +38,14 @@ def split_table(rows: Sequence[Row]) -> RenderableType:
 
 
 def _by_client(title: str, rows: Sequence[Row]) -> Table:
-    table = plain_table(title, ["client", "rank", "examples", "distance"], [])
+    shifted = any("feature_shift" in row for row in rows)
+    table = plain_table(title, ["client", "rank", "examples", "distance", *(["shift"] if shifted else [])], [])
     table.add_column("commonest labels")
     for row in rows:
-        table.add_row(*map(Text, _line(row)), _Cropped(_commonest(row)))
+        shift = [str(row.get("feature_shift", ""))] if shifted else []
+        table.add_row(*map(Text, [*_line(row), *shift]), _Cropped(_commonest(row)))
     table.caption = "distance: total variation from the labels of all clients together"
+    table.caption += "; shift: what was done to a client's images, synthetic" if shifted else ""
     return table
 
 

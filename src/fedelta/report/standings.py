@@ -30,9 +30,9 @@ class Standing:
         seeds: that have a score.
         best: mean of the scores at the rounds that were best on validation.
         best_rounds: those rounds, from 1.
-        worst: the mean over seeds of the worst client's score, and of the spread of clients.
+        worst: the mean over seeds of the worst client's score, and of the spread of clients; None where a run diverged.
         macro_f1: mean of the last.
-        sent, up, down: mean bytes of a run.
+        sent, up, down: mean bytes of a run; of these and all other costs a run that diverged is left out.
         seconds, evaluation: mean time of the rounds of a run, and of its evaluations.
         steps, rows_seen: mean optimiser steps and training rows of a run, all participants together.
         memory: mean peak, in bytes.
@@ -86,7 +86,7 @@ def _standing(c: Compared, group: Group) -> Standing:
     study, runs = c.study, readings.runs_of(c.study, group)
     chosen = [run.best_round(c.measure.metric) for run in group.runs.values()]
     pairs = best_and_last(c, group)
-    worst = [found for run in runs if (found := readings.worst_client(run, c.measure.metric)) is not None]
+    worst = readings.worst_clients(group.runs.values(), c.measure.metric)
     is_baseline = group.key == study.baseline.key and bool(c.differences)
     tuned = None if c.suite is None else c.suite.tuned.get(group.label)
     return Standing(

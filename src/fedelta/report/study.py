@@ -91,12 +91,22 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Returns whether the last round is done."""
+        """Returns whether no round is to come: the last is done, or one could not be, since the run diverged."""
+        return self.whole or "diverged" in self.facts
+
+    @property
+    def whole(self) -> bool:
+        """Returns whether every round is done, so that its costs are those of a run."""
         return bool(self.records) and self.records[-1]["t"] + 1 >= self.rounds
 
     @property
     def diverged(self) -> bool:
-        """Returns whether the last loss is no number where there was one before, or a last score is none."""
+        """Returns whether the last loss is no number where there was one before, or a last score is none.
+
+        So has a run that could not go on because no client's update was finite, as its facts say.
+        """
+        if "diverged" in self.facts:
+            return True
         losses = [r["train_loss"] for r in self.records]
         lost = bool(losses) and _is_lost(losses[-1]) and not all(map(_is_lost, losses))
         scores = [r[part] for r in self.records for part in ("test", "validation") if r.get(part)]

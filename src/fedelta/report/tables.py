@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from fedelta.report.words import LINES, Record, duration, folded, main_metric, number, share, size, total_bytes, total_seconds
+from fedelta.report.words import LINES, Record, duration, folded, main_metric, number, percent, size, total_bytes, total_seconds
 
 NARROWEST = 12
 """Characters in the column of layers below which it is not made narrower."""
@@ -237,7 +237,7 @@ def fidelity_table(name: str, facts: Mapping[str, Any]) -> Table:
     shown = layers if len(layers) <= MOST_LAYERS else sorted(layers, key=lambda x: -(x["distance"] or 0))[: MOST_LAYERS // 2]
 
     def row(label: str, rank: str, x: Mapping[str, Any]) -> list[str]:
-        return [label, rank, *(share(x[key]) for key in ("energy", "distance", "least"))]
+        return [label, rank, *(percent(x[key]) for key in ("energy", "distance", "least"))]
 
     rows = [row(str(x["layer"]), str(x["rank"]), x) for x in shown]
     rows.append(row(f"all {len(layers)} layers", "", facts))

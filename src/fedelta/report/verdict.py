@@ -127,8 +127,8 @@ def _against_baseline(c: Compared, best: Group) -> tuple[str, str]:
 
 
 def _cost(c: Compared, best: Group) -> str:
-    totals = {group.key: mean_total(c.study, group) for group in c.study.groups if group.key in c.table}
-    if len(totals) < 2 or not any(totals.values()):
+    totals = {group.key: mean_total(c.study, group) for group in _of_known_cost(c.study.groups) if group.key in c.table}
+    if best.key not in totals or len(totals) < 2 or not any(totals.values()):
         return ""
     least, mine = c.group(min(totals, key=lambda key: totals[key])), size(totals[best.key])
     if max(totals.values()) < ALIKE * min(totals.values()):
@@ -136,6 +136,11 @@ def _cost(c: Compared, best: Group) -> str:
     if least.key == best.key:
         return f"{best.label} also sends the least, {mine}."
     return f"{least.label} sends the least, {size(totals[least.key])}; {best.label} {mine}."
+
+
+def _of_known_cost(groups: Sequence[Group]) -> list[Group]:
+    """Returns the groups some run of which is whole: what ends early, since it diverged or is not done, sends less."""
+    return [group for group in groups if any(run.whole for run in group.runs.values())]
 
 
 def tiles(c: Compared) -> list[Tile]:
@@ -181,7 +186,7 @@ def _by_how_much(c: Compared) -> Tile:
 
 
 def _at_what_cost(c: Compared, best: Group) -> Tile:
-    totals = {group.key: mean_total(c.study, group) for group in competitors(c.study.groups)}
+    totals = {group.key: mean_total(c.study, group) for group in [best, *_of_known_cost(competitors(c.study.groups))]}
     least = c.group(min(totals, key=lambda key: totals[key]))
     text = f"{best.label}, both ways, {best.first.rounds} rounds{_on_a_graph(c.study.runs)}"
     if least.key != best.key and ALIKE * totals[least.key] < totals[best.key]:
@@ -206,11 +211,13 @@ def _ranks_in_use(c: Compared, best: Group) -> Tile:
 
 
 def _for_whom(c: Compared, best: Group) -> Tile:
-    return _worst_tile(c, readings.runs_of(c.study, best), f"{best.label}’s ")
+    return _worst_tile(c, list(best.runs.values()), f"{best.label}’s ")
 
 
 def _worst_tile(c: Compared, runs: Sequence[Run], whose: str = "") -> Tile:
-    found = [worst for run in runs if (worst := readings.worst_client(run, c.measure.metric)) is not None]
+    found = readings.worst_clients(runs, c.measure.metric)
+    if any(run.diverged for run in runs):
+        return Tile("For whom", "–", "a run diverged, so that its clients have no model")
     if not found:
         return Tile("For whom", "–", "not measured: set data.client_test_fraction")
     value = c.measure.with_unit(fmean(worst for worst, _, _ in found))

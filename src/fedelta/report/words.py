@@ -48,8 +48,11 @@ def _joined(parts: Sequence[str]) -> str:
     return re.sub(rf"\.?({GAP}\.?)+", GAP, ".".join(parts))
 
 
-def share(value: float | None) -> str:
-    """Writes a share of one in percent, small ones as a power of ten; a dash where there is none."""
+def percent(value: float | None) -> str:
+    """Writes a share of one with a digit after the point, small ones as a power of ten; a dash where there is none.
+
+    `numerals.share` has two significant digits in its place, for shares that are mostly small.
+    """
     if value is None:
         return "–"
     return f"{value:.1%}" if value == 0 or value >= 5e-4 else f"{value:.0e}"

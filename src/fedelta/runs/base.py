@@ -11,7 +11,7 @@ from fedelta.models.aliases import is_packaged
 from fedelta.models.base_files import BaseFiles, find_base
 from fedelta.models.clients import config_for, pad_token_of
 from fedelta.models.devices import pick_device
-from fedelta.models.loading import drawn_of, load_model
+from fedelta.models.loading import drawn_of, load_model, task_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.runs.config import Lora, Model
 from fedelta.runs.evaluation import Evaluator
@@ -48,7 +48,7 @@ def load_adapted(
 
     Args:
         model: the config's section.
-        task: chooses the class of model, and its outputs.
+        task: chooses the class of model, together with the model's own config, and its outputs.
         adapter: from `peft_config`.
         device: as the config names it.
         seed: for parameters that the checkpoint lacks.
@@ -69,7 +69,7 @@ def load_adapted(
     )
     adapted = PeftAdaptedModel(
         base,
-        config_for(task, adapter, base),
+        config_for(task_for(task, base.config), adapter, base),
         tokenizer,
         base_dropout=model.base_dropout,
         gemm=model.gemm,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeAlias
@@ -13,12 +13,15 @@ from typing import TypeAlias
 import numpy as np
 
 from fedelta import seeding
+from fedelta.data.carving import subsample
+from fedelta.data.digests import stand_in
 from fedelta.data.gaps import without_empty
 from fedelta.data.rows import Row
-from fedelta.data.sources import Splits, load_rows, load_splits, pinned_revision, subsample
+from fedelta.data.sources import Splits, load_rows, load_splits, pinned_revision
 from fedelta.runs.config import Data, RankChoice, RunConfig
 from fedelta.runs.config.choices import scheme_of
 from fedelta.split.partition import assign_ranks, partition
+from fedelta.tasks.images.shifts import FIELD
 from fedelta.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ class Deal:
         ranks: one for each client.
         revision: the commit of a data set on the Hub; None for any other source.
         names: of the clients; empty where they have numbers only.
+        shifts: by client, the synthetic feature shift of its rows; empty where there is none.
     """
 
     task: Task
@@ -45,6 +49,7 @@ class Deal:
     ranks: Sequence[int]
     revision: str | None = None
     names: Sequence[str] = ()
+    shifts: Sequence[str] = ()
 
     def labels(self, rows: Sequence[Row]) -> list[Hashable]:
         """Returns the label of each row; None where the task has none."""
@@ -66,8 +71,26 @@ def deal(config: RunConfig, task: Task) -> Deal:
     splits, parts, task, revision = read(config, task)
     kept = [hold_out(part, config.data.client_test_fraction, seeds.data, k) for k, part in enumerate(parts)]
     ranks = ranks_for(config.lora.rank, len(parts), seeds.partition)
-    names = list(config.client_files())
-    return Deal(task, splits, [train for train, _ in kept], [test for _, test in kept], ranks, revision, names)
+    names, shifts = list(config.client_files()), _shifts(config, len(parts))
+    splits = _shifted(splits, parts, shifts)
+    return Deal(task, splits, [train for train, _ in kept], [test for _, test in kept], ranks, revision, names, shifts)
+
+
+def _shifts(config: RunConfig, clients: int) -> list[str]:
+    """Returns each client's synthetic feature shift, the config's in turns; empty where it names none."""
+    given = config.partition.feature_shift or []
+    return [given[k % len(given)] for k in range(clients)] if given else []
+
+
+def _shifted(splits: Splits, parts: Sequence[np.ndarray], shifts: Sequence[str]) -> Splits:
+    """Returns splits in which each training row names its client's shift, for the task to carry out."""
+    if not shifts:
+        return splits
+    rows = list(splits.train)
+    for part, shift in zip(parts, shifts, strict=True):
+        for i in part:
+            rows[i] = {**rows[i], FIELD: shift}
+    return replace(splits, train=rows)
 
 
 Read: TypeAlias = tuple[Splits, Sequence[np.ndarray], Task, str | None]
@@ -93,6 +116,8 @@ def _read_source(config: RunConfig, task: Task) -> Read:
         empty=data.empty,
         seed=seeds.data,
         revision=revision,
+        path=data.path,
+        in_files=task.path_fields(),
     )
     task = task.settled(splits.train)
     # The task's label is what skews the parts, unless the config names a field of the rows.
@@ -138,7 +163,7 @@ def read_own(config: RunConfig, task: Task, file: str, part: str, client: str | 
         ValueError, FileNotFoundError, ImportError: for a file that cannot be read, or has no rows.
     """
     data, whose = config.data, part if client is None else f"client {client!r}"
-    given = load_rows(Path(file), fields=data.fields)
+    given = load_rows(Path(file), fields=data.fields, in_files=task.path_fields())
     rows = without_empty(given, task.label_field(), data.empty, whose)
     limit = data.limit.get(part) if isinstance(data.limit, Mapping) else data.limit
     return OwnRows(subsample(rows, limit, config.seeds().data), len(given) - len(rows))
@@ -154,7 +179,7 @@ def rows_digest(rows: Sequence[Row]) -> str:
     """Returns the sha256 of rows, in their order."""
     found = sha256()
     for row in rows:
-        found.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+        found.update(json.dumps(row, sort_keys=True, default=stand_in).encode() + b"\n")
     return found.hexdigest()
 
 

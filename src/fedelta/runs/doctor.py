@@ -17,7 +17,7 @@ from fedelta.user_cache import cache_folder
 PACKAGES = ("fedelta", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "networkx", "pydantic", "typer")
 """The packages whose versions may change a result, or what a command prints."""
 
-FOR_USERS = ("data", "compare", "plots", "certs", "flower", "flower-sim", "gossip")
+FOR_USERS = ("data", "images", "compare", "plots", "certs", "flower", "flower-sim", "gossip")
 """Extras that a user installs, in the order in which they are shown; any other that the package names comes behind them."""
 
 NOT_FOR_USERS = ("dev", "docs", "browser")

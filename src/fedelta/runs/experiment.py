@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, overload
 
@@ -17,16 +17,18 @@ from fedelta.engines.federation import largest_template
 from fedelta.engines.settings import Choice
 from fedelta.models.adapter_files import load_adapter
 from fedelta.models.clients import check_ranks, clients_on
+from fedelta.models.loading import task_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.models.trainer.client import TrainerClient, in_place_of
 from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
 from fedelta.runs.config import RunConfig
 from fedelta.runs.config.choices import Choices
+from fedelta.runs.config.schema import Model
 from fedelta.runs.deal import Deal, deal, warn_of_missing_rows
 from fedelta.runs.encoded import encoded
 from fedelta.runs.evaluation import Evaluator
 from fedelta.runs.rounds import Experiment, taken
-from fedelta.tasks.task import Example
+from fedelta.tasks.task import Example, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,22 @@ class LocalExperiment(Experiment):
     choice: Choice
 
 
-def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalExperiment:
+@dataclass(frozen=True)
+class Sources:
+    """Says where rows and model of a run come from.
+
+    Attributes:
+        rows: deals them, from (config, task).
+        model: has the arguments and results of `runs.base.load_adapted`.
+        examples: of a client in a run that is not scored, from (deal, its part, tokenizer).
+    """
+
+    rows: Callable[[RunConfig, Task], Deal]
+    model: Callable[..., tuple[PeftAdaptedModel, Any]]
+    examples: Callable[[Deal, Sequence[int] | np.ndarray, Any], Sequence[Example]]
+
+
+def build(config: RunConfig, chosen: Choices, *, scored: bool = True, sources: Sources | None = None) -> LocalExperiment:
     """Builds all that comes before the first round.
 
     Args:
@@ -60,52 +77,36 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
         chosen: what the config names, as `runs.config.checks.check` built it.
         scored: models are scored in this process, too. Else it has clients only, and a client's rows are encoded when it first
             trains.
+        sources: of rows and model; by default what is on this machine, or can be fetched.
 
     Raises:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
     # The model's files first, which are quickly found wrong; then the data; the weights last, since they take longest.
+    sources = sources or Sources(deal, load_adapted, _Later)
     board().say("reading the rows")
     model_section, files = pinned_model(config.model, config.device)
-    seeds, dealt = config.seeds(), deal(config, chosen.task)
+    seeds, dealt = config.seeds(), sources.rows(config, chosen.task)
     mixing = None if chosen.topology is None else chosen.topology.mixing(len(dealt.parts), seed=seeds.schedule)
     contraction = {} if mixing is None else topology.numbers(mixing)
     method = chosen.method.for_topology(chosen.settings.rounds, lambda: contraction.get("rho_sq", 0.0))
     warn_of_missing_rows(config.data, dealt)
     adapter = peft_config(config.lora)
     board().say("loading the model")
-    model, tokenizer = load_adapted(model_section, dealt.task, adapter, device=config.device, seed=seeds.start, files=files)
+    model, tokenizer = sources.model(model_section, dealt.task, adapter, device=config.device, seed=seeds.start, files=files)
+    dealt = replace(dealt, task=task_for(dealt.task, model.module.config))
     check_ranks(model, adapter, dealt.ranks)
     board().say("encoding the rows")
     train, validation, test = _encoded(dealt, tokenizer) if scored else ([], [], [])
-    clients = clients_on(
-        model,
-        dealt.task,
-        [_rows_at(part, train) if scored else _Later(dealt, part, tokenizer) for part in dealt.parts],
-        adapter,
-        dealt.ranks,
-        chosen.training,
-        seed=seeds.schedule,
-        start_seed=seeds.start,
-        start=load_adapter(config.lora.start) if config.lora.start else None,
-        scale=config.lora.scale,
-    )
-    if chosen.trainer is not None:
-        rows = [[dealt.splits.train[i] for i in part] for part in dealt.parts]
-        clients = [in_place_of(c, chosen.trainer, part) for c, part in zip(clients, rows, strict=True)]
+    rows = [_rows_at(part, train) if scored else sources.examples(dealt, part, tokenizer) for part in dealt.parts]
+    clients = _clients(config, chosen, dealt, model, rows)
     template = largest_template(clients)
     choice = choose(config.federation.engine, clients, config.federation.token_budget)
+    model_section = model_section.model_copy(update={"gemm": model.gemm})
     scores = evaluator(dealt.task, model, config.evaluation.batch_size)
     client_tests = {k: _rows_at(part, train) for k, part in enumerate(dealt.held_out) if scored and len(part)}
-    # Written into the config by name, so that a run that is taken up elsewhere goes on with the same choices.
-    resolved = {
-        "model": model_section.model_copy(update={"gemm": model.gemm}),
-        "data": config.data.model_copy(update={"revision": dealt.revision}),
-        "federation": config.federation.model_copy(update=vars(choice)),
-        "method": {**config.method, **taken(method, chosen.method)},
-    }
     return LocalExperiment(
-        config=config.model_copy(update=resolved),
+        config=_with_choices(config, model_section, dealt, choice, taken(method, chosen.method)),
         method=method,
         deal=dealt,
         training=chosen.training,
@@ -125,6 +126,40 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
         mixing=mixing,
         contraction=contraction,
     )
+
+
+def _clients(
+    config: RunConfig, chosen: Choices, dealt: Deal, model: PeftAdaptedModel, rows: Sequence[Sequence[Example]]
+) -> Sequence[LocalClient] | Sequence[TrainerClient]:
+    """Returns a client for each part, on one model; each with a Trainer of one's own where the config names one."""
+    seeds, lora = config.seeds(), config.lora
+    clients = clients_on(
+        model,
+        dealt.task,
+        rows,
+        peft_config(lora),
+        dealt.ranks,
+        chosen.training,
+        seed=seeds.schedule,
+        start_seed=seeds.start,
+        start=load_adapter(lora.start) if lora.start else None,
+        scale=lora.scale,
+    )
+    if chosen.trainer is None:
+        return clients
+    own = [[dealt.splits.train[i] for i in part] for part in dealt.parts]
+    return [in_place_of(client, chosen.trainer, part) for client, part in zip(clients, own, strict=True)]
+
+
+def _with_choices(config: RunConfig, model: Model, dealt: Deal, choice: Choice, hyper: Mapping[str, Any]) -> RunConfig:
+    """Returns the config with what it left open written down by name, so that a run taken up elsewhere chooses the same."""
+    resolved = {
+        "model": model,
+        "data": config.data.model_copy(update={"revision": dealt.revision}),
+        "federation": config.federation.model_copy(update=vars(choice)),
+        "method": {**config.method, **hyper},
+    }
+    return config.model_copy(update=resolved)
 
 
 def _rows_at(positions: Sequence[int] | np.ndarray, rows: Sequence[Example]) -> list[Example]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Collection, Sequence
@@ -9,14 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from fedelta.data.carving import subsample
 from fedelta.data.gaps import without_empty
 from fedelta.data.rows import Row
-from fedelta.data.sources import load_rows, subsample
+from fedelta.data.sources import load_rows
 from fedelta.exchange import files
 from fedelta.models.adapter_files import CONFIG, WEIGHTS, Layout, copy_adapter, load_adapter, own_files, read_layout
 from fedelta.models.base_facts import BaseFacts, base_facts
 from fedelta.models.export import merge_into
-from fedelta.models.loading import load_model
+from fedelta.models.image_models import PREPARED, reads_images
+from fedelta.models.loading import load_model, task_for
 from fedelta.report.model_card import Exported, model_card
 from fedelta.runs.base import evaluator, load_adapted, peft_config
 from fedelta.runs.config import ConfigError, RunConfig, read_config
@@ -26,7 +29,7 @@ from fedelta.runs.config.own import NOTHING, Own
 from fedelta.runs.config.resume import demand_leave, without_leave
 from fedelta.runs.config.schema import PROGRAM
 from fedelta.runs.deal import deal, read_own
-from fedelta.runs.exported import exported
+from fedelta.runs.exported import exported, prepared_by
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.labels import lacks_labels, with_labels
 from fedelta.tasks import get_task
@@ -38,7 +41,10 @@ Which: TypeAlias = Literal["best", "last"]
 
 CARD = "README.md"
 
-TASK_OF = {"SEQ_CLS": "classification", "CAUSAL_LM": "instruction"}
+ENCODER_DECODER = "SEQ_2_SEQ_LM"
+"""PEFT's type of an adapter of an encoder-decoder that writes."""
+
+TASK_OF = {"SEQ_CLS": "classification", "CAUSAL_LM": "instruction", ENCODER_DECODER: "instruction"}
 """The task to take if a PEFT folder names only its own task type."""
 
 
@@ -139,14 +145,22 @@ def score(source: Source, data: str | None = None, *, split: str | None = None, 
     model, tokenizer = load_adapted(
         config.model, task, peft_config(config.lora), device=config.device, seed=config.seeds().start
     )
-    deployed = {"adapter": load_adapter(source.adapter)}
+    task, deployed = task_for(task, model.module.config), {"adapter": load_adapter(source.adapter)}
     scores = evaluator(task, model, config.evaluation.batch_size).score(deployed, task.encode(rows, tokenizer))
     return {"examples": len(rows), **scores}
 
 
 def _given_rows(config: RunConfig, task: Task, data: str, split: str | None) -> list[Row]:
     revision = config.data.revision if data == config.data.source else None
-    rows = load_rows(data, split=split, fields=config.data.fields, seed=config.seeds().data, revision=revision)
+    rows = load_rows(
+        data,
+        split=split,
+        fields=config.data.fields,
+        seed=config.seeds().data,
+        revision=revision,
+        path=config.data.path if data == config.data.source else None,
+        in_files=task.path_fields(),
+    )
     return without_empty(rows, task.label_field(), config.data.empty, data)
 
 
@@ -168,7 +182,8 @@ def _test_rows(source: Source, task: Task) -> list[Row]:
 
 
 def export(source: Source, folder: str | Path, *, merged: bool = False) -> Exported:
-    """Writes the adapter as a PEFT folder, or a whole model with the delta in its weights; with model card and tokenizer.
+    """Writes the adapter as a PEFT folder, or a whole model with the delta in its weights; with model card and tokenizer,
+    or what prepares images in its place.
 
     The folder appears whole or not at all. What cannot be read of the base model is left out, with a warning.
 
@@ -184,8 +199,11 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> Expor
     own_files(source.adapter)  # before one is read
     if merged:
         source.demand_leave()
-    layout, facts = read_layout(source.adapter), _facts_of(source)
+    layout = read_layout(source.adapter)
     task, known = (_task_with_labels(source), True) if merged else _task_to_tell(source, layout)
+    if layout.config.get("task_type") == ENCODER_DECODER:
+        task = task.for_encoder_decoder()
+    facts = _facts_of(source, reads_images(task))
     told = exported(layout, source.config, task, facts, source.run, source.adapter.name, merged=merged)
     told = told if known else replace(told, max_length=None, prompts={})
     # The model first, which takes memory and may not fit: no draft is begun for what cannot be written.
@@ -197,11 +215,13 @@ def export(source: Source, folder: str | Path, *, merged: bool = False) -> Expor
             whole.save_pretrained(draft)
         if told.tokenizer:
             facts.tokenizer.save_pretrained(draft)
+        if (processor := prepared_by(task, facts)) is not None:
+            files.write(draft / PREPARED, (json.dumps(processor.as_json(), indent=2) + "\n").encode())
         files.write(draft / CARD, model_card(told, folder.resolve().name).encode())
     return told
 
 
-def _facts_of(source: Source) -> BaseFacts:
+def _facts_of(source: Source, images: bool) -> BaseFacts:
     settings = source.config.model
     return base_facts(
         settings.name,
@@ -209,6 +229,7 @@ def _facts_of(source: Source) -> BaseFacts:
         digest=settings.digest,
         trust_remote_code=settings.trust_remote_code,
         use_safetensors=settings.use_safetensors,
+        images=images,
     )
 
 
@@ -244,6 +265,22 @@ def _adapter_of(run: RunFolder, which: Which | None, rank: int | None, client: i
             raise ValueError("what ranks and clients run is kept of the last round only: leave --round out, or say last")
         return _existing(run, f"rank-{rank}" if client is None else f"client-{client}")
     return _existing(run, which or ("best" if (run.adapters / "best").is_dir() else "last"))
+
+
+def adapters_in(path: Path) -> list[Path]:
+    """Returns the adapter that is meant by a folder, of a run or of PEFT; all clients' own of a run that has no common one.
+
+    Raises:
+        FileNotFoundError: for a run that has no adapter yet.
+    """
+    run = RunFolder(path)
+    if not run.config_file.is_file():
+        return [path]
+    common = [name for name in ("best", "last") if (run.adapters / name).is_dir()]
+    own = sorted(run.adapters.glob("client-*"), key=lambda folder: (len(folder.name), folder.name))
+    if common or not own:
+        return [_adapter_of(run, None, None, None)]
+    return [_existing(run, folder.name) for folder in own]
 
 
 def _existing(run: RunFolder, name: str) -> Path:

@@ -11,13 +11,16 @@ from fedelta.method import RESERVED
 from fedelta.models.adapter_files import Layout
 from fedelta.models.aliases import portable_name
 from fedelta.models.base_facts import BaseFacts
-from fedelta.report.model_card import SEQUENCE, Exported
+from fedelta.models.image_models import needs_telling, reads_images
+from fedelta.report.model_card import IMAGES, SEQUENCE, Exported
 from fedelta.report.words import Record
 from fedelta.runs.config import RunConfig
 from fedelta.runs.config.ranks import RankChoice
 from fedelta.runs.evaluation import best_round
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.labels import labels_of
+from fedelta.tasks.image_classification import ImageClassification
+from fedelta.tasks.images.processor import ImageProcessor
 from fedelta.tasks.task import Task
 
 UNKNOWN_BASE = "NAME-OF-THE-BASE-MODEL"
@@ -61,13 +64,28 @@ def exported(
         saved=layout.config.get("modules_to_save") or (),
         loading={} if merged else _loading(config, task, facts),
         tokenizer=fits(facts),
-        max_length=task.max_length if run else None,
+        max_length=task.max_length if run and not reads_images(task) else None,
+        **_of_images(task, facts),
         prompts={PROMPTS[name]: text for name, text in fields.items() if isinstance(text, str)},
         training=_training(config, run) if run else {},
         scores=scores,
         round=round,
         scored=_scored(adapter),
     )
+
+
+def _of_images(task: Task, facts: BaseFacts) -> dict[str, Any]:
+    """Returns what is told of a model of images; nothing for one of text."""
+    prepared = prepared_by(task, facts)
+    if prepared is None:
+        return {}
+    size: tuple[int, int] = prepared.size
+    return {"side": size, "between_positions": needs_telling(facts.config, size)}
+
+
+def prepared_by(task: Task, facts: BaseFacts) -> ImageProcessor | None:
+    """Returns what prepares the images of a task for its model; None for a task of text."""
+    return task.processor(facts.processor) if isinstance(task, ImageClassification) else None
 
 
 def fits(facts: BaseFacts) -> bool:
@@ -83,12 +101,12 @@ def _loading(config: RunConfig, task: Task, facts: BaseFacts) -> dict[str, Any]:
         given["revision"] = config.model.revision  # PEFT's own loader takes it for the adapter's
     if facts.dtype() not in (None, config.model.dtype):
         given["dtype"] = config.model.dtype
-    if task.auto_class != SEQUENCE:
+    if task.auto_class not in (SEQUENCE, IMAGES):
         return given
-    if not facts.pads() and facts.tokenizer is not None:
-        given["pad_token_id"] = facts.tokenizer.pad_token_id  # by which the model finds the end of a text
     if facts.outputs() not in (None, len(labels_of(task))):
         given["ignore_mismatched_sizes"] = True  # a head of the base's own, for other labels
+    if task.auto_class == SEQUENCE and not facts.pads() and facts.tokenizer is not None:
+        given["pad_token_id"] = facts.tokenizer.pad_token_id  # by which the model finds the end of a text
     return given
 
 

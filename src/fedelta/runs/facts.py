@@ -93,7 +93,15 @@ def split_of(dealt: Deal) -> dict[str, Any]:
         found = Counter(labels[i] for i in part)
         own = {"labels": {name: found[name] for name in names if found[name]}} if counted else {}
         name = {"name": dealt.names[k]} if dealt.names else {}
-        clients[str(k)] = {**name, "rows": len(part), "test_rows": len(dealt.held_out[k]), "rank": int(dealt.ranks[k]), **own}
+        shift = {"feature_shift": dealt.shifts[k]} if dealt.shifts else {}
+        clients[str(k)] = {
+            **name,
+            **shift,
+            "rows": len(part),
+            "test_rows": len(dealt.held_out[k]),
+            "rank": int(dealt.ranks[k]),
+            **own,
+        }
     distance = round(fmean(known), 4) if known else None
     return {"labels": names if counted else [], "clients": clients, "distance": distance}
 

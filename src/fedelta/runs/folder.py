@@ -13,6 +13,7 @@
     tensorboard/     the records as event files, where `report_to` asks for them
     cell.json        of a suite's cell: the digests of the files that its config names, as they were when it began
     failed.json      of a suite's cell that failed: the error; the next try removes it
+    diverged.json    of a suite's cell whose numbers became infinite: all that its tables need, as in a store
     .lock            locked by the process that writes here
 
 A round writes its adapters, then its clients' line and its record, then its checkpoint; the checkpoint is what makes it
@@ -51,9 +52,9 @@ logger = logging.getLogger("fedelta.resume")
 CONFIG, RECORDS, DAMAGED = "config.yaml", "rounds.jsonl", "rounds.damaged.jsonl"
 RUN, SPLIT, CLIENTS = "run.json", "split.json", "clients.jsonl"
 ADAPTERS, CHECKPOINT, CURVES, REPORT, CODE = "adapters", "checkpoint", "curves.png", "report.html", "code"
-FAILED, CELL, EVENTS = "failed.json", "cell.json", "tensorboard"
+FAILED, DIVERGED, CELL, EVENTS = "failed.json", "diverged.json", "cell.json", "tensorboard"
 
-COMMITTED = (CONFIG, RECORDS, DAMAGED, RUN, SPLIT, CLIENTS, REPORT, FAILED, CELL)
+COMMITTED = (CONFIG, RECORDS, DAMAGED, RUN, SPLIT, CLIENTS, REPORT, FAILED, DIVERGED, CELL)
 """The files that are written by `files.commit`, which a kill may leave under its temporary name."""
 
 TEMPORARY = tuple(f".{name}.tmp" for name in COMMITTED)
@@ -113,6 +114,10 @@ class RunFolder:
     @property
     def failed_file(self) -> Path:
         return self.path / FAILED
+
+    @property
+    def diverged_file(self) -> Path:
+        return self.path / DIVERGED
 
     @property
     def cell_file(self) -> Path:

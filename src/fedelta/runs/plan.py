@@ -68,7 +68,8 @@ class _IdleClient:
         return tree.map_tensors(torch.zeros_like, start)
 
     def base_weight(self, layer: str) -> Tensor:
-        return self._client.base_weight(layer)
+        weight = self._client.base_weight(layer)
+        return torch.zeros_like(weight, device="cpu") if weight.is_meta else weight
 
     def pool(self, others: Sequence[_IdleClient], cohort: int | None = None) -> _IdleClient:
         first, rest = cast("LocalClient", self._client), [cast("LocalClient", other._client) for other in others]

@@ -32,13 +32,16 @@ def write_report(
     Raises:
         FileNotFoundError: for a folder without a run.
         ValueError: where no run has finished a round, or none has the baseline.
+        OSError: for an output that cannot be written.
         ImportError: for several seeds without scipy, naming the extra.
     """
     found = [folder for given in folders for folder in runs_in(given)]
     runs = [read_run(RunFolder(folder), str(folder)) for folder in dict.fromkeys(found)]
     text = page(runs, title=title, metric=metric, baseline=baseline)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    files.commit(output, text.encode())
+    try:
+        files.commit(output, text.encode())
+    except OSError as error:
+        raise OSError(f"{output} cannot be written ({error.strerror}): give another file by --output") from None
     return output
 
 
@@ -97,7 +100,7 @@ def known_facts(facts: Mapping[str, Any]) -> Mapping[str, Any]:
     return found | _origin(facts)
 
 
-TEXTS = ("commit", "command", "device", "base", "license", "release", "start")
+TEXTS = ("commit", "command", "device", "base", "license", "release", "start", "diverged")
 """The keys of run.json that hold a text."""
 
 

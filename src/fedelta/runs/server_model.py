@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fedelta.data.rows import Row
 from fedelta.models.adapter_files import Layout
+from fedelta.models.loading import task_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
 from fedelta.runs.config import ConfigError, RunConfig
@@ -65,6 +66,7 @@ def server_model(config: RunConfig, chosen: Choices) -> ServerModel:
     model, tokenizer = load_adapted(
         section, task, peft_config(config.lora), device=config.device, seed=config.seeds().start, files=files
     )
+    task = task_for(task, model.module.config)
     validation, test = (encoded(task, rows[part], tokenizer, part) for part in ("validation", "test"))
     return ServerModel(model, evaluator(task, model, config.evaluation.batch_size), validation, test, dealt)
 

@@ -22,6 +22,7 @@ from fedelta.method import Method
 from fedelta.models.adapter_files import load_adapter
 from fedelta.models.base_store import delta_shape
 from fedelta.models.clients import check_ranks, client_on, common_adapter, peers_for
+from fedelta.models.loading import task_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.models.trainer.client import TrainerClient, in_place_of
 from fedelta.peers import Peer
@@ -122,6 +123,7 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
     section, files = pinned_model(config.model, config.device)
     lora, task = peft_config(config.lora), chosen.task
     model, tokenizer = load_adapted(section, task, lora, device=config.device, seed=config.seeds().start, files=files)
+    task = task_for(task, model.module.config)
     _demand_base(model, node.allow)
     peers, common = _begin(config, model, rows.client, node.allow)
     cache = node.folder() / "rows"

@@ -31,6 +31,7 @@ from fedelta.tasks.task import (
 if TYPE_CHECKING:  # so that editors and type checkers know the classes that `__getattr__` finds
     from fedelta.tasks.choice_likelihood import ChoiceByLikelihood
     from fedelta.tasks.classification import Classification
+    from fedelta.tasks.image_classification import ImageClassification
     from fedelta.tasks.instruction import Instruction
     from fedelta.tasks.multiple_choice import MultipleChoice
 
@@ -42,6 +43,7 @@ __all__ = [
     "Classification",
     "Decisions",
     "Example",
+    "ImageClassification",
     "Instruction",
     "MultipleChoice",
     "Predictions",

@@ -29,14 +29,19 @@ class ToyTokenizer:
 
     def __call__(
         self,
-        texts: str | list[str],
+        texts: str | list[str] | None = None,
         pairs: str | list[str] | None = None,
         *,
+        text_target: list[str] | None = None,
         truncation: bool = False,
         max_length: int | None = None,
         add_special_tokens: bool = True,
     ) -> dict[str, Any]:
-        """Returns `input_ids`, `attention_mask` and `token_type_ids`, each a list for a text and a list of lists for texts."""
+        """Returns `input_ids`, `attention_mask` and `token_type_ids`, each a list for a text and a list of lists for texts.
+
+        Texts to be written, `text_target`, are given alone, and are marked as any other.
+        """
+        texts = (text_target or []) if texts is None else texts
         if isinstance(texts, str):
             columns = self([texts], None if pairs is None else [str(pairs)], truncation=truncation, max_length=max_length)
             return {name: values[0] for name, values in columns.items()}
@@ -133,11 +138,27 @@ class ToyTagger(_Reader):
 class ToyEncoderDecoder(_Reader):
     """Gives the scores of an answer's tokens: (n, answer's length, tokens). The decoder's inputs are the labels, one later."""
 
-    def forward(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None, **_: Tensor) -> Any:
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         begun = torch.full_like(labels[:, :1], BOS)
-        written = torch.cat([begun, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, PAD)], dim=1)
+        return torch.cat([begun, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, PAD)], dim=1)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Tensor,
+    ) -> Any:
+        if decoder_input_ids is None and labels is not None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        if decoder_input_ids is None:
+            raise ValueError("give decoder_input_ids, or labels to make them of")
         read = self.summary(input_ids, attention_mask)
-        return SimpleNamespace(logits=self.head(self.so_far(written) + read[:, None, :]))
+        return SimpleNamespace(logits=self.head(self.so_far(decoder_input_ids) + read[:, None, :]))
 
 
 class ToyImageClassifier(nn.Module):

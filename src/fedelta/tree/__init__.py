@@ -259,12 +259,16 @@ def check_names(mine: Mapping[str, Any], others: Mapping[str, Any], who: str, ot
     )
 
 
+class NotFiniteError(ValueError):
+    """Some tensor of a tree holds NaN or Inf."""
+
+
 def check_finite(tree: Any, who: str) -> None:
-    """Raises ValueError naming `who` and the tensor if any tensor of the tree, `Checked` mappings aside, holds NaN or Inf."""
+    """Raises NotFiniteError, naming `who` and the tensor, if a tensor of the tree, `Checked` ones aside, holds NaN or Inf."""
     for name, tensor in named_tensors(_unchecked(tree)):
         if tensor.is_floating_point() and not lr.is_finite(tensor):
             count = int((~torch.isfinite(tensor)).sum())
-            raise ValueError(
+            raise NotFiniteError(
                 f"{who}: {name} holds {count} NaN or Inf of {tensor.numel()} values; lower the learning rate or clip "
                 "gradients, or leave the client out"
             )

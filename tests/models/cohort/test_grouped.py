@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from fedelta.models.cohort.grouped import GroupedLoRA, Rows, add_times_, outer, times
 from fedelta.models.products import PLAIN
 
-EVEN, UNEVEN = Rows((2, 2, 2), (3, 3, 3), 3), Rows((3, 1, 2), (3, 3, 3), 3)
+EVEN, UNEVEN = Rows((2, 2, 2), {3: (3, 3, 3)}), Rows((3, 1, 2), {3: (3, 3, 3)})
 
 
 def draw(*shape, grad=True):

@@ -383,6 +383,7 @@ def refused(make: Any, match: str, peer: Any = 0, kind: type[Exception] = ValueE
 
 
 def test_what_cannot_be_is_refused_when_the_client_is_made(classifier):
+    refused(5, "make_trainer should be a function that takes a turn and returns a Trainer, got 5", kind=TypeError)
     refused(lambda turn: "a trainer", "client 0: make_trainer returned a str", kind=TypeError)
     plain = replace(classifier, model=classifier.fresh().unload())
     refused(plain, "is a BertForSequenceClassification, without an adapter", kind=TypeError)

@@ -39,6 +39,12 @@ def test_a_refusal_by_a_claim_is_no_fault(tiny_config: dict[str, Any]):
     assert "needs equal ranks" in made.refused["rank=[1, 2, 4]", "fedavg"]
 
 
+def test_a_claim_of_a_methods_own_settings_is_no_fault(tiny_config: dict[str, Any]):
+    methods = [{"name": "subspace_reg", "label": "kept", "gauge": "keep"}, "subspace_reg"]
+    made = plan(tiny_config, methods=methods, sweep={"lora.rank": [[1, 2, 4], 2]})
+    assert list(made.refused) == [("rank=[1, 2, 4]", "kept")]
+
+
 def test_a_sweep_is_a_grid_or_a_list_of_named_settings(tiny_config: dict[str, Any]):
     grid = plan(tiny_config, sweep={"training.learning_rate": [0.01, 0.1], "federation.rounds": [1, 2]})
     assert next(iter(grid.settings)) == "learning_rate=0.01 rounds=1"
@@ -48,6 +54,15 @@ def test_a_sweep_is_a_grid_or_a_list_of_named_settings(tiny_config: dict[str, An
     entry = listed.file.entries[0]
     assert listed.config("rounds=3", entry, {}).federation.rounds == 3
     assert list(plan(tiny_config).settings) == [""]
+
+
+def test_seeds_of_a_setting_change_no_digest(tiny_config: dict[str, Any]):
+    plain = plan(tiny_config, sweep=[{"name": "a", "lora.rank": 2}, {"name": "b", "lora.rank": 4}], seeds=5)
+    own = plan(tiny_config, sweep=[{"name": "a", "lora.rank": 2}, {"name": "b", "lora.rank": 4, "seeds": 3}], seeds=5)
+    assert (own.seeds, own.seeds_of("a"), own.seeds_of("b")) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1, 2])
+    entry = own.file.entries[0]
+    assert [own.task("b", entry, s, {}).digest for s in range(3)] == [plain.task("b", entry, s, {}).digest for s in range(3)]
+    assert "seeds" not in own.settings["b"]
 
 
 def test_a_methods_own_changes_go_before_the_setting_and_the_tuned_value_before_both(tiny_config: dict[str, Any]):

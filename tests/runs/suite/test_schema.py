@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from fedelta.runs.config import ConfigError
-from fedelta.runs.suite.schema import read_suite, slug, suite_of
+from fedelta.runs.suite.names import slug
+from fedelta.runs.suite.schema import read_suite, suite_of
 
 
 def read(**keys: Any):
@@ -70,6 +71,16 @@ def test_a_methods_own_grid_takes_seeds_and_setting_of_the_suite():
         ({"tune": {"seeds": [5]}}, "must name a key and the values to try"),
         ({"tune": {"lora.rank": [1], "setting": "all"}}, "must be each or first"),
         ({"jobs": 0}, "jobs"),
+        ({"seeds": 99999999999999}, "must be at most 1,000 seeds, but are 99,999,999,999,999"),
+        ({"sweep": {"seeds": [3, 5]}}, "sweep.seeds is no key to sweep: .* where the sweep is a list"),
+        ({"sweep": {"name": ["a", "b"]}}, "sweep.name is no key to sweep"),
+        ({"sweep": [{"name": "a", "seeds": 0}]}, "sweep: a: seeds must be a number of seeds"),
+        ({"sweep": [{"name": "a", "seeds": "three"}]}, "sweep: a: seeds must be a number of seeds"),
+        ({"sweep": [{"name": "a", "seeds": None}]}, "sweep: a: seeds must be a number of seeds"),
+        ({"sweep": [{"name": "a", "seeds": [1, True]}]}, "sweep: a: seeds must be a number of seeds"),
+        ({"sweep": [{"name": "a", "seeds": 10**9}]}, "sweep: a: seeds must be at most 1,000 seeds"),
+        ({"sweep": [{"name": ["a"]}]}, "the `name` of a setting should be a text"),
+        ({"sweep": [{"name": "a", "seeds": [100]}], "tune": {"lora.rank": [1, 2]}}, "100 are among the compared seeds"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(keys: dict[str, Any], message: str):

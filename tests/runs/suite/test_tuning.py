@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fedelta.report.study import Run
-from fedelta.runs.suite.cells import Task, plan_of
+from fedelta.runs.suite.cells import Task, combinations, plan_of
 from fedelta.runs.suite.schema import suite_of
+from fedelta.runs.suite.start import Wanted, ready
 from fedelta.runs.suite.tuning import Tried, best_of, choose, next_value
 
 
@@ -30,6 +32,22 @@ from fedelta.runs.suite.tuning import Tried, best_of, choose, next_value
 )
 def test_the_next_value_goes_on_by_the_grids_ratio(tried: list[Any], best: Any, expected: float | None):
     assert next_value(tried, best) == expected
+
+
+def test_paths_of_a_grid_count_from_the_suites_folder_and_keep_their_names(tiny_config: dict[str, Any], tmp_path: Path):
+    grid = {"lora.start": ["starts/a", "starts/b"]}
+    methods = ["flexlora", {"name": "zeropad", "tune": {"lora.start": ["c", "d"]}}]
+    (tmp_path / "suites").mkdir()
+    suite = tmp_path / "suites" / "mine.yaml"
+    suite.write_text(yaml.safe_dump({"base": tiny_config, "methods": methods, "tune": grid}), encoding="utf-8")
+    made = ready(str(suite), Wanted(output=tmp_path / "runs"))
+    plan, file = made.plan, made.plan.file
+    tasks = [plan.tuning_task("", file.entries[0], 100, values) for values in combinations(file.entries[0])]
+    assert [task.config.lora.start for task in tasks] == [str(tmp_path / "suites" / "starts" / name) for name in "ab"]
+    assert [task.tuning for task in tasks] == ["starts/a", "starts/b"]
+    written = yaml.safe_load(made.text)
+    assert written["tune"] == {"lora.start": ["../suites/starts/a", "../suites/starts/b"]}
+    assert written["methods"][1]["tune"] == {"lora.start": ["../suites/c", "../suites/d"]}
 
 
 def test_level_accuracies_are_told_apart_by_the_loss():

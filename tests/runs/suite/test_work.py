@@ -1,6 +1,7 @@
 """A suite is worked off: nothing is done twice, nothing is lost, and what fails is said."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -16,8 +17,12 @@ from typing import Any
 
 import pytest
 
+from fedelta.client import Session
 from fedelta.exchange import files
+from fedelta.report.cautions import cautions
 from fedelta.report.comparison import Comparison
+from fedelta.report.outcome import outcomes
+from fedelta.report.results import results_csv
 from fedelta.runs import provenance
 from fedelta.runs.config import ConfigError, load_config
 from fedelta.runs.config.allowed import allowed
@@ -26,7 +31,9 @@ from fedelta.runs.open_run import OpenRun
 from fedelta.runs.records import without_times
 from fedelta.runs.runner import run
 from fedelta.runs.suite import play, workers
+from fedelta.runs.suite.estimate import rows_of
 from fedelta.runs.suite.gather import comparison_of, write
+from fedelta.runs.suite.lines import seconds_of
 from fedelta.runs.suite.play import Event
 from fedelta.runs.suite.start import Wanted, ready
 from fedelta.runs.suite.work import TUNING, Options, Work
@@ -57,6 +64,18 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a cell was run that is finished")
 
     monkeypatch.setattr(play, "opened", opened)
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
+    """Lets every loss of a round become infinite."""
+    mean_loss = Session._mean_loss
+
+    def losing(session: Session) -> float:
+        if session.request.t == lost:
+            session.losses[-1] = session.losses[-1] * float("inf")
+        return mean_loss(session)
+
+    monkeypatch.setattr(Session, "_mean_loss", losing)
 
 
 def test_seeds_are_the_outer_loop_and_nothing_is_done_twice(bench: Bench, trained: Trained, monkeypatch: pytest.MonkeyPatch):
@@ -172,6 +191,48 @@ def test_a_failed_cell_is_said_and_tried_again_only_when_asked(bench: Bench, tra
     assert not (bench.path / "runs/cells/all/zeropad/seed-0/failed.json").exists()
 
 
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_cell_whose_updates_are_no_numbers_counts_as_the_commonest_label(
+    bench: Bench, trained: Trained, monkeypatch: pytest.MonkeyPatch, lost: int
+):
+    """In the first round, of which nothing is on disk, or in a later one."""
+    keys: Mapping[str, Any] = {
+        "base": {**bench.base, "federation": {"rounds": 4}},
+        "seeds": 1,
+        "store": str(bench.path / "cells.jsonl.gz"),
+    }
+    lose(monkeypatch, lost)
+    found, events = bench.run(**keys)
+    assert trained(events) == ["flexlora seed 0", "zeropad seed 0"]
+    assert states(found) == ["done", "done"], "a diverged cell is neither missing nor failed"
+    ended = events[-1]
+    assert ended.reason.startswith(f"round {lost}: 0 of 3 updates can be used")
+    for cell in found.cells:
+        assert cell.run is not None
+        assert cell.run.diverged
+        assert [record["t"] for record in cell.run.records] == list(range(lost + 1))
+        assert cell.run.records[-1]["dropped"].keys() == {"0", "1", "2"}
+    assert {row["state"] for row in csv.DictReader(io.StringIO(results_csv(found))) if row["seed"]} == {"diverged"}
+    poison(monkeypatch)
+    assert bench.run(**keys)[1] == [], "it was tried again"
+    shutil.rmtree(bench.path / "runs")
+    again, events = bench.run(**keys)
+    assert (shown(again), events) == (shown(found), [])
+
+
+def test_a_diverged_cell_is_a_constant_answer_beside_whole_ones(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as lossy:
+        lose(lossy, 0)
+        bench.run(Options(only={"method": ["zeropad"]}), seeds=1)
+    found, _ = bench.run(seeds=1)
+    run = found.cells[1].run
+    assert run is not None
+    study = outcomes(found)[""].study
+    assert run.diverged
+    assert study.score(run) == run.facts["majority"]
+    assert "diverged" in {mark.head for mark in cautions(outcomes(found)[""])}
+
+
 def test_a_cell_that_failed_half_way_goes_on_after_its_last_round(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     keys: Mapping[str, Any] = {"base": {**bench.base, "federation": {"rounds": 3}}, "methods": ["zeropad"], "seeds": 1}
     write = OpenRun.write
@@ -234,10 +295,48 @@ def test_the_time_that_is_left_is_reckoned_from_finished_cells(bench: Bench, tra
     work, events = bench.work(), []
     assert work.progress().seconds == 0.0
     work.run(lambda: len(trained(events)) == 2, events.append)
-    took = work.seconds["flexlora"][0] + work.seconds["zeropad"][0]
+    took = work.seconds["", "flexlora"][0] + work.seconds["", "zeropad"][0]
     progress = work.progress()
     assert (progress.done, progress.total, progress.failed) == (2, 4, 0)
     assert progress.seconds == pytest.approx(took)
+
+
+def test_what_is_left_costs_what_cells_of_its_own_setting_took_whoever_ran_them(bench: Bench):
+    keys: Mapping[str, Any] = {
+        "methods": ["zeropad"],
+        "sweep": [{"name": "short", "seeds": 1}, {"name": "long", "training.local_steps": 3}],
+        "store": str(bench.path / "cells.jsonl.gz"),
+    }
+    bench.run(Options(only={"seed": ["0"]}), **keys)
+    later = bench.work(**keys)
+    finished = {cell.setting: cell.run for cell in comparison_of(bench.work(**keys)).cells if cell.run is not None}
+    assert later.progress().seconds == pytest.approx(seconds_of(finished["long"].records)), "the mean of both settings"
+
+
+def test_a_setting_has_seeds_of_its_own_and_whole_ones(bench: Bench, trained: Trained):
+    keys: Mapping[str, Any] = {
+        "methods": ["zeropad", "flexlora"],
+        "seeds": 3,
+        "sweep": [{"name": "cheap"}, {"name": "dear", "seeds": [4, 0], "training.local_steps": 3}],
+    }
+    work = bench.work(**keys)
+    assert {stage: len(tasks) for stage, tasks in work.left().items()} == {"0": 4, "1": 2, "2": 2, "4": 2}
+    rows = {(row.setting, row.label): row.cells for row in rows_of(work)}
+    assert rows["cheap", "zeropad"] == 3
+    assert rows["dear", "zeropad"] == 2
+    found, events = bench.run(**keys)
+    assert trained(events)[:5] == [
+        "cheap zeropad seed 0",
+        "cheap flexlora seed 0",
+        "dear zeropad seed 0",
+        "dear flexlora seed 0",
+        "cheap zeropad seed 1",
+    ]
+    assert states(found) == ["done"] * 10
+    assert found.untrained.keys() == {"cheap", "dear"}
+    assert {name: c.seeds for name, c in outcomes(found).items()} == {"cheap": 3, "dear": 2}
+    again = ready(str(bench.path / "runs" / "suite.yaml"), Wanted(output=bench.path / "runs")).plan
+    assert {name: again.seeds_of(name) for name in again.settings} == {"cheap": [0, 1, 2], "dear": [4, 0]}
 
 
 def test_a_stopped_suite_ends_after_the_round_and_goes_on(bench: Bench, trained: Trained):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedelta.data.rows import Row
-from fedelta.registry import class_in, find_name, names_in
+from fedelta.registry import class_in, find_name, is_name, names_in
 
 __all__ = ["NamedSource", "get_source", "is_named", "list_sources"]
 
@@ -28,6 +28,14 @@ class NamedSource(ABC):
         `data.test` and `data.validation`.
         """
 
+    def at(self, folder: Path) -> NamedSource:
+        """Returns this source with its files in another folder than the usual one.
+
+        Raises:
+            ValueError: for a source that reads no files of its own.
+        """
+        raise ValueError(f"{type(self).__name__} reads no files of its own that could lie in {folder}: leave data.path out")
+
 
 def list_sources() -> list[str]:
     """Returns the names that `get_source` knows, in alphabetical order."""
@@ -35,8 +43,8 @@ def list_sources() -> list[str]:
 
 
 def is_named(source: str | Path) -> bool:
-    """Returns True for the name of a source, spelled as its file is."""
-    return isinstance(source, str) and source in names_in(__name__)
+    """Returns True for the name of a source, spelled as its file is, or with hyphens."""
+    return isinstance(source, str) and is_name(__name__, source)
 
 
 def source_class(name: str) -> type[NamedSource]:
@@ -44,10 +52,15 @@ def source_class(name: str) -> type[NamedSource]:
     return class_in(__name__, find_name("source", __name__, name), NamedSource)
 
 
-def get_source(name: str) -> NamedSource:
+def get_source(name: str, folder: str | Path | None = None) -> NamedSource:
     """Returns a source by its name.
 
+    Args:
+        name: spelled in any way.
+        folder: where its files lie, if not in their usual place.
+
     Raises:
-        ValueError: for an unknown name, with the nearest known one.
+        ValueError: for an unknown name, with the nearest known one, or a folder for a source without files.
     """
-    return source_class(name)()
+    found = source_class(name)()
+    return found if folder is None else found.at(Path(folder))

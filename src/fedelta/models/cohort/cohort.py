@@ -96,7 +96,7 @@ class Cohort:
         self.generators: Sequence[torch.Generator] = [model.source(g) for g in generators]
         flat = [tree.parameters(start) for start in starts]
         self.stacked: Mapping[str, Tensor] = {n: self._stack(n, [values[n] for values in flat]) for n in flat[0]}
-        self.rows = Rows((), (), 0)  # nobody's, until `losses` joins batches
+        self.rows = Rows((), {})  # nobody's, until `losses` joins batches
         self._scales = self._read_scales()
 
     def __enter__(self) -> Cohort:

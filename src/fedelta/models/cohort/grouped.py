@@ -6,7 +6,7 @@ The rows of a joint batch lie client by client. Shapes: N rows of all K clients 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -26,13 +26,12 @@ class Rows:
 
     Attributes:
         counts: sequences of each client.
-        lengths: what each client's sequences measure without the others.
-        length: what they measure here, where all are padded to the longest.
+        lengths: by what sequences measure here, where all are padded to the longest, what each client's measure without the
+            others. An encoder-decoder has two kinds of them; those of images are not padded, and have none.
     """
 
     counts: Counts
-    lengths: tuple[int, ...]
-    length: int
+    lengths: Mapping[int, tuple[int, ...]]
 
     @cached_property
     def total(self) -> int:
@@ -43,6 +42,10 @@ class Rows:
     def even(self) -> bool:
         """Says if all clients have equally many."""
         return even(self.counts)
+
+    def own_lengths(self, length: int) -> tuple[int, ...]:
+        """Returns what each client's part measures of something that measures `length` here: as much, unless it was padded."""
+        return self.lengths.get(length, (length,) * len(self.counts))
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
         """Splits (N, ...) into each client's part, where N is the total or a multiple of it.

@@ -12,10 +12,20 @@ from torch.nn import functional as F
 
 from fedelta.adapted import Batch, Loss
 from fedelta.models.cohort.grouped import Rows
+from fedelta.tasks.task import IGNORED
 from fedelta.tasks.text.logits import logits_at
 
 Inputs: TypeAlias = Mapping[str, Any]
 
+
+MAIN = "input_ids"
+"""What a model of text reads."""
+
+TOKENS = (MAIN, "decoder_input_ids")
+"""The inputs that are padded by the padding token."""
+
+FILL = {"labels": IGNORED}
+"""What other inputs than tokens are padded by, where it is not 0."""
 
 WANTED = "wanted"
 """The name, among the inputs, of the positions of which a loss asks logits; see `fedelta.tasks.text.logits.logits_at`."""
@@ -82,10 +92,13 @@ class _Answer(_Question):
 def join(parts: Sequence[Inputs], pad_token_id: int = 0) -> tuple[dict[str, Any], Rows]:
     """Joins the inputs of all clients into those of one call, client by client, padded on the right to the longest.
 
+    What differs in length otherwise from client to client, as what an encoder reads and what a decoder writes, is padded to
+    another length, so that a layer's input tells by its length which of them it holds.
+
     Args:
         parts: of each client: integer tensors (n, ..., length), of which the last dimension is padded; other tensors (n, ...);
             plain values.
-        pad_token_id: what fills `input_ids`; other integers are filled with 0.
+        pad_token_id: what fills tokens; labels are filled with `IGNORED`, other integers with 0.
 
     Raises:
         ValueError: for inputs that differ in what cannot be padded.
@@ -93,37 +106,48 @@ def join(parts: Sequence[Inputs], pad_token_id: int = 0) -> tuple[dict[str, Any]
     names = set(parts[0])
     if any(set(part) != names for part in parts):
         raise ValueError(f"the clients' inputs differ: {sorted(set().union(*parts) - names.intersection(*parts))}")
-    sizes = [_size(part) for part in parts]
-    counts, lengths = tuple(count for count, _ in sizes), tuple(length for _, length in sizes)
-    if len(set(lengths)) > 1 and "attention_mask" not in names:
-        raise ValueError("inputs of unequal length have no attention_mask that could hide their padding")
+    lengths: dict[int, tuple[int, ...]] = {}
     joint: dict[str, Any] = {}
-    for name in parts[0]:
-        joint[name] = _joined(name, [part[name] for part in parts], pad_token_id if name == "input_ids" else 0)
-    return joint, Rows(counts, lengths, max(lengths))
+    # The main input first: what measures as it does is its mask or its types.
+    for name in sorted(parts[0], key=lambda name: name != MAIN):
+        values = [part[name] for part in parts]
+        length = _length_for(lengths, values)
+        if length and name == MAIN and len(set(lengths[length])) > 1 and "attention_mask" not in names:
+            raise ValueError("inputs of unequal length have no attention_mask that could hide their padding")
+        joint[name] = _joined(name, values, length, pad_token_id if name in TOKENS else FILL.get(name, 0))
+    return joint, Rows(tuple(_sequences(part) for part in parts), lengths)
 
 
-def _size(part: Inputs) -> tuple[int, int]:
-    """Returns (sequences, their length); for images the length is 0, since they are not padded."""
-    main = part["input_ids"] if "input_ids" in part else next(v for v in part.values() if isinstance(v, Tensor))
-    if _is_padded(main):
-        return main.shape[:-1].numel(), main.shape[-1]
-    return len(main), 0
+def _sequences(part: Inputs) -> int:
+    """Counts the sequences of one client; each of an example's choices is one."""
+    main = part[MAIN] if MAIN in part else next(v for v in part.values() if isinstance(v, Tensor))
+    return main.shape[:-1].numel() if _is_padded(main) else len(main)
+
+
+def _length_for(lengths: dict[int, tuple[int, ...]], values: Sequence[Any]) -> int:
+    """Returns the length to which the clients' sequences are padded, which is noted; 0 for what is not padded."""
+    if not all(isinstance(v, Tensor) and _is_padded(v) for v in values):
+        return 0
+    own = tuple(v.shape[-1] for v in values)
+    length = max(own)
+    while lengths.setdefault(length, own) != own:
+        length += 1
+    return length
 
 
 def _is_padded(value: Tensor) -> bool:
     return value.ndim > 1 and not value.is_floating_point()
 
 
-def _joined(name: str, values: Sequence[Any], fill: int) -> Any:
+def _joined(name: str, values: Sequence[Any], length: int, fill: int) -> Any:
+    """Returns the clients' values as one, their sequences padded to a length."""
     first = values[0]
     if not isinstance(first, Tensor):
         if any(isinstance(v, Tensor) or v != first for v in values):
             raise ValueError(f"the clients' inputs {name!r} differ, and are no tensors that could be joined")
         return first
-    if _is_padded(first):
-        longest = max(v.shape[-1] for v in values)
-        values = [F.pad(v, (0, longest - v.shape[-1]), value=fill) for v in values]
+    if length:
+        values = [F.pad(v, (0, length - v.shape[-1]), value=fill) for v in values]
     if len({v.shape[1:] for v in values}) > 1:
         raise ValueError(f"the clients' inputs {name!r} have shapes {[tuple(v.shape) for v in values]}, which do not join")
     return torch.cat(list(values))
@@ -164,12 +188,12 @@ def parts_of(outputs: Any, counts: Sequence[int], rows: Rows) -> list[SimpleName
     total = sum(counts)
     split = {n: v.split(list(counts)) for n, v in outputs.items() if isinstance(v, Tensor) and v.ndim and len(v) == total}
     parts: list[SimpleNamespace] = []
-    for k, length in enumerate(rows.lengths):
-        own = {n: _trimmed(v[k], length, rows.length) for n, v in split.items()}
+    for k in range(len(counts)):
+        own = {n: _trimmed(v[k], k, rows) for n, v in split.items()}
         parts.append(SimpleNamespace(**own))
     return parts
 
 
-def _trimmed(value: Tensor, length: int, padded: int) -> Tensor:
-    by_token = value.ndim > 2 and padded and value.shape[1] == padded
-    return value[:, :length] if by_token else value
+def _trimmed(value: Tensor, k: int, rows: Rows) -> Tensor:
+    """Returns client k's rows of an answer without their padding, if they are answers by token."""
+    return value[:, : rows.own_lengths(value.shape[1])[k]] if value.ndim > 2 else value

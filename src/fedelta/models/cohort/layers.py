@@ -74,9 +74,8 @@ def keep_mask(x: Tensor, p: float, rows: Rows, generators: Sequence[torch.Genera
     # A client draws for its own length, without the padding to the longest of the others: just what it would draw alone.
     keep = torch.ones_like(x, requires_grad=False)
     by_row = keep.view(rows.total, -1, x.shape[-1])
-    padded = by_row.shape[1] == rows.length
-    for part, own, generator in zip(by_row.split(rows.counts), rows.lengths, generators, strict=True):
-        length = own if padded else by_row.shape[1]
+    lengths = rows.own_lengths(by_row.shape[1])
+    for part, length, generator in zip(by_row.split(rows.counts), lengths, generators, strict=True):
         drawn = torch.rand((len(part), length, x.shape[-1]), generator=generator, device=x.device)
         part[:, :length] = (drawn >= p).to(x.dtype) / (1 - p)
     return keep

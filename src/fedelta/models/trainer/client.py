@@ -80,6 +80,9 @@ class TrainerClient:
         seed: int = 0,
         rows: Sequence[Mapping[str, Any]] = (),
     ) -> None:
+        given: object = make_trainer
+        if not callable(given):
+            raise TypeError(f"make_trainer should be a function that takes a turn and returns a Trainer, got {given!r:.80}")
         self.make_trainer, self.seed, self._rows = make_trainer, seed, rows
         self._known_peer, self._id = (None, peer) if isinstance(peer, int) else (peer, peer.id)
         self._base = BaseSum()

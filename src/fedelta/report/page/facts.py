@@ -62,7 +62,10 @@ def _split_words(run: Run) -> str:
     partition: Mapping[str, Any] = run.config.get("partition") or {}
     if (run.config.get("data") or {}).get("clients"):
         return "a file for each client"
-    settings = [f"{k} {v}" for k, v in partition.items() if k not in ("scheme", "clients", "min_examples") and v is not None]
+    others = ("scheme", "clients", "min_examples", "feature_shift")
+    settings = [f"{k} {v}" for k, v in partition.items() if k not in others and v is not None]
+    if shifts := partition.get("feature_shift"):
+        settings.append(f"a synthetic feature shift by client ({', '.join(map(str, shifts))})")
     return ", ".join([str(partition.get("scheme", "–")), *settings])
 
 

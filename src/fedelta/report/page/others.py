@@ -181,14 +181,28 @@ def split(c: Compared) -> Figure | None:
     )
     legend = [tag("span", tag("i", class_=style), name) for name, style in styles.items()]
     body = tag("p", *legend, class_="bleg") if skew is not None else Markup("")
-    rows = [
-        [bar.name, str(bar.total), str(client.get("test_rows", DASH))]
-        for bar, client in zip(drawn, found.values(), strict=True)
-    ]
-    data = Grid(["client", "training rows", "held out"], rows[:200])
     label = f"{title}. The numbers are in the table under the chart."
     wide, narrow = (bars(drawn, size, "training rows", label) for size in (WIDE, NARROW))
-    return Figure(title, caption, wide, narrow, body=body, data=data)
+    shifted = " Each client’s images are shifted, synthetically: the table says how." if _is_shifted(found) else ""
+    return Figure(title, caption + shifted, wide, narrow, body=body, data=_sizes(drawn, found))
+
+
+def _is_shifted(clients: Mapping[str, Any]) -> bool:
+    return any("feature_shift" in client for client in clients.values())
+
+
+def _sizes(drawn: Sequence[Bar], clients: Mapping[str, Any]) -> Grid:
+    """Returns the table under the split: rows, held-out rows and, where there is one, the synthetic shift of each client."""
+    columns = ["client", "training rows", "held out"]
+    rows = [
+        [bar.name, str(bar.total), str(client.get("test_rows", DASH))]
+        for bar, client in zip(drawn, clients.values(), strict=True)
+    ]
+    if _is_shifted(clients):
+        columns.append("shift (synthetic)")
+        for row, client in zip(rows, clients.values(), strict=True):
+            row.append(str(client.get("feature_shift", DASH)))
+    return Grid(columns, rows[:200])
 
 
 def _bar(called: str, client: Mapping[str, Any], styles: Mapping[str, str]) -> Bar:

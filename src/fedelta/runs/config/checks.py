@@ -58,12 +58,15 @@ def _checked(config: RunConfig, own: Own) -> Choices:
         _check_partition(config.partition)
     else:
         _check_own_files(config)
+    _check_shift(config.partition, chosen)
     _check_cohort(config.federation, config.num_clients())
     _check_graph(config, chosen)
     _check_sites(config.federation)
     _check_trainer(config.training)
     if config.federation.where != PROGRAM:  # whose scores may be its own
         check_metric("evaluation.best_by", config.evaluation.best_by, chosen)
+    if config.federation.where == "here":
+        _check_validation(config.data, config.method["name"], chosen)
     check_claims(config, chosen)  # last, so that what it refuses has no other fault
     return chosen
 
@@ -92,6 +95,15 @@ def _check_trainer(training: LocalTraining) -> None:
             raise ValueError(f"training.{key} has no meaning beside training.trainer: set it in the Trainer's own arguments")
 
 
+def _check_validation(data: Data, name: str, chosen: Choices) -> None:
+    """Raises ValueError for a method that reads validation scores where no row is kept out to score by."""
+    if chosen.method.needs_validation and data.validation is None and not data.validation_fraction:
+        raise ValueError(
+            f"method {name!r} weighs updates by their validation scores, and no row is kept out for that: set "
+            "data.validation_fraction, such as 0.1, or data.validation"
+        )
+
+
 def _check_partition(partition: Partition) -> None:
     scheme = partition.scheme
     if partition.clients is None and scheme != "natural":
@@ -105,6 +117,13 @@ def _check_partition(partition: Partition) -> None:
     scheme_of(partition)
 
 
+def _check_shift(partition: Partition, chosen: Choices) -> None:
+    if partition.feature_shift is not None and not chosen.task.path_fields():
+        raise ValueError(
+            f"partition.feature_shift has no meaning for task {type(chosen.task).__name__!r}: it belongs to tasks of images"
+        )
+
+
 def _check_own_files(config: RunConfig) -> None:
     """Raises ValueError for what has no meaning where each client has its own file."""
     if config.partition != Partition():
@@ -112,7 +131,7 @@ def _check_own_files(config: RunConfig) -> None:
             "partition has no meaning where data.clients names each client's file: leave `partition` out, or put one file with "
             "all rows into data.source"
         )
-    for key in ("source", "train", "subset", "revision", "stratify"):
+    for key in ("source", "path", "train", "subset", "revision", "stratify"):
         if getattr(config.data, key) != Data.model_fields[key].default:
             raise ValueError(f"data.{key} has no meaning where data.clients names each client's file: leave one of them out")
 

@@ -77,7 +77,7 @@ def place_data(section: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     In a source that is a folder they are names of files in it; on the Hub, names of splits.
     """
-    rules = {"source": place_source, "clients": place_clients}
+    rules = {"source": place_source, "path": place, "clients": place_clients}
     found = {key: rules[key](value, folder) if key in rules else value for key, value in section.items()}
     source = found.get("source")
     of_files = isinstance(source, str) and os.path.isabs(source) and not os.path.isdir(source)
@@ -93,6 +93,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {"
 
 RULES: Mapping[str, Rule] = {
     "data.source": place_source,
+    "data.path": place,
     "data.clients": place_clients,
     **{f"data.{part}": place_part for part in PARTS},
     "model": place_model,

@@ -202,6 +202,8 @@ def _explain(error: Mapping[str, Any], root: type[BaseModel]) -> tuple[str, str]
         return "", f"unknown key {where!r}{nearest(key, _known_keys(parents, root), within)}"
     if error["type"] in NOT_WHOLE:
         return where, f"must be a whole number, such as {_whole_near(error['input'])}, but is {error['input']!r}"
+    if error["type"] == "int_parsing_size":
+        return where, f"is too large a number: {error['input']!r}"
     return where, str(error["msg"]).removeprefix("Value error, ")
 
 

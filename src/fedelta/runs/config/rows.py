@@ -30,7 +30,11 @@ class Data(Section):
 
     source: str = Field(
         default="docstrings",
-        description="a file, a folder of files, a Hub id, or `docstrings`: texts of Python's libraries, not downloaded",
+        description="a file, a folder of files, a folder of images with a subfolder for each label, a Hub id, or the name of a "
+        "source: `docstrings`, texts of Python's libraries; `fashion-mnist`, small images from a package of Debian",
+    )
+    path: str | None = Field(
+        default=None, description="the folder with the files of a source with a name (`fashion-mnist`), if not the usual one"
     )
     clients: ClientFiles | None = Field(
         default=None,

@@ -121,6 +121,12 @@ class Partition(Section):
     by: str | None = Field(default=None, description="the field that skews the split; the task's label by default")
     concentration: float | None = Field(default=None, gt=0, description="of the Dirichlet distribution; small is unequal")
     shards_per_client: int | None = Field(default=None, ge=1, description="of the scheme `shards`; 2 if not given")
+    feature_shift: list[Literal["none", "rotation", "blur", "inversion"]] | None = Field(
+        default=None,
+        min_length=1,
+        description="of images: what is done to all of a client's, clients taking the list in turns; synthetic, and not done "
+        "to the validation and test rows of all",
+    )
     min_examples: int = Field(default=1, ge=0, description="the fewest examples that a client may get; 0 allows empty clients")
 
 
@@ -155,7 +161,7 @@ class Federation(Section):
         description="clients train in this process, at sites of Flower, or as peers that meet over zenoh; a run writes "
         "`program` down whose clients were objects of a program",
     )
-    rounds: int = Field(default=10, ge=1, description="of the whole run")
+    rounds: int = Field(default=10, ge=1, le=10**9, description="of the whole run")
     participation: float = Field(default=1.0, gt=0, le=1, description="share of the clients in each round's cohort")
     weights: Literal["examples", "uniform"] = Field(
         default="examples", description="of the updates; `uniform` by default where there is no server"

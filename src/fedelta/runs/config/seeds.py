@@ -15,13 +15,14 @@ class Seeds(Section):
 
     data: int = Field(
         default=0,
+        ge=0,
         description="the rows carved for validation and test, kept out to test clients by, or left by `data.limit`",
     )
-    partition: int = Field(default=0, description="the rows, and the rank, that each client gets")
+    partition: int = Field(default=0, ge=0, description="the rows, and the rank, that each client gets")
     schedule: int = Field(
-        default=0, description="cohorts, batches, dropout, graphs, lost messages, and what a method draws in a round"
+        default=0, ge=0, description="cohorts, batches, dropout, graphs, lost messages, and what a method draws in a round"
     )
-    start: int = Field(default=0, description="the initial adapter, and new heads")
+    start: int = Field(default=0, ge=0, description="the initial adapter, and new heads")
 
 
 def seeds_of(seed: int | Seeds) -> Seeds:
@@ -40,7 +41,7 @@ def _form(value: Any) -> str:
 
 
 Seed: TypeAlias = Annotated[
-    Annotated[int, Tag("<one>")] | Annotated[Seeds, Tag("<each>")],
+    Annotated[int, Field(ge=0), Tag("<one>")] | Annotated[Seeds, Tag("<each>")],
     Discriminator(_form),
     AfterValidator(_shortest),
 ]

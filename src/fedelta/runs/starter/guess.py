@@ -1,4 +1,4 @@
-"""Guesses the task of rows from their columns: a choice among endings, an answer in words, or a label.
+"""Guesses the task of rows from their columns: a choice among endings, an answer in words, or the label of a text or an image.
 
 A guess goes by the names that public data sets use, and where they say nothing by what is in the columns.
 """
@@ -26,13 +26,18 @@ LABELS = (
 CONTEXTS = ("context", "ctx", "question", "goal", "query", "prompt", "sent1", "startphrase", "premise", "text")
 CHOICES = ("choices", "endings", "options", "answers", "candidates")
 RIGHT = ("label", "answer", "answer_idx", "answerkey", "answer_key", "gold", "correct", "target")
-ASKED = ("instruction", "prompt", "question", "query", "request", "input", "user")
-ANSWERED = ("response", "completion", "output", "answer", "reply", "target", "assistant")
+ASKED = ("instruction", "prompt", "question", "query", "request", "input", "user", "article", "document", "dialogue")
+ANSWERED = (
+    *("response", "completion", "output", "answer", "reply", "target", "assistant"),
+    *("summary", "highlights", "translation"),
+)
 GIVEN = ("context", "input", "passage")
 OWNERS = (
     *("client", "client_id", "site", "hospital", "institution", "user", "user_id", "author", "speaker", "device", "node"),
     *("patient", "patient_id", "subject_id", "customer", "customer_id"),
 )
+
+IMAGES = ("image", "img", "picture", "photo", "scan", "file", "file_name", "filename", "path")
 
 NUMBERED = re.compile(r"(?P<stem>.*[a-z])_?(?P<number>[0-9a-e])", re.IGNORECASE)
 """The name of one ending among several columns, such as `sol1` or `choice_b`."""
@@ -86,6 +91,8 @@ def guess(columns: Sequence[Column], rows: int, *, text: str | None = None, labe
     found = None
     if text is None and label is None:
         found = _of_choices(columns) or _of_answers(columns, rows)
+    if text is None:
+        found = found or _of_images(columns, rows, label)
     found = found or _of_labels(columns, rows, text, label)
     if found is None:
         raise ValueError(_nothing(columns, rows))
@@ -172,8 +179,7 @@ def _of_answers(columns: Sequence[Column], rows: int) -> Guess | None:
 
 def _of_labels(columns: Sequence[Column], rows: int, text: str | None, label: str | None) -> Guess | None:
     candidates = [column for column in columns if column.name != text and could_label(column, rows)]
-    chosen = next((column for column in columns if column.name == label), None) or first_of(candidates, LABELS, lambda c: True)
-    chosen = chosen or _fewest([column for column in candidates if len(column.counts) <= FEW and column.words(1.0) <= FEW])
+    chosen = _label_among(columns, candidates, label)
     if chosen is None:
         return None
     rest = [column for column in columns if column is not chosen]
@@ -184,6 +190,25 @@ def _of_labels(columns: Sequence[Column], rows: int, text: str | None, label: st
     uses = {**dict.fromkeys((column.name for column in texts), "text"), chosen.name: "label"}
     others = [column.name for column in candidates if column.name not in uses]
     return Guess({**task, "label": chosen.name}, uses, texts, chosen, others=others)
+
+
+def _of_images(columns: Sequence[Column], rows: int, label: str | None) -> Guess | None:
+    images = [column for column in columns if column.kind == "image" and not column.missing]
+    image = first_of(images, IMAGES, lambda c: True) or next(iter(images), None)
+    candidates = [column for column in columns if column.kind != "image" and could_label(column, rows)]
+    chosen = _label_among(columns, candidates, label)
+    if image is None or chosen is None:
+        return None
+    task = {"name": "image_classification", "image": image.name, "label": chosen.name}
+    others = [column.name for column in candidates if column is not chosen]
+    return Guess(task, {image.name: "image", chosen.name: "label"}, [], chosen, others=others)
+
+
+def _label_among(columns: Sequence[Column], candidates: Sequence[Column], label: str | None) -> Column | None:
+    """Returns the column that a person says is the label, else the likeliest of the candidates; None without one."""
+    said = next((column for column in columns if column.name == label), None)
+    few = [column for column in candidates if len(column.counts) <= FEW and column.words(1.0) <= FEW]
+    return said or first_of(candidates, LABELS, lambda c: True) or _fewest(few)
 
 
 def could_label(column: Column, rows: int) -> bool:
@@ -213,8 +238,9 @@ def _nothing(columns: Sequence[Column], rows: int) -> str:
     chat = next((column.name for column in columns if column.kind == "chat"), None)
     if chat is not None:
         return (
-            f"the column {chat!r} holds chats, which a config does not read: train on them by your own Trainer "
-            "(fedelta.TrainerClient), or write them as one `prompt` and one `response` a row"
+            f"the column {chat!r} holds chats, whose template is the affair of a Trainer: write a function that makes one, and "
+            "name it in the config by `training: {trainer: ./site.py:make_trainer}` (docs/how-to/own-trainer.md; "
+            "examples/trl_sft.py is one for chats), or write the rows with one `prompt` and one `response` each"
         )
     labels = [column for column in columns if could_label(column, rows)]
     why = _no_text(columns, rows) if labels else _no_label(columns, rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedelta.data.client_files import by_name
 from fedelta.data.endings import ENDINGS, ending_of, plain_name
+from fedelta.data.image_folder import holds_images, part_folders
 
 ROLES = {
     **dict.fromkeys(("test", "testing", "heldout"), "test"),
@@ -23,7 +24,7 @@ class Layout:
     """The files of a run.
 
     Attributes:
-        train: the files with rows to train on, by the name of the client; one file holds the rows of all clients.
+        train: the files with rows to train on, or folders of images, by the name of the client; one holds the rows of all.
         parts: the files of the parts `validation` and `test`, where there are such.
     """
 
@@ -44,11 +45,13 @@ def lay_out(places: Sequence[Path]) -> Layout:
     """Returns the part of each file.
 
     Args:
-        places: files, and folders whose files are meant.
+        places: files, and folders whose files are meant; or folders of images, with a subfolder for each label.
 
     Raises:
         FileNotFoundError, ValueError: for what is not there, is no file of rows, or is given twice.
     """
+    if any(holds_images(place) for place in places):
+        return _of_images(places)
     files = [file for place in places for file in _files_in(place)]
     twice = next((file for file in files if sum(os.path.samefile(file, other) for other in files) > 1), None)
     if twice is not None:
@@ -66,6 +69,17 @@ def lay_out(places: Sequence[Path]) -> Layout:
     if not train:  # rows to test by alone: they are all that there is
         train, parts = files, {}
     return Layout({name: Path(file) for name, file in by_name([str(file) for file in train]).items()}, parts)
+
+
+def _of_images(places: Sequence[Path]) -> Layout:
+    """Returns the part of each folder of images: one may hold the parts, and of several each is a client's."""
+    if other := next((place for place in places if not holds_images(place)), None):
+        raise ValueError(f"{other} is no folder of images, as others here are: give files of rows, or folders of images")
+    if len(places) > 1:
+        return Layout({name: Path(folder) for name, folder in by_name([str(place) for place in places]).items()}, {})
+    parts = part_folders(places[0])
+    parts.pop("train")
+    return Layout({places[0].absolute().name: places[0]}, parts)
 
 
 def _files_in(place: Path) -> list[Path]:

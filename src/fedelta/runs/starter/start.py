@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedelta.data.columns import Column, columns_of
 from fedelta.data.files import read_file
+from fedelta.data.image_folder import holds_images, image_parts
 from fedelta.data.rows import Row, text_of
 from fedelta.registry import listed
 from fedelta.runs.config import ConfigError, RunConfig, read_config
@@ -45,7 +46,7 @@ def start_from(
     """Looks at data and returns a config for them that runs as it is.
 
     Args:
-        places: files, and folders whose files are meant.
+        places: files, and folders whose files are meant; or folders of images.
         output: the file that the config is to be in, to which its paths are relative.
         text, label: the fields of a classification, where they are not to be guessed.
         model: the base model; a small one by default.
@@ -75,6 +76,8 @@ def demand_free(output: Path, *, force: bool) -> None:
 
 
 def _rows_of(file: Path) -> list[Row]:
+    if holds_images(file):
+        return image_parts(file)["train"]
     rows = read_file(file)
     if not rows:
         raise ValueError(f"{file} has no rows")

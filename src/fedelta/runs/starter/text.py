@@ -19,14 +19,28 @@ CAUSAL = "HuggingFaceTB/SmolLM2-135M"
 
 ENCODER = "minilm"
 
+VISION = "dinov2-small"
+
+KNOWN = {
+    ENCODER: ("an English encoder of 22 million weights", "[query, value]"),
+    VISION: (f"a vision transformer of 22 million weights, which `fedelta fetch {VISION}` gets", "[q_proj, v_proj]"),
+}
+"""By model, what is said of it, and the layers that get an adapter."""
+
 CLIENTS = 5
 """Clients that the rows of one file are dealt to."""
 
 COHORT = 10
 """Clients of a round where there are many."""
 
+PIXELS = 112
+"""Of a side of the images: few enough for a processor, a multiple of the patches of 14 and 16 pixels."""
+
 LONGEST = {"instruction": 512}
 """The most tokens of an example by task; 256 for others."""
+
+RATES = {"instruction": "2.0e-4", "image_classification": "1.0e-3"}
+"""The learning rate by task; "3.0e-3" for others."""
 
 TOKENS = 1.6
 """Tokens of a word, generously: in English there are about 1.3."""
@@ -42,13 +56,13 @@ def config_text(layout: Layout, guess: Guess, sizes: Mapping[str, int], folder: 
         folder: that the config is to lie in, to which paths are relative.
         model: the base model; None leaves the choice here.
     """
-    causal = guess.task["name"] == "instruction"
+    causal, images = guess.task["name"] == "instruction", _of_images(guess)
     lines = [
         "# A first config, made from the data. What is left out has a default; `fedelta schema` lists all keys.",
         f"name: {_flow(_name(layout))}",
         "seed: 0",
         "",
-        *_model(model or (CAUSAL if causal else ENCODER), model is None),
+        *_model(model or (CAUSAL if causal else VISION if images else ENCODER), model is None),
         "",
         *_task(guess),
         "",
@@ -57,11 +71,15 @@ def config_text(layout: Layout, guess: Guess, sizes: Mapping[str, int], folder: 
         "",
         "# The rule that combines the clients' adapters; `fedelta methods` lists the others.",
         "method: fedavg",
-        *_training(layout, sizes, causal),
+        *_training(layout, sizes, causal, RATES.get(guess.task["name"], "3.0e-3")),
         *_federation(layout, guess),
         f"evaluation: {{every: 1, best_by: {'loss' if causal else 'accuracy'}}}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _of_images(guess: Guess) -> bool:
+    return guess.task["name"] == "image_classification"
 
 
 def _flow(value: Any) -> str:
@@ -86,21 +104,22 @@ def _name(layout: Layout) -> str:
 
 
 def _model(name: str, chosen: bool) -> list[str]:
-    known = name == ENCODER
-    about = "an English encoder of 22 million weights" if known else "a language model, which the first run downloads"
+    about, targets = KNOWN.get(name, ("a language model, which the first run downloads", ""))
     lines = [f"# {about}; any model of the Hub or folder does" if chosen else "# as given: a folder, or a model of the Hub"]
-    modules = ", target_modules: [query, value]" if known else ""
+    modules = f", target_modules: {targets}" if targets else ""
     return [*lines, f"model: {{name: {_flow(name)}}}", f"lora: {{rank: 8, lora_alpha: 16{modules}}}"]
 
 
 def _task(guess: Guess) -> list[str]:
+    others = [f"# {', '.join(map(_flow, guess.others[:5]))} could be the label, too"] if guess.others else []
+    if _of_images(guess):
+        about = "# Pixels of a side, to which whole images are brought: a pass costs as much as it has patches"
+        return [about, *others, f"task: {_flow({**guess.task, 'image_size': PIXELS})}"]
     words = sum(column.words(0.95) for column in guess.texts[:2])
     longest = LONGEST.get(guess.task["name"], 256)
     length = min(longest, 16 * -(-int(TOKENS * words + 8) // 16))
     lines = [f"# 95 of 100 rows have {words} words or fewer; longer ones are cut at max_length tokens"]
-    if guess.others:
-        lines.append(f"# {', '.join(map(_flow, guess.others[:5]))} could be the label, too")
-    return [*lines, f"task: {_flow({**guess.task, 'max_length': length})}"]
+    return [*lines, *others, f"task: {_flow({**guess.task, 'max_length': length})}"]
 
 
 def _data(layout: Layout, guess: Guess, sizes: Mapping[str, int], folder: Path) -> Iterator[str]:
@@ -113,7 +132,10 @@ def _data(layout: Layout, guess: Guess, sizes: Mapping[str, int], folder: Path) 
         for name, file in layout.train.items():
             yield f"    {_flow(name)}: {_flow(_relative(file, folder))} # {sizes[name]:,} rows"
     for part, file in layout.parts.items():
-        yield f"  {part}: {_flow(_relative(file, folder))} # {sizes[part]:,} rows"
+        if _of_images(guess) and file.is_dir():
+            yield f"  # {part}: {sizes[part]:,} rows of its subfolder {_flow(file.name)}"
+        else:
+            yield f"  {part}: {_flow(_relative(file, folder))} # {sizes[part]:,} rows"
     if layout.alone is None:
         yield "  client_test_fraction: 0.2 # of each client's rows, to test it by"
     else:
@@ -149,10 +171,9 @@ def _partition(layout: Layout, guess: Guess, sizes: Mapping[str, int]) -> list[s
     ]
 
 
-def _training(layout: Layout, sizes: Mapping[str, int], causal: bool) -> list[str]:
+def _training(layout: Layout, sizes: Mapping[str, int], causal: bool, rate: str) -> list[str]:
     smallest = min(sizes[name] for name in layout.train)
     batch = 4 if causal or smallest < 100 else 16
-    rate = "2.0e-4" if causal else "3.0e-3"
     return [f"training: {{batch_size: {batch}, local_steps: 10, learning_rate: {rate}}}"]
 
 

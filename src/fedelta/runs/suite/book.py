@@ -12,7 +12,7 @@ from fedelta.runs.digests import Known, untrained_digest
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.suite import play
 from fedelta.runs.suite.cells import Task
-from fedelta.runs.suite.lines import Line, encoded, known_of, line_of, parsed, untrained_line
+from fedelta.runs.suite.lines import Line, encoded, known_of, parsed, untrained_line
 from fedelta.runs.suite.store import Store
 
 
@@ -45,8 +45,7 @@ class Book:
         A line that comes from a folder is added to the store.
         """
         known = self.lines.get(task.digest) or self._stored(task.digest)
-        if known is None and play.is_done(task):
-            known = line_of(RunFolder(task.folder), task.digest)
+        if known is None and (known := play.finished(task)) is not None:
             self._keep(known)
         return known
 

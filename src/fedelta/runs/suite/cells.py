@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -13,7 +13,8 @@ from fedelta.runs.config.own import NOTHING, Own
 from fedelta.runs.config.read import Overrides, pairs
 from fedelta.runs.config.section import RefusedByClaim
 from fedelta.runs.digests import NOTHING_KNOWN, Known, digest_of
-from fedelta.runs.suite.schema import Entry, SuiteFile, Values, slug, text_of
+from fedelta.runs.suite.names import Values, slug, text_of
+from fedelta.runs.suite.schema import Entry, SuiteFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +74,18 @@ class Plan:
 
     @property
     def seeds(self) -> list[int]:
-        """Returns the compared seeds."""
-        return self.file.suite.seed_list()
+        """Returns the compared seeds, each once; a setting may have some of them only."""
+        return self.file.all_seeds()
+
+    def seeds_of(self, setting: str) -> list[int]:
+        """Returns the compared seeds of a setting."""
+        return self.file.seeds_of(setting)
+
+    def cells(self) -> Iterator[tuple[str, str, int]]:
+        """Yields setting, label and seed of each cell that is compared, in this order."""
+        for setting, entry in product(self.settings, self.file.entries):
+            for seed in self.seeds_of(setting):
+                yield setting, entry.label, seed
 
     def task(self, setting: str, entry: Entry, seed: int, chosen: Values) -> Task:
         """Returns a run that is compared, with its tuned values."""
@@ -91,7 +102,7 @@ class Plan:
         if folder not in self.tasks:
             config = with_seed(self.config(setting, entry, values), seed)
             # Any method of the first seed may score the start, which is done once: whose turn it is may be killed before.
-            first = not text and seed == self.seeds[0]
+            first = not text and seed == self.seeds_of(setting)[0]
             self.tasks[folder] = Task(setting, entry.label, seed, config, folder, digest_of(config, self.known), text, first)
         return self.tasks[folder]
 
@@ -101,7 +112,7 @@ class Plan:
         Raises:
             ConfigError: for a key or a value that is wrong.
         """
-        changes = {"method": dict(entry.choice), **self.settings[setting], **entry.changes, **values}
+        changes = {"method": dict(entry.choice), **self.settings[setting], **entry.changes, **self.file.placed(values)}
         return read_config(self.file.base, {**dict(pairs(self.changes)), **changes, "name": slug(entry.label), "output": None})
 
 

@@ -14,7 +14,7 @@ from fedelta.runs.config.checks import check
 from fedelta.runs.config.own import Own
 from fedelta.runs.machine import cores
 from fedelta.runs.suite.cells import combinations
-from fedelta.runs.suite.schema import Values
+from fedelta.runs.suite.names import Values
 from fedelta.runs.suite.work import Work
 from fedelta.tasks.metrics import LOWER_IS_BETTER
 
@@ -65,14 +65,14 @@ def _row(work: Work, setting: str, label: str) -> Row:
         return Row(setting, label, plan.refused[setting, label])
     values = combinations(entry)
     chosen = work.choice(setting, entry).values
-    tasks = [] if chosen is None else [plan.task(setting, entry, seed, chosen) for seed in plan.seeds]
+    tasks = [] if chosen is None else [plan.task(setting, entry, seed, chosen) for seed in plan.seeds_of(setting)]
     done = sum(work.line(task) is not None for task in tasks)
     tuned_here = entry.tune is not None and len(values) > 1
     if entry.tune is not None and entry.tune.setting == "first" and setting != next(iter(plan.settings)):
         tuned_here = False
     tuning = len(values) * len(entry.tune.seeds) if tuned_here and entry.tune is not None else 0
     cost = cost_of(plan.config(setting, entry, _first(values, chosen)), plan.own)
-    return Row(setting, label, "", len(plan.seeds), done, tuning, cost["bytes"], cost["steps"], cost["memory"])
+    return Row(setting, label, "", len(plan.seeds_of(setting)), done, tuning, cost["bytes"], cost["steps"], cost["memory"])
 
 
 def _first(values: list[Values], chosen: Values | None) -> Values:
@@ -81,10 +81,10 @@ def _first(values: list[Values], chosen: Values | None) -> Values:
 
 def cost_of(config: RunConfig, own: Own) -> Mapping[str, int]:
     """Returns bytes, steps and memory of a run, from the plan that `fedelta run --dry-run` shows."""
-    from fedelta.runs.experiment import build
+    from fedelta.runs.outline import built
     from fedelta.runs.plan import plan
 
-    found = plan(build(config, check(config, own)))
+    found = plan(built(config, check(config, own)))
     return {"bytes": int(found.bytes["total"]), "steps": found.steps, "memory": sum(found.memory.values()) + OVERHEAD}
 
 

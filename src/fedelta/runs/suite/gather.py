@@ -50,7 +50,7 @@ def comparison_of(work: Work, text: str = "", command: str = "") -> Comparison:
 def _cells(work: Work, choices: Mapping[tuple[str, str], Choice]) -> Iterator[Cell]:
     for setting in work.plan.settings:
         for entry in work.plan.file.entries:
-            for seed in work.plan.seeds:
+            for seed in work.plan.seeds_of(setting):
                 yield _cell(work, choices.get((setting, entry.label)), setting, entry, seed)
 
 
@@ -76,7 +76,7 @@ def _untrained(work: Work, choices: Mapping[tuple[str, str], Choice], setting: s
         choice = choices.get((setting, entry.label))
         if choice is None or choice.values is None:
             continue
-        scores = work.book.untrained(work.plan.task(setting, entry, work.plan.seeds[0], choice.values))
+        scores = work.book.untrained(work.plan.task(setting, entry, work.plan.seeds_of(setting)[0], choice.values))
         if scores:
             return scores
     return {}

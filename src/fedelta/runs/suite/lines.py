@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+from fedelta.engines.rounds import DivergedError
 from fedelta.exchange import strict_json
 from fedelta.report.study import Run
 from fedelta.runs import client_lines, reports
@@ -22,7 +23,7 @@ from fedelta.runs.config import RunConfig
 from fedelta.runs.config.paths import with_paths
 from fedelta.runs.digests import Known, files_of
 from fedelta.runs.folder import RunFolder
-from fedelta.runs.records import is_record
+from fedelta.runs.records import Record, is_record
 
 Line: TypeAlias = Mapping[str, Any]
 """One line; plain JSON values."""
@@ -30,10 +31,20 @@ Line: TypeAlias = Mapping[str, Any]
 CELL, UNTRAINED = "cell", "untrained"
 
 
-def line_of(folder: RunFolder, digest: str) -> Line:
-    """Returns the line of a finished run."""
+def line_of(folder: RunFolder, digest: str, diverged: DivergedError | None = None) -> Line:
+    """Returns the line of a finished run.
+
+    Args:
+        folder: of the run.
+        digest: of its config.
+        diverged: ended it before its last round; that round is then the last record, and the facts have the error's first line.
+    """
     clients = client_lines.read(folder.clients_file) if folder.clients_file.is_file() else None
     facts = reports.json_object(folder.run_file)
+    records = [_without_layers(record) for record in folder.records()]
+    if diverged is not None:
+        facts["diverged"] = str(diverged).splitlines()[0]
+        records.append(_lost_round(diverged))
     line = {
         "kind": CELL,
         "digest": digest,
@@ -42,10 +53,22 @@ def line_of(folder: RunFolder, digest: str) -> Line:
         "files": files_of(folder.config()),
         "facts": facts,
         "split": reports.json_object(folder.split_file) or None,
-        "records": [_without_layers(record) for record in folder.records()],
+        "records": records,
         "clients": clients,
     }
     return parsed(encoded(line))
+
+
+def _lost_round(diverged: DivergedError) -> Record:
+    """Returns the record of a round of which nothing could be used."""
+    return {
+        "t": diverged.t,
+        "cohort": sorted(diverged.cohort),
+        "dropped": dict(diverged.left_out),
+        "train_loss": None,
+        "bytes": dict(diverged.bytes),
+        "seconds": {},
+    }
 
 
 def untrained_line(digest: str, scores: Mapping[str, Mapping[str, float]]) -> Line:

@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from fedelta.engines.rounds import DivergedError
 from fedelta.exchange import files
 from fedelta.runs import reports
 from fedelta.runs.config import ConfigError, RunConfig
@@ -22,6 +23,7 @@ from fedelta.runs.open_run import OpenRun
 from fedelta.runs.records import Record
 from fedelta.runs.runner import opened
 from fedelta.runs.suite.cells import Task
+from fedelta.runs.suite.lines import Line, encoded, line_of, parsed
 
 CLAIMS, STALE, UNTRAINED = ".claims", "stale", "untrained"
 
@@ -42,7 +44,7 @@ class Event:
         what: happened.
         task: the cell.
         record: of a round.
-        reason: of a failure, its first line.
+        reason: of a failure, or of a run that diverged, its first line.
     """
 
     what: What
@@ -87,7 +89,8 @@ def events(task: Task, place: Place, stopping: Stopping) -> Iterator[Event]:
     except Exception as error:
         yield Event("failed", task, reason=note_failure(task, error))
     else:
-        yield Event("done", task)
+        diverged = _diverged(task)
+        yield Event("done", task, reason=str(diverged["facts"]["diverged"]) if diverged else "")
 
 
 def _rounds(task: Task, place: Place) -> Generator[Record]:
@@ -97,14 +100,21 @@ def _rounds(task: Task, place: Place) -> Generator[Record]:
             return
         folder = RunFolder(task.folder)
         _put_away(task, place)
-        folder.failed_file.unlink(missing_ok=True)
+        for last_try in (folder.failed_file, folder.diverged_file):
+            last_try.unlink(missing_ok=True)
+        lost: Line | None = None
         with _open(task, place) as going:
             if not folder.config_file.is_file():  # which is written with the first round
                 files.commit(folder.cell_file, json.dumps({"files": files_of(task.config)}).encode())
             going.pictures = False  # they take longer than a small cell, and the suite's own page has all cells
-            yield from going.records()
+            try:
+                yield from going.records()
+            except DivergedError as error:
+                lost = line_of(going.folder, task.digest, error)
             if task.scores_start:
                 _score_untrained(task, place, going)
+        if lost is not None:  # only now, since a run without a whole round leaves no file in its folder
+            files.commit(folder.diverged_file, encoded(lost))
 
 
 @contextmanager
@@ -132,7 +142,27 @@ def _score_untrained(task: Task, place: Place, going: OpenRun) -> None:
     files.commit(path, json.dumps(scores).encode())
 
 
+def finished(task: Task) -> Line | None:
+    """Returns the line of a cell that is done, or that diverged; None for one that has rounds to come."""
+    return line_of(RunFolder(task.folder), task.digest) if _has_all_rounds(task) else _diverged(task)
+
+
 def is_done(task: Task) -> bool:
+    """Returns whether nothing is left to do of a cell: it has all its rounds, or it diverged."""
+    return _has_all_rounds(task) or _diverged(task) is not None
+
+
+def _diverged(task: Task) -> Line | None:
+    """Returns the line that a cell left when it diverged; None where it did not, or with another config."""
+    path = RunFolder(task.folder).diverged_file
+    try:
+        line = parsed(path.read_bytes()) if path.is_file() else None
+    except ValueError:  # it is run again
+        return None
+    return line if line is not None and line["digest"] == task.digest else None
+
+
+def _has_all_rounds(task: Task) -> bool:
     """Returns whether the cell's folder holds all its rounds, and its config is the one that is asked for."""
     folder = RunFolder(task.folder)
     config = _config_of(folder)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias, cast
@@ -18,6 +16,8 @@ from fedelta.registry import is_code
 from fedelta.runs.config.paths import place_code, placed, resolved
 from fedelta.runs.config.read import BUILT_IN, explained, read_yaml
 from fedelta.runs.config.section import ConfigError, Section
+from fedelta.runs.suite.names import shown, slug
+from fedelta.runs.suite.sweep import Setting, listed, settings_of
 
 OF_THE_SUITE = ("label", "set", "tune")
 """Words of a method's mapping that are the suite's, beside `name` and `path`, which choose the method."""
@@ -27,9 +27,6 @@ TUNING_SEEDS = (100, 101)
 
 PLAIN_NAMES = ("suite", "study")
 """Names of a file that say nothing: such a suite is called after its folder."""
-
-Values: TypeAlias = Mapping[str, Any]
-"""Chosen values by dotted key."""
 
 Grid: TypeAlias = Mapping[str, Sequence[Any]]
 """By dotted key, the values to try."""
@@ -83,7 +80,8 @@ class Suite(Section):
     seeds: int | list[int] = Field(default=3, description="a list, or a number n for 0 to n - 1")
     sweep: dict[str, list[Any]] | list[dict[str, Any]] | None = Field(
         default=None,
-        description="settings: {dotted.key: [values]} for all combinations, or a list of mappings, perhaps with a `name`",
+        description="settings: {dotted.key: [values]} for all combinations, or a list of mappings, each perhaps with "
+        "a `name` and `seeds` of its own",
     )
     baseline: str | None = Field(default=None, description="the label that differences are taken to; the first by default")
     tune: dict[str, Any] | None = Field(
@@ -100,9 +98,7 @@ class Suite(Section):
     @field_validator("seeds")
     @classmethod
     def _some_seeds(cls, seeds: int | list[int]) -> int | list[int]:
-        listed = list(range(seeds)) if isinstance(seeds, int) else seeds
-        if not listed or min(listed) < 0 or len(set(listed)) < len(listed):
-            raise ValueError(f"must be a number of seeds, or a list of different ones from 0 on, but is {seeds!r}")
+        listed(seeds)
         return seeds
 
     @field_validator("store")
@@ -111,8 +107,8 @@ class Suite(Section):
         return None if store is None else demand_store(store)
 
     def seed_list(self) -> list[int]:
-        """Returns the seeds."""
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+        """Returns the seeds of every setting that names none of its own."""
+        return listed(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -152,13 +148,25 @@ class SuiteFile:
         return resolved(read_yaml(path), path.parent)
 
     def settings(self) -> dict[str, Mapping[str, Any]]:
-        """Returns the swept values of each setting by its name; one without a name where nothing is swept.
+        """Returns the swept values of each setting by its name; one without a name where nothing is swept."""
+        return {name: self.placed(setting.values) for name, setting in self._swept.items()}
 
-        Raises:
-            ConfigError: for a key without a value, or two settings of one name.
-        """
-        found = _settings(self.suite.sweep)
-        return {name: self.placed(values) for name, values in found.items()}
+    def own_seeds(self, setting: str) -> list[int] | None:
+        """Returns the seeds that a setting names for itself; None where it has those of the suite."""
+        return self._swept[setting].seeds
+
+    def seeds_of(self, setting: str) -> list[int]:
+        """Returns the compared seeds of a setting."""
+        own = self.own_seeds(setting)
+        return self.suite.seed_list() if own is None else own
+
+    def all_seeds(self) -> list[int]:
+        """Returns the seeds that some setting has, each once."""
+        return list(dict.fromkeys(seed for setting in self._swept for seed in self.seeds_of(setting)))
+
+    @cached_property
+    def _swept(self) -> dict[str, Setting]:
+        return settings_of(self.suite.sweep)
 
     def placed(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns values by dotted key with the paths in them placed."""
@@ -169,7 +177,8 @@ def read_suite(path: Path) -> SuiteFile:
     """Reads a suite file.
 
     Raises:
-        ConfigError: for a file that is no suite, with one line for each fault.
+        ConfigError: for a file that is no suite, with one line for each fault; for a swept key without a value, two settings
+            of one name, or wrong seeds of one.
     """
     if not path.is_file():
         raise ConfigError(f"no suite file at {path}: give a YAML file with the keys base and methods")
@@ -188,8 +197,9 @@ def suite_of(raw: Mapping[str, Any], name: str, place: Path) -> SuiteFile:
     labels = [entry.label for entry in entries]
     if suite.baseline is not None and suite.baseline not in labels:
         raise ConfigError(f"baseline: no method has the label {suite.baseline!r}; there are {', '.join(labels)}")
-    _demand_other_seeds(entries, suite.seed_list())
-    return SuiteFile(name, place, suite, entries)
+    file = SuiteFile(name, place, suite, entries)
+    _demand_other_seeds(entries, file.all_seeds())
+    return file
 
 
 def demand_store(store: str) -> str:
@@ -197,23 +207,6 @@ def demand_store(store: str) -> str:
     if not store.endswith(".jsonl.gz"):
         raise ValueError(f"a store is a .jsonl.gz, such as cells.jsonl.gz, but {store!r} is none")
     return store
-
-
-def text_of(values: Values) -> str:
-    """Returns tuned values as a reader sees them: the value alone where there is one key."""
-    if len(values) == 1:
-        return shown(next(iter(values.values())))
-    return ",".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in values.items())
-
-
-def shown(value: object) -> str:
-    """Returns a value in few characters."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def slug(text: str) -> str:
-    """Returns a name of a folder for a label or a setting."""
-    return re.sub(r"[^\w.=,+-]+", "-", text).rstrip("-.").lstrip(".") or "-"
 
 
 NOT_SET: Mapping[str, str] = MappingProxyType(
@@ -296,26 +289,3 @@ def _demand_other_seeds(entries: Sequence[Entry], seeds: Sequence[int]) -> None:
                 f"tune.seeds: {', '.join(map(str, both))} are among the compared seeds, so that {entry.label} would be chosen "
                 f"by what it is judged by: tune on others, such as {list(TUNING_SEEDS)}"
             )
-
-
-def _settings(sweep: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | None) -> dict[str, Values]:
-    """Returns the swept values of each setting by its name; one without a name where nothing is swept."""
-    if not sweep:
-        return {"": {}}
-    if isinstance(sweep, Mapping):
-        if empty := [key for key, values in sweep.items() if not values]:
-            raise ConfigError(f"sweep.{empty[0]} has no value: list those of its settings")
-        grid = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
-        return _unlike({_grid_name(values): values for values in grid}, len(grid))
-    named = [(str(s["name"]) if "name" in s else _grid_name(s), {k: v for k, v in s.items() if k != "name"}) for s in sweep]
-    return _unlike(dict(named), len(named))
-
-
-def _unlike(settings: Mapping[str, Values], count: int) -> dict[str, Values]:
-    if len(settings) < count or len({slug(name) for name in settings}) < count:
-        raise ConfigError("sweep: two settings have the same name: give each a `name` of its own")
-    return dict(settings)
-
-
-def _grid_name(values: Values) -> str:
-    return " ".join(f"{key.split('.')[-1]}={shown(value)}" for key, value in values.items())

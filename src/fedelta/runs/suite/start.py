@@ -123,8 +123,9 @@ def _resolved(file: SuiteFile, folder: Path, changes: Overrides) -> str:
         "methods": [_moved_method(method, file.place, folder) for method in file.suite.methods],
     }
     if file.suite.sweep is not None:
-        settings = file.settings()
-        moved["sweep"] = [{"name": name, **relative(chosen, folder)} for name, chosen in settings.items()]
+        moved["sweep"] = [_moved_setting(file, name, folder) for name in file.settings()]
+    if file.suite.tune is not None:
+        moved["tune"] = _moved_grid(file.suite.tune, file.place, folder)
     if file.suite.store is not None:
         moved["store"] = _moved(file.place / file.suite.store, folder)
     return yaml.safe_dump(moved, sort_keys=False, allow_unicode=True)
@@ -149,8 +150,28 @@ def _moved_method(method: str | Mapping[str, Any], place: Path, folder: Path) ->
     if isinstance(method, str):
         return _moved(place / method, folder) if is_code(method) else method
     changes: Mapping[str, Any] = method.get("set") or {}
-    own = {"set": relative({key: placed(key, value, place) for key, value in changes.items()}, folder)} if changes else {}
+    own: dict[str, Any] = {}
+    if changes:
+        own["set"] = relative({key: placed(key, value, place) for key, value in changes.items()}, folder)
+    if isinstance(method.get("tune"), Mapping):
+        own["tune"] = _moved_grid(method["tune"], place, folder)
     return {**relative({"method": place_code(method, place)}, folder)["method"], **own}
+
+
+def _moved_grid(tune: Mapping[str, Any], place: Path, folder: Path) -> dict[str, Any]:
+    """Returns what is tuned with the paths among the values as they are from the suite's folder."""
+
+    def moved(key: str, value: Any) -> Any:
+        return relative({key: placed(key, value, place)}, folder)[key] if isinstance(value, str) else value
+
+    return {key: [moved(key, value) for value in given] if isinstance(given, list) else given for key, given in tune.items()}
+
+
+def _moved_setting(file: SuiteFile, name: str, folder: Path) -> dict[str, Any]:
+    """Returns a setting as it is listed, with its paths as they are from the suite's folder."""
+    own = file.own_seeds(name)
+    words = ({"name": name} if name else {}) | ({} if own is None else {"seeds": own})
+    return {**words, **relative(file.settings()[name], folder)}
 
 
 def _moved(path: Path, folder: Path) -> str:

@@ -16,7 +16,8 @@ from fedelta.report.comparison import Tuned
 from fedelta.report.statistics import sampling_error
 from fedelta.report.study import LARGEST, Run
 from fedelta.runs.suite.cells import Plan, Task, combinations
-from fedelta.runs.suite.schema import Entry, Tune, Values, text_of
+from fedelta.runs.suite.names import Values, text_of
+from fedelta.runs.suite.schema import Entry, Tune
 from fedelta.tasks.metrics import LOWER_IS_BETTER, is_better
 
 MOST_EXTENSIONS = 2

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import TypeAlias
 
 from fedelta.report.study import Run
 from fedelta.runs.suite import play, tuning
@@ -20,6 +21,9 @@ PAUSE = 5.0
 """Seconds after which cells that another process had are looked at again."""
 
 TUNING = "tuning"
+
+Kind: TypeAlias = tuple[str, str]
+"""Setting and label: cells of one kind take about the same time, whatever their seed."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Work:
         busy: digests of cells that another process has.
         tried: digests of cells that were tried here.
         begun: stages that were begun here.
-        seconds: by label, what each finished cell took here.
+        seconds: by setting and label, what each finished cell took here.
     """
 
     plan: Plan
@@ -89,7 +93,7 @@ class Work:
     busy: set[str] = field(default_factory=set[str])
     tried: set[str] = field(default_factory=set[str])
     begun: set[str] = field(default_factory=set[str])
-    seconds: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    seconds: dict[Kind, list[float]] = field(default_factory=dict[Kind, list[float]])
     _runs: dict[str, Run] = field(default_factory=dict[str, Run])
     _since: dict[str, float] = field(default_factory=dict[str, float])
 
@@ -126,8 +130,8 @@ class Work:
         waiting = [task for _, choice in choices.values() for task in choice.waiting]
         found = {TUNING: list({task.digest: task for task in waiting}.values())}
         for seed in self.plan.seeds:
-            known = [(key[0], entry, choice.values) for key, (entry, choice) in choices.items()]
-            found[str(seed)] = [self.plan.task(s, entry, seed, v) for s, entry, v in known if v is not None]
+            having = [(s, entry, choice.values) for (s, _), (entry, choice) in choices.items() if seed in self.plan.seeds_of(s)]
+            found[str(seed)] = [self.plan.task(s, entry, seed, v) for s, entry, v in having if v is not None]
         return {stage: [task for task in tasks if self.options.wants(task)] for stage, tasks in found.items()}
 
     def left(self) -> dict[str, list[Task]]:
@@ -145,17 +149,17 @@ class Work:
         lost = [task for task in known if self.line(task) is None and self.is_lost(task)]
         unknown = self._unchosen()
         left = [t for t in known if self.line(t) is None and not self.is_lost(t)]
-        to_come = [label for label, count in unknown.items() for _ in range(count)]
-        seconds = self.reckon([task.label for task in left] + to_come)
+        to_come = [kind for kind, count in unknown.items() for _ in range(count)]
+        seconds = self.reckon([_kind(task) for task in left] + to_come)
         return Progress(len(done), len(done) + len(left) + len(lost) + len(to_come), len(lost), seconds)
 
-    def _unchosen(self) -> dict[str, int]:
-        """Counts by label the cells whose values are still to be chosen."""
-        found: dict[str, int] = {}
+    def _unchosen(self) -> dict[Kind, int]:
+        """Counts by kind the cells whose values are still to be chosen."""
+        found: dict[Kind, int] = {}
         for setting, entry in self.served():
             if self.choice(setting, entry).waiting:
-                wanted = [s for s in self.plan.seeds if self.options.wants_cell(setting, entry.label, s)]
-                found[entry.label] = found.get(entry.label, 0) + len(wanted)
+                wanted = [s for s in self.plan.seeds_of(setting) if self.options.wants_cell(setting, entry.label, s)]
+                found[setting, entry.label] = len(wanted)
         return found
 
     # --- doing it ----------------------------------------------------------------------------------------------------
@@ -206,7 +210,7 @@ class Work:
             self.busy.add(task.digest)
         elif event.what == "done":
             took = time.monotonic() - self._since[task.digest]
-            self.seconds.setdefault(task.label, []).append(took)
+            self.seconds.setdefault(_kind(task), []).append(took)
             self.line(task)  # into the store
             if self.options.prune:
                 self.book.prune(task)
@@ -224,19 +228,23 @@ class Work:
             return True
         if stage != TUNING and self._unchosen():
             return False  # cells of this seed are still to be known: another process, or another call, finishes the tuning
-        return time.monotonic() + self.reckon([task.label for task in tasks]) <= deadline
+        return time.monotonic() + self.reckon([_kind(task) for task in tasks]) <= deadline
 
-    def reckon(self, labels: Sequence[str]) -> float:
-        """Returns the seconds that a cell of each of these methods would take here; 0.0 while nothing is known of any."""
+    def reckon(self, kinds: Sequence[Kind]) -> float:
+        """Returns the seconds that a cell of each of these kinds would take here; 0.0 while nothing is known of any."""
         known = self._known_seconds()
         usual = fmean(known.values()) if known else 0.0
-        return sum(known.get(label, usual) for label in labels) / self.options.jobs
+        return sum(known.get(kind, usual) for kind in kinds) / self.options.jobs
 
-    def _known_seconds(self) -> dict[str, float]:
-        """Returns by label what a cell takes: as measured here, else as the records of finished cells say."""
-        known: dict[str, list[float]] = {}
+    def _known_seconds(self) -> dict[Kind, float]:
+        """Returns what a cell of each kind takes: as measured here, else as the records of finished cells say."""
+        known: dict[Kind, list[float]] = {}
         for task in self.plan.tasks.values():
-            run = self._runs.get(task.digest)
+            run = self.run_of(task)
             if run is not None:
-                known.setdefault(task.label, []).append(seconds_of(run.records))
-        return {label: fmean(took) for label, took in {**known, **self.seconds}.items()}
+                known.setdefault(_kind(task), []).append(seconds_of(run.records))
+        return {kind: fmean(took) for kind, took in {**known, **self.seconds}.items()}
+
+
+def _kind(task: Task) -> Kind:
+    return task.setting, task.label

@@ -22,6 +22,15 @@ def accuracy(predictions: Predictions) -> float:
     return float(predictions.correct.sum() / predictions.count.sum())
 
 
+def exact_match(predictions: Predictions) -> float:
+    """Returns the share of examples that are right in all decisions; of texts, those that greedy decoding writes as they are.
+
+    Each token is predicted from the right ones before it. If all predictions are right, these are what the model has written
+    itself, up to the end mark; if one is wrong, the text differs there.
+    """
+    return float((predictions.correct == predictions.count).mean())
+
+
 def loss(predictions: Predictions) -> float:
     """Returns the mean negative log-likelihood per decision, in nats."""
     return float(predictions.loss_sum.sum() / predictions.count.sum())
@@ -76,6 +85,7 @@ def mcc(predictions: Predictions) -> float:
 
 METRICS: dict[str, Metric] = {
     "accuracy": accuracy,
+    "exact_match": exact_match,
     "macro_f1": macro_f1,
     "mcc": mcc,
     "loss": loss,

@@ -13,6 +13,7 @@ from fedelta.tasks.task.batches import (
 )
 from fedelta.tasks.task.contract import Decisions, Task, at_least_float32
 from fedelta.tasks.task.evaluation import evaluate, evaluating, predict_all
+from fedelta.tasks.task.labelled import Labelled
 
 __all__ = [
     "IGNORED",
@@ -20,6 +21,7 @@ __all__ = [
     "Batch",
     "Decisions",
     "Example",
+    "Labelled",
     "Task",
     "at_least_float32",
     "evaluate",

@@ -9,7 +9,8 @@ A batch's names, and the call for its scores, follow from what the model reads a
 
     text -> a class         input_ids, attention_mask, labels    model(**model_inputs(batch)).logits
     text -> the next token  token_labels, as long as input_ids   logits_at the positions before the answer's tokens
-    encoder-decoder         token_labels of their own length     model(**model_inputs(batch, labels=...)).logits
+    encoder-decoder         token_labels of their own length     logits_at the answer's tokens, given `decoder_input_ids`; or
+                                                                 model(**model_inputs(batch, labels=...)).logits
     an image -> a class     pixel_values, stacked; labels        model(**model_inputs(batch)).logits
 """
 
@@ -54,6 +55,7 @@ class Task(ABC):
         auto_class: the class of transformers that loads the model, such as "AutoModelForCausalLM".
         peft_task_type: PEFT's `TaskType`, or None where PEFT has none for this task.
         modules_to_save: heads that PEFT does not find by itself from its task type.
+        main_input: what the model reads, as transformers names it: "input_ids" for text, "pixel_values" for images.
         sample: a few rows that fit the default settings; the laws of `fedelta.testing.check_task` are asked with them.
 
     Args:
@@ -65,6 +67,7 @@ class Task(ABC):
     auto_class: ClassVar[str]
     peft_task_type: ClassVar[str | None]
     modules_to_save: ClassVar[tuple[str, ...]] = ()
+    main_input: ClassVar[str] = "input_ids"
     sample: ClassVar[tuple[Row, ...]] = ()
 
     max_length: int = 128
@@ -79,8 +82,16 @@ class Task(ABC):
         """Returns this task with what it leaves open (such as the list of labels) read from the training rows."""
         return self
 
+    def for_encoder_decoder(self) -> Task:
+        """Returns this task as a model of encoder and decoder takes it; itself where that is no other task."""
+        return self
+
     def text_fields(self) -> tuple[str, ...]:
         """Returns the fields whose texts a row should not leave empty."""
+        return ()
+
+    def path_fields(self) -> tuple[str, ...]:
+        """Returns the fields in which a text is the path of a file, such as an image."""
         return ()
 
     def label_field(self) -> str | None:
@@ -97,7 +108,7 @@ class Task(ABC):
 
         Args:
             rows: at least one.
-            tokenizer: of the model; for images its image processor.
+            tokenizer: of the model; for images the `fedelta.tasks.images.processor.ImageProcessor` that it was trained with.
 
         Raises:
             ValueError: there are no rows, or a row lacks a field, has a value that is not usable or an unknown label; the

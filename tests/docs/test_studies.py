@@ -1,0 +1,149 @@
+"""Every table of a study's README is what its files say, what these say is in the store, and full suites can be reckoned."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from fedelta.runs.suite.cells import combinations, plan_of
+from fedelta.runs.suite.estimate import cost_of
+from fedelta.runs.suite.schema import read_suite
+from fedelta.runs.suite.store import Store
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+
+STUDIES = sorted(readme.parent.name for readme in EXPERIMENTS.glob("*/README.md"))
+
+OF_ITS_OWN = {"trust", "drift"}
+"""Studies that write their table by themselves, and have tests of their own for it."""
+
+
+@pytest.fixture
+def studies(tool: Callable[[str], ModuleType]) -> ModuleType:
+    return tool("studies")
+
+
+@pytest.fixture
+def tables(tool: Callable[[str], ModuleType]) -> ModuleType:
+    return tool("study_tables")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_tables_are_what_the_files_say(studies: ModuleType, name: str) -> None:
+    readme = EXPERIMENTS / name / "README.md"
+    assert studies.written(readme) == readme.read_text(encoding="utf-8"), f"stale: python tools/studies.py {name}"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_results_are_shown(tables: ModuleType, name: str) -> None:
+    text = (EXPERIMENTS / name / "README.md").read_text(encoding="utf-8")
+    assert tables.TABLE.search(text) or name in OF_ITS_OWN or not (EXPERIMENTS / name / "results.csv").is_file()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_score_is_in_the_store(studies: ModuleType, name: str) -> None:
+    stores = {studies.store_of(path) for path in studies.suites_of(EXPERIMENTS / name)}
+    lines = {digest: line for path in stores for digest, line in _lines(path).items()}
+    results = EXPERIMENTS / name / "results.csv"
+    for row in _rows(results) if stores and results.is_file() else []:
+        if row["value"] and row["config_sha256"] and row.get("statistic", "value") == "value":
+            record = lines[row["config_sha256"]]["records"][int(row["round"]) - 1]
+            assert float(row["value"]) in [(record.get(part) or {}).get(row["metric"]) for part in ("test", "validation")]
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/full.yaml")), ids=lambda path: path.parent.name)
+def test_a_full_suite_is_reckoned_without_its_model_and_rows(path: Path, tmp_path: Path) -> None:
+    plan = plan_of(read_suite(path), tmp_path)
+    entry, setting = plan.file.entries[0], next(iter(plan.settings))
+    cost = cost_of(plan.config(setting, entry, combinations(entry)[0]), plan.own)
+    assert min(cost.values()) > 0
+
+
+def _lines(path: Path) -> Mapping[str, Any]:
+    store = Store(path)
+    store.refresh()
+    return store.lines
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# --- the tables themselves -------------------------------------------------------------------------------------------
+
+HEAD = "suite,setting,label,seed,metric,round,value,at,learning_rate,bytes,seconds"
+
+PAGE = "<!-- table: scores suite=small -->\n{}<!-- end of table -->\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The results of two methods and the line to compare with, three seeds each, scored after rounds 5 and 10."""
+    rows = [
+        f"small,,{label},{seed},accuracy,{number},{value + 0.01 * seed},{at},0.001,1048576,60"
+        for label, early, late in (("one", 0.60, 0.61), ("two", 0.69, 0.70), ("centralised", 0.64, 0.65))
+        for seed in range(3)
+        for number, value, at in ((5, early, ""), (10, late, "last"))
+    ]
+    (tmp_path / "results.csv").write_text("\n".join([HEAD, *rows]) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_a_number_that_was_changed_is_noticed(tables: ModuleType, folder: Path) -> None:
+    page = tables.filled(PAGE.format(""), folder)
+    assert "| two | 0.001 | 70.0, 71.0, 72.0 | 71.0 ± 1.0 | +1.0 | +9.0 (+9.0 to +9.0) | 1.0 | 1.0 |" in page
+    assert tables.filled(page, folder) == page
+    assert tables.filled(page.replace("71.0 ± 1.0", "74.0 ± 1.0"), folder) == page
+
+
+def test_what_has_not_been_run_is_said(tables: ModuleType, tmp_path: Path) -> None:
+    assert tables.NOTHING in tables.filled(PAGE.format("| an old table |\n"), tmp_path)
+
+
+def test_a_claim_has_its_verdict(tables: ModuleType, folder: Path) -> None:
+    claim = {"claim": "two above one", "suite": "small", "compared": ["two", "one"], "needed": 1.5, "baseline": "one"}
+    (folder / "claims.yaml").write_text(json.dumps([claim]), encoding="utf-8")
+    assert "| two above one | two and one | 3 | +9.0 (+9.0 to +9.0) | 0.0 | 1.5 | **confirmed** |" in tables.claims_table(
+        folder, {}
+    )
+
+
+@pytest.mark.parametrize(("changed", "reason"), [("0.75", "one is 13 points below centralised"), ("0.66", "two still rising")])
+def test_a_comparison_that_does_not_count_says_why(tables: ModuleType, folder: Path, changed: str, reason: str) -> None:
+    claim = {"claim": "two above one", "suite": "small", "compared": ["two", "one"], "needed": 1.5, "baseline": "one"}
+    (folder / "claims.yaml").write_text(json.dumps([claim]), encoding="utf-8")
+    label, number = ("centralised", 10) if changed == "0.75" else ("two", 5)
+    rows = _rows(folder / "results.csv")
+    for row in rows:
+        if row["label"] == label and row["round"] == str(number):
+            row["value"] = changed
+    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, HEAD.split(","))
+        writer.writeheader()
+        writer.writerows(rows)
+    found = tables.claims_table(folder, {})
+    assert f"**does not count** ({reason}; of the start: " in found
+
+
+@pytest.mark.parametrize(
+    ("differences", "claim", "expected"),
+    [
+        ([], {"needed": 1.5}, "unrun"),
+        ([5.0, 5.1], {"needed": 1.5}, "cannot say"),
+        ([5.0, 5.1, 5.2], {"needed": 1.5}, "confirmed"),
+        ([-5.0, -5.1, -5.2], {"needed": 1.5}, "contradicted"),
+        ([1.0, 1.1, 1.2], {"needed": 1.5}, "cannot say"),  # separated from 0, but less than half of what is claimed
+        ([9.0, 12.0, 16.0], {"needed": 1.5}, "cannot say"),  # these seeds cannot separate 1.5 points
+        ([9.0, 12.0, 16.0], {"needed": None}, "confirmed"),
+        ([0.1, -0.1, 0.0], {"needed": 1.0, "within": 2.0}, "confirmed"),
+        ([-5.0, -5.1, -5.2], {"needed": 1.0, "within": 2.0}, "contradicted"),
+        ([5.0, -5.0, 1.0], {"needed": 1.0, "within": 2.0}, "cannot say"),
+    ],
+)
+def test_the_rule(tables: ModuleType, differences: list[float], claim: Mapping[str, Any], expected: str) -> None:
+    assert tables.verdict(differences, claim) == expected
