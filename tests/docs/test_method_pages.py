@@ -50,17 +50,7 @@ def test_the_guide_names_every_law() -> None:
     assert {law.name for law in (UNEQUAL_RANKS, *LAWS)} == named - {"law", "---"} - {""}
 
 
-NOT_CHOSEN = {
-    *("zeropad", "local_only", "centralised", "fedsvd", "lora_fair", "svd_redistribution"),
-    *(
-        "fedsam",
-        "fedsmoo",
-        "fedlada",
-        "fedglomo",
-        "ilora",
-        "fedrot_lora",
-    ),  # no figures of ours yet that say what they are good for
-}
+NOT_CHOSEN = {"zeropad", "local_only", "centralised", "fedsvd", "lora_fair", "svd_redistribution"}
 
 
 def test_choices_are_methods() -> None:
