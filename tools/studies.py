@@ -128,29 +128,34 @@ def rows_of(comparison: Comparison) -> Iterator[Row]:
             "method": comparison.methods[cell.label],
             "label": cell.label,
             "seed": cell.seed,
-            "state": cell.state,
+            "state": "diverged" if cell.run is not None and cell.run.diverged else cell.state,
         }
         yield from ({**fixed, **score} for score in scores_of(cell, comparison.metric) or [{}])
 
 
 def scores_of(cell: Cell, metric: str) -> Sequence[Row]:
-    """Returns the scores of a cell by round, with what it cost; none for a cell that is not done."""
-    if cell.run is None:
+    """Returns the scores of a cell by round, with what it cost; none for a cell that is not done.
+
+    A run that diverged counts after the last round as the share of the commonest label, as in the tables of a suite.
+    """
+    run = cell.run
+    if run is None:
         return []
-    records = cell.run.records
+    records = run.records
     part = "test" if any(record.get("test") for record in records) else "validation"
     fixed = {
         "metric": metric,
-        "learning_rate": cell.run.config["training"]["learning_rate"],
+        "learning_rate": run.config["training"]["learning_rate"],
         "bytes": sum(record["bytes"]["up"] + record["bytes"]["down"] for record in records),
         "seconds": round(seconds_of(records), 1),
         "config_sha256": cell.digest,
         "commit": cell.commit,
     }
-    scored = [record for record in records if record.get(part)]
-    return [
-        {**fixed, "round": r["t"] + 1, "value": r[part].get(metric), "at": "last" if r is scored[-1] else ""} for r in scored
-    ]
+    scores = {record["t"] + 1: record[part].get(metric) for record in records if record.get(part)}
+    if run.diverged:
+        scores[run.rounds] = run.facts.get("majority") if metric == "accuracy" else None
+    last = max(scores, default=0)
+    return [{**fixed, "round": t, "value": value, "at": "last" if t == last else ""} for t, value in scores.items()]
 
 
 if __name__ == "__main__":

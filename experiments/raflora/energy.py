@@ -33,14 +33,15 @@ def main() -> None:
         writer.writeheader()
         for (suite, setting, label), seeds in cells.items():
             for seed, by_round in seeds.items():
-                shown = {number: by_round[number] for number in SUITES[suite]}
+                # A run that diverged lacks the rounds after that.
+                shown = {number: by_round[number] for number in SUITES[suite] if number in by_round}
                 fixed = {"suite": suite, "setting": setting, "method": label, "seed": seed}
                 writer.writerows({**fixed, "round": number, "energy": f"{value:.2g}"} for number, value in shown.items())
 
 
 def energies(records: list[Mapping[str, Mapping[str, float]]]) -> dict[int, float]:
     """Returns by round, from 1, the share of the server's energy beyond the smallest rank; empty where ranks are equal."""
-    values = [(record["diagnostics"] or {}).get(NUMBER) for record in records]
+    values = [(record.get("diagnostics") or {}).get(NUMBER) for record in records]
     return {t + 1: value for t, value in enumerate(values) if value is not None}
 
 

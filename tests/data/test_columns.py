@@ -16,6 +16,8 @@ from fedelta.data.files import read_file
         ([["a"], ["b", "c"]], "list of texts"),
         ([[{"role": "user", "content": "hi"}]], "chat"),
         ([None, " ", float("nan")], "nothing"),
+        (["a.png", "b/c.JPG"], "image"),
+        (["a plain text", "look at cat.jpg"], "text"),
         (["a", 1], "other"),
         ([{"a": 1}], "other"),
     ],

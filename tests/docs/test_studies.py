@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from fedelta.report.comparison import Cell, Comparison
+from fedelta.report.study import Run
 from fedelta.runs.suite.cells import combinations, plan_of
 from fedelta.runs.suite.estimate import cost_of
 from fedelta.runs.suite.schema import read_suite
@@ -51,8 +53,23 @@ def test_a_score_is_in_the_store(studies: ModuleType, name: str) -> None:
     results = EXPERIMENTS / name / "results.csv"
     for row in _rows(results) if stores and results.is_file() else []:
         if row["value"] and row["config_sha256"] and row.get("statistic", "value") == "value":
+            if row.get("state") == "diverged" and row["at"] == "last":
+                assert float(row["value"]) == lines[row["config_sha256"]]["facts"]["majority"]
+                continue
             record = lines[row["config_sha256"]]["records"][int(row["round"]) - 1]
             assert float(row["value"]) in [(record.get(part) or {}).get(row["metric"]) for part in ("test", "validation")]
+
+
+def test_a_run_that_diverged_does_not_keep_the_score_that_it_had_before(studies: ModuleType) -> None:
+    records = [
+        {"t": t, "test": test, "train_loss": loss, "bytes": {"up": 1, "down": 1}, "seconds": {}}
+        for t, test, loss in ((0, {"accuracy": 0.9}, 1.0), (1, None, None))
+    ]
+    config = {"training": {"learning_rate": 1e-3}, "federation": {"rounds": 10}}
+    run = Run("one", records, config, {"diverged": "round 1: 0 of 2 updates can be used", "majority": 0.3})
+    comparison = Comparison("small", {"one": "fedavg"}, {"": {}}, [0], "one", "accuracy", [Cell("", "one", 0, "done", run)])
+    found = [(row["round"], row["value"], row["at"], row["state"]) for row in studies.rows_of(comparison)]
+    assert found == [(1, 0.9, "", "diverged"), (10, 0.3, "last", "diverged")]
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/full.yaml")), ids=lambda path: path.parent.name)

@@ -156,6 +156,13 @@ def test_an_encoder_decoder_does_not_classify_by_an_end_mark_that_texts_lack(kin
         hf_clients(model, tokenizer, [ROWS[:2]], lora, 2, device="cpu")
 
 
+def test_an_encoder_decoder_may_classify_where_a_language_stands_behind_the_end_mark(tokenizer: Any) -> None:
+    marks = [("[SEP]", tokenizer.eos_token_id), ("[LANGUAGE]", 5)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A [SEP] [LANGUAGE]", special_tokens=marks)
+    (client,) = hf_clients(classifier("bart"), tokenizer, [ROWS[:2]], LoraConfig(), 2, device="cpu", local_steps=1)
+    assert client.train(0, client.template).num_steps == 1
+
+
 def test_an_encoder_decoder_does_not_classify_by_the_padding(tokenizer: Any) -> None:
     marked = with_end_mark(tokenizer)
     marked.pad_token = marked.eos_token

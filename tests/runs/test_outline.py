@@ -61,6 +61,10 @@ def _know(config: RunConfig, rows: int, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(hub_facts, "_facts", facts.__getitem__)
 
 
+def test_rows_that_test_a_client_are_not_trained_on() -> None:
+    assert planned(**{"data.client_test_fraction": 0.5}).steps == planned().steps // 2
+
+
 def test_what_is_neither_here_nor_known_is_refused(tiny_config: dict[str, Any]) -> None:
     config = load_config(tiny_config, {"model.name": "somebody/unknown"})
     with pytest.raises(OSError, match="somebody/unknown"):

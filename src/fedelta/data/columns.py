@@ -67,6 +67,8 @@ def _kind(filled: Sequence[Any]) -> Kind:
         return next(iter(kinds))
     if kinds == {"number", "whole number"}:
         return "number"
+    if kinds == {"image", "text"}:  # a sentence may end in the name of a file
+        return "text"
     return "other" if kinds else "nothing"
 
 

@@ -25,7 +25,7 @@ from fedelta.models.peft import PeftAdaptedModel
 from fedelta.runs.base import load_adapted
 from fedelta.runs.config import Data, Model, RunConfig
 from fedelta.runs.config.choices import Choices
-from fedelta.runs.deal import Deal, deal, ranks_for
+from fedelta.runs.deal import Deal, deal, hold_out, ranks_for
 from fedelta.runs.experiment import LocalExperiment, Sources, build
 from fedelta.runs.hub_facts import shape_of, size_of
 from fedelta.tasks.task import Example, Task
@@ -70,10 +70,12 @@ def _dealt(config: RunConfig, task: Task) -> Deal:
     )
     field = task.label_field()
     one_a_label: list[Row] = [{} if field is None else {field: str(k)} for k in range(size.get("labels", 1))]
+    seeds, share = config.seeds(), config.data.client_test_fraction
     parts = np.array_split(np.arange(count), clients)
-    ranks = ranks_for(config.lora.rank, clients, config.seeds().partition)
+    kept = [hold_out(part, share, seeds.data, k) for k, part in enumerate(parts)]
+    ranks = ranks_for(config.lora.rank, clients, seeds.partition)
     splits = Splits(one_a_label, one_a_label, one_a_label)
-    return Deal(task.settled(one_a_label), splits, parts, [part[:0] for part in parts], ranks)
+    return Deal(task.settled(one_a_label), splits, [train for train, _ in kept], [test for _, test in kept], ranks)
 
 
 def _as_many(dealt: Deal, part: Sequence[int] | np.ndarray, tokenizer: Any) -> list[Example]:

@@ -140,3 +140,9 @@ def test_what_is_read_and_what_is_written_are_told_apart_by_their_lengths():
         {"logits": (2, 3, 9), "encoder_last_hidden_state": (2, 5, 8)},
         {"logits": (2, 5, 9), "encoder_last_hidden_state": (2, 2, 8)},
     ]
+
+
+def test_padding_that_no_mask_hides_is_refused_whatever_the_input_is_called():
+    parts = [{"codes": torch.ones(1, length, dtype=torch.long)} for length in (3, 5)]
+    with pytest.raises(ValueError, match="no attention_mask"):
+        join(parts)

@@ -18,6 +18,7 @@ from transformers import (
 from fedelta.tasks import Instruction, evaluate, predict_all
 from fedelta.tasks.task import IGNORED, Task
 from fedelta.tasks.text.gaps import warn_of_cut_texts
+from fedelta.tasks.text.written import encode_answers
 from fedelta.testing import check_task
 
 PAD, BOS, EOS = 0, 1, 2
@@ -82,6 +83,13 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 def task(**settings: Any) -> Task:
     return Instruction(prompt="{instruction} ?", **settings).for_encoder_decoder()
+
+
+def test_an_end_mark_before_the_mark_of_a_language_is_not_set_twice() -> None:
+    """As mBART's tokenizers mark a text; its models begin by the last token, which has to be the language."""
+    ids = [WORDS.index(word) for word in ("1", "2")]
+    assert encode_answers(["1 2"], tokenizer("$A </s> <s>")) == [[*ids, EOS, BOS]]
+    assert encode_answers(["1 2"], tokenizer(None)) == [[*ids, EOS]]
 
 
 def test_the_encoder_reads_the_prompt_and_the_decoder_writes_the_answer_with_the_tokenizers_marks(kind: Kind) -> None:

@@ -109,18 +109,24 @@ def join(parts: Sequence[Inputs], pad_token_id: int = 0) -> tuple[dict[str, Any]
     lengths: dict[int, tuple[int, ...]] = {}
     joint: dict[str, Any] = {}
     # The main input first: what measures as it does is its mask or its types.
-    for name in sorted(parts[0], key=lambda name: name != MAIN):
+    main = _main_of(parts[0])
+    for name in sorted(parts[0], key=lambda name: name != main):
         values = [part[name] for part in parts]
         length = _length_for(lengths, values)
-        if length and name == MAIN and len(set(lengths[length])) > 1 and "attention_mask" not in names:
+        if length and name == main and len(set(lengths[length])) > 1 and "attention_mask" not in names:
             raise ValueError("inputs of unequal length have no attention_mask that could hide their padding")
         joint[name] = _joined(name, values, length, pad_token_id if name in TOKENS else FILL.get(name, 0))
     return joint, Rows(tuple(_sequences(part) for part in parts), lengths)
 
 
+def _main_of(part: Inputs) -> str:
+    """Returns the name of what the model reads: the first tensor, where it is no text."""
+    return MAIN if MAIN in part else next(name for name, value in part.items() if isinstance(value, Tensor))
+
+
 def _sequences(part: Inputs) -> int:
     """Counts the sequences of one client; each of an example's choices is one."""
-    main = part[MAIN] if MAIN in part else next(v for v in part.values() if isinstance(v, Tensor))
+    main = part[_main_of(part)]
     return main.shape[:-1].numel() if _is_padded(main) else len(main)
 
 

@@ -74,8 +74,9 @@ def written_decisions(model: Any, batch: Batch) -> Decisions:
 def encode_answers(texts: Sequence[str], tokenizer: Any) -> list[Tokens]:
     """Returns the tokens that a decoder is to write: as the tokenizer marks targets, and with an EOS at the end.
 
-    Some models begin an answer with a mark, as BART does with its BOS; their tokenizers set it.
+    Some models begin an answer with a mark, as BART does with its BOS; their tokenizers set it. In mBART's a language's mark
+    stands behind the EOS: the model moves the last token to the front, and would begin with an EOS that were set once more.
     """
     end = tokenizer.eos_token_id
     found = [list(ids) for ids in tokenizer(text_target=list(texts))["input_ids"]]
-    return [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in found]
+    return [ids if end is None or end in ids[-2:] else [*ids, end] for ids in found]
