@@ -10,14 +10,13 @@ python experiments/drift/prepare.py ../shared/data/topic/trec_train.jsonl.gz
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
+from fedelta.data.sources import load_rows
 from fedelta.models.aliases import resolve_model
 
 LAYERS, QUESTIONS, MAX_LENGTH = 3, 500, 24
@@ -27,7 +26,7 @@ OUTPUT = Path(__file__).resolve().parents[2] / "models" / "minilm-3-even"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("questions", type=Path, help="the file trec_train.jsonl.gz")
-    questions = _texts(parser.parse_args().questions)
+    questions = [row["text"] for row in load_rows(parser.parse_args().questions)[:QUESTIONS]]
     source = resolve_model("minilm")
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     model = AutoModel.from_pretrained(source, num_hidden_layers=LAYERS).eval()
@@ -52,11 +51,6 @@ def standardise(norm: nn.LayerNorm, out: torch.Tensor) -> None:
     gain = 1 / (out - mean).square().mean().sqrt()
     norm.bias.copy_(gain * (norm.bias - mean))
     norm.weight.mul_(gain)
-
-
-def _texts(path: Path) -> list[str]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line in lines][:QUESTIONS]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedelta.data.sources import load_rows
+
 WORDS = 8
 """Of a context, by which it counts as near-equal to another one."""
 
@@ -32,8 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", type=Path, help="val.jsonl.gz, in the official order")
     source: Path = parser.parse_args().source
-    with gzip.open(source, "rt", encoding="utf-8") as lines:
-        rows: list[Row] = [json.loads(line) for line in lines]
+    rows = load_rows(source)
     OUTPUT.mkdir(exist_ok=True)
     for name, part in split(rows).items():
         text = "".join(json.dumps(row) + "\n" for row in part)

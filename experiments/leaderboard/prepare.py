@@ -10,6 +10,8 @@ import gzip
 import json
 from pathlib import Path
 
+from fedelta.data.sources import load_rows
+
 INTENTS = 24
 OUTPUT = Path(__file__).parent / "data"
 
@@ -18,18 +20,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", type=Path, help="the folder of banking77_train.jsonl.gz and banking77_test.jsonl.gz")
     source: Path = parser.parse_args().source
-    chosen = sorted({row["category"] for row in _rows(source / "banking77_train.jsonl.gz")})[::3][:INTENTS]
+    chosen = sorted({row["category"] for row in load_rows(source / "banking77_train.jsonl.gz")})[::3][:INTENTS]
     OUTPUT.mkdir(exist_ok=True)
     for part in ("train", "test"):
-        kept = [row for row in _rows(source / f"banking77_{part}.jsonl.gz") if row["category"] in chosen]
+        kept = [row for row in load_rows(source / f"banking77_{part}.jsonl.gz") if row["category"] in chosen]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         (OUTPUT / f"banking24_{part}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
         print(f"{len(kept)} rows of {part}")
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedelta.data.sources import load_rows
+
 BALANCED, SKEWED, ROWS = 2, 18, 200
 CONCENTRATION = 0.3
 SEED = 0
@@ -27,12 +29,12 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="the folder of agnews_train_4000.jsonl.gz and agnews_test.jsonl.gz")
     source: Path = parser.parse_args().source
     random = np.random.default_rng(SEED)
-    train = _rows(source / "agnews_train_4000.jsonl.gz")
+    train = load_rows(source / "agnews_train_4000.jsonl.gz")
     labels = sorted({row["label"] for row in train})
     pools = {label: _shuffled([row for row in train if row["label"] == label], random) for label in labels}
     dealt = [{**row, "client": f"c{k:02}"} for k, part in enumerate(deal(pools, random)) for row in part]
     _write("train", dealt)
-    others = _shuffled(_rows(source / "agnews_test.jsonl.gz"), random)
+    others = _shuffled(load_rows(source / "agnews_test.jsonl.gz"), random)
     for part, count in KEPT_OUT.items():
         _write(part, others[:count])
         others = others[count:]
@@ -68,11 +70,6 @@ def _rounded(shares: np.ndarray, total: int) -> np.ndarray:
 
 def _shuffled(rows: list[Row], random: np.random.Generator) -> list[Row]:
     return [rows[i] for i in random.permutation(len(rows))]
-
-
-def _rows(path: Path) -> list[Row]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def _write(part: str, rows: Sequence[Row]) -> None:

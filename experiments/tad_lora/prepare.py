@@ -16,6 +16,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from fedelta.data.sources import load_rows
+
 POSITIVE = [0.9] * 3 + [0.1] * 3 + [0.5] * 4
 """By node, the share of positive rows."""
 
@@ -34,14 +36,14 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="the folder of sst2_*.jsonl.gz and mnli_*.jsonl.gz")
     source: Path = parser.parse_args().source
     OUTPUT.mkdir(exist_ok=True)
-    test = read(source / "sst2_val.jsonl.gz")
+    test = load_rows(source / "sst2_val.jsonl.gz")
     write("sst2_test", test)
-    phrases = list(unseen(read(source / "sst2_train.jsonl.gz"), test).values())
+    phrases = list(unseen(load_rows(source / "sst2_train.jsonl.gz"), test).values())
     deal("sst2", phrases, [{1: share, 0: 1 - share} for share in POSITIVE], ROWS)
-    pairs = read(source / "mnli_train_3000.jsonl.gz")
+    pairs = load_rows(source / "mnli_train_3000.jsonl.gz")
     labels = sorted({row["label"] for row in pairs})
     deal("mnli", pairs, [dict(zip(labels, shares, strict=True)) for shares in MNLI], MNLI_ROWS)
-    write("mnli_test", Random(0).sample(read(source / "mnli_eval_7469.jsonl.gz"), 1000))
+    write("mnli_test", Random(0).sample(load_rows(source / "mnli_eval_7469.jsonl.gz"), 1000))
 
 
 def unseen(rows: Sequence[Row], test: Sequence[Row]) -> dict[str, Row]:
@@ -61,11 +63,6 @@ def deal(name: str, rows: Sequence[Row], shares: Sequence[Mapping[Any, float]], 
     write(f"{name}_train", dealt)
     each = VALIDATION // len(by_label)
     write(f"{name}_validation", [row for rows in by_label.values() for row in rows[:each]])
-
-
-def read(path: Path) -> list[Row]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def write(name: str, rows: Sequence[Row]) -> None:

@@ -131,7 +131,7 @@ def _options(plan: Plan, only: Sequence[str] | None, hours: float | None, retry:
         chosen.setdefault(key, []).append(value)
     deadline = None if hours is None else time.monotonic() + hours * 3600
     options = Options(1, chosen, retry, deadline, prune)
-    if only and not any(options.wants_cell(*cell) for cell in plan.cells()):
+    if only and not any(options.wants_cell(setting, entry.label, seed) for setting, entry, seed in plan.cells()):
         have = "; ".join(f"{setting} has {', '.join(map(str, plan.seeds_of(setting)))}" for setting in plan.settings)
         raise ValueError(f"--only {' --only '.join(only)}: the suite has no such cell; of its seeds {have}")
     return options

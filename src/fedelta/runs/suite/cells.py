@@ -81,11 +81,11 @@ class Plan:
         """Returns the compared seeds of a setting."""
         return self.file.seeds_of(setting)
 
-    def cells(self) -> Iterator[tuple[str, str, int]]:
-        """Yields setting, label and seed of each cell that is compared, in this order."""
+    def cells(self) -> Iterator[tuple[str, Entry, int]]:
+        """Yields setting, method and seed of each cell that is compared, in this order."""
         for setting, entry in product(self.settings, self.file.entries):
             for seed in self.seeds_of(setting):
-                yield setting, entry.label, seed
+                yield setting, entry, seed
 
     def task(self, setting: str, entry: Entry, seed: int, chosen: Values) -> Task:
         """Returns a run that is compared, with its tuned values."""

@@ -48,10 +48,8 @@ def comparison_of(work: Work, text: str = "", command: str = "") -> Comparison:
 
 
 def _cells(work: Work, choices: Mapping[tuple[str, str], Choice]) -> Iterator[Cell]:
-    for setting in work.plan.settings:
-        for entry in work.plan.file.entries:
-            for seed in work.plan.seeds_of(setting):
-                yield _cell(work, choices.get((setting, entry.label)), setting, entry, seed)
+    for setting, entry, seed in work.plan.cells():
+        yield _cell(work, choices.get((setting, entry.label)), setting, entry, seed)
 
 
 def _cell(work: Work, choice: Choice | None, setting: str, entry: Entry, seed: int) -> Cell:

@@ -146,9 +146,10 @@ class Work:
         stages = self.stages()
         known = [task for tasks in stages.values() for task in tasks]
         done = [task for task in self.plan.tasks.values() if self.options.wants(task) and self.line(task) is not None]
-        lost = [task for task in known if self.line(task) is None and self.is_lost(task)]
+        open_ones = [task for task in known if self.line(task) is None]
+        lost = [task for task in open_ones if self.is_lost(task)]
+        left = [task for task in open_ones if task not in lost]
         unknown = self._unchosen()
-        left = [t for t in known if self.line(t) is None and not self.is_lost(t)]
         to_come = [kind for kind, count in unknown.items() for _ in range(count)]
         seconds = self.reckon([_kind(task) for task in left] + to_come)
         return Progress(len(done), len(done) + len(left) + len(lost) + len(to_come), len(lost), seconds)

@@ -1,1 +1,1 @@
-"""What tasks of images are built from: the way in which a model sees an image, and synthetic shifts between clients."""
+"""Prepares images as a model sees them, and shifts them synthetically between clients."""
