@@ -53,7 +53,8 @@ def across(found: Mapping[str, Compared]) -> str:
     clear = sum(_stands_alone(found[name], group) for name, group in best.items() if group.label == most)
     tail = f"and is clearly best in {clear or 'none'}."
     if len(wins) == 1:
-        return f"{most} has the best mean in all {len(best)} settings, {tail}"
+        every = "both" if len(best) == 2 else f"all {len(best)}"
+        return f"{most} has the best mean in {every} settings, {tail}"
     return f"No method has the best mean in every setting: {most} has it in {wins[most]} of {len(best)}, {tail}"
 
 
