@@ -25,6 +25,7 @@ from fedelta.models.loading import CAUSAL, SEQ2SEQ, check_decoder, fitted, load_
 from fedelta.models.passes import Backend
 from fedelta.models.patterns import by_layer, demand_used
 from fedelta.models.peft import PeftAdaptedModel, modules_ending
+from fedelta.models.positions import check_lengths, places_of
 from fedelta.peers import Peer, largest, template_for, truncate_for
 from fedelta.registry import check_name
 from fedelta.tasks import Task, get_task
@@ -77,7 +78,7 @@ def hf_clients(
 
     Raises:
         ValueError: for numbers of data sets and ranks that differ, an unknown training setting, a loaded model or rows that
-            do not fit the task, or a LoRA configuration that is not supported.
+            do not fit the task, texts longer than the model has positions for, or a LoRA configuration that is not supported.
     """
     rows = [_rows(part, k) for k, part in enumerate(datasets)]
     settings = _training(training)
@@ -116,7 +117,9 @@ def hf_clients(
     check_ranks(adapted, lora_config, ranks)
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
     warn_of_empty_texts(task, everything, "data sets")
-    warn_of_cut_texts(task, everything, list(chain.from_iterable(examples)), tokenizer, "data sets")
+    together = list(chain.from_iterable(examples))
+    check_lengths(places_of(adapted.module, task), task, together, "data sets")
+    warn_of_cut_texts(task, everything, together, tokenizer, "data sets")
     clients = clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed, scale=scale)
     for client in clients:
         client.reading = Reading(settled, tokenizer)
