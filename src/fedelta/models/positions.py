@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from fedelta.models.loading import SEQ2SEQ
+from fedelta.models.fitting import SEQ2SEQ
 from fedelta.tasks.task import Example, Task
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def places_of(model: nn.Module, task: Task) -> Places:
 
     Args:
         model: of transformers, with or without PEFT's layers.
-        task: as the model takes it (`fedelta.models.loading.task_for`).
+        task: as the model takes it (`fedelta.models.fitting.task_for`).
     """
     config: Any = getattr(model, "config", None)
     apart = bool(getattr(config, "is_encoder_decoder", False))

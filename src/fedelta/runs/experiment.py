@@ -16,8 +16,9 @@ from fedelta.engines.choice import choose, runner_of
 from fedelta.engines.federation import largest_template
 from fedelta.engines.settings import Choice
 from fedelta.models.adapter_files import load_adapter
-from fedelta.models.clients import check_ranks, clients_on
-from fedelta.models.loading import task_for
+from fedelta.models.clients import clients_on
+from fedelta.models.fitting import task_for
+from fedelta.models.lora_peers import check_ranks
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.models.positions import Places, places_of
 from fedelta.models.trainer.client import TrainerClient, in_place_of

@@ -18,8 +18,9 @@ from fedelta.exchange import files
 from fedelta.models.adapter_files import CONFIG, WEIGHTS, Layout, copy_adapter, load_adapter, own_files, read_layout
 from fedelta.models.base_facts import BaseFacts, base_facts
 from fedelta.models.export import merge_into
+from fedelta.models.fitting import task_for
 from fedelta.models.image_models import PREPARED, reads_images
-from fedelta.models.loading import load_model, task_for
+from fedelta.models.loading import load_model
 from fedelta.models.positions import check_lengths, places_of
 from fedelta.report.model_card import Exported, model_card
 from fedelta.runs.base import evaluator, load_adapted, peft_config

@@ -23,7 +23,7 @@ from fedelta.engines.site import digest_of
 from fedelta.method import Client
 from fedelta.models.adapter_files import Layout
 from fedelta.models.clients import pad_token_of
-from fedelta.models.loading import task_for
+from fedelta.models.fitting import task_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.models.positions import places_of
 from fedelta.optim import OPTIMIZERS

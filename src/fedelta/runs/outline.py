@@ -20,8 +20,8 @@ from transformers import AutoConfig
 from fedelta.data.rows import Row
 from fedelta.data.sources import RowsNotHere, Splits
 from fedelta.models.base_files import BaseFiles
-from fedelta.models.clients import config_for
 from fedelta.models.loading import ModelNotHere
+from fedelta.models.lora_peers import config_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.runs.base import load_adapted
 from fedelta.runs.config import Data, Model, RunConfig

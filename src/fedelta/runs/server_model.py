@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedelta.data.rows import Row
 from fedelta.models.adapter_files import Layout
-from fedelta.models.loading import task_for
+from fedelta.models.fitting import task_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.models.positions import places_of
 from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model

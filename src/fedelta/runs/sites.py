@@ -21,8 +21,9 @@ from fedelta.exchange.parcels import Parcel
 from fedelta.method import Method
 from fedelta.models.adapter_files import load_adapter
 from fedelta.models.base_store import delta_shape
-from fedelta.models.clients import check_ranks, client_on, common_adapter, peers_for
-from fedelta.models.loading import task_for
+from fedelta.models.clients import client_on, common_adapter
+from fedelta.models.fitting import task_for
+from fedelta.models.lora_peers import check_ranks, peers_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.models.positions import places_of
 from fedelta.models.trainer.client import TrainerClient, in_place_of
