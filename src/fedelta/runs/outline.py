@@ -48,6 +48,12 @@ def built(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
         return build(_one_by_one(config), chosen, scored=False, sources=Sources(_dealt, _adapted, _as_many))
 
 
+def built_beside(found: LocalExperiment, config: RunConfig, chosen: Choices) -> LocalExperiment:
+    """Returns the run of another config to reckon with, on the rows, split and model of one that it has in common with it."""
+    sources = Sources(lambda *_: found.deal, lambda *_, **__: (found.model, None), _as_many)
+    return build(_one_by_one(config), chosen, scored=False, sources=sources)
+
+
 def _one_by_one(config: RunConfig) -> RunConfig:
     """Returns the config for the sequential engine: for another the model would be tried, which has no values here."""
     federation = config.federation.model_copy(update={"engine": "sequential"})

@@ -35,6 +35,7 @@ from fedelta.runs.suite.estimate import rows_of
 from fedelta.runs.suite.gather import comparison_of, write
 from fedelta.runs.suite.lines import seconds_of
 from fedelta.runs.suite.play import Event
+from fedelta.runs.suite.preflight import rehearsed
 from fedelta.runs.suite.start import Wanted, ready
 from fedelta.runs.suite.work import TUNING, Options, Work
 
@@ -321,7 +322,7 @@ def test_a_setting_has_seeds_of_its_own_and_whole_ones(bench: Bench, trained: Tr
     }
     work = bench.work(**keys)
     assert {stage: len(tasks) for stage, tasks in work.left().items()} == {"0": 4, "1": 2, "2": 2, "4": 2}
-    rows = {(row.setting, row.label): row.cells for row in rows_of(work)}
+    rows = {(row.setting, row.label): row.cells for row in rows_of(work, rehearsed(work, to_reckon=True))}
     assert rows["cheap", "zeropad"] == 3
     assert rows["dear", "zeropad"] == 2
     found, events = bench.run(**keys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from fedelta.report.comparison import Comparison
 from fedelta.report.statistics import seeds_to_separate
@@ -14,14 +15,19 @@ from fedelta.runs.config.checks import check
 from fedelta.runs.config.own import Own
 from fedelta.runs.machine import cores
 from fedelta.runs.suite.cells import combinations
-from fedelta.runs.suite.names import Values
-from fedelta.runs.suite.work import Work
+from fedelta.runs.suite.work import Kind, Work
 from fedelta.tasks.metrics import LOWER_IS_BETTER
+
+if TYPE_CHECKING:  # it brings the model libraries, which a table of cells does without
+    from fedelta.runs.experiment import LocalExperiment
 
 OVERHEAD = 600 * 2**20
 """Bytes that a process takes before it holds a model: Python, torch and the model libraries."""
 
 FEWEST_SEEDS = 2
+
+Cost: TypeAlias = Mapping[str, int]
+"""The `bytes`, `steps` and `memory` of a run."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +55,21 @@ class Row:
     memory: int = 0
 
 
-def rows_of(work: Work) -> list[Row]:
-    """Returns the cost of each setting and method; builds each of them once."""
-    return [_row(work, setting, label) for setting in work.plan.settings for label in _labels(work)]
+def rows_of(work: Work, costs: Mapping[Kind, Cost]) -> list[Row]:
+    """Returns the cost of each setting and method.
+
+    Args:
+        work: the suite's cells.
+        costs: of one run of each setting and method that go together, from `preflight.rehearsed`.
+    """
+    return [_row(work, setting, label, costs) for setting in work.plan.settings for label in _labels(work)]
 
 
 def _labels(work: Work) -> list[str]:
     return [entry.label for entry in work.plan.file.entries]
 
 
-def _row(work: Work, setting: str, label: str) -> Row:
+def _row(work: Work, setting: str, label: str, costs: Mapping[Kind, Cost]) -> Row:
     plan = work.plan
     entry = next(entry for entry in plan.file.entries if entry.label == label)
     if (setting, label) in plan.refused:
@@ -71,20 +82,22 @@ def _row(work: Work, setting: str, label: str) -> Row:
     if entry.tune is not None and entry.tune.setting == "first" and setting != next(iter(plan.settings)):
         tuned_here = False
     tuning = len(values) * len(entry.tune.seeds) if tuned_here and entry.tune is not None else 0
-    cost = cost_of(plan.config(setting, entry, _first(values, chosen)), plan.own)
+    cost = costs[setting, label]
     return Row(setting, label, "", len(plan.seeds_of(setting)), done, tuning, cost["bytes"], cost["steps"], cost["memory"])
 
 
-def _first(values: list[Values], chosen: Values | None) -> Values:
-    return values[0] if chosen is None else chosen
-
-
-def cost_of(config: RunConfig, own: Own) -> Mapping[str, int]:
+def cost_of(config: RunConfig, own: Own) -> Cost:
     """Returns bytes, steps and memory of a run, from the plan that `fedelta run --dry-run` shows."""
     from fedelta.runs.outline import built
+
+    return cost_built(built(config, check(config, own), scored=False))
+
+
+def cost_built(experiment: LocalExperiment) -> Cost:
+    """Returns the same of a run that is built already."""
     from fedelta.runs.plan import plan
 
-    found = plan(built(config, check(config, own)))
+    found = plan(experiment)
     return {"bytes": int(found.bytes["total"]), "steps": found.steps, "memory": sum(found.memory.values()) + OVERHEAD}
 
 
