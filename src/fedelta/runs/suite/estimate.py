@@ -8,23 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from fedelta.report.comparison import Comparison
-from fedelta.report.statistics import seeds_to_separate
-from fedelta.report.study import Run
+from fedelta.report.outcome import outcomes
 from fedelta.runs.config import RunConfig
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.own import Own
 from fedelta.runs.machine import cores
 from fedelta.runs.suite.cells import combinations
 from fedelta.runs.suite.work import Kind, Work
-from fedelta.tasks.metrics import LOWER_IS_BETTER
 
 if TYPE_CHECKING:  # it brings the model libraries, which a table of cells does without
     from fedelta.runs.experiment import LocalExperiment
 
 OVERHEAD = 600 * 2**20
 """Bytes that a process takes before it holds a model: Python, torch and the model libraries."""
-
-FEWEST_SEEDS = 2
 
 Cost: TypeAlias = Mapping[str, int]
 """The `bytes`, `steps` and `memory` of a run."""
@@ -130,30 +126,7 @@ def free_memory() -> int | None:
 def separable(comparison: Comparison) -> dict[str, dict[str, int | None]]:
     """Returns by setting and method how many seeds would separate it from the best mean; None where 100 would not be enough.
 
-    Settings with fewer than two whole seeds are missing.
+    They are those that the report names. Settings with fewer than two whole seeds are missing.
     """
-    found: dict[str, dict[str, int | None]] = {}
-    lower = comparison.metric in LOWER_IS_BETTER
-    for setting in comparison.settings:
-        table: dict[str, dict[int, float]] = {}
-        for cell in comparison.cells:
-            score = None if cell.run is None else _score(cell.run, comparison.metric)
-            if cell.setting == setting and score is not None:
-                table.setdefault(cell.label, {})[cell.seed] = score
-        seeds = [set(scores) for scores in table.values()]
-        common = set.intersection(*seeds) if seeds else set[int]()
-        if len(common) >= FEWEST_SEEDS:
-            whole = {label: {s: x for s, x in scores.items() if s in common} for label, scores in table.items()}
-            found[setting] = seeds_to_separate(whole, lower_is_better=lower)
-    return found
-
-
-def _score(run: Run, metric: str) -> float | None:
-    """Returns the last test score of a finished run, or the last on validation rows where there are no others."""
-    if run.diverged:
-        return run.facts.get("majority")
-    for part in ("test", "validation"):
-        scores = run.scores(part, metric)
-        if scores:
-            return scores[max(scores)]
-    return None
+    found = {name: setting.seeds_to_separate() for name, setting in outcomes(comparison).items()}
+    return {name: needed for name, needed in found.items() if needed}
