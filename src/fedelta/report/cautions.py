@@ -68,6 +68,9 @@ def _states(c: Compared) -> Iterator[Caution]:
         known = study.metric == "accuracy" and all(run.facts.get("majority") for run in study.runs if run.diverged)
         counted = "counted as the share of the commonest label" if known and not study.one_run else "left without a score"
         yield Caution("diverged", f"{listed(diverged)}: {counted}")
+    at_once = [run.name for run in study.runs if run.diverged_at_once]
+    if at_once:
+        yield Caution("diverged in the first round", f"{listed(at_once)}: check the method, or the learning rate")
     yield from _cells(c)
     open_ones = [run for run in study.runs if not run.finished]
     if open_ones:
