@@ -6,9 +6,16 @@ A table of them stands beside the options that it is for, so that a reader sees 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import cache
 from numbers import Integral, Real
-from typing import TypeAlias, cast
+from types import NoneType
+from typing import Any, Literal, TypeAlias, cast, get_args, get_origin, get_type_hints
+
+AS_TEXT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", re.IGNORECASE)
+"""A number with an exponent, for which YAML 1.1 wants a point and a sign."""
 
 Check: TypeAlias = Callable[[str, object], None]
 """(name, value) -> None; raises ValueError that names the option."""
@@ -18,6 +25,42 @@ def demand_all(owner: object, checks: Mapping[str, Check]) -> None:
     """Raises ValueError for the first option of an object that its check refuses."""
     for name, check in checks.items():
         check(name, getattr(owner, name))
+
+
+def demand_kinds(owner: Any) -> None:
+    """Raises ValueError for the first field of a dataclass that holds something else than its annotation says.
+
+    Asked for are bool, int, float, Literal, tuples of so many of them, and each of these or None. Fields annotated otherwise
+    are left to the class. Numbers must be finite, and a list passes for a tuple, since that is what a config file has.
+    """
+    cls = type(owner)
+    for name, check in _kinds_of(cls).items():
+        check(f"{cls.__name__}: {name}", getattr(owner, name))
+
+
+@cache
+def _kinds_of(cls: type[Any]) -> Mapping[str, Check]:
+    # Kept, since annotations take milliseconds to read, and compositions make their parts anew in every call.
+    hints = get_type_hints(cls)
+    found = {field.name: _kind_of(hints[field.name]) for field in fields(cls)}
+    return {name: check for name, check in found.items() if check is not None}
+
+
+def _kind_of(hint: Any) -> Check | None:
+    """Returns the check of an annotation; None for one that says nothing that could be asked."""
+    for plain, check in ((bool, one_of(True, False)), (int, whole()), (float, number())):
+        if hint is plain:
+            return check
+    inside = get_args(hint)
+    if get_origin(hint) is Literal:
+        return one_of(*inside)
+    if get_origin(hint) is tuple:
+        parts = [_kind_of(part) for part in inside]
+        return None if None in parts else several(*cast("Sequence[Check]", parts))
+    if len(inside) == 2 and inside[1] is NoneType:
+        check = _kind_of(inside[0])
+        return None if check is None else optional(check)
+    return None
 
 
 def whole(*, least: int | None = None, most: int | None = None) -> Check:
@@ -76,6 +119,18 @@ def function() -> Check:
     return check
 
 
+def several(*checks: Check) -> Check:
+    """Returns the check of a tuple or list of so many values, each with a check of its own."""
+
+    def check(name: str, value: object) -> None:
+        if not isinstance(value, tuple | list) or len(cast("Sequence[object]", value)) != len(checks):
+            raise _refusal(name, f"{len(checks)} values", value)
+        for at, (own, part) in enumerate(zip(checks, cast("Sequence[object]", value), strict=True)):
+            own(f"{name}[{at}]", part)
+
+    return check
+
+
 def optional(check: Check) -> Check:
     """Returns the check that lets None pass, too."""
 
@@ -87,6 +142,8 @@ def optional(check: Check) -> Check:
 
 
 def _demand_kind(name: str, value: object, kind: type, words: str) -> None:
+    if isinstance(value, str) and AS_TEXT.fullmatch(value):
+        raise ValueError(f"{_refusal(name, words, value)}: YAML takes it for text without a point and a sign, as in 1.0e-3")
     if isinstance(value, bool) or not isinstance(value, kind):
         raise _refusal(name, words, value)
 

@@ -21,12 +21,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 from torch import Tensor
 
 from fedelta import tree
+from fedelta.demands import demand_kinds
 from fedelta.merging import ClientUpdate
 from fedelta.optim import Optimizer
 from fedelta.peers import Peer, at_largest, demand_different_ids, demand_equal_ranks, slice_for, template_for
@@ -218,7 +218,7 @@ class Method(ABC):
         _demand_free(cls, vars(cls).get("__annotations__", {}))
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        demand_kinds(self)
 
     def population(self, clients: Sequence[Client], cohort: Callable[[], int] | None = None) -> Sequence[Client]:
         """Returns the clients that the engine is to work with; only a baseline that pools data replaces them.
@@ -345,20 +345,6 @@ def _demand_free(cls: type[Method], names: Iterable[str]) -> None:
                 f"{cls.__name__}.{name}: a config could not give this field a value, since {', '.join(RESERVED)} mean "
                 f"something else beside the hyper-parameters of a method: call the field otherwise, such as {name}_value"
             )
-
-
-def check_choices(method: Method) -> None:
-    """Raises ValueError if a hyper-parameter annotated with a Literal has another value."""
-    for name, allowed in _choices_of(type(method)).items():
-        if (value := getattr(method, name)) not in allowed:
-            raise ValueError(f"{type(method).__name__}: {name} must be one of {allowed}, got {value!r}")
-
-
-@cache
-def _choices_of(cls: type[Method]) -> Mapping[str, tuple[Any, ...]]:
-    # Kept, since hints take milliseconds to read, and compositions make their parts anew in every call.
-    hints = get_type_hints(cls)
-    return {f.name: get_args(hints[f.name]) for f in fields(cls) if get_origin(hints[f.name]) is Literal}
 
 
 MOST = 10**12

@@ -86,6 +86,31 @@ def test_exact_gradients_make_it_fedavg_drift_GLO_3(quadratics: Any, beta: float
         )
 
 
+def test_both_displacements_are_means_by_the_rounds_weights(pair: Any) -> None:
+    """Step by step, with noise, unequal weights and a cohort that changes."""
+    clients, cohorts, shares = noisy_in_the_slope(pair(steps=3), seed=1), [[0, 1], [1], [0, 1], [0]], [1, 3]
+    for client, count in zip(clients, shares, strict=True):
+        client.peer = replace(client.peer, num_examples=count)
+
+    def displacement(t: int, start: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(1, dtype=torch.float64)
+        for k in cohorts[t]:
+            x, v, before = start.clone(), None, start
+            for step in range(3):
+                here = clients[k].slope(t, step, x)
+                v = here if v is None else here - clients[k].slope(t, step, before) + v
+                before, x = x, x - 0.1 * v
+            total += shares[k] / sum(shares[j] for j in cohorts[t]) * (x - start)
+        return total
+
+    w, u, previous = tensor(1), tensor(0), tensor(1)
+    for done in federate(FedGLOMO(beta=0.3), clients, rounds=4, cohort=lambda t, peers, seed: cohorts[t], debug=True):
+        here = displacement(done.t, w)
+        u = 0.3 * here + 0.7 * (u + here - displacement(done.t, previous)) if done.t else here
+        previous, w = w, w + u
+        assert (u_of(done), w_of(done)) == pytest.approx((float(u), float(w)), rel=1e-12)
+
+
 def test_its_fixed_point_is_that_of_fedavg_drift_GLO_2(pair: Any) -> None:
     *_, done = federate(FedGLOMO(beta=0.3), pair(), rounds=150)
     *_, reference = federate(get_method("fedavg"), pair(), rounds=150)

@@ -123,7 +123,7 @@ def test_while_B_is_zero_it_says_nothing_of_a_turn() -> None:
 
 
 def test_another_word_is_refused() -> None:
-    with pytest.raises(ValueError, match="on must be one of"):
+    with pytest.raises(ValueError, match="on must be 'alternate', 'A' or 'B', got 'both'"):
         FedRotLoRA(on="both")
 
 

@@ -153,6 +153,34 @@ def test_it_ends_beside_the_optimum_at_most_rho_away_drift_SMOO_7(pair: Any, pla
     assert 2e-2 < distance(FedSMOO(strength=0.1, rho=0.1)) < 3e-2 < 0.1
 
 
+def test_the_servers_means_are_over_clients_whatever_their_weights(quadratics: Any) -> None:
+    """Step by step, with unequal weights and a cohort that changes: s is of its plain mean, and h the mean of all h_k."""
+    clients, cohorts, rho, strength = quadratics(4, steps=3), [[0, 1, 2, 3], [0, 2], [3], [1, 2, 3]], 0.2, 0.5
+    for k, client in enumerate(clients):
+        client.peer = replace(client.peer, num_examples=1 + 3 * k)
+    w, s = (torch.zeros(4, dtype=torch.float64) for _ in range(2))
+    h, mu = ([torch.zeros(4, dtype=torch.float64) for _ in clients] for _ in range(2))
+    rounds = federate(
+        FedSMOO(strength=strength, rho=rho), clients, rounds=4, cohort=lambda t, peers, seed: cohorts[t], debug=True
+    )
+    for done in rounds:
+        moved = []
+        for k in cohorts[done.t]:
+            x = w.clone()
+            for step in range(3):
+                apart = clients[k].slope(done.t, step, x) - mu[k] - s
+                own_s = rho * apart / apart.norm()
+                mu[k] = mu[k] + own_s - s
+                x = x - 0.05 * (clients[k].slope(done.t, step, x + own_s) + strength * (h[k] + x - w))
+            moved.append(x - w)
+            h[k] = h[k] + moved[-1]
+        mean = torch.stack([mu[k] for k in cohorts[done.t]]).mean(0)
+        s = rho * mean / mean.norm()
+        w = w + torch.stack(moved).mean(0) + torch.stack(h).mean(0)
+        torch.testing.assert_close(s_of(done)["w"], s, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(w_of(done), w, rtol=1e-9, atol=1e-12)
+
+
 def test_the_memories_of_a_frozen_factor_stay_as_they_are() -> None:
     rounds = list(federate(Compose(local=FedSMOO(), server="rolora"), toy_federation((3, 3, 3)), rounds=5, debug=True))
     for before, done in pairwise(rounds[1:]):

@@ -83,7 +83,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"evaluation": {"best_by": "rouge"}}, "evaluation.best_by = 'rouge' is not measured: task.metrics has accuracy"),
     ({"task": {"name": "classification", "metrics": ["acuracy"]}}, "no metric is called 'acuracy'; did you mean 'accuracy'?"),
     ({"method": {"sigma_on": "B"}}, "method: needs a name"),
-    ({"method": {"name": "flexlora", "sigma_on": "C"}}, "sigma_on must be one of"),
+    ({"method": {"name": "flexlora", "sigma_on": "C"}}, "sigma_on must be 'A', 'B' or 'both'"),
     ({"training": {"learning_rate": -1}}, "training.learning_rate: Input should be greater than 0"),
     ({"federation": 5}, "federation: Input should be a valid dictionary"),
     ({"device": "gpu"}, "device: there is no device 'gpu': it is auto, cpu, cuda"),
@@ -104,7 +104,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         "training.optimizer: betas should be a finite number",
     ),
     ({"federation": {"topology": {"name": "erdos_renyi", "p": NAN}}}, "federation.topology: p should be a finite number"),
-    ({"method": {"name": "fedprox", "mu": "much"}}, "method.mu = 'much' has the wrong type"),
+    ({"method": {"name": "fedprox", "mu": "much"}}, "FedProx: mu must be a number, got 'much'"),
     ({"task": {"name": "classification", "labels": 3}}, "task.labels = 3 has the wrong type"),
     (
         {"task": {"name": "classification", "labels": 3, "text": "t"}},

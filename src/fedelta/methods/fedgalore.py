@@ -120,9 +120,9 @@ class FedGaLore(Method):
                 f"refresh_rounds must be 'auto' or at least 1, got {self.refresh_rounds!r}: within a round the basis stays, "
                 "since what travels is coordinates on it"
             )
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas) or self.power_iterations < 0:
+        if not all(0 <= b < 1 for b in self.betas) or self.power_iterations < 0:
             raise ValueError(
-                f"FedGaLore needs two betas in [0, 1) and power_iterations >= 0, got {self.betas} and {self.power_iterations}"
+                f"FedGaLore needs betas in [0, 1) and power_iterations >= 0, got {self.betas} and {self.power_iterations}"
             )
         if not (self.scale > 0 and self.eps > 0):
             raise ValueError(f"FedGaLore needs scale > 0 and eps > 0, got {self.scale} and {self.eps}")
