@@ -131,6 +131,7 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True, sources: S
         settings=chosen.settings,
         mixing=mixing,
         contraction=contraction,
+        close=model.unload,
     )
 
 

@@ -28,6 +28,10 @@ def _none(done: Round) -> Mapping[int, Scores]:
     return {}
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """All that a run needs, wherever its clients train.
@@ -51,6 +55,7 @@ class Experiment:
         notes: what a checkpoint keeps of the run beside all that, to know it again.
         mixing: the graph; None with a server.
         contraction: how fast the graph mixes (`fedelta.topology.numbers`); empty with a server.
+        close: lets go of what was made for this run alone, such as its model, once the run is over.
     """
 
     config: RunConfig
@@ -72,6 +77,7 @@ class Experiment:
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     mixing: Mixing | None = None
     contraction: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    close: Callable[[], None] = _nothing
 
     def cohort_size(self) -> int:
         """Counts the clients that a round asks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -181,13 +181,24 @@ def opened(
     changes, sinks = changes_of(options, overrides), options.get("sinks", ())
     demand_functions(sinks)
     if (resume := options.get("resume")) is not None:
-        with _resumed(RunFolder(Path(resume)), config, changes, opening) as going, reporting(going, sinks):
+        with _resumed(RunFolder(Path(resume)), config, changes, opening) as going, _whole(going, sinks):
             yield going
     else:
         settled = read_config(config if config is not None else {}, changes)
         demand_installed(settled)
-        with _new(settled, options.get("force", False), opening) as going, reporting(going, sinks):
+        with _new(settled, options.get("force", False), opening) as going, _whole(going, sinks):
             yield going
+
+
+@contextmanager
+def _whole(going: OpenRun, sinks: Sequence[Sink]) -> Generator[None]:
+    """Hands records on to sinks while a run plays its rounds, and lets go of its model afterwards.
+
+    A model's hooks and the layers that they are on refer to one another. So it would stay in memory, with all that its passes
+    keep, until Python next looks for such circles, which is rare: a process that carries out run after run would hold several.
+    """
+    with closing(going.experiment), reporting(going, sinks):
+        yield
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedelta.models.fast import frozen_gemm
-from fedelta.models.fast.frozen_gemm import FrozenProduct, FrozenProducts, decided, product, resolve
+from fedelta.models.fast.frozen_gemm import LEAST_STEP, FrozenProduct, FrozenProducts, decided, product, resolve, rows_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.models.products import as_rows
 
@@ -63,6 +63,40 @@ def monkeypatch_counted(calls):
         return original(x, weight, bias)
 
     return linear
+
+
+@pytest.mark.parametrize("backend", [pytest.param("onednn", marks=onednn), "bf16"])
+def test_products_of_any_number_of_rows_are_formed_with_few_numbers_of_rows(backend, monkeypatch):
+    own, weight = "linear" if backend == "bf16" else "_linear_pointwise", torch.randn(7, 12)
+    owner = frozen_gemm.F if backend == "bf16" else torch.ops.mkldnn
+    original, formed = getattr(owner, own), set[int]()
+
+    def counted(x, *others):
+        formed.add(len(x))
+        return original(x, *others)
+
+    monkeypatch.setattr(owner, own, counted)
+    for n in range(1, 1025):
+        assert product(torch.ones(n, 12), weight, None, backend).shape == (n, 7)
+    assert len(formed) <= LEAST_STEP + 8 + 8 + 8  # up to 256, 512 and 1024
+
+
+def test_an_eighth_of_the_rows_is_added_at_most():
+    added = {n: rows_for(n) - n for n in range(1, 10_000)}
+    assert all(0 <= more < max(LEAST_STEP, n / 8) for n, more in added.items())
+
+
+@pytest.mark.parametrize("backend", [pytest.param("onednn", marks=onednn), "bf16"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rows_that_are_added_change_no_bit(backend, transposed, monkeypatch):
+    weight, bias = torch.randn(192, 96), torch.randn(96 if transposed else 192)
+    weight = weight.mT if transposed else weight
+    for n in (1, 31, 33, 100, 257, 515, 1000):
+        x = torch.randn(n, weight.shape[1])
+        found = product(x, weight, bias, backend)
+        with monkeypatch.context() as patch:
+            patch.setattr(frozen_gemm, "rows_for", lambda n: n)
+            assert torch.equal(found, product(x, weight, bias, backend))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

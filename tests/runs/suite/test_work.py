@@ -1,6 +1,7 @@
 """A suite is worked off: nothing is done twice, nothing is lost, and what fails is said."""
 
 import csv
+import gc
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
@@ -25,7 +27,7 @@ from fedelta.report.comparison import Comparison
 from fedelta.report.outcome import outcomes
 from fedelta.report.results import results_csv
 from fedelta.report.verdict import across, verdict
-from fedelta.runs import provenance
+from fedelta.runs import base, experiment, provenance
 from fedelta.runs.config import ConfigError, load_config
 from fedelta.runs.config.allowed import allowed
 from fedelta.runs.folder import RunFolder
@@ -80,6 +82,29 @@ def lose(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
         return mean_loss(session)
 
     monkeypatch.setattr(Session, "_mean_loss", losing)
+
+
+def test_nothing_of_a_finished_cell_stays_in_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+
+    def load_adapted(*args: Any, **kwargs: Any) -> Any:
+        assert [of() for of in made] == [None] * len(made), "a model is loaded while that of an earlier cell is in memory"
+        model, tokenizer = base.load_adapted(*args, **kwargs)
+        made.extend(map(weakref.ref, (model, *model.module.modules(), *model.passes)))
+        return model, tokenizer
+
+    monkeypatch.setattr(experiment, "load_adapted", load_adapted)
+    # Adapters in the last layer alone, so that there is a cache of what lies below; and products by a fast pass.
+    lower = {"model.cache_activations": 1, "model.gemm": "bf16", "lora.target_modules": [r"layer.1.attention.self.query"]}
+    gc.collect()
+    gc.disable()  # a model in a circle would die at some time, but only after several cells
+    try:
+        found, _ = bench.run(changes=lower)
+    finally:
+        gc.enable()
+    assert states(found) == ["done"] * 4
+    assert len(made) > 4
+    assert {of() for of in made} == {None}
 
 
 def test_seeds_are_the_outer_loop_and_nothing_is_done_twice(bench: Bench, trained: Trained, monkeypatch: pytest.MonkeyPatch):
