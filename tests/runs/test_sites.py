@@ -360,3 +360,16 @@ def test_a_census_tells_what_a_server_compares(config: RunConfig, tmp_path: Path
     assert up.header["choices"] == {"gemm": "default"}
     assert up.header["layout"]["config"]["target_modules"]
     assert digest_of(wire.decode(up.body)["template"]) == up.header["digest"]
+
+
+def test_rows_that_the_model_has_no_positions_for_are_refused_at_the_site(
+    config: RunConfig, own_files: dict[str, str], tmp_path: Path
+) -> None:
+    long, task = tmp_path / "long.jsonl", {**config.task, "max_length": 600}
+    rows = [{"text": "purr " * (600 if k == 0 else 3), "label": ["cats", "dogs"][k % 2]} for k in range(12)]
+    long.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = config.data.model_copy(update={"clients": {**own_files, "north": str(long)}, "client_test_fraction": 0.0})
+    longer = config.model_copy(update={"task": task, "data": data})
+    with pytest.raises(ValueError, match=r"train rows: 1 of 12 texts are longer .*: set task.max_length = 512 or less"):
+        build_site(longer, node("north", tmp_path))
+    build_site(longer, node("south", tmp_path))
