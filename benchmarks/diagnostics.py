@@ -29,8 +29,9 @@ from fedelta.client import LocalClient, Training
 from fedelta.diagnostics import diagnose
 from fedelta.engines.server import federate
 from fedelta.methods import get_method
-from fedelta.models.clients import clients_on, config_for
+from fedelta.models.clients import clients_on
 from fedelta.models.loading import load_model
+from fedelta.models.lora_peers import config_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tasks import Classification
 

@@ -31,8 +31,9 @@ from fedelta import tree
 from fedelta.client import LocalClient, Training
 from fedelta.method import Penalty
 from fedelta.methods import SubspaceReg
-from fedelta.models.clients import clients_on, config_for
+from fedelta.models.clients import clients_on
 from fedelta.models.loading import load_model
+from fedelta.models.lora_peers import config_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tasks import Classification
 from fedelta.tree import Adapter

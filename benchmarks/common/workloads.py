@@ -22,8 +22,9 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from fedelta import save_adapter
 from fedelta.client import LocalClient, Training
-from fedelta.models.clients import clients_on, config_for
+from fedelta.models.clients import clients_on
 from fedelta.models.loading import load_model
+from fedelta.models.lora_peers import config_for
 from fedelta.models.passes import Backend
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tasks import Classification

@@ -43,7 +43,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from fedelta.client import LocalClient, Training
 from fedelta.engines.server import federate
 from fedelta.methods import get_method
-from fedelta.models.clients import clients_on, config_for
+from fedelta.models.clients import clients_on
+from fedelta.models.lora_peers import config_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.tasks import Classification, Instruction, Task
 

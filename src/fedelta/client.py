@@ -94,7 +94,7 @@ class Reading:
     """The way in which a client's examples were made of rows, for whoever scores its model on other rows.
 
     Attributes:
-        task: with its labels known, as it was given; `fedelta.models.loading.task_for` says how the model takes it.
+        task: with its labels known, as it was given; `fedelta.models.fitting.task_for` says how the model takes it.
         tokenizer: of the model.
     """
 

@@ -168,6 +168,8 @@ def test_what_a_method_refuses_only_when_it_sees_its_clients_ends_a_suite_before
         (["--only", "method=fedprox"], "there are zeropad, fedavg"),
         (["--jobs", "none"], "give a number from 1 on, or auto"),
         (["--store", "cells.csv"], "a store is a .jsonl.gz"),
+        (["--set", "method=fedprox"], "--set has method, but which method runs is said in `methods` alone"),
+        (["--set", "method.mu=0.5"], "--set has method.mu, but hyper-parameters stand in a method's own mapping"),
     ],
 )
 def test_an_option_that_does_not_fit_is_refused(call: Call, suite: Path, tmp_path: Path, arguments: list[str], message: str):

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from fedelta.client import LocalClient, Training
-from fedelta.models.clients import peers_for
+from fedelta.models.lora_peers import peers_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.peers import template_for
 from fedelta.tasks.task import IGNORED, pad_examples

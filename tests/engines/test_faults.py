@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from fedelta import lowrank as lr
-from fedelta import tree
+from fedelta import topology, tree
 from fedelta.client import LocalClient, Request
+from fedelta.engines.gossip import gossip
 from fedelta.engines.rounds import DivergedError, QuorumError, Round
 from fedelta.engines.runners import batched
 from fedelta.engines.server import federate
@@ -233,8 +234,25 @@ def test_a_round_in_which_nothing_is_finite_says_so_with_what_was_sent() -> None
     with pytest.raises(DivergedError, match="0 of 2 updates can be used") as error:
         next(iter(federate(FedAvg(), clients, rounds=1)))
     assert (error.value.t, list(error.value.cohort), list(error.value.left_out)) == (0, [0, 1], [0, 1])
-    assert error.value.bytes["down"] > 0
-    assert error.value.bytes["up"] > 0
+    assert error.value.sent.total_down > 0
+    assert error.value.sent.total_up > 0
+    assert "it diverged in the first round: look at the method, if it is your own" in str(error.value)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_state_that_is_not_finite_says_so_with_what_was_sent(graph: bool) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Overflows(FedAvg):
+        def aggregate(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
+            return tree.map_tensors(lambda x: x * float("inf"), super().aggregate(t, state, updates))
+
+    clients, whole = toy_federation((2, 2)), toy_federation((2, 2))
+    mixing = topology.complete(2)
+    rounds = gossip(Overflows(), clients, rounds=1, mixing=mixing) if graph else federate(Overflows(), clients, rounds=1)
+    usual = gossip(FedAvg(), whole, rounds=1, mixing=mixing) if graph else federate(FedAvg(), whole, rounds=1)
+    with pytest.raises(DivergedError, match="the updates cannot be aggregated") as error:
+        next(iter(rounds))
+    assert error.value.sent == next(iter(usual)).bytes
 
 
 def test_an_impossible_quorum_is_refused_before_anyone_trains() -> None:

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fedelta.models.clients import peers_for
+from fedelta.models.lora_peers import peers_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, parameters, with_parameters

@@ -28,6 +28,13 @@ def test_images_count_as_their_patches():
     assert longest(batch) == 5 * 4 + 1, "patches at the edges are whole ones"
 
 
+def test_inputs_of_a_task_of_ones_own_count_by_their_second_dimension():
+    batch = {"inputs_embeds": torch.zeros(3, 7, 16), "labels": torch.zeros(3)}
+    assert longest(batch) == 7
+    assert tokens(batch, skips_padding=True) == 3 * 7
+    assert longest({"labels": torch.zeros(3)}) == 1
+
+
 def test_a_patch_is_what_the_config_says():
     assert [patch_of(SimpleNamespace(patch_size=size)) for size in (14, (4, 8), None)] == [14, 4, 16]
     assert patch_of(SimpleNamespace()) == 16

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import lcm
 from statistics import fmean
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -62,8 +64,9 @@ def test_a_method_that_is_not_everywhere_is_left_out(a_comparison: Make):
 
 def test_the_interquartile_mean_is_that_of_the_middle_half():
     values = [float(x) for x in range(20)]
-    assert across.interquartile_mean(values) == fmean(values[5:15])
-    assert across.interquartile_mean([*values[:-1], 1e9]) == fmean(values[5:15])
+    for seen in (values, [*values[:-1], 1e9]):
+        alone = across.interquartile_means({"x": {"a": dict(enumerate(seen))}})
+        assert alone["a"].mean == pytest.approx(fmean(values[5:15]))
     scores = {s: {"a": dict(enumerate([0.1, 0.2, 0.3, 0.4])), "b": dict(enumerate([0.5, 0.5, 0.5, 0.5]))} for s in "xyz"}
     means = across.interquartile_means(scores)
     assert means["a"].mean == pytest.approx(float(stats.trim_mean([0.1, 0.2, 0.3, 0.4] * 3, 0.25)))
@@ -88,6 +91,21 @@ def test_a_setting_counts_once_whatever_its_seeds():
     assert across.interquartile_means(many)["a"].mean == pytest.approx(across.interquartile_means(few)["a"].mean)
     assert across.interquartile_means(many)["a"].high < across.interquartile_means(few)["a"].high, "more seeds say more"
     assert dict(across.profile(many)["a"]) == pytest.approx(dict(across.profile(few)["a"]))
+
+
+@pytest.mark.parametrize("counts", [(3, 5, 7), (4, 6), (3, 3, 3), (2,)])
+def test_the_middle_half_is_that_of_scores_repeated_until_all_settings_have_as_many(counts: tuple[int, ...]):
+    draw = np.random.default_rng(0)
+    scores = {str(k): {"a": dict(enumerate(draw.normal(size=count).tolist()))} for k, count in enumerate(counts)}
+    tables = [np.array(list(by_label["a"].values())) for by_label in scores.values()]
+    repeated = np.concatenate([np.repeat(table, lcm(*counts) // len(table)) for table in tables])
+    found = across.interquartile_means(scores)["a"].mean
+    assert found == pytest.approx(float(stats.trim_mean(repeated, 0.25)))
+
+
+def test_numbers_of_seeds_without_a_common_divisor_take_no_room():
+    scores = {str(n): {"a": dict.fromkeys(range(n), 0.5)} for n in (89, 97, 101, 103)}
+    assert across.interquartile_means(scores)["a"].mean == 0.5
 
 
 def scored(c: Compared, means: dict[str, float]) -> Compared:

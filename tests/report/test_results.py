@@ -196,6 +196,12 @@ def test_settings_stand_side_by_side(a_comparison: Make):
     assert "x: c is ahead of" in plain
 
 
+@pytest.mark.parametrize(("settings", "said"), [(("x", "y"), "both settings"), (("x", "y", "z"), "all 3 settings")])
+def test_a_method_that_leads_everywhere_is_said_to(a_comparison: Make, settings: tuple[str, ...], said: str):
+    plain = results.terminal_table(a_comparison(("a", "b"), settings), 100).plain
+    assert f"b has the best mean in {said}, and is clearly best in" in plain
+
+
 def test_a_method_keeps_its_key_and_colour_in_all_settings(a_comparison: Make):
     methods = [*"abcdefg", "local_only"]
     comparison = a_comparison(methods, ("x", "y"), without=[("y", "a", "not applicable", "no server")])

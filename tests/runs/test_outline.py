@@ -76,3 +76,21 @@ def test_what_is_neither_here_nor_known_is_refused(tiny_config: dict[str, Any]) 
 def test_a_fault_of_the_config_is_one_here_too() -> None:
     with pytest.raises((ValueError, ConfigError), match="q_nowhere"):
         planned(**{"lora.target_modules": ["q_nowhere"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"data.fields": {"text": "txet"}}, r"row 0 has no field 'txet'"),
+        ({"partition": {"clients": 50_000}, "lora.rank": 2}, r"50000|50,000"),
+    ],
+    ids=["field", "clients"],
+)
+def test_a_fault_of_rows_that_are_here_is_no_reason_to_take_them_for_absent(
+    tiny_config: dict[str, Any], changes: dict[str, Any], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source is known by its size, too: to reckon with that would hide the mistake until the run begins."""
+    monkeypatch.setattr(hub_facts, "_facts", {"models": {}, "rows": {tiny_config["data"]["source"]: {"train": 90}}}.__getitem__)
+    config = load_config(tiny_config, changes)
+    with pytest.raises((ValueError, OSError), match=fault):
+        built(config, check(config))

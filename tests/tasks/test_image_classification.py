@@ -137,6 +137,19 @@ def test_a_shift_changes_all_images_of_a_row_that_names_it():
     assert np.array_equal(negative, 255 - plain)
 
 
+@pytest.mark.parametrize("name", SHIFTS)
+def test_a_shifted_image_has_the_models_size_where_that_is_not_square(name):
+    image = RANDOM.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    size, task = ImageProcessor(size=(8, 12)), ImageClassification(labels=("a", "b"))
+    plain, shifted = (
+        task.encode([{**ROWS[0], "image": image, FIELD: shift}], size)[0]["pixel_values"].levels for shift in ("none", name)
+    )
+    assert shifted.shape == plain.shape == (3, 8, 12)
+    if name == "rotation":
+        expected = task.encode([{**ROWS[0], "image": np.ascontiguousarray(np.rot90(image))}], size)[0]["pixel_values"].levels
+        assert np.array_equal(shifted, expected), "turned, and then squeezed"
+
+
 def test_a_blur_keeps_the_light_and_takes_the_details():
     image = RANDOM.integers(0, 255, (3, 56, 56), dtype=np.uint8)
     found = shift_of("blur")(image)

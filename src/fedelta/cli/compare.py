@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from fedelta.report.comparison import Comparison
     from fedelta.report.terminal import Mode
     from fedelta.runs.suite.cells import Plan
-    from fedelta.runs.suite.work import Options, Work
+    from fedelta.runs.suite.estimate import Cost
+    from fedelta.runs.suite.work import Kind, Options, Work
 
 FAILED = 1
 """The exit code where some cell failed."""
@@ -66,7 +67,7 @@ def compare(
     """
     from fedelta.registry import is_code
     from fedelta.report.terminal import quieten_libraries, show_warnings
-    from fedelta.runs.suite.preflight import demand_served, demand_sources
+    from fedelta.runs.suite.preflight import demand_sources, rehearsed
     from fedelta.runs.suite.start import Wanted, ready
     from fedelta.runs.suite.work import Work
 
@@ -81,9 +82,9 @@ def compare(
     work = Work(made.plan, made.book, _options(made.plan, only, hours, retry, prune))
     work.options = replace(work.options, jobs=_jobs(jobs, made.plan.file.suite.jobs, work))
     demand_sources(work, to_reckon=dry_run)
-    demand_served(work)
+    costs = rehearsed(work, to_reckon=dry_run)
     if dry_run:
-        _show_plan(work, made.text, as_json)
+        _show_plan(work, made.text, costs, as_json)
     else:
         _play(work, made.text, mode, rounds)
 
@@ -181,13 +182,13 @@ def _show(work: Work, found: Comparison, paths: Sequence[Path], mode: Mode) -> N
         note(f"{left} of {progress.total} runs are left: call it once more to go on")
 
 
-def _show_plan(work: Work, text: str, as_json: bool) -> None:
+def _show_plan(work: Work, text: str, costs: Mapping[Kind, Cost], as_json: bool) -> None:
     from fedelta.report.tables import suite_plan_table
     from fedelta.report.terminal import out, print_json
     from fedelta.runs.suite.estimate import rows_of, separable
     from fedelta.runs.suite.gather import comparison_of
 
-    rows = [asdict(row) for row in rows_of(work)]
+    rows = [asdict(row) for row in rows_of(work, costs)]
     seconds, seeds = work.progress().seconds, separable(comparison_of(work, text))
     if as_json:
         print_json({"cells": rows, "seconds": seconds or None, "jobs": work.options.jobs, "seeds": seeds})

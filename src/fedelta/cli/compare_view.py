@@ -143,7 +143,8 @@ def _ended(event: Event, going: _Going) -> Text:
     if event.what == "stopped":
         return Text(f"stopped {title}   after round {len(going.records)}", style="yellow")
     if event.reason:
-        return Text(f"diverged {title}   {event.reason}", style="yellow")
+        hint = "; check the method, or the learning rate" if event.reason.startswith("round 0:") else ""
+        return Text(f"diverged {title}   {event.reason}{hint}", style="yellow")
     parts = [f"done    {title}", _scored(going.records), duration(time.monotonic() - going.since)]
     parts.append(size(total_bytes(going.records)) if going.records else "")
     return Text("   ".join(part for part in parts if part))

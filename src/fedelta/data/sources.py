@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
 from fedelta.data.carving import split_rows, subsample
 from fedelta.data.files import DATA_EXTRA, READERS, read_file, reader_of
@@ -20,6 +21,14 @@ from fedelta.registry import listed
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PARTS: tuple[str, ...] = ("train", "validation", "test")
+
+
+class RowsNotHere(ValueError):
+    """Says that a data set of the Hub is not on this machine and could not be fetched."""
+
+
+class LoaderNotHere(RowsNotHere, ImportError):
+    """Says that what loads data sets of the Hub is not installed."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,8 @@ def load_rows(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: the source needs the extra `data`.
+        LoaderNotHere: the source needs the extra `data`.
+        RowsNotHere: a data set of the Hub is not here, and the Hub cannot be reached.
         ValueError: the source cannot be read as what its suffix says, has no rows, or lacks a field or the split.
     """
     rows = _read(source, split, subset, revision, path)
@@ -100,7 +110,10 @@ def _snapshot(name: str, revision: str | None) -> Path | None:
     except (OSError, ValueError) as error:
         if revision is None:
             return None
-        raise ValueError(f"cannot find revision {revision!r} of data set {name!r}: {error}") from error
+        asked = isinstance(error, RevisionNotFoundError | HFValidationError)  # and the Hub, or its client, has answered
+        raise (ValueError if asked else RowsNotHere)(
+            f"cannot find revision {revision!r} of data set {name!r}: {error}"
+        ) from error
 
 
 def _read(
@@ -153,15 +166,16 @@ def _from_hub(name: str, split: str, subset: str | None, revision: str | None) -
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(f"data set {name!r} is loaded from the Hub by `datasets`: {DATA_EXTRA}") from error
+        raise LoaderNotHere(f"data set {name!r} is loaded from the Hub by `datasets`: {DATA_EXTRA}") from error
     try:
         # Without a network `datasets` takes whatever it prepared last, so a commit is read from its own folder.
         snapshot = _snapshot(name, revision) if revision is not None and constants.HF_HUB_OFFLINE else None
         where = (name, revision) if snapshot is None else (str(snapshot), None)
         found = datasets.load_dataset(where[0], subset, split=split, revision=where[1])
         return [dict(row) for row in _undecoded(found, datasets.Image)]
-    except (ValueError, OSError) as error:  # unknown split or subset, no such data set, no network
-        raise ValueError(f"cannot load split {split!r} of {name!r} (subset {subset!r}) from the Hub: {error}") from error
+    except (ValueError, OSError) as error:  # unknown split or subset; no such data set, no network
+        kind = RowsNotHere if isinstance(error, OSError | RowsNotHere) else ValueError
+        raise kind(f"cannot load split {split!r} of {name!r} (subset {subset!r}) from the Hub: {error}") from error
 
 
 def _undecoded(found: Any, image: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
@@ -20,6 +21,7 @@ from fedelta.engines.settings import RunSettings, Weights
 from fedelta.engines.tables import Table
 from fedelta.exchange.channel import Channel
 from fedelta.exchange.spool import Spool
+from fedelta.exchange.wire import Ledger
 from fedelta.lowrank import LoRA
 from fedelta.merging import ClientUpdate
 from fedelta.method import Client, ClientState, Method, State
@@ -301,6 +303,20 @@ def demand_quorum(t: int, visits: Sequence[Visit], needed: int) -> None:
     said = "\n".join(f"  client {k}: {reason}" for k, reason in reasons.items())
     text = f"round {t}: {arrived} of {len(visits)} updates can be used, the quorum is {needed}\n{said}"
     if all(v.not_finite for v in visits if v.reason is not None):
-        sent = {"down": sum(v.down for v in visits), "up": sum(v.up or 0 for v in visits)}
-        raise DivergedError(text, t, reasons, [v.peer.id for v in visits], sent)
+        raise DivergedError(text, t, reasons, [v.peer.id for v in visits], ledger_of(visits))
     raise QuorumError(text)
+
+
+def ledger_of(visits: Sequence[Visit]) -> Ledger:
+    """Returns the bytes that these visits sent, used or not."""
+    return Ledger({v.peer.id: v.down for v in visits}, {v.peer.id: v.up for v in visits if v.up is not None})
+
+
+@contextmanager
+def counted(sent: Ledger) -> Generator[None]:
+    """Tells a DivergedError that passes what was sent before."""
+    try:
+        yield
+    except DivergedError as error:
+        error.sent = sent
+        raise

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedelta import sampling, topology
 from fedelta.engines.choice import visitor
 from fedelta.engines.conduct import Outcome, conduct, largest_used, visited
-from fedelta.engines.federation import Federation, demand_quorum, logger, shares_of, weigh
+from fedelta.engines.federation import Federation, counted, demand_quorum, logger, shares_of, weigh
 from fedelta.engines.guards import Size, overclaimed, oversized
 from fedelta.engines.letters import Visit, sizes_of, steps_of
 from fedelta.engines.participants import samples
@@ -111,11 +111,12 @@ def gossip(
         heard = hear(topology.at(mixing, t), ids, silent, partial(is_lost, t), shares, refused)
         visits = _without_refused(federation, t, visits, heard.refused)
         demand_quorum(t, visits, needed)
-        nodes = {k: aggregated_at(federation, t, state[str(k)], visits, heard.rows[k], sizes) for k in ids}
+        up = {v.peer.id: v.up * heard.reached[v.peer.id] for v in visits if v.up is not None}
+        with counted(Ledger({}, up)):
+            nodes = {k: aggregated_at(federation, t, state[str(k)], visits, heard.rows[k], sizes) for k in ids}
         after = {str(k): node.state for k, node in nodes.items()}
         largest = {k: node.largest for k, node in nodes.items()}
         lost = [*heard.lost, *((k, sender) for k, node in nodes.items() for sender in node.without)]
-        up = {v.peer.id: v.up * heard.reached[v.peer.id] for v in visits if v.up is not None}
         return Outcome(visits, weigh(visits, dict.fromkeys(ids, 1.0)), after, Ledger({}, up), largest, lost, training)
 
     def init() -> State:

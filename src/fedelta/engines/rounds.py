@@ -14,6 +14,9 @@ from fedelta.method import ClientState, Method, State
 from fedelta.peers import Peer, largest, template_for
 from fedelta.tree import Adapter, BaseDelta, Message
 
+AT_ONCE = "it diverged in the first round: look at the method, if it is your own, or lower training.learning_rate"
+"""The remedy where nothing was ever finite."""
+
 
 class QuorumError(RuntimeError):
     """Too few updates of a round could be used; the message names every client that was left out, and why."""
@@ -26,7 +29,7 @@ class DivergedError(QuorumError):
         t: the round.
         left_out: by client id, why it was left out; empty where it is the state that is not finite.
         cohort: the ids of the clients that took part.
-        bytes: that were sent in the round, `down` and `up`.
+        sent: the bytes of the round.
     """
 
     def __init__(
@@ -35,10 +38,10 @@ class DivergedError(QuorumError):
         t: int,
         left_out: Mapping[int, str] = MappingProxyType({}),
         cohort: Sequence[int] = (),
-        sent: Mapping[str, int] = MappingProxyType({"down": 0, "up": 0}),
+        sent: Ledger | None = None,
     ) -> None:
-        super().__init__(message)
-        self.t, self.left_out, self.cohort, self.bytes = t, left_out, cohort, sent
+        super().__init__(f"{message}\n  {AT_ONCE}" if t == 0 else message)
+        self.t, self.left_out, self.cohort, self.sent = t, left_out, cohort, sent or Ledger()
 
 
 @dataclass(frozen=True, eq=False)

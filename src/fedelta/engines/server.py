@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from fedelta import sampling
 from fedelta.engines.choice import visitor
 from fedelta.engines.conduct import Outcome, conduct, largest_used, visited
-from fedelta.engines.federation import Federation, demand_quorum, shares_of, weigh
+from fedelta.engines.federation import Federation, counted, demand_quorum, ledger_of, shares_of, weigh
 from fedelta.engines.guards import warn_of_claims
 from fedelta.engines.letters import sizes_of
 from fedelta.engines.participants import samples
@@ -21,7 +21,6 @@ from fedelta.engines.settings import RunSettings, Score, Weights, check_given
 from fedelta.engines.visits import VisitAll, leave_out, screened
 from fedelta.exchange.channel import Channel
 from fedelta.exchange.spool import Spooling
-from fedelta.exchange.wire import Ledger
 from fedelta.method import Client, Method, State
 from fedelta.seeding import SERVER
 from fedelta.tree import Adapter
@@ -110,13 +109,13 @@ def federate(
         demand_quorum(t, visits, needed)
         shares = shares_of([v.peer for v in visits], settings.weights or "examples")
         sizes, updates = sizes_of(visits), weigh(visits, shares, max_share)
-        after, used = federation.aggregated(t, state, updates, sizes)
+        with counted(ledger_of(visits)):
+            after, used = federation.aggregated(t, state, updates, sizes)
         if len(used) < len(updates):
             failed = {u.sender.id for u in updates} - {u.sender.id for u in used}
             reason = "with it, the largest, the updates cannot be aggregated"
             visits = leave_out(federation, t, visits, dict.fromkeys(failed, reason))
             demand_quorum(t, visits, needed)
-        ledger = Ledger({v.peer.id: v.down for v in visits}, {v.peer.id: v.up for v in visits if v.up is not None})
-        return Outcome(visits, used, after, ledger, {SERVER: largest_used(used, sizes)}, training=training)
+        return Outcome(visits, used, after, ledger_of(visits), {SERVER: largest_used(used, sizes)}, training=training)
 
     return conduct(federation, visit_all, outcome, lambda: method.init(federation.template, federation.peers, seed=seed))

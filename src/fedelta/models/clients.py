@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from itertools import chain
 from numbers import Integral
@@ -17,14 +16,14 @@ from torch import Tensor, nn
 
 from fedelta.client import LocalClient, Reading, Training
 from fedelta.data.rows import Row
-from fedelta.demands import number
-from fedelta.models.base_store import delta_shape
 from fedelta.models.devices import pick_device
+from fedelta.models.fitting import check_decoder, check_dtype, check_head, check_outputs, fitted, main_input_of, task_for
 from fedelta.models.image_models import check_images, processor_for, reads_images
-from fedelta.models.loading import CAUSAL, SEQ2SEQ, check_decoder, fitted, load_model, main_input_of, set_padding, task_for
+from fedelta.models.loading import load_model, set_padding
+from fedelta.models.lora_peers import check_ranks, config_for, peers_for
 from fedelta.models.passes import Backend
-from fedelta.models.patterns import by_layer, demand_used
-from fedelta.models.peft import PeftAdaptedModel, modules_ending
+from fedelta.models.peft import PeftAdaptedModel
+from fedelta.models.positions import check_lengths, places_of
 from fedelta.peers import Peer, largest, template_for, truncate_for
 from fedelta.registry import check_name
 from fedelta.tasks import Task, get_task
@@ -77,7 +76,7 @@ def hf_clients(
 
     Raises:
         ValueError: for numbers of data sets and ranks that differ, an unknown training setting, a loaded model or rows that
-            do not fit the task, or a LoRA configuration that is not supported.
+            do not fit the task, texts longer than the model has positions for, or a LoRA configuration that is not supported.
     """
     rows = [_rows(part, k) for k, part in enumerate(datasets)]
     settings = _training(training)
@@ -116,7 +115,9 @@ def hf_clients(
     check_ranks(adapted, lora_config, ranks)
     examples = [task.encode(part, tokenizer) if part else [] for part in rows]
     warn_of_empty_texts(task, everything, "data sets")
-    warn_of_cut_texts(task, everything, list(chain.from_iterable(examples)), tokenizer, "data sets")
+    together = list(chain.from_iterable(examples))
+    check_lengths(places_of(adapted.module, task), task, together, "data sets")
+    warn_of_cut_texts(task, everything, together, tokenizer, "data sets")
     clients = clients_on(adapted, task, examples, lora_config, ranks, settings, seed=seed, scale=scale)
     for client in clients:
         client.reading = Reading(settled, tokenizer)
@@ -190,119 +191,6 @@ def _for_all(start: Adapter, peers: Sequence[Peer]) -> Adapter:
 def pad_token_of(adapted: PeftAdaptedModel) -> int:
     """Returns the token that fills short sequences; 0 for a model that names none."""
     return getattr(adapted.module.config, "pad_token_id", None) or 0
-
-
-def peers_for(
-    ranks: Sequence[int],
-    lora_config: LoraConfig,
-    sizes: Sequence[int],
-    layers: Collection[str],
-    *,
-    scale: float | None = None,
-) -> list[Peer]:
-    """Makes peers 0, 1, ... with a LoRA configuration's scales and patterns; a rank pattern beats a rank, as in PEFT.
-
-    Args:
-        ranks: one for each peer.
-        lora_config: its patterns are resolved here, and nowhere later.
-        sizes: the number of each peer's examples.
-        layers: the names of the layers that carry the adapter.
-        scale: one for every rank and layer, in place of those that follow from `lora_alpha`.
-
-    Raises:
-        ValueError: for a pattern that is not accepted, or a scale beside patterns of `lora_alpha` or rsLoRA.
-    """
-    if scale is not None:
-        number(above=0)("scale", scale)
-        if lora_config.alpha_pattern or lora_config.use_rslora:
-            raise ValueError("scale is one for every layer and rank: leave alpha_pattern and rslora out, or leave scale out")
-    common = Peer(
-        id=0,
-        rank=1,
-        lora_alpha=lora_config.lora_alpha if scale is None else None,
-        rslora=lora_config.use_rslora,
-        rank_pattern=by_layer(lora_config.rank_pattern or {}, layers, "rank_pattern"),
-        alpha_pattern=by_layer(lora_config.alpha_pattern or {}, layers, "alpha_pattern"),
-        scale=1.0 if scale is None else scale,
-    )
-    both = zip(ranks, sizes, strict=True)
-    return [replace(common, id=k, rank=rank, num_examples=size) for k, (rank, size) in enumerate(both)]
-
-
-def config_for(task: Task, lora_config: LoraConfig, model: nn.Module) -> LoraConfig:
-    """Returns a copy of a LoRA configuration with the task's type, if it has none, and the task's heads that the model has."""
-    config = copy.deepcopy(lora_config)
-    config.task_type = config.task_type or task.peft_task_type
-    heads = {*(config.modules_to_save or ()), *(head for head in task.modules_to_save if modules_ending(model, head))}
-    config.modules_to_save = sorted(heads) or None
-    return config
-
-
-def check_head(model: Any, task: Task) -> None:
-    """Raises ValueError for a model of transformers whose class lacks the head that the task trains.
-
-    A user's own class is not checked: nothing is known of its name.
-    """
-    found = type(model)
-    if not found.__module__.startswith("transformers."):
-        return
-    wanted = task.auto_class.removeprefix("AutoModel")
-    fits = (
-        model.get_output_embeddings() is not None if task.auto_class in (CAUSAL, SEQ2SEQ) else found.__name__.endswith(wanted)
-    )
-    if not fits:
-        raise ValueError(
-            f"task {type(task).__name__!r} trains a model {wanted}, but the loaded one is a {found.__name__}, without such a "
-            f"head: load it by {task.auto_class}.from_pretrained, or give its name in place of the model"
-        )
-
-
-def check_outputs(model: Any, task: Task) -> None:
-    """Raises ValueError for a model whose head has another number of outputs than the task has labels."""
-    wanted, found = task.model_kwargs().get("num_labels"), getattr(model.config, "num_labels", None)
-    if wanted is not None and found is not None and wanted != found:
-        raise ValueError(f"the task has {wanted} labels, the model {found} outputs; load the model with num_labels={wanted}")
-
-
-def check_dtype(model: nn.Module) -> None:
-    """Raises ValueError for a float16 base, in which gradients below its smallest number vanish: many of those of B do."""
-    if any(p.dtype == torch.float16 for p in model.parameters()):
-        raise ValueError(
-            "the base model is in float16, in which small gradients become exactly zero (there is no loss scaling): train on "
-            "bfloat16, which has the range of float32 and takes as much memory, or on float32"
-        )
-
-
-def check_ranks(adapted: PeftAdaptedModel, lora_config: LoraConfig, ranks: Sequence[int]) -> None:
-    """Raises ValueError for names and patterns that no layer has, and for a rank above min(o, i), which no delta needs."""
-    _check_names(adapted, lora_config)
-    distinct = sorted(set(ranks))
-    for peer in peers_for(distinct, lora_config, [1] * len(distinct), list(adapted.adapted_layers)):
-        for name, layer in adapted.adapted_layers.items():
-            o, i = delta_shape(cast("Any", layer).get_base_layer())
-            if peer.rank_of(name) > min(o, i):
-                raise ValueError(
-                    f"layer {name!r} is {o} x {i}, so that no delta of it has a rank above {min(o, i)}, but rank "
-                    f"{peer.rank_of(name)} is asked for: lower it, or give the layer a rank of its own by rank_pattern"
-                )
-
-
-def _check_names(adapted: PeftAdaptedModel, lora_config: LoraConfig) -> None:
-    """Raises ValueError for what PEFT would leave out in silence: a name in the configuration that no layer has."""
-    if not isinstance(targets := lora_config.target_modules or [], str):
-        demand_used(sorted(targets), _own_layers(adapted.module), "target_modules")
-    for where in ("rank_pattern", "alpha_pattern"):
-        demand_used(getattr(lora_config, where) or (), list(adapted.adapted_layers), where)
-    for key, value in (lora_config.alpha_pattern or {}).items():
-        number(above=0)(f"alpha_pattern: {key!r}", value)
-
-
-def _own_layers(module: nn.Module) -> list[str]:
-    """Returns the names of a model's innermost modules, without what PEFT put into them."""
-    inside = (".base_layer", ".lora_", ".original_module", ".modules_to_save")
-    own = [name for name, _ in module.named_modules() if not any(part in name for part in inside)]
-    outer = {name.rpartition(".")[0] for name in own}
-    return [name for name in own if name not in outer]
 
 
 def _rows(part: Any, client: int) -> list[Row]:

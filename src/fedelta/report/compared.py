@@ -92,6 +92,16 @@ class Compared:
             return None
         return self.group(statistics.best_of(table, lower_is_better=self.measure.lower_is_better))
 
+    def seeds_to_separate(self) -> dict[str, int | None]:
+        """Estimates by label how many seeds would separate each method from the best mean; None where 100 would not be enough.
+
+        Lines to compare with are no methods here. Empty below two seeds, and where scores cannot be compared.
+        """
+        if self.study.one_run or self.study.unlike:
+            return {}
+        needed = statistics.seeds_to_separate(self.table, lower_is_better=self.measure.lower_is_better)
+        return {self.group(key).label: seeds for key, seeds in needed.items()}
+
     def ranked(self) -> list[Group]:
         """Returns the groups as a table lists them: by mean, then those that lack seeds, then lines to compare with."""
         sign = 1 if self.measure.lower_is_better else -1

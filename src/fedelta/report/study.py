@@ -117,6 +117,11 @@ class Run:
         """Returns the config by dotted key, without what only says which run it is."""
         return {key: value for key, value in _flat(self.config).items() if key not in OF_THE_RUN}
 
+    @property
+    def diverged_at_once(self) -> bool:
+        """Returns whether not one round was finite, for which the method itself may be to blame."""
+        return self.diverged and len(self.records) <= 1
+
     def scores(self, part: str, metric: str) -> dict[int, float]:
         """Returns a metric by round, for the rounds that have it."""
         found = {r["t"]: (r.get(part) or {}).get(metric) for r in self.records}

@@ -30,6 +30,8 @@ def verdict(c: Compared) -> tuple[str, str]:
     study = c.study
     if study.one_run:
         return _of_one_run(c, study.runs[0])
+    if all(run.diverged for run in study.runs):
+        return "Every run diverged.", _why_diverged(study.runs)
     if study.last is None:
         return "No scores yet.", "Losses and bytes are all that these runs have in common so far."
     if study.unlike:
@@ -45,7 +47,8 @@ def across(found: Mapping[str, Compared]) -> str:
     """Says in how many settings which method has the best mean, and in how many it is alone there."""
     best = {name: c.best for name, c in found.items() if c.best is not None and not c.study.unlike}
     if not best:
-        return "No setting has scores yet."
+        lost = all(run.diverged for c in found.values() for run in c.study.runs)
+        return "Every run diverged." if lost and found else "No setting has scores yet."
     wins: dict[str, int] = {}
     for group in best.values():
         wins[group.label] = wins.get(group.label, 0) + 1
@@ -53,7 +56,8 @@ def across(found: Mapping[str, Compared]) -> str:
     clear = sum(_stands_alone(found[name], group) for name, group in best.items() if group.label == most)
     tail = f"and is clearly best in {clear or 'none'}."
     if len(wins) == 1:
-        return f"{most} has the best mean in all {len(best)} settings, {tail}"
+        every = "both" if len(best) == 2 else f"all {len(best)}"
+        return f"{most} has the best mean in {every} settings, {tail}"
     return f"No method has the best mean in every setting: {most} has it in {wins[most]} of {len(best)}, {tail}"
 
 
@@ -63,11 +67,18 @@ def _stands_alone(c: Compared, best: Group) -> bool:
     return bool(others) and all(mark == "behind" for mark in others)
 
 
+def _why_diverged(runs: Sequence[Run]) -> str:
+    """Returns the remedy: where nothing was ever finite, the method itself may be wrong."""
+    if all(run.diverged_at_once for run in runs):
+        return "In the first round: check the method, if it is your own, or lower the learning rate."
+    return "Lower the learning rate, or clip gradients."
+
+
 def _of_one_run(c: Compared, run: Run) -> tuple[str, str]:
     done, study = len(run.records), c.study
     where = f"after round {run.records[-1]['t'] + 1}"
     if run.diverged:
-        return "The run diverged.", f"Its loss or score is no number {where}."
+        return "The run diverged.", f"Its loss or score is no number {where}. {_why_diverged([run])}"
     if study.part is None or study.last is None:
         return "No scores yet.", f"{done} of {run.rounds} rounds are done."
     value = c.measure.with_unit(study.score(run))

@@ -9,9 +9,11 @@ from peft import LoraConfig
 
 from fedelta.models.aliases import is_packaged
 from fedelta.models.base_files import BaseFiles, find_base
-from fedelta.models.clients import config_for, pad_token_of
+from fedelta.models.clients import pad_token_of
 from fedelta.models.devices import pick_device
-from fedelta.models.loading import drawn_of, load_model, task_for
+from fedelta.models.fitting import task_for
+from fedelta.models.loading import drawn_of, load_model
+from fedelta.models.lora_peers import config_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.runs.config import Lora, Model
 from fedelta.runs.evaluation import Evaluator

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from fedelta.data.rows import Row
 from fedelta.exchange import files
+from fedelta.models.positions import Places, check_lengths
 from fedelta.tasks.task import Example, Task
 from fedelta.tasks.text.gaps import warn_of_cut_texts, warn_of_empty_texts
 
@@ -25,7 +26,9 @@ KEPT = 8
 """The files of the cache that are kept: the last ones that were used."""
 
 
-def encoded(task: Task, rows: Sequence[Row], tokenizer: Any, part: str, cache: Path | None = None) -> Sequence[Example]:
+def encoded(
+    task: Task, rows: Sequence[Row], tokenizer: Any, part: str, cache: Path | None = None, *, places: Places | None = None
+) -> Sequence[Example]:
     """Returns one example for each row, with warnings of rows that are empty or cut.
 
     Args:
@@ -34,9 +37,10 @@ def encoded(task: Task, rows: Sequence[Row], tokenizer: Any, part: str, cache: P
         tokenizer: of the model.
         part: in words, for messages.
         cache: the folder in which what was encoded once is kept; None keeps nothing.
+        places: of the model; None, where no model reads the rows as they are encoded here.
 
     Raises:
-        ValueError: for a row that does not fit the task.
+        ValueError: for a row that does not fit the task, or one longer than the model has positions for.
     """
     if not rows:
         return []
@@ -50,6 +54,8 @@ def encoded(task: Task, rows: Sequence[Row], tokenizer: Any, part: str, cache: P
             raise ValueError(f"{part} rows: {error}") from error
         if path is not None:
             _write(path, examples)
+    if places is not None:
+        check_lengths(places, task, examples, f"{part} rows")
     warn_of_empty_texts(task, rows, part)
     warn_of_cut_texts(task, rows, examples, tokenizer, part)
     return examples

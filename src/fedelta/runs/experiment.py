@@ -16,9 +16,11 @@ from fedelta.engines.choice import choose, runner_of
 from fedelta.engines.federation import largest_template
 from fedelta.engines.settings import Choice
 from fedelta.models.adapter_files import load_adapter
-from fedelta.models.clients import check_ranks, clients_on
-from fedelta.models.loading import task_for
+from fedelta.models.clients import clients_on
+from fedelta.models.fitting import task_for
+from fedelta.models.lora_peers import check_ranks
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.models.positions import Places, places_of
 from fedelta.models.trainer.client import TrainerClient, in_place_of
 from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
 from fedelta.runs.config import RunConfig
@@ -82,8 +84,8 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True, sources: S
     Raises:
         ValueError, OSError, ImportError: for data, a model or an adapter that does not fit the config, naming the remedy.
     """
+    here, sources = sources is None, sources or Sources(deal, load_adapted, _Later)
     # The model's files first, which are quickly found wrong; then the data; the weights last, since they take longest.
-    sources = sources or Sources(deal, load_adapted, _Later)
     board().say("reading the rows")
     model_section, files = pinned_model(config.model, config.device)
     seeds, dealt = config.seeds(), sources.rows(config, chosen.task)
@@ -97,7 +99,11 @@ def build(config: RunConfig, chosen: Choices, *, scored: bool = True, sources: S
     dealt = replace(dealt, task=task_for(dealt.task, model.module.config))
     check_ranks(model, adapter, dealt.ranks)
     board().say("encoding the rows")
-    train, validation, test = _encoded(dealt, tokenizer) if scored else ([], [], [])
+    places = places_of(model.module, dealt.task)
+    encode = partial(_encoded, dealt, tokenizer, places, own_texts=chosen.trainer is not None)
+    train, validation, test = encode() if scored else ([], [], [])
+    if here and not scored and not places.suffice(dealt.task):
+        encode()  # which refuses rows that are too long, before a client meets one
     rows = [_rows_at(part, train) if scored else sources.examples(dealt, part, tokenizer) for part in dealt.parts]
     clients = _clients(config, chosen, dealt, model, rows)
     template = largest_template(clients)
@@ -193,10 +199,18 @@ class _Later(Sequence[Example]):
         return self._dealt.task.encode([self._dealt.splits.train[i] for i in self._part], self._tokenizer)
 
 
-def _encoded(dealt: Deal, tokenizer: Any) -> list[Sequence[Example]]:
-    """Encodes the rows to train on, to choose by and to report on."""
+def _encoded(dealt: Deal, tokenizer: Any, places: Places, *, own_texts: bool) -> list[Sequence[Example]]:
+    """Encodes the rows to train on, to choose by and to report on.
+
+    Args:
+        dealt: has the rows.
+        tokenizer: of the model.
+        places: of the model, in which rows have to fit.
+        own_texts: clients make texts of their training rows by Trainers of their own; those that test them have to fit all the
+            same.
+    """
     splits = dealt.splits
-    return [
-        encoded(dealt.task, rows, tokenizer, part)
-        for part, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test))
-    ]
+    free = own_texts and not any(len(part) for part in dealt.held_out)
+    train = encoded(dealt.task, splits.train, tokenizer, "train", places=None if free else places)
+    rest = (("validation", splits.validation), ("test", splits.test))
+    return [train, *(encoded(dealt.task, rows, tokenizer, part, places=places) for part, rows in rest)]

@@ -18,8 +18,10 @@ from fedelta.exchange import files
 from fedelta.models.adapter_files import CONFIG, WEIGHTS, Layout, copy_adapter, load_adapter, own_files, read_layout
 from fedelta.models.base_facts import BaseFacts, base_facts
 from fedelta.models.export import merge_into
+from fedelta.models.fitting import task_for
 from fedelta.models.image_models import PREPARED, reads_images
-from fedelta.models.loading import load_model, task_for
+from fedelta.models.loading import load_model
+from fedelta.models.positions import check_lengths, places_of
 from fedelta.report.model_card import Exported, model_card
 from fedelta.runs.base import evaluator, load_adapted, peft_config
 from fedelta.runs.config import ConfigError, RunConfig, read_config
@@ -146,7 +148,9 @@ def score(source: Source, data: str | None = None, *, split: str | None = None, 
         config.model, task, peft_config(config.lora), device=config.device, seed=config.seeds().start
     )
     task, deployed = task_for(task, model.module.config), {"adapter": load_adapter(source.adapter)}
-    scores = evaluator(task, model, config.evaluation.batch_size).score(deployed, task.encode(rows, tokenizer))
+    examples = task.encode(rows, tokenizer)
+    check_lengths(places_of(model.module, task), task, examples, "rows")
+    scores = evaluator(task, model, config.evaluation.batch_size).score(deployed, examples)
     return {"examples": len(rows), **scores}
 
 

@@ -23,8 +23,9 @@ from fedelta.engines.site import digest_of
 from fedelta.method import Client
 from fedelta.models.adapter_files import Layout
 from fedelta.models.clients import pad_token_of
-from fedelta.models.loading import task_for
+from fedelta.models.fitting import task_for
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.models.positions import places_of
 from fedelta.optim import OPTIMIZERS
 from fedelta.peers import Peer
 from fedelta.population import ClientsOnDemand
@@ -147,8 +148,10 @@ class Given:
                 "evaluate holds rows, but these clients do not say how rows become examples, as those of fedelta.hf_clients "
                 "do: give a function that scores a round instead"
             )
-        task = task_for(reading.task, client.model.module.config)
-        rows = {part: encoded(task, self.evaluate.get(part, ()), reading.tokenizer, part) for part in PARTS}
+        module = client.model.module
+        task = task_for(reading.task, module.config)
+        places, given = places_of(module, task), self.evaluate
+        rows = {part: encoded(task, given.get(part, ()), reading.tokenizer, part, places=places) for part in PARTS}
         scores = Evaluator(task, client.model, pad_token_of(client.model), config.evaluation.batch_size)
         return {"evaluator": scores, **rows}
 

@@ -18,9 +18,10 @@ from peft import LoraConfig
 from transformers import AutoConfig
 
 from fedelta.data.rows import Row
-from fedelta.data.sources import Splits
+from fedelta.data.sources import RowsNotHere, Splits
 from fedelta.models.base_files import BaseFiles
-from fedelta.models.clients import config_for
+from fedelta.models.loading import ModelNotHere
+from fedelta.models.lora_peers import config_for
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.runs.base import load_adapted
 from fedelta.runs.config import Data, Model, RunConfig
@@ -41,10 +42,16 @@ def built(config: RunConfig, chosen: Choices, *, scored: bool = True) -> LocalEx
     """
     try:
         return build(config, chosen, scored=scored)
-    except (ValueError, OSError, ImportError):
+    except (RowsNotHere, ModelNotHere):  # any other error is a fault of the config, or of what is here
         if shape_of(config.model) is None and size_of(config.data) is None:
             raise
         return build(_one_by_one(config), chosen, scored=False, sources=Sources(_dealt, _adapted, _as_many))
+
+
+def built_beside(found: LocalExperiment, config: RunConfig, chosen: Choices) -> LocalExperiment:
+    """Returns the run of another config to reckon with, on the rows, split and model of one that it has in common with it."""
+    sources = Sources(lambda *_: found.deal, lambda *_, **__: (found.model, None), _as_many)
+    return build(_one_by_one(config), chosen, scored=False, sources=sources)
 
 
 def _one_by_one(config: RunConfig) -> RunConfig:
@@ -60,7 +67,7 @@ def _dealt(config: RunConfig, task: Task) -> Deal:
     """Deals the rows; of a data set that is not here, as many as it has, in equal parts."""
     try:
         return deal(config, task)
-    except (ValueError, OSError, ImportError):
+    except RowsNotHere:
         size, clients = size_of(config.data), config.partition.clients
         if size is None or clients is None:
             raise

@@ -24,7 +24,8 @@ from fedelta.engines.node import NodeRound, neighbours_of, take_part
 from fedelta.engines.rounds import Snapshot
 from fedelta.engines.site import versions
 from fedelta.models.adapter_files import load_adapter, save_adapter
-from fedelta.models.clients import common_adapter, peers_for
+from fedelta.models.clients import common_adapter
+from fedelta.models.lora_peers import peers_for
 from fedelta.peers import Peer
 from fedelta.runs.base import peft_config
 from fedelta.runs.config import ConfigError, RunConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,9 @@ from fedelta.exchange import files
 from fedelta.report.page import Run, page
 from fedelta.runs import client_lines
 from fedelta.runs.config import RunConfig
+from fedelta.runs.config.paths import shortened
 from fedelta.runs.folder import RunFolder
+from fedelta.runs.records import is_record
 
 
 def write_report(
@@ -37,6 +40,8 @@ def write_report(
     """
     found = [folder for given in folders for folder in runs_in(given)]
     runs = [read_run(RunFolder(folder), str(folder)) for folder in dict.fromkeys(found)]
+    if any(run.facts.get("diverged") for run in runs):  # whose configs have no paths of a machine, by which they would differ
+        runs = [replace(run, config=shortened(run.config)) for run in runs]
     text = page(runs, title=title, metric=metric, baseline=baseline)
     try:
         files.commit(output, text.encode())
@@ -48,18 +53,25 @@ def write_report(
 def runs_in(folder: Path) -> list[Path]:
     """Returns the folder if it is a run's, else those of the runs within it, in the order of their names.
 
+    A suite's cell that diverged in its first round is among them: it left no rounds in its folder, but what its tables need.
+
     Raises:
         FileNotFoundError: if there is none.
     """
-    if RunFolder(folder).config_file.is_file() and RunFolder(folder).records_file.is_file():
+    if _holds_run(folder):
         return [folder]
-    within = sorted(path.parent for path in folder.rglob(RunFolder(folder).records_file.name))
+    known = RunFolder(folder)
+    within = sorted({path.parent for file in (known.records_file, known.diverged_file) for path in folder.rglob(file.name)})
     # A run that was replaced, or is about to take a place, is not meant where a whole folder of runs is named.
-    runs = [path for path in within if not path.name.startswith(".") and path.suffix != ".old"]
-    runs = [path for path in runs if RunFolder(path).config_file.is_file()]
+    runs = [path for path in within if not path.name.startswith(".") and path.suffix != ".old" and _holds_run(path)]
     if not runs:
         raise FileNotFoundError(f"{folder} holds no run: give the folder of a run that has finished a round, or one above it")
     return runs
+
+
+def _holds_run(path: Path) -> bool:
+    folder = RunFolder(path)
+    return folder.diverged_file.is_file() or (folder.config_file.is_file() and folder.records_file.is_file())
 
 
 def read_run(folder: RunFolder, name: str, config: RunConfig | None = None) -> Run:
@@ -73,12 +85,29 @@ def read_run(folder: RunFolder, name: str, config: RunConfig | None = None) -> R
     Raises:
         FileNotFoundError, ConfigError: for a folder without a config, or with one that is none.
     """
+    if config is None and (lost := _diverged(folder, name)) is not None:
+        return lost
     clients = client_lines.read(folder.clients_file) if folder.clients_file.is_file() else None
     records, _ = folder.survey()
     values = (config or folder.config()).model_dump(mode="json")
     return Run(
         name, records, values, known_facts(json_object(folder.run_file)), known_split(json_object(folder.split_file)), clients
     )
+
+
+def _diverged(folder: RunFolder, name: str) -> Run | None:
+    """Returns the run of a suite's cell that diverged, with its last round; None where it did not, or the file is damaged."""
+    line = json_object(folder.diverged_file)
+    records = [record for record in _list(line.get("records")) if is_record(record)]
+    try:
+        config = RunConfig.model_validate(line.get("config"))
+    except ValueError:
+        return None
+    if not records:
+        return None
+    clients = [each for each in _list(line.get("clients")) if client_lines.is_line(each)] or None
+    facts, split = known_facts(_mapping(line.get("facts"))), known_split(line.get("split"))
+    return Run(name, records, config.model_dump(mode="json"), facts, split, clients)
 
 
 def json_object(path: Path) -> dict[str, Any]:
@@ -144,6 +173,10 @@ def _is_client(value: object) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _list(value: object) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from fedelta.data.rows import Row
 from fedelta.models.adapter_files import Layout
-from fedelta.models.loading import task_for
+from fedelta.models.fitting import task_for
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.models.positions import places_of
 from fedelta.runs.base import evaluator, load_adapted, peft_config, pinned_model
 from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.choices import Choices
@@ -67,7 +68,8 @@ def server_model(config: RunConfig, chosen: Choices) -> ServerModel:
         section, task, peft_config(config.lora), device=config.device, seed=config.seeds().start, files=files
     )
     task = task_for(task, model.module.config)
-    validation, test = (encoded(task, rows[part], tokenizer, part) for part in ("validation", "test"))
+    places = places_of(model.module, task)
+    validation, test = (encoded(task, rows[part], tokenizer, part, places=places) for part in ("validation", "test"))
     return ServerModel(model, evaluator(task, model, config.evaluation.batch_size), validation, test, dealt)
 
 

@@ -21,9 +21,11 @@ from fedelta.exchange.parcels import Parcel
 from fedelta.method import Method
 from fedelta.models.adapter_files import load_adapter
 from fedelta.models.base_store import delta_shape
-from fedelta.models.clients import check_ranks, client_on, common_adapter, peers_for
-from fedelta.models.loading import task_for
+from fedelta.models.clients import client_on, common_adapter
+from fedelta.models.fitting import task_for
+from fedelta.models.lora_peers import check_ranks, peers_for
 from fedelta.models.peft import PeftAdaptedModel
+from fedelta.models.positions import places_of
 from fedelta.models.trainer.client import TrainerClient, in_place_of
 from fedelta.peers import Peer
 from fedelta.runs import layouts
@@ -127,9 +129,10 @@ def _built(config: RunConfig, chosen: Choices, node: Node, rows: SiteRows) -> Bu
     _demand_base(model, node.allow)
     peers, common = _begin(config, model, rows.client, node.allow)
     cache = node.folder() / "rows"
-    examples, tests = (
-        encoded(task, part, tokenizer, name, cache) for name, part in (("train", rows.train), ("test", rows.test))
-    )
+    places = places_of(model.module, task)
+    own_trainer = node.trainer is not None or chosen.trainer is not None  # which makes texts of the rows in its own way
+    examples = encoded(task, rows.train, tokenizer, "train", cache, places=None if own_trainer else places)
+    tests = encoded(task, rows.test, tokenizer, "test", cache, places=places)
     peer = replace(peers[0], id=rows.client, num_examples=len(examples))
     client = _client(
         client_on(model, task, examples, peer, common, chosen.training, seed=config.seeds().schedule), chosen, node, rows

@@ -91,8 +91,13 @@ class ImageClassification(Labelled):
         return [{"pixel_values": picture, "label": label} for picture, label in zip(pictures, labels, strict=True)]
 
     def _prepared(self, row: Row, index: int, processor: ImageProcessor) -> Levels:
-        levels = processor.resized(image_of(row, index, self.image))
-        return shift_of(str(row[FIELD]))(levels) if FIELD in row else levels
+        image = image_of(row, index, self.image)
+        if FIELD not in row:
+            return processor.resized(image)
+        shift = shift_of(str(row[FIELD]))
+        levels = shift(processor.resized(image))
+        # A quarter turn swaps height and width: where they differ, the image is turned before it is brought to the size.
+        return levels if levels.shape[1:] == processor.size else processor.resized(shift(image))
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> Batch:
         """Returns `labels` (n,) and `pixel_values` (n, 3, height, width)."""

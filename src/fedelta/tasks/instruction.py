@@ -27,7 +27,7 @@ class Instruction(Prompted):
 
     An encoder-decoder, such as T5 or BART, which its own config says that it is, reads the prompt in the encoder and writes the
     answer in the decoder. Each of them may have `max_length` tokens: a longer prompt loses its end, but not the tokenizer's
-    special tokens there; a longer answer is cut at its end and has no EOS.
+    special tokens there; a longer answer is cut at its end and has no EOS, unless a language's mark follows it.
 
     Args:
         instruction: the field with the instruction.

@@ -29,9 +29,9 @@ from fedelta import tree
 from fedelta.client import LocalClient, Training
 from fedelta.engines.server import federate
 from fedelta.methods import get_method
-from fedelta.models.clients import peers_for
 from fedelta.models.fast.activation_cache import MIB, ActivationCache, Rows, Store
 from fedelta.models.layer_stack import transformer_layers
+from fedelta.models.lora_peers import peers_for
 from fedelta.models.packing import Packing
 from fedelta.models.peft import PeftAdaptedModel
 from fedelta.peers import template_for

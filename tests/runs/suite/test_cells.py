@@ -30,7 +30,23 @@ def test_all_faults_come_in_one_message_with_their_cells(tiny_config: dict[str, 
     assert len(faults) == 3
     assert any("flexlra" in fault and "did you mean 'flexlora'" in fault for fault in faults)
     assert any("gama" in fault for fault in faults)
-    assert any(fault.startswith("batch_size=0 flexlora") and "training.batch_size" in fault for fault in faults)
+    assert any(fault.startswith("batch_size=0: training.batch_size") for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("keys", "begins"),
+    [
+        ({"changes": {"training.lr": 3}}, "unknown key"),
+        ({"sweep": {"training.batch_size": [2, 0]}}, "batch_size=0: training.batch_size"),
+        ({"methods": ["flexlora", {"name": "hetlora", "gama": 1}], "sweep": {"training.batch_size": [2, 4]}}, "hetlora: "),
+    ],
+    ids=["all", "setting", "method"],
+)
+def test_a_fault_of_all_methods_names_none_of_them(tiny_config: dict[str, Any], keys: dict[str, Any], begins: str):
+    with pytest.raises(ConfigError) as error:
+        plan(tiny_config, **{"methods": ["flexlora", "zeropad", "hetlora", "flora"], **keys})
+    assert str(error.value).startswith(begins)
+    assert "\n" not in str(error.value)
 
 
 def test_a_refusal_by_a_claim_is_no_fault(tiny_config: dict[str, Any]):

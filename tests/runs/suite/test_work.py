@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,18 +24,21 @@ from fedelta.report.cautions import cautions
 from fedelta.report.comparison import Comparison
 from fedelta.report.outcome import outcomes
 from fedelta.report.results import results_csv
+from fedelta.report.verdict import across, verdict
 from fedelta.runs import provenance
 from fedelta.runs.config import ConfigError, load_config
 from fedelta.runs.config.allowed import allowed
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.open_run import OpenRun
 from fedelta.runs.records import without_times
+from fedelta.runs.reports import write_report
 from fedelta.runs.runner import run
 from fedelta.runs.suite import play, workers
 from fedelta.runs.suite.estimate import rows_of
 from fedelta.runs.suite.gather import comparison_of, write
 from fedelta.runs.suite.lines import seconds_of
 from fedelta.runs.suite.play import Event
+from fedelta.runs.suite.preflight import rehearsed
 from fedelta.runs.suite.start import Wanted, ready
 from fedelta.runs.suite.work import TUNING, Options, Work
 
@@ -220,6 +224,33 @@ def test_a_cell_whose_updates_are_no_numbers_counts_as_the_commonest_label(
     assert (shown(again), events) == (shown(found), [])
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_report_on_a_suites_folder_knows_its_diverged_cells(bench: Bench, monkeypatch: pytest.MonkeyPatch, lost: int):
+    base = {**bench.base, "federation": {"rounds": 2}}
+    with monkeypatch.context() as lossy:
+        lose(lossy, lost)
+        found, _ = bench.run(Options(only={"method": ["zeropad"]}), seeds=1, base=base)
+    finding, remedy = verdict(outcomes(found)[""])
+    assert (finding, "first round" in remedy) == ("The run diverged.", lost == 0)
+    bench.run(seeds=1, base=base)
+    text = re.sub(r"<[^>]+>", " ", write_report([bench.path / "runs"], bench.path / "page.html").read_text(encoding="utf-8"))
+    assert "2 methods, 1 seed" in text
+    assert "diverged" in text
+    assert "different questions" not in text, "paths of this machine are no difference"
+    assert ("check the method, or the learning rate" in text) == (lost == 0)
+
+
+def test_where_every_run_diverged_the_page_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    lose(monkeypatch, 0)
+    found, _ = bench.run(seeds=2)
+    remedy = "In the first round: check the method, if it is your own, or lower the learning rate."
+    assert verdict(outcomes(found)[""]) == ("Every run diverged.", remedy)
+    assert across(outcomes(found)) == "Every run diverged."
+    text = re.sub(r"<[^>]+>", " ", write_report([bench.path / "runs"], bench.path / "page.html").read_text(encoding="utf-8"))
+    assert "No scores yet" not in text
+    assert "Every run diverged." in text
+
+
 def test_a_diverged_cell_is_a_constant_answer_beside_whole_ones(bench: Bench, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as lossy:
         lose(lossy, 0)
@@ -321,7 +352,7 @@ def test_a_setting_has_seeds_of_its_own_and_whole_ones(bench: Bench, trained: Tr
     }
     work = bench.work(**keys)
     assert {stage: len(tasks) for stage, tasks in work.left().items()} == {"0": 4, "1": 2, "2": 2, "4": 2}
-    rows = {(row.setting, row.label): row.cells for row in rows_of(work)}
+    rows = {(row.setting, row.label): row.cells for row in rows_of(work, rehearsed(work, to_reckon=True))}
     assert rows["cheap", "zeropad"] == 3
     assert rows["dear", "zeropad"] == 2
     found, events = bench.run(**keys)

@@ -18,7 +18,7 @@ from transformers import (
 from fedelta.tasks import Instruction, evaluate, predict_all
 from fedelta.tasks.task import IGNORED, Task
 from fedelta.tasks.text.gaps import warn_of_cut_texts
-from fedelta.tasks.text.written import encode_answers
+from fedelta.tasks.text.written import cut_answer, encode_answers
 from fedelta.testing import check_task
 
 PAD, BOS, EOS = 0, 1, 2
@@ -174,6 +174,17 @@ def test_a_prompt_loses_its_end_but_not_its_mark_and_an_answer_its_end_with_the_
     begin = ["<s>"] if kind is KINDS["bart"] else []
     assert words(found["input_ids"]) == [*begin, *"abcdefgh"[: 4 - len(begin)], "</s>"]
     assert words(found["token_labels"]) == [*begin, *"12345678"[: 5 - len(begin)]]
+
+
+def test_an_answer_that_is_cut_keeps_the_mark_of_a_language_and_the_end_mark_before_it() -> None:
+    """mBART and PLBart begin the decoder by the last token, which has to be the language."""
+    marks = tokenizer("$A </s> <s>")
+    row = {"instruction": "a", "response": "1 2 3 4 5 6 7 8"}
+    for most, kept in ((5, "123"), (9, "1234567"), (10, "12345678")):
+        (found,) = task(max_length=most).encode([row], marks)
+        assert marks.convert_ids_to_tokens(found["token_labels"]) == [*kept, "</s>", "<s>"]
+    with pytest.raises(ValueError, match="max_length 2 leaves no place for an answer beside the tokenizer's marks: raise it"):
+        cut_answer([4, 5, EOS, BOS], 2, EOS)
 
 
 @pytest.mark.parametrize("field", ["instruction", "response"])

@@ -23,8 +23,8 @@ from fedelta import tree
 from fedelta.client import LocalClient, trainable_names
 from fedelta.method import TRAINER_TAKES, GradientHook, Penalty, Trainable, TrainResult
 from fedelta.models.base_store import BaseSum
-from fedelta.models.clients import peers_for
 from fedelta.models.fingerprint import weights_digest
+from fedelta.models.lora_peers import peers_for
 from fedelta.models.trainer.checkpoints import Marking, forget, newest_of, round_digest
 from fedelta.models.trainer.model import TrainerModel
 from fedelta.models.trainer.turn import MakeTrainer, Turn, drawing_from, seed_of

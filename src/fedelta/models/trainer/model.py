@@ -19,6 +19,7 @@ from fedelta.models.fingerprint import fingerprint, weights_digest
 from fedelta.models.initial import initial_layer
 from fedelta.models.lora_options import check_options
 from fedelta.models.peft import check_layers, check_not_tied
+from fedelta.models.quantised import kept_differentiable
 from fedelta.models.slots import SLOT, factors_of, heads_of, put_factors
 from fedelta.peers import Peer, template_for
 from fedelta.tree import Adapter, BaseDelta
@@ -53,7 +54,8 @@ class TrainerModel:
 
     Raises:
         TypeError: for a model without an adapter.
-        ValueError: for an adapter that is not plain LoRA, of another name, or beside which something else trains.
+        ValueError: for an adapter that is not plain LoRA, of another name, or beside which something else trains; or a base in
+            4 bits through which no gradient goes.
     """
 
     def __init__(self, model: Any, who: str) -> None:
@@ -72,6 +74,7 @@ class TrainerModel:
         check_not_tied(self._base)
         self._check_nothing_else_trains()
         if model not in _known:
+            kept_differentiable(self._base)  # for good: the model is asked and trained in turns, by its owner, too
             bases = {n: layer.get_base_layer() for n, layer in self.layers.items()}
             _known[model] = _Known(BaseStore(bases), weights_digest(self._base, self._heads))
 

@@ -154,3 +154,8 @@ def _changed(key: str, value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list):
         return [_changed(key, part, change) for part in cast("list[Any]", value)]
     return change(value) if isinstance(value, str) and holds_path(key, value) and os.path.isabs(value) else value
+
+
+def shortened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config, or values by dotted key, in which of an absolute path the name alone is left."""
+    return with_paths(values, lambda path: Path(path).name)

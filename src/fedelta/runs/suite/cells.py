@@ -137,7 +137,7 @@ def plan_of(file: SuiteFile, folder: Path, changes: Overrides = (), own: Own = N
     """
     plan = Plan(file, folder, changes, file.settings())
     refused: dict[tuple[str, str], str] = {}
-    faults: dict[str, list[str]] = {}
+    faults: dict[str, dict[tuple[str, str], None]] = {}
     for setting, entry in product(plan.settings, file.entries):
         for values in combinations(entry):
             try:
@@ -147,9 +147,9 @@ def plan_of(file: SuiteFile, folder: Path, changes: Overrides = (), own: Own = N
             except RefusedByClaim as claim:
                 refused[setting, entry.label] = str(claim)
             except ConfigError as error:
-                faults.setdefault(str(error), []).append(" ".join(filter(None, (setting, entry.label))))
+                faults.setdefault(str(error), {})[setting, entry.label] = None
     if faults:
-        raise ConfigError("\n".join(f"{_some(cells)}: {fault}" for fault, cells in faults.items()))
+        raise ConfigError("\n".join(f"{_where(list(cells), plan)}{fault}" for fault, cells in faults.items()))
     return Plan(file, folder, changes, plan.settings, refused, own, known)
 
 
@@ -161,9 +161,19 @@ def combinations(entry: Entry) -> list[Values]:
     return [dict(zip(keys, found, strict=True)) for found in product(*entry.tune.grid.values())]
 
 
-def _some(cells: Sequence[str]) -> str:
-    named = list(dict.fromkeys(cells))
-    return ", ".join(named[:3]) + (f" and {len(named) - 3} others" if len(named) > 3 else "")
+def _where(cells: Sequence[tuple[str, str]], plan: Plan) -> str:
+    """Says which settings and methods have a fault, for the beginning of its line; nothing where it is that of all.
+
+    A setting that has it whatever the method is named alone, and so is a method that has it in every setting.
+    """
+    settings, labels = list(plan.settings), [entry.label for entry in plan.file.entries]
+    if len(cells) == len(settings) * len(labels):
+        return ""
+    whole = [s for s in settings if s and all((s, label) in cells for label in labels)]
+    everywhere = [label for label in labels if all((s, label) in cells for s in settings)]
+    rest = [" ".join(filter(None, cell)) for cell in cells if cell[0] not in whole and cell[1] not in everywhere]
+    named = [*whole, *everywhere, *rest]
+    return ", ".join(named[:3]) + (f" and {len(named) - 3} others" if len(named) > 3 else "") + ": "
 
 
 def _folder(setting: str) -> str:

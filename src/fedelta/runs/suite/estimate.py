@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from fedelta.report.comparison import Comparison
-from fedelta.report.statistics import seeds_to_separate
-from fedelta.report.study import Run
+from fedelta.report.outcome import outcomes
 from fedelta.runs.config import RunConfig
 from fedelta.runs.config.checks import check
 from fedelta.runs.config.own import Own
 from fedelta.runs.machine import cores
 from fedelta.runs.suite.cells import combinations
-from fedelta.runs.suite.names import Values
-from fedelta.runs.suite.work import Work
-from fedelta.tasks.metrics import LOWER_IS_BETTER
+from fedelta.runs.suite.work import Kind, Work
+
+if TYPE_CHECKING:  # it brings the model libraries, which a table of cells does without
+    from fedelta.runs.experiment import LocalExperiment
 
 OVERHEAD = 600 * 2**20
 """Bytes that a process takes before it holds a model: Python, torch and the model libraries."""
 
-FEWEST_SEEDS = 2
+Cost: TypeAlias = Mapping[str, int]
+"""The `bytes`, `steps` and `memory` of a run."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,21 @@ class Row:
     memory: int = 0
 
 
-def rows_of(work: Work) -> list[Row]:
-    """Returns the cost of each setting and method; builds each of them once."""
-    return [_row(work, setting, label) for setting in work.plan.settings for label in _labels(work)]
+def rows_of(work: Work, costs: Mapping[Kind, Cost]) -> list[Row]:
+    """Returns the cost of each setting and method.
+
+    Args:
+        work: the suite's cells.
+        costs: of one run of each setting and method that go together, from `preflight.rehearsed`.
+    """
+    return [_row(work, setting, label, costs) for setting in work.plan.settings for label in _labels(work)]
 
 
 def _labels(work: Work) -> list[str]:
     return [entry.label for entry in work.plan.file.entries]
 
 
-def _row(work: Work, setting: str, label: str) -> Row:
+def _row(work: Work, setting: str, label: str, costs: Mapping[Kind, Cost]) -> Row:
     plan = work.plan
     entry = next(entry for entry in plan.file.entries if entry.label == label)
     if (setting, label) in plan.refused:
@@ -71,20 +78,22 @@ def _row(work: Work, setting: str, label: str) -> Row:
     if entry.tune is not None and entry.tune.setting == "first" and setting != next(iter(plan.settings)):
         tuned_here = False
     tuning = len(values) * len(entry.tune.seeds) if tuned_here and entry.tune is not None else 0
-    cost = cost_of(plan.config(setting, entry, _first(values, chosen)), plan.own)
+    cost = costs[setting, label]
     return Row(setting, label, "", len(plan.seeds_of(setting)), done, tuning, cost["bytes"], cost["steps"], cost["memory"])
 
 
-def _first(values: list[Values], chosen: Values | None) -> Values:
-    return values[0] if chosen is None else chosen
-
-
-def cost_of(config: RunConfig, own: Own) -> Mapping[str, int]:
+def cost_of(config: RunConfig, own: Own) -> Cost:
     """Returns bytes, steps and memory of a run, from the plan that `fedelta run --dry-run` shows."""
     from fedelta.runs.outline import built
+
+    return cost_built(built(config, check(config, own), scored=False))
+
+
+def cost_built(experiment: LocalExperiment) -> Cost:
+    """Returns the same of a run that is built already."""
     from fedelta.runs.plan import plan
 
-    found = plan(built(config, check(config, own)))
+    found = plan(experiment)
     return {"bytes": int(found.bytes["total"]), "steps": found.steps, "memory": sum(found.memory.values()) + OVERHEAD}
 
 
@@ -117,30 +126,7 @@ def free_memory() -> int | None:
 def separable(comparison: Comparison) -> dict[str, dict[str, int | None]]:
     """Returns by setting and method how many seeds would separate it from the best mean; None where 100 would not be enough.
 
-    Settings with fewer than two whole seeds are missing.
+    They are those that the report names. Settings with fewer than two whole seeds are missing.
     """
-    found: dict[str, dict[str, int | None]] = {}
-    lower = comparison.metric in LOWER_IS_BETTER
-    for setting in comparison.settings:
-        table: dict[str, dict[int, float]] = {}
-        for cell in comparison.cells:
-            score = None if cell.run is None else _score(cell.run, comparison.metric)
-            if cell.setting == setting and score is not None:
-                table.setdefault(cell.label, {})[cell.seed] = score
-        seeds = [set(scores) for scores in table.values()]
-        common = set.intersection(*seeds) if seeds else set[int]()
-        if len(common) >= FEWEST_SEEDS:
-            whole = {label: {s: x for s, x in scores.items() if s in common} for label, scores in table.items()}
-            found[setting] = seeds_to_separate(whole, lower_is_better=lower)
-    return found
-
-
-def _score(run: Run, metric: str) -> float | None:
-    """Returns the last test score of a finished run, or the last on validation rows where there are no others."""
-    if run.diverged:
-        return run.facts.get("majority")
-    for part in ("test", "validation"):
-        scores = run.scores(part, metric)
-        if scores:
-            return scores[max(scores)]
-    return None
+    found = {name: setting.seeds_to_separate() for name, setting in outcomes(comparison).items()}
+    return {name: needed for name, needed in found.items() if needed}

@@ -9,8 +9,9 @@ from pathlib import Path
 from fedelta.exchange import files
 from fedelta.report import results
 from fedelta.report.comparison import Cell, Comparison
+from fedelta.runs.config.paths import shortened
 from fedelta.runs.suite import play
-from fedelta.runs.suite.lines import commit_of, shortened
+from fedelta.runs.suite.lines import commit_of
 from fedelta.runs.suite.schema import Entry
 from fedelta.runs.suite.tuning import Choice
 from fedelta.runs.suite.work import Work

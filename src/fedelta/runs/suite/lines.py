@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from fedelta.engines.rounds import DivergedError
@@ -20,7 +19,7 @@ from fedelta.exchange import strict_json
 from fedelta.report.study import Run
 from fedelta.runs import client_lines, reports
 from fedelta.runs.config import RunConfig
-from fedelta.runs.config.paths import with_paths
+from fedelta.runs.config.paths import shortened
 from fedelta.runs.digests import Known, files_of
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.records import Record, is_record
@@ -66,7 +65,7 @@ def _lost_round(diverged: DivergedError) -> Record:
         "cohort": sorted(diverged.cohort),
         "dropped": dict(diverged.left_out),
         "train_loss": None,
-        "bytes": dict(diverged.bytes),
+        "bytes": {"down": diverged.sent.total_down, "up": diverged.sent.total_up},
         "seconds": {},
     }
 
@@ -154,11 +153,6 @@ def portable(config: RunConfig) -> dict[str, Any]:
     """Returns a config without the folder of the run and without paths of one machine: of those the name alone is kept."""
     values = config.model_dump(mode="json")
     return {**shortened(values), "output": None}
-
-
-def shortened(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config, or values by dotted key, in which of an absolute path the name alone is left."""
-    return with_paths(values, lambda path: Path(path).name)
 
 
 def _without_layers(record: Mapping[str, Any]) -> dict[str, Any]:

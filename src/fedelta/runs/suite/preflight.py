@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fedelta.engines.federation import Federation
 from fedelta.models.base_files import find_base
@@ -11,10 +11,11 @@ from fedelta.runs.config import ConfigError, RunConfig
 from fedelta.runs.config.checks import check
 from fedelta.runs.deal import deal
 from fedelta.runs.hub_facts import shape_of, size_of
-from fedelta.runs.outline import built
+from fedelta.runs.outline import built, built_beside
 from fedelta.runs.sinks import demand_installed
-from fedelta.runs.suite.cells import Task
-from fedelta.runs.suite.work import Work
+from fedelta.runs.suite.cells import Task, combinations, with_seed
+from fedelta.runs.suite.estimate import Cost, cost_built
+from fedelta.runs.suite.work import Kind, Work
 from fedelta.tree import Adapter, BaseDelta
 
 
@@ -43,43 +44,80 @@ def demand_sources(work: Work, *, to_reckon: bool = False) -> None:
         raise ConfigError("\n".join(f"{title}: {fault}" for fault, title in faults.items()))
 
 
-def demand_served(work: Work) -> None:
+@dataclass(frozen=True)
+class _Part:
+    """A method in a setting, as one run of it.
+
+    Attributes:
+        kind: the setting's and the method's name.
+        title: of the first open cell; of the method, where all are finished.
+        config: with the suite's first seed, whatever the cell's: who takes part and in which ranks is asked once.
+    """
+
+    kind: Kind
+    title: str
+    config: RunConfig
+
+    def population(self) -> str:
+        """Returns what all of its clients are made of."""
+        values = self.config.model_dump(mode="json")
+        parts = [values[key] for key in ("seed", "device", "model", "lora", "task", "data", "partition")]
+        return json.dumps([*parts, values["training"]["trainer"]], sort_keys=True)
+
+
+def rehearsed(work: Work, *, to_reckon: bool = False) -> dict[Kind, Cost]:
     """Asks the method of each setting that has open cells whether it can serve the clients that it would get.
 
-    Each model, split and set of ranks is built once, for all methods.
+    Each model, split and set of ranks is built once, for all methods and whatever their seeds.
+
+    Args:
+        work: the suite's cells.
+        to_reckon: also plays two rounds of each method and setting without training, of finished ones, too.
+
+    Returns:
+        by setting and method, what a run costs; empty where nothing is reckoned.
 
     Raises:
         ConfigError: with one line for each refusal, and the first cell that it is about.
     """
     faults: dict[str, str] = {}
-    for tasks in _by_population(work).values():
+    costs: dict[Kind, Cost] = {}
+    for parts in _by_population(work, all_kinds=to_reckon).values():
         found = None
-        for task in tasks:
+        for part in parts:
             try:
-                chosen = check(task.config, work.plan.own)
-                found = found or built(task.config, chosen, scored=False)
+                chosen = check(part.config, work.plan.own)
+                first = found is None
+                found = found or built(part.config, chosen, scored=False)
                 score = _no_score if found.deal.splits.validation else None
                 method = chosen.method.for_topology(chosen.settings.rounds, lambda: 0.0)
                 Federation.prepare(method, found.clients, found.template, replace(chosen.settings, score=score))
+                if to_reckon:
+                    costs[part.kind] = cost_built(found if first else built_beside(found, part.config, chosen))
             except (ValueError, TypeError, OSError, ImportError) as error:
-                faults.setdefault(str(error), task.title)
+                faults.setdefault(str(error), part.title)
     if faults:
         raise ConfigError("\n".join(f"{title}: {fault}" for fault, title in faults.items()))
+    return costs
 
 
-def _by_population(work: Work) -> dict[str, list[Task]]:
-    """Returns the first open cell of each method and setting, by all that its clients are made of."""
-    found: dict[str, list[Task]] = {}
-    seen: set[tuple[str, str]] = set()
+def _by_population(work: Work, *, all_kinds: bool) -> dict[str, list[_Part]]:
+    """Returns each method and setting that has an open cell, or all that go together, by all that its clients are made of."""
+    found: dict[Kind, _Part] = {}
     for task in (task for tasks in work.left().values() for task in tasks):
-        if (task.setting, task.label) in seen:
-            continue
-        seen.add((task.setting, task.label))
-        values = task.config.model_dump(mode="json")
-        parts = [values[key] for key in ("seed", "device", "model", "lora", "task", "data", "partition")]
-        parts.append(values["training"]["trainer"])
-        found.setdefault(json.dumps(parts, sort_keys=True), []).append(task)
-    return found
+        kind = (task.setting, task.label)
+        if kind not in found:
+            found[kind] = _Part(kind, task.title, with_seed(task.config, work.plan.seeds[0]))
+    for setting, entry in work.served() if all_kinds else ():
+        kind = (setting, entry.label)
+        if kind not in found:
+            values = work.choice(setting, entry).values or combinations(entry)[0]
+            config = with_seed(work.plan.config(setting, entry, values), work.plan.seeds[0])
+            found[kind] = _Part(kind, " ".join(filter(None, kind)), config)
+    populations: dict[str, list[_Part]] = {}
+    for part in found.values():
+        populations.setdefault(part.population(), []).append(part)
+    return populations
 
 
 def _no_score(adapter: Adapter, base: BaseDelta | None) -> dict[str, float]:

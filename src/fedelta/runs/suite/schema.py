@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Field, ValidationError, field_validator
@@ -16,6 +15,7 @@ from fedelta.registry import is_code
 from fedelta.runs.config.paths import place_code, placed, resolved
 from fedelta.runs.config.read import BUILT_IN, explained, read_yaml
 from fedelta.runs.config.section import ConfigError, Section
+from fedelta.runs.suite.keys import demand_other_keys
 from fedelta.runs.suite.names import shown, slug
 from fedelta.runs.suite.sweep import Setting, listed, settings_of
 
@@ -209,14 +209,7 @@ def demand_store(store: str) -> str:
     return store
 
 
-NOT_SET: Mapping[str, str] = MappingProxyType(
-    {
-        "seed": "methods are compared within a seed, on the same test rows: the suite's `seeds` are those of all methods",
-        "method.name": "the name stands in the method's own mapping, beside `set`",
-        "method.path": "the path stands in the method's own mapping, beside `set`",
-    }
-)
-"""Keys that `set` of one method may not touch, and why."""
+ONE_SEED = "methods are compared within a seed, on the same test rows: the suite's `seeds` are those of all methods"
 
 
 def _entry(given: str | Mapping[str, Any], suites_tune: Mapping[str, Any] | None, place: Path) -> Entry:
@@ -226,18 +219,27 @@ def _entry(given: str | Mapping[str, Any], suites_tune: Mapping[str, Any] | None
     changes = mapping.get("set") or {}
     if not isinstance(changes, Mapping):
         raise ConfigError(f"methods: `set` of {given!r} must be a mapping of dotted keys to values")
-    for key, why in NOT_SET.items():
-        if any(str(given_key) == key or str(given_key).startswith(f"{key}.") for given_key in changes):
-            raise ConfigError(f"methods: `set` of {given!r:.200} has {key}, but {why}")
+    demand_other_keys(changes, f"methods: `set` of {given!r:.200}")
+    if any(str(key).partition(".")[0] == "seed" for key in changes):
+        raise ConfigError(f"methods: `set` of {given!r:.200} has seed, but {ONE_SEED}")
     choice = place_code({key: value for key, value in mapping.items() if key not in OF_THE_SUITE}, place)
     own = {key: placed(key, value, place) for key, value in cast("Mapping[str, Any]", changes).items()}
     entry = Entry("", choice, own)
-    label = str(mapping.get("label", entry.name))
+    label = _label(mapping["label"]) if "label" in mapping else entry.name
     if "tune" in mapping:
         tune = _own_tune(mapping["tune"], suites_tune, f"methods: {label}: tune")
     else:
         tune = None if suites_tune is None else tune_of(suites_tune, "tune")
     return Entry(label, choice, entry.changes, tune)
+
+
+def _label(given: object) -> str:
+    """Returns a label as it is written; a number stands for its text."""
+    if isinstance(given, bool) or not isinstance(given, str | int | float) or not str(given).strip():
+        raise ConfigError(f"methods: a `label` should be a text, got {given!r:.80}")
+    if not str(given).isprintable():  # tables have one line for each method, and a terminal would obey some letters
+        raise ConfigError(f"methods: the `label` {given!r:.80} should be of one line, without control characters")
+    return str(given)
 
 
 def _choice(text: str) -> dict[str, Any]:
@@ -268,6 +270,9 @@ def tune_of(given: Mapping[str, Any], where: str) -> Tune:
         raise ConfigError(f"{where}.seeds must be a list of seeds, but is {seeds!r}")
     if not grid or not all(isinstance(values, list) and values for values in grid.values()):
         raise ConfigError(f"{where} must name a key and the values to try, such as training.learning_rate: [0.001, 0.01]")
+    demand_other_keys(grid, where)
+    if any(str(key).partition(".")[0] == "seed" for key in grid):
+        raise ConfigError(f"{where} has seed, but {ONE_SEED}")
     for key, values in grid.items():
         if len({slug(shown(value)) for value in values}) < len(values):
             raise ConfigError(f"{where}.{key} has two values that look alike among {values!r:.200}: leave one of them out")
@@ -275,7 +280,7 @@ def tune_of(given: Mapping[str, Any], where: str) -> Tune:
 
 
 def _demand_labels(entries: Sequence[Entry]) -> None:
-    for kind, names in (("label", [e.label for e in entries]), ("folder", [slug(e.label) for e in entries])):
+    for kind, names in (("label", [e.label for e in entries]), ("folder", [slug(e.label).casefold() for e in entries])):
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise ConfigError(f"methods: the {kind} {twice[0]!r} occurs twice: give each of them a `label` of its own")

@@ -22,6 +22,7 @@ from fedelta.runs.config.read import Overrides, pairs, read_yaml
 from fedelta.runs.folder import CONFIG
 from fedelta.runs.suite.book import Book
 from fedelta.runs.suite.cells import Plan, plan_of
+from fedelta.runs.suite.keys import demand_other_keys
 from fedelta.runs.suite.play import Place
 from fedelta.runs.suite.schema import SuiteFile, demand_store, read_suite, suite_of
 from fedelta.runs.suite.store import Store
@@ -77,6 +78,7 @@ def ready(source: str, wanted: Wanted) -> Ready:
     Raises:
         ConfigError: for a suite that cannot be run, naming all its faults.
     """
+    _demand_changes_of_the_base(wanted.changes)
     file = _file(source, wanted)
     folder = wanted.output or Path("runs") / file.name
     if (folder / CONFIG).exists():
@@ -90,6 +92,14 @@ def ready(source: str, wanted: Wanted) -> Ready:
     if not _is_file_of(source, folder):
         files.commit(folder / SUITE, f"{_made_by()}\n{text}".encode())
     return Ready(plan, book, text)
+
+
+def _demand_changes_of_the_base(changes: Overrides) -> None:
+    """Raises ConfigError for a change that no run would have: what a method is, the suite says of each."""
+    keys = [key for key, _ in pairs(changes)]
+    demand_other_keys(keys, "--set")
+    if own := [key for key in keys if key.startswith("method.")]:
+        raise ConfigError(f"--set has {own[0]}, but hyper-parameters stand in a method's own mapping in the suite's `methods`")
 
 
 def _is_file_of(source: str, folder: Path) -> bool:

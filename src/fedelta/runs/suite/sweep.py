@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any, TypeAlias, cast
 
 from fedelta.runs.config.section import ConfigError
+from fedelta.runs.suite.keys import demand_other_keys
 from fedelta.runs.suite.names import Values, shown, slug
 
 Sweep: TypeAlias = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
@@ -68,6 +69,7 @@ def _grid(sweep: Mapping[str, Sequence[Any]]) -> dict[str, Setting]:
             f"sweep.{taken[0]} is no key to sweep: `{taken[0]}` is a setting's own where the sweep is a list, such as "
             "[{name: small, seeds: 3, lora.rank: 4}]"
         )
+    demand_other_keys(sweep, "sweep")
     if empty := [key for key, values in sweep.items() if not values]:
         raise ConfigError(f"sweep.{empty[0]} has no value: list those of its settings")
     grid = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
@@ -76,6 +78,7 @@ def _grid(sweep: Mapping[str, Sequence[Any]]) -> dict[str, Setting]:
 
 def _listed_setting(given: Mapping[str, Any]) -> Setting:
     values = {key: value for key, value in given.items() if key not in OF_A_SETTING}
+    demand_other_keys(values, f"sweep: {_name(given)}")
     return Setting(values, _own_seeds(given["seeds"], _name(given)) if "seeds" in given else None)
 
 
@@ -84,8 +87,13 @@ def _name(given: Mapping[str, Any]) -> str:
     if "name" not in given:
         return _grid_name({key: value for key, value in given.items() if key not in OF_A_SETTING})
     name = given["name"]
-    if isinstance(name, bool) or not isinstance(name, str | int | float) or not str(name).strip():
-        raise ConfigError(f"sweep: the `name` of a setting should be a text, got {name!r:.80}")
+    if (
+        isinstance(name, bool)
+        or not isinstance(name, str | int | float)
+        or not str(name).strip()
+        or not str(name).isprintable()
+    ):
+        raise ConfigError(f"sweep: the `name` of a setting should be a text of one line, got {name!r:.80}")
     return str(name)
 
 
@@ -101,7 +109,7 @@ def _own_seeds(given: object, name: str) -> list[int]:
 
 
 def _unlike(settings: Mapping[str, Setting], count: int) -> dict[str, Setting]:
-    if len(settings) < count or len({slug(name) for name in settings}) < count:
+    if len(settings) < count or len({slug(name).casefold() for name in settings}) < count:
         raise ConfigError("sweep: two settings have the same name: give each a `name` of its own")
     return dict(settings)
 

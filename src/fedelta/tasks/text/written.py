@@ -33,7 +33,8 @@ class EncoderDecoderInstruction(Prompted):
         require_rows(rows)
         prompts = tokenized(tokenizer, [self.prompt_of(row, i) for i, row in enumerate(rows)], None, self.max_length)
         answers = encode_answers([text_of(row, i, self.answer) for i, row in enumerate(rows)], tokenizer)
-        pairs = enumerate(zip(prompts, answers, strict=True))
+        cut = [cut_answer(answer, self.max_length, tokenizer.eos_token_id) for answer in answers]
+        pairs = enumerate(zip(prompts, cut, strict=True))
         return [self._example(prompt, answer, i) for i, (prompt, answer) in pairs]
 
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
@@ -52,7 +53,7 @@ class EncoderDecoderInstruction(Prompted):
             raise ValueError(
                 f"max_length {self.max_length} leaves no place for a prompt beside the tokenizer's marks: raise it"
             )
-        return {name: prompt[name] for name in READ} | {"token_labels": answer[: self.max_length]}
+        return {name: prompt[name] for name in READ} | {"token_labels": answer}
 
 
 def written_decisions(model: Any, batch: Batch) -> Decisions:
@@ -80,3 +81,19 @@ def encode_answers(texts: Sequence[str], tokenizer: Any) -> list[Tokens]:
     end = tokenizer.eos_token_id
     found = [list(ids) for ids in tokenizer(text_target=list(texts))["input_ids"]]
     return [ids if end is None or end in ids[-2:] else [*ids, end] for ids in found]
+
+
+def cut_answer(ids: Tokens, max_length: int, end: int | None) -> Tokens:
+    """Returns the first tokens of an answer that is too long, without an EOS: it does not end there.
+
+    Where a language's mark stands behind the EOS, both are kept and the text before them is cut: the model moves the last token
+    to the front, and would begin by a word.
+
+    Raises:
+        ValueError: if such marks alone fill `max_length`.
+    """
+    if len(ids) <= max_length or end is None or ids[-1] == end or ids[-2] != end:
+        return ids[:max_length]
+    if max_length < 3:
+        raise ValueError(f"max_length {max_length} leaves no place for an answer beside the tokenizer's marks: raise it")
+    return ids[: max_length - 2] + ids[-2:]
