@@ -2,7 +2,9 @@
 
 python tools/studies.py            of every folder
 python tools/studies.py NAME ...   of these, such as `raflora`
-python tools/studies.py --check    writes nothing; ends with code 1 if a README is not what its files say
+python tools/studies.py --check    writes nothing; ends with code 1 if a page is not what its files say
+
+Pages of the documentation that show a table of a study are written, or checked, with any of them.
 
 A table stands between two comments. The first says what it shows, and `study_tables` has the kinds:
 
@@ -30,7 +32,9 @@ from fedelta.runs.suite.lines import seconds_of
 from fedelta.runs.suite.start import Wanted, ready
 from fedelta.runs.suite.work import Options, Work
 
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+ROOT = Path(__file__).resolve().parents[1]
+
+EXPERIMENTS, DOCUMENTATION = ROOT / "experiments", ROOT / "docs"
 
 RESULTS = "results.csv"
 
@@ -64,14 +68,16 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     folders = [EXPERIMENTS / name for name in arguments.names] or studies()
+    pages = [*map(readme_of, folders), *documentation_pages()]
     if arguments.check:
-        stale = [str(readme) for readme in map(readme_of, folders) if written(readme) != readme.read_text(encoding="utf-8")]
+        stale = [str(page) for page in pages if written(page) != page.read_text(encoding="utf-8")]
         print("\n".join(stale))
         sys.exit(bool(stale))
     for folder in folders:
         if study_tables.shows_results(readme_of(folder).read_text(encoding="utf-8")) and suites_of(folder):
             (folder / RESULTS).write_text(results(folder), encoding="utf-8")
-        readme_of(folder).write_text(written(readme_of(folder)), encoding="utf-8")
+    for page in pages:
+        page.write_text(written(page), encoding="utf-8")
 
 
 def studies() -> list[Path]:
@@ -84,9 +90,15 @@ def readme_of(folder: Path) -> Path:
     return folder / "README.md"
 
 
-def written(readme: Path) -> str:
-    """Returns a page with its tables as the files beside it say."""
-    return study_tables.filled(readme.read_text(encoding="utf-8"), readme.parent)
+def documentation_pages() -> list[Path]:
+    """Returns the pages of the documentation that show a table of some study."""
+    return sorted(page for page in DOCUMENTATION.rglob("*.md") if study_tables.TABLE.search(page.read_text(encoding="utf-8")))
+
+
+def written(page: Path) -> str:
+    """Returns a page with its tables as the files beside it say, or for the documentation those of the study that it names."""
+    folder = page.parent if page.is_relative_to(EXPERIMENTS) else EXPERIMENTS
+    return study_tables.filled(page.read_text(encoding="utf-8"), folder)
 
 
 def suites_of(folder: Path) -> list[Path]:

@@ -1,9 +1,12 @@
 """Tables of a study's README, made from the files beside it.
 
     table: scores suite=S [setting=T] [against=LABEL] [points=no]    one row a method: scores by seed, mean, difference
+    table: verdicts suite=S against=LABEL [setting=T] [lines=A,B]    one row a method, the best mean first, with Holm's p
     table: claims                                                    one row a claim of claims.yaml, with its verdict
     table: rows of=FILE.csv [columns=a,b] [key=value ...]            the rows of a file as they are
     table: means of=FILE.csv by=a,b value=c                          the mean of a column, and its range, for each group
+
+A page outside a study names the study whose files it means: `study=NAME` in any of them.
 
 A claim is judged by the rule that the READMEs state; `verdict` is that rule.
 """
@@ -14,7 +17,7 @@ import csv
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -22,7 +25,7 @@ from typing import Any, cast
 
 import yaml
 
-from fedelta.report.statistics import FEWEST, t_interval
+from fedelta.report.statistics import FEWEST, Difference, against_baseline, t_interval
 
 TABLE = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -38,19 +41,19 @@ Row = Mapping[str, str]
 
 
 def filled(text: str, folder: Path) -> str:
-    """Returns a page whose tables are what the files of its folder say."""
+    """Returns a page whose tables are what the files of its folder say, or of the folder in it that a table names."""
     return TABLE.sub(partial(_filled, folder=folder), text)
 
 
 def shows_results(text: str) -> bool:
     """Returns whether some table of a page is made of the results.csv that `studies` writes."""
-    return any(shlex.split(found[2])[0] in ("scores", "claims") for found in TABLE.finditer(text))
+    return any(shlex.split(found[2])[0] in ("scores", "verdicts", "claims") for found in TABLE.finditer(text))
 
 
 def _filled(found: re.Match[str], folder: Path) -> str:
     kind, *words = shlex.split(found[2])
     options = dict(word.split("=", 1) for word in words)
-    return found[1] + KINDS[kind](folder, options) + found[3]
+    return found[1] + KINDS[kind](folder / options.pop("study", ""), options) + found[3]
 
 
 def _read(path: Path) -> list[Row]:
@@ -146,6 +149,44 @@ def _difference(own: Scores, other: Scores) -> str:
     if interval is None:
         return f"{found[0]:+.1f}" if found else ""
     return f"{interval.mean:+.1f} ({interval.low:+.1f} to {interval.high:+.1f})"
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def verdicts_table(folder: Path, options: Mapping[str, str]) -> str:
+    """Returns a row for each method that has seeds enough: mean, difference to the baseline with its interval and p, bytes.
+
+    The p are adjusted together (Holm) over all methods but `lines`, which are there to compare with.
+    """
+    rows, suite, against = _read(folder / "results.csv"), options["suite"], options["against"]
+    setting, lines = options.get("setting", ""), options.get("lines", "").split(",")
+    labels = dict.fromkeys(r["label"] for r in rows if (r["suite"], r["setting"]) == (suite, setting))
+    known = {label: scores_of(rows, suite, setting, label) for label in labels}
+    whole = {label: own for label, own in known.items() if len(own.last) >= FEWEST}
+    if against not in whole:
+        return NOTHING
+    by_seed = {label: {int(seed): score for seed, score in own.last.items()} for label, own in whole.items()}
+    unadjusted = against_baseline(by_seed, against)
+    tested = against_baseline({label: x for label, x in by_seed.items() if label not in lines}, against)
+    found = {**{label: replace(x, adjusted=None) for label, x in unadjusted.items()}, **tested}
+    ordered = sorted(whole, key=lambda label: -fmean(whole[label].last.values()))
+    head = ["method", "seeds", "mean", f"to `{against}`, pp", "95 % interval", "p (Holm)", "MiB sent"]
+    return _table(head, [_verdicts_row(label, whole[label], found.get(label)) for label in ordered])
+
+
+def _verdicts_row(label: str, own: Scores, difference: Difference | None) -> list[str]:
+    values = list(own.last.values())
+    interval, adjusted = (None, None) if difference is None else (difference.interval, difference.adjusted)
+    return [
+        f"`{label}`",
+        str(len(values)),
+        f"{fmean(values):.1f}, sd {stdev(values):.1f}",
+        "–" if interval is None else f"{interval.mean:+.1f}",
+        "–" if interval is None else f"{interval.low:+.1f} to {interval.high:+.1f}",
+        "–" if adjusted is None else f"{adjusted:.2f}",
+        f"{fmean(float(r['bytes']) for r in own.rows) / 2**20:.1f}",
+    ]
 
 
 # --- claims ----------------------------------------------------------------------------------------------------------
@@ -248,6 +289,7 @@ def means_table(folder: Path, options: Mapping[str, str]) -> str:
 
 KINDS: Mapping[str, Callable[[Path, Mapping[str, str]], str]] = {
     "scores": scores_table,
+    "verdicts": verdicts_table,
     "claims": claims_table,
     "rows": rows_table,
     "means": means_table,

@@ -211,6 +211,14 @@ def test_what_cannot_be_combined_is_refused(parts: dict[str, Any], message: str)
         Compose(**parts)
 
 
+@pytest.mark.parametrize("name", ["feddyn", "fedglomo", "fedlada", "fedsmoo", "scaffold"])
+def test_vectors_of_clients_with_other_scales_are_not_added_up(name: str) -> None:
+    one, other = (toy_federation((3, 3), lora_alpha=scale) for scale in (3.0, 6.0))
+    for method in (get_method(name), Compose(local=name, server="fedrot_lora")):
+        with pytest.raises(ValueError, match=r"needs one scale, but layer 'hidden' .* give all clients one lora_alpha"):
+            federate(method, [one[0], other[1]], rounds=1)
+
+
 def test_a_single_aggregation_is_refused() -> None:
     with pytest.raises(ValueError, match="Compose is a way of training"):
         fedelta.aggregate([toy_federation((3,))[0].template], method=Compose(local=FedProx(0.1), server="flexlora"))

@@ -12,7 +12,7 @@ from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, GradientHook, State
 from fedelta.methods._compose.parts import Trained
-from fedelta.methods._compose.rules import LocalRule, Pull, demand_one_scale
+from fedelta.methods._compose.rules import LocalRule, Pull
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
 
@@ -66,6 +66,7 @@ class FedDyn(LocalRule):
     needs_updates = True
     sums = None
     equal_ranks = True
+    one_scale = True
     exempt: ClassVar[Mapping[str, str]] = {
         "scale": "the server adds what all have moved so far",
         "fixed point": "the server's step grows with the share of the clients that take part",
@@ -76,10 +77,6 @@ class FedDyn(LocalRule):
         super().__post_init__()
         if not self.strength > 0:
             raise ValueError(f"FedDyn needs a strength above 0, got {self.strength}")
-
-    def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
-        super().check_peers(template, peers)
-        demand_one_scale(self.name, template, peers)
 
     def open(self, peers: Sequence[Peer]) -> State:
         return FedDynState(h={}, clients=len(peers))

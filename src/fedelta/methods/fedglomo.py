@@ -12,7 +12,7 @@ from fedelta import tree
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, GradientHook, State
 from fedelta.methods._compose.parts import Trained
-from fedelta.methods._compose.rules import ELSEWHERE, Elsewhere, LocalRule, check_like, demand_one_scale, mean_by_name
+from fedelta.methods._compose.rules import ELSEWHERE, Elsewhere, LocalRule, check_like, mean_by_name
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
 
@@ -72,6 +72,7 @@ class FedGLOMO(LocalRule):
     needs_updates = True
     sums = None
     equal_ranks = True
+    one_scale = True
     reads_moves = True
     order = -1
     sole = ELSEWHERE
@@ -84,10 +85,6 @@ class FedGLOMO(LocalRule):
         super().__post_init__()
         if not 0 < self.beta <= 1 or self.first_batches < 0:
             raise ValueError(f"FedGLOMO needs 0 < beta <= 1 and first_batches >= 0, got {self.beta} and {self.first_batches}")
-
-    def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
-        super().check_peers(template, peers)
-        demand_one_scale(self.name, template, peers)
 
     def open(self, peers: Sequence[Peer]) -> State:
         return FedGLOMOState(u={}, previous={})

@@ -14,10 +14,10 @@ from torch import Tensor
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, State
 from fedelta.methods._compose.parts import Trained
-from fedelta.methods._compose.rules import LocalRule, check_like, demand_one_scale, mean_by_name
+from fedelta.methods._compose.rules import LocalRule, check_like, mean_by_name
 from fedelta.optim import Optimizer, OptimizerState
 from fedelta.peers import Peer
-from fedelta.tree import Adapter, Message, Tensors
+from fedelta.tree import Message, Tensors
 
 logger = logging.getLogger("fedelta.methods")
 
@@ -76,6 +76,7 @@ class FedLADA(LocalRule):
     needs_updates = True
     sums = None
     equal_ranks = True
+    one_scale = True
     reads_moves = True
     sole = "brings the clients' optimiser"
     extra = "a second moment and a direction down, a second moment up"
@@ -88,10 +89,6 @@ class FedLADA(LocalRule):
             raise ValueError(
                 f"FedLADA needs 0 < alpha <= 1, betas in [0, 1) and eps above 0, got {self.alpha}, {self.betas} and {self.eps}"
             )
-
-    def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
-        super().check_peers(template, peers)
-        demand_one_scale(self.name, template, peers)
 
     def look_ahead(self, rounds: int) -> None:
         if rounds * self.alpha < 1:

@@ -16,10 +16,10 @@ from fedelta.methods._compose.rules import (
     Elsewhere,
     LocalRule,
     check_like,
-    demand_one_scale,
     mean_by_name,
     of_norm,
 )
+from fedelta.methods._shared.variates import less
 from fedelta.methods.feddyn import FedDyn
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
@@ -75,6 +75,7 @@ class FedSMOO(LocalRule):
     needs_updates = True
     sums = None
     equal_ranks = True
+    one_scale = True
     sole = ELSEWHERE
     extra = "a perturbation down, its dual variable up"
     exempt: ClassVar[Mapping[str, str]] = FedDyn.exempt
@@ -87,10 +88,6 @@ class FedSMOO(LocalRule):
     @property
     def _dynamic(self) -> FedDyn:
         return FedDyn(strength=self.strength)
-
-    def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
-        super().check_peers(template, peers)
-        demand_one_scale(self.name, template, peers)
 
     def open(self, peers: Sequence[Peer]) -> State:
         return FedSMOOState(dynamic=self._dynamic.open(peers), s={})
@@ -140,15 +137,10 @@ class _Agreed(Elsewhere):
         if step == 0:
             self.s = {n: self.s[n].to(x) for n, x in gradients.items() if n in self.s}
             self.mu = {n: self.own[n].to(x) for n, x in gradients.items() if n in self.own}
-        found = of_norm(_less(_less(gradients, self.mu), self.s), self.rho)
-        for n, x in _less(found, self.s).items():
+        found = of_norm(less(less(gradients, self.mu), self.s), self.rho)
+        for n, x in less(found, self.s).items():
             self.mu[n] = self.mu[n] + x if n in self.mu else x
         return found
 
     def changed(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors:
         return self.pull(gradients, parameters, step)
-
-
-def _less(tensors: Tensors, others: Tensors) -> dict[str, Tensor]:
-    """Returns the difference by name; what the others lack, since nobody has trained it before, counts as zero."""
-    return {n: x - others[n] if n in others else x for n, x in tensors.items()}

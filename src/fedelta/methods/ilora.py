@@ -16,7 +16,7 @@ from fedelta.method import Client, ClientState, Method, State
 from fedelta.methods._compose.rules import check_like
 from fedelta.methods._shared.base_delta import BaseAccount, advance, open_base, step_entries
 from fedelta.methods._shared.qr import leading_qr, leading_qr_of
-from fedelta.methods._shared.variates import Correction, moved_by, owners_of, part_of, per_scale
+from fedelta.methods._shared.variates import Correction, less, moved_by, owners_of, part_of, per_scale
 from fedelta.peers import Peer, at_largest, kinds_of, template_for
 from fedelta.tree import Adapter, BaseDelta, Factor, Message, Tensors
 
@@ -150,8 +150,7 @@ class ILoRA(Method):
         if hook is None:
             return up, client_state
         old, mean = client_state.get("c", {}), per_scale(hook.mean(), start)
-        change = {n: x - old[n] if n in old else x for n, x in mean.items()}
-        return {**up, "dc": change}, {**client_state, "c": {**old, **mean}}
+        return {**up, "dc": less(mean, old)}, {**client_state, "c": {**old, **mean}}
 
     def _hook(self, c: Tensors, own: Tensors, start: Adapter) -> Correction | None:
         if not self.control:

@@ -11,8 +11,8 @@ from torch import Tensor
 from fedelta.merging import ClientUpdate
 from fedelta.method import ClientState, GradientHook, State
 from fedelta.methods._compose.parts import Trained
-from fedelta.methods._compose.rules import LocalRule, check_like, demand_one_scale
-from fedelta.methods._shared.variates import Correction
+from fedelta.methods._compose.rules import LocalRule, check_like
+from fedelta.methods._shared.variates import Correction, less
 from fedelta.peers import Peer
 from fedelta.tree import Adapter, Message, Tensors
 
@@ -62,13 +62,10 @@ class Scaffold(LocalRule):
     needs_updates = True
     sums = None
     equal_ranks = True
+    one_scale = True
     order = 1
     extra = "control variates both ways"
     exempt: ClassVar[Mapping[str, str]] = {"scale": "an upload holds what training did to a control variate"}
-
-    def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
-        super().check_peers(template, peers)
-        demand_one_scale(self.name, template, peers)
 
     def open(self, peers: Sequence[Peer]) -> State:
         return ScaffoldState(c={}, clients=len(peers))
@@ -87,9 +84,8 @@ class Scaffold(LocalRule):
         if not isinstance(hook, Correction):
             return {}, own
         old, mean = own.get("c", {}), hook.mean()
-        change = {n: x - old[n] if n in old else x for n, x in mean.items()}
         # A factor that this round did not train keeps its variate.
-        return {"dc": change}, {"c": {**old, **mean}}
+        return {"dc": less(mean, old)}, {"c": {**old, **mean}}
 
     def check_sent(self, updates: Sequence[ClientUpdate], like: Tensors) -> None:
         check_like(self.name, updates, "dc", "control variate", like)

@@ -50,6 +50,7 @@ class Part:
         stable: needs factors that keep their meaning from round to round, and has a say in how the server's factors move.
         needs_updates: its part at the server reads single updates, so that they cannot be summed before.
         equal_ranks: serves clients of one rank only.
+        one_scale: and of one scale: it adds up vectors of several clients that change with their scales, such as gradients.
         reads_moves: its part at the server reads each client's own displacement, the entry `moved` of an update's content.
         order: of a rule among others: a gradient goes through the lower ones first.
         asks: the arguments of `Client.train` that it uses beside those of the method that it goes with.
@@ -61,6 +62,7 @@ class Part:
     stable: ClassVar[bool] = False
     needs_updates: ClassVar[bool] = False
     equal_ranks: ClassVar[bool] = False
+    one_scale: ClassVar[bool] = False
     reads_moves: ClassVar[bool] = False
     order: ClassVar[int] = 0
     asks: ClassVar[frozenset[str]] = frozenset()

@@ -40,9 +40,11 @@ class LocalRule(Part, Composite, Method):
     def check_peers(self, template: Adapter, peers: Sequence[Peer]) -> None:
         if self.equal_ranks:
             demand_equal_ranks(self.name, template, peers)
+        if self.one_scale:
+            _demand_one_scale(self.name, template, peers)
 
 
-def demand_one_scale(name: str, template: Adapter, peers: Sequence[Peer]) -> None:
+def _demand_one_scale(name: str, template: Adapter, peers: Sequence[Peer]) -> None:
     """Raises ValueError if two peers apply a layer with different scales."""
     for layer, x in template.layers.items():
         kinds = kinds_of(peers)

@@ -39,6 +39,11 @@ class Correction:
         return {n: (x / self.steps).cpu() for n, x in self.total.items()}
 
 
+def less(tensors: Tensors, others: Tensors) -> dict[str, Tensor]:
+    """Returns the difference by name; what the others lack, since nobody has trained it before, counts as zero."""
+    return {n: x - others[n] if n in others else x for n, x in tensors.items()}
+
+
 def per_scale(tensors: Tensors, adapter: Adapter, power: int = -1) -> dict[str, Tensor]:
     """Returns tensors by flat name, those of a layer times a power of its scale: gradients of factors grow with it."""
     scales = {f"{n}.lora_{which}": x.scale for n, x in adapter.layers.items() for which in "AB"}
