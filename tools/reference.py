@@ -232,7 +232,7 @@ store: cells.jsonl.gz
 | `suite.yaml` | the suite as resolved; it can be run from there |
 | `cells/<setting>/<method>/seed-<s>/` | the runs that are compared, [run folders](run-folder.md) without curves and page |
 | `tune/<setting>/<method>/<value>/seed-<s>/` | those that choose values |
-| `stale/` | runs of another config that lay where a cell belongs |
+| `stale/` | runs of another config, or that could not be taken up, which lay where a cell belongs |
 | `untrained/` | scores of the model before any training |
 | `results.csv`, `results.tex`, `results.pdf`, `results.png`, `summary.json`, `report.html` | what came out |
 

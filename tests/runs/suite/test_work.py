@@ -196,6 +196,27 @@ def test_more_rounds_extend_a_finished_cell(bench: Bench):
     assert not (bench.path / "runs" / "stale").exists()
 
 
+def test_a_cell_that_cannot_be_taken_up_is_begun_anew(bench: Bench):
+    cell = bench.path / "runs" / "cells" / "all" / "zeropad" / "seed-0"
+    stale = bench.path / "runs" / "stale" / "cells" / "all" / "zeropad"
+    three = {"seeds": 1, "methods": ["zeropad"], "changes": {"federation.rounds": 3}}
+    bench.run(Options(prune=True), **three)
+
+    def once_more(rounds: int, number: int) -> None:
+        found, events = bench.run(**{**three, "changes": {"federation.rounds": rounds}})
+        assert [event.record["t"] for event in events if event.record is not None] == list(range(rounds))
+        assert states(found) == ["done"]
+        assert (stale / f"seed-0.{number}").is_dir()
+
+    once_more(4, 1)  # its checkpoint was pruned
+    log = cell / "rounds.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(lines[0] + b"broken\n" + b"".join(lines[2:]))
+    once_more(4, 2)  # a record is gone, and no round is left that could bring it back
+    (cell / "config.yaml").write_text("lost: [", encoding="utf-8")
+    once_more(4, 3)
+
+
 def test_a_failed_cell_is_said_and_tried_again_only_when_asked(bench: Bench, trained: Trained, monkeypatch: pytest.MonkeyPatch):
     whole = play.opened
 

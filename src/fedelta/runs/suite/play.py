@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from fedelta.engines import manifests
 from fedelta.engines.rounds import DivergedError
 from fedelta.exchange import files
 from fedelta.runs import reports
@@ -202,9 +203,10 @@ def note_failure(task: Task, error: BaseException) -> str:
 
 
 def _put_away(task: Task, place: Place) -> None:
-    """Moves a run of another config out of the cell's folder, to `stale/`."""
-    config = _config_of(RunFolder(task.folder))
-    if config is None or _is_asked(config, task):
+    """Moves a run of another config, or one that cannot become whole any more, out of the cell's folder, to `stale/`."""
+    folder = RunFolder(task.folder)
+    config = _config_of(folder)
+    if not folder.config_file.is_file() or (config is not None and _is_asked(config, task) and _can_go_on(folder)):
         return
     within = task.folder.relative_to(place.folder)
     names = (place.folder / STALE / within.with_name(f"{within.name}.{number}") for number in count(1))
@@ -212,6 +214,17 @@ def _put_away(task: Task, place: Place) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with RunFolder(task.folder).locked():
         os.replace(task.folder, target)
+
+
+def _can_go_on(folder: RunFolder) -> bool:
+    """Returns whether a run that is taken up will have the records of all its rounds.
+
+    Its checkpoint may have been pruned, and a round whose record is gone is not done again: only the record of the last round
+    is in the checkpoint, too.
+    """
+    rounds = {record["t"] for record in folder.survey()[0]}
+    saved = [int(path.stem) for path in manifests.paths(folder.checkpoint)]
+    return rounds >= set(range(saved[0] - 1)) if saved else len(rounds) <= 1
 
 
 def _is_asked(config: RunConfig, task: Task) -> bool:
