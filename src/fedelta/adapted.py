@@ -40,8 +40,10 @@ class AdaptedModel(Protocol):
         """The trained tensors themselves, not copies: what gradients are taken of."""
         ...
 
-    def mode(self, dropout: torch.Generator | None) -> None:
-        """Sets training, with adapter dropout drawn from the generator; or evaluation, for None."""
+    def mode(self, dropout: torch.Generator | None) -> torch.Generator | None:
+        """Sets training, with adapter dropout drawn from the generator; or evaluation, for None.
+
+        Returns what is drawn from, on the model's device, so that a pass can be repeated with the same draws."""
         ...
 
     def tokens(self, batch: Batch) -> int:

@@ -184,14 +184,15 @@ class LocalClient:
         # Loaded anew in every call, even by the client that trained last: the model is shared, and whoever used it in between
         # left another adapter in it.
         params = self._load(start, base, trainable)
-        self.model.mode(self.dropout(t))
+        drawn_from = self.model.mode(self.dropout(t))
         session = Session(self, request, params)
         board().train(1, self.peer.id, session.steps)
         for batch in session.batches():
+            again = seeding.repeatable([drawn_from] if session.displacing and drawn_from else [])
             loss, grads = self._gradients(params, batch, penalty)
             offset = session.offset(grads)
             if offset is not None:
-                with displaced(params, offset):
+                with displaced(params, offset), again():
                     grads = self._gradients(params, batch, penalty)[1]
             session.step(loss, grads)
             board().step += 1

@@ -84,8 +84,8 @@ class Displacing(Protocol):
     def offset(self, gradients: Tensors, parameters: Tensors, step: int) -> Tensors | None:
         """Returns what to add to the parameters, by name, for a second evaluation on the same batch; None for none.
 
-        The hook is then called with the gradients there, and with the parameters put back to the bit. Adapter dropout is drawn
-        anew; the loss that is reported is the first one.
+        The hook is then called with the gradients there, and with the parameters put back to the bit. Adapter dropout is the
+        same in both; the base's own, where a run leaves it on, is drawn anew. The loss that is reported is the first one.
         """
         ...
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,3 +41,26 @@ def generator(seed: int, t: int, peer: int, purpose: str, layer: str | None = No
 def numpy_generator(seed: int, t: int, peer: int, purpose: str) -> np.random.Generator:
     """The same as `generator`, for numpy."""
     return np.random.default_rng(derive(seed, t, peer, purpose))
+
+
+def repeatable(generators: Sequence[torch.Generator]) -> Callable[[], AbstractContextManager[None]]:
+    """Notes where generators are, and returns what opens a block in which they draw again what they draw from here on.
+
+    After the block they go on from where they were when it began.
+    """
+    return partial(_drawing_again, generators, [g.get_state() for g in generators])
+
+
+@contextmanager
+def _drawing_again(generators: Sequence[torch.Generator], states: Sequence[torch.Tensor]) -> Generator[None]:
+    now = [g.get_state() for g in generators]
+    _set(generators, states)
+    try:
+        yield
+    finally:
+        _set(generators, now)
+
+
+def _set(generators: Sequence[torch.Generator], states: Sequence[torch.Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)

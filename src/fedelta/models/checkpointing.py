@@ -7,8 +7,8 @@ generators are not torch's global one. Layers run by `Recomputed` stay in the ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +16,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from fedelta import seeding
 
 Sources: TypeAlias = Callable[[], Sequence[torch.Generator]]
 """Returns the generators that adapter dropout is drawn from in the step that runs."""
@@ -77,21 +79,4 @@ class Recomputed:
             self.layer.training = True  # transformers checkpoints only layers in training mode
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        generators = self.sources()
-        return nullcontext(), _drawing_again(generators, [g.get_state() for g in generators])
-
-
-@contextmanager
-def _drawing_again(generators: Sequence[torch.Generator], states: Sequence[torch.Tensor]) -> Generator[None]:
-    """Makes generators draw again what they drew from these states; afterwards they go on from where they are now."""
-    now = [g.get_state() for g in generators]
-    _set(generators, states)
-    try:
-        yield
-    finally:
-        _set(generators, now)
-
-
-def _set(generators: Sequence[torch.Generator], states: Sequence[torch.Tensor]) -> None:
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
+        return nullcontext(), seeding.repeatable(self.sources())()

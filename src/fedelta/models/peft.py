@@ -178,8 +178,8 @@ class PeftAdaptedModel:
         """Returns the trained tensors themselves; the next `load` replaces them."""
         return self._live
 
-    def mode(self, dropout: torch.Generator | None) -> None:
-        """Sets training, with adapter dropout drawn from the generator; or evaluation, for None.
+    def mode(self, dropout: torch.Generator | None) -> torch.Generator | None:
+        """Sets training, with adapter dropout drawn from the generator; or evaluation, for None. Returns what is drawn from.
 
         The base stays in evaluation mode even in training, unless `base_dropout` was asked for.
         """
@@ -190,6 +190,7 @@ class PeftAdaptedModel:
         for module in self._dropouts:
             module.generator = source
         recompute(self.module, None if source is None else lambda: [source])
+        return source
 
     def source(self, dropout: torch.Generator) -> torch.Generator:
         """Returns the generator on this model's device that stands for one on the CPU."""

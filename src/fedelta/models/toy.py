@@ -66,8 +66,9 @@ class ToyModel:
     def live(self) -> Adapter:
         return self.module.adapter
 
-    def mode(self, dropout: torch.Generator | None) -> None:
+    def mode(self, dropout: torch.Generator | None) -> torch.Generator | None:
         self.module.train(dropout is not None)
+        return dropout
 
     def tokens(self, batch: Batch) -> int:
         """Counts an example as one token."""

@@ -212,6 +212,36 @@ def test_gradients_at_an_offset_are_those_that_each_client_takes_alone(dropout, 
     assert error(plain.adapter, alone[0].adapter) > 1e-4, "an offset makes a difference"
 
 
+class Standing(Ascending):
+    """A hook that asks for the gradients where they were taken already, and keeps both."""
+
+    def __init__(self):
+        self.first, self.second = [], []
+
+    def offset(self, grads, params, step):
+        self.first.append({n: g.clone() for n, g in grads.items()})
+        return {n: torch.zeros_like(g) for n, g in grads.items()}
+
+    def __call__(self, grads, params, step):
+        self.second.append({n: g.clone() for n, g in grads.items()})
+        return grads
+
+
+def test_both_gradients_of_a_step_are_under_the_same_adapter_dropout(bert, setting):
+    """Else the difference of the two, on one batch, would be that of two draws."""
+    clients = setting(bert, lora={"lora_dropout": 0.5}).clients()
+    alone, together = ([Standing() for _ in clients] for _ in range(2))
+    for client, hook in zip(clients, alone, strict=True):
+        client.train(1, client.template, gradient=hook, num_steps=2)
+    train_together(
+        clients, [Request(1, c.template, gradient=hook, num_steps=2) for c, hook in zip(clients, together, strict=True)]
+    )
+    for hook in (*alone, *together):
+        for first, second in zip(hook.first, hook.second, strict=True):
+            assert error(first, second) < 1e-12
+        assert error(hook.first[0], hook.first[1]) > 1e-3, "the next step has draws of its own"
+
+
 @pytest.mark.parametrize("wishes", [OWN_WISHES, [{"penalty": square}] * 4, [{"trainable": "A"}] * 4, [{"num_steps": 2}] * 4])
 def test_each_request_is_answered_as_its_client_would(wishes, bert, setting):
     clients = setting(bert).clients()

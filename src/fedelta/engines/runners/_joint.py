@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from fedelta import seeding
 from fedelta.activity import board
 from fedelta.adapted import Batch, JointPass
 from fedelta.client import LocalClient, Request, Session, displaced, trainable_names
@@ -59,9 +60,12 @@ def _run(cohort: JointPass, sessions: Sequence[Session]) -> list[Answer]:
             steps.keep(left)
         if steps.sessions:
             evaluate = partial(_gradients, cohort, steps.sessions, [batch for batch in drawn if batch is not None])
+            displacing = any(session.displacing for session in steps.sessions)
+            again = seeding.repeatable(cohort.generators if displacing else [])
             losses, grads = evaluate()
-            if any(session.displacing for session in steps.sessions):
-                grads = _where_asked(cohort, steps.sessions, grads, evaluate)
+            if displacing:
+                with again():
+                    grads = _where_asked(cohort, steps.sessions, grads, evaluate)
             steps.step(losses, grads)
             board().step += 1
     return [answers[session] for session in sessions]
@@ -94,15 +98,11 @@ def _where_asked(
     asking = [offset is not None for offset in offsets]
     if not any(asking):
         return grads
-    # Whose gradients stay as they are is in the second pass too, and must not draw its dropout there.
-    idle = [(g, g.get_state()) for g, asks in zip(cohort.generators, asking, strict=True) if not asks]
     with ExitStack() as moved:
         for session, offset in zip(sessions, offsets, strict=True):
             if offset is not None:
                 moved.enter_context(displaced(session.params, offset))
         _, again = evaluate()
-    for generator, state in idle:
-        generator.set_state(state)
     return again if all(asking) else {n: _rows(asking, x, grads[n]) for n, x in again.items()}
 
 

@@ -52,8 +52,8 @@ class Shared(Protocol):
         """Returns the adapter that is loaded."""
         ...
 
-    def mode(self, dropout: torch.Generator | None) -> None:
-        """Sets training, or evaluation for None."""
+    def mode(self, dropout: torch.Generator | None) -> torch.Generator | None:
+        """Sets training, or evaluation for None; returns what dropout is drawn from."""
         ...
 
     def source(self, dropout: torch.Generator) -> torch.Generator:
