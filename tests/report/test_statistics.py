@@ -138,10 +138,15 @@ def test_what_the_seeds_can_separate_is_the_median_half_width():
     scores = table([[0, 0, 0], [1, 2, 3], [10, 20, 30]])
     assert statistics.separable(scores, "a") == pytest.approx(stats.t.ppf(0.975, 2) * 5.5 / 3**0.5)
     assert statistics.separable(table([[1.0], [2.0]]), "a") is None
-    assert statistics.sampling_error(0.5, 100) == pytest.approx(0.05)
+    assert statistics.statistics.sampling_error(0.5, 100) == pytest.approx(0.05)
 
 
 def test_without_scipy_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ImportError, match=r"fedelta\[compare\]"):
         statistics.t_interval([1.0, 2.0])
+
+
+def test_what_is_no_share_has_no_sampling_error():
+    assert statistics.sampling_error(0.5, 100) == pytest.approx(0.05)
+    assert statistics.sampling_error(-5.0, 100) == statistics.sampling_error(85.0, 100) == 0.0
