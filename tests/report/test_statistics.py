@@ -138,7 +138,7 @@ def test_what_the_seeds_can_separate_is_the_median_half_width():
     scores = table([[0, 0, 0], [1, 2, 3], [10, 20, 30]])
     assert statistics.separable(scores, "a") == pytest.approx(stats.t.ppf(0.975, 2) * 5.5 / 3**0.5)
     assert statistics.separable(table([[1.0], [2.0]]), "a") is None
-    assert statistics.statistics.sampling_error(0.5, 100) == pytest.approx(0.05)
+    assert statistics.sampling_error(0.5, 100) == pytest.approx(0.05)
 
 
 def test_without_scipy_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -73,7 +73,7 @@ class Book:
         return None if self.store is None else self.store.lines.get(digest)
 
     def _keep(self, line: Line) -> Line:
-        """Keeps a line, and returns the one that counts: what another process had stored before, since tables are the store's."""
+        """Keeps a line, and returns the one that counts: tables are the store's, where another process may have been first."""
         if self.store is not None:
             self.store.add(line)
         kept = self._stored(line["digest"]) or line
