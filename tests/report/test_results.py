@@ -104,7 +104,8 @@ def test_cells_that_are_not_done_are_rows_without_a_value(a_comparison: Make):
     plain = results.terminal_table(comparison).plain
     assert "b  not applicable: ranks <must> be equal" in plain
     assert "c  failed: out of memory" in plain
-    assert "ranks \\textless{}must\\textgreater{} be equal" in results.latex(comparison)
+    tex = results.latex(comparison)
+    assert r"p{0.7\linewidth}}{\small\raggedright not applicable: ranks \textless{}must\textgreater{} be equal}" in tex
     nothing = replace(comparison, cells=[cell for cell in comparison.cells if cell.run is None])
     assert set(results.files(nothing)) == {"results.csv", "summary.json"}
     assert "no run has finished a round" in results.terminal_table(nothing).plain
@@ -138,6 +139,7 @@ def test_latex_is_escaped_and_whole(a_comparison: Make):
     assert escaped(r"a_b & 5% {x} $1 ~^#<>\ ±") == (
         r"a\_b \& 5\% \{x\} \$1 \textasciitilde{}\textasciicircum{}\#\textless{}\textgreater{}\textbackslash{} $\pm$"
     )
+    assert escaped("`a|b") == r"\textasciigrave{}a\textbar{}b"
     assert escaped("[x]*") == "{[}x]*", "after the end of a row a bracket would be its argument"
     assert escaped("*x") == "{*}x"
     text = results.latex(a_comparison((r"flex_lora & co", "b"), ("x", "y")))
@@ -252,6 +254,17 @@ def with_run(comparison: Comparison, k: int, records: Callable[[Any], list[Any]]
 
 def lost_in_round(t: int) -> Callable[[Any], list[Any]]:
     return lambda records: [*records[:t], {**records[t], "train_loss": None, "test": None, "validation": None}]
+
+
+def test_latex_marks_the_methods_of_which_a_run_diverged(a_comparison: Make):
+    dagger = r"$^\dagger$"
+    comparison = with_run(a_comparison(("a", "b"), ("x", "y")), 0, lost_in_round(2))
+    settings, first, second = results.latex(comparison).split(r"\begin{table}")[1:]
+    rows = [line for line in (settings + first).splitlines() if line.startswith(("a &", "b &"))]
+    assert [dagger in row for row in rows] == [row.startswith("a") for row in rows]
+    assert rows[0].count(dagger) + rows[1].count(dagger) == 1, "in the setting where it diverged"
+    assert all(f"{dagger}: some run diverged" in table for table in (settings, first))
+    assert dagger not in second
 
 
 def test_a_run_that_diverged_early_is_in_every_mean_and_in_the_csv(a_comparison: Make):

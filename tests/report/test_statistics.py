@@ -145,3 +145,8 @@ def test_without_scipy_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ImportError, match=r"fedelta\[compare\]"):
         statistics.t_interval([1.0, 2.0])
+
+
+def test_what_is_no_share_has_no_sampling_error():
+    assert statistics.sampling_error(0.5, 100) == pytest.approx(0.05)
+    assert statistics.sampling_error(-5.0, 100) == statistics.sampling_error(85.0, 100) == 0.0

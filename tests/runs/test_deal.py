@@ -50,7 +50,8 @@ def test_each_client_has_its_own_file_and_nothing_is_carved(form: Any, own_files
 
 
 def test_files_of_validation_and_test_rows_stand_beside(own_files: dict[str, str]) -> None:
-    found = dealt(read_config({"data": {"clients": own_files, "test": own_files["c"], "validation": own_files["b"]}}))
+    clients = {"a": own_files["a"]}
+    found = dealt(read_config({"data": {"clients": clients, "test": own_files["c"], "validation": own_files["b"]}}))
     assert [row["text"] for row in found.splits.test] == WHOLE[2]
     assert [row["text"] for row in found.splits.validation] == WHOLE[1]
 
@@ -97,6 +98,26 @@ def test_what_does_not_go_together_is_refused_by_key(changes: Any, reason: str, 
         load_config(given, changes)
 
 
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_rows_to_report_by_are_no_clients(part: str, own_files: dict[str, str], tmp_path: Path) -> None:
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(own_files["c"])
+    for file in (own_files["c"], str(link)):
+        with pytest.raises(ConfigError, match=f"has the {part} rows, and client 'c' would train on them"):
+            load_config({"data": {"clients": own_files, part: file}, "method": "flexlora"})
+
+
+def test_a_number_is_a_name(own_files: dict[str, str]) -> None:
+    found = read_config({"data": {"clients": {1: own_files["a"], 2: own_files["b"]}}})
+    assert list(found.client_files()) == ["1", "2"]
+
+
+def test_of_several_files_the_one_without_a_field_is_named(own_files: dict[str, str]) -> None:
+    write(Path(own_files["b"]), [{"body": "b0 purr", "label": "dogs"}])
+    with pytest.raises(ValueError, match=r"b\.jsonl: row 0 has no field 'text'; it has 'body', 'label'"):
+        dealt(read_config({"data": {"clients": own_files}}))
+
+
 def test_a_file_that_is_not_there_is_named(own_files: dict[str, str]) -> None:
     Path(own_files["b"]).unlink()
     with pytest.raises(FileNotFoundError, match=r"b\.jsonl"):
@@ -107,7 +128,9 @@ def test_a_run_on_files_of_clients_is_taken_up_only_with_the_same_rows(
     own_files: dict[str, str], tiny_config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw = {key: value for key, value in tiny_config.items() if key not in ("partition", "data")}
-    given = {**raw, "data": {"clients": own_files, "test": own_files["c"]}, "output": str(tmp_path / "run")}
+    test = tmp_path / "test.jsonl"
+    test.write_bytes(Path(own_files["c"]).read_bytes())
+    given = {**raw, "data": {"clients": own_files, "test": str(test)}, "output": str(tmp_path / "run")}
     done = fedelta.run(given)
     assert "leaves 0 rows" not in caplog.text
     assert [len(r["cohort"]) for r in done.records] == [3, 3]

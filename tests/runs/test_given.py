@@ -125,6 +125,9 @@ def test_an_adapter_of_a_program_is_put_to_use(hf: list[LocalClient], tmp_path: 
     done = CliRunner().invoke(app, ["evaluate", str(folder), str(rows), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["loss"] == pytest.approx(result.final["test"]["loss"], rel=1e-5)
+    done = CliRunner().invoke(app, ["evaluate", str(folder)])
+    assert done.exit_code == 2
+    assert "the rows of this run were objects of a program: give the rows" in " ".join(done.output.split())
     fedelta.run(PLAIN, {"output": str(tmp_path / "toy")}, clients=toy_federation(RANKS))
     for command in (["evaluate", str(tmp_path / "toy"), str(rows)], ["run", str(tmp_path / "toy/config.yaml"), "--dry-run"]):
         done = CliRunner().invoke(app, command)

@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from fedelta.data.endings import plain_name
 
@@ -74,11 +75,22 @@ def unfit_name(name: str) -> str | None:
     return None if name.isprintable() else "holds characters that cannot be shown"
 
 
-def demand_different(clients: Mapping[str, str]) -> None:
-    """Raises ValueError for a file that two clients have, however its path is spelled: its rows would be both's."""
+def demand_different(clients: Mapping[str, str], common: Mapping[str, str | None] = MappingProxyType({})) -> None:
+    """Raises ValueError for a file that two have, however its path is spelled.
+
+    Args:
+        clients: files by the names of their clients.
+        common: files of rows that nobody may train on, by what they are for, such as "test".
+    """
     owners: dict[str, str] = {}
     for name, file in clients.items():
-        place = os.path.abspath(file)
+        place = os.path.realpath(file)
         if place in owners:
             raise ValueError(f"{file} is given to two clients, {owners[place]!r} and {name!r}: give each a file of its own")
         owners[place] = name
+    for part, file in common.items():
+        if file is not None and (owner := owners.get(os.path.realpath(file))) is not None:
+            raise ValueError(
+                f"{file} has the {part} rows, and client {owner!r} would train on them: leave it out of the clients' files, "
+                "also where a pattern takes it in"
+            )

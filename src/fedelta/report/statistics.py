@@ -260,8 +260,8 @@ def _fewest_seeds(gap: float, sd: float, methods: int) -> int | None:
 
 
 def sampling_error(share: float, rows: int) -> float:
-    """Returns the standard error of a share of right answers that the choice of test rows alone brings."""
-    return math.sqrt(share * (1 - share) / rows)
+    """Returns the standard error of a share of right answers that the choice of test rows alone brings; 0 for no share."""
+    return math.sqrt(max(0.0, share * (1 - share)) / rows)
 
 
 def scipy_stats() -> ModuleType:

@@ -16,7 +16,7 @@ from fedelta import seeding
 from fedelta.data.carving import subsample
 from fedelta.data.digests import stand_in
 from fedelta.data.gaps import without_empty
-from fedelta.data.rows import Row
+from fedelta.data.rows import Row, value_of
 from fedelta.data.sources import Splits, load_rows, load_splits, pinned_revision
 from fedelta.runs.config import Data, RankChoice, RunConfig
 from fedelta.runs.config.choices import scheme_of
@@ -165,8 +165,19 @@ def read_own(config: RunConfig, task: Task, file: str, part: str, client: str | 
     data, whose = config.data, part if client is None else f"client {client!r}"
     given = load_rows(Path(file), fields=data.fields, in_files=task.path_fields())
     rows = without_empty(given, task.label_field(), data.empty, whose)
+    _demand_fields(rows, task.text_fields(), file)
     limit = data.limit.get(part) if isinstance(data.limit, Mapping) else data.limit
     return OwnRows(subsample(rows, limit, config.seeds().data), len(given) - len(rows))
+
+
+def _demand_fields(rows: Sequence[Row], fields: Sequence[str], file: str) -> None:
+    """Raises ValueError, naming the file among several, for a row without a text that the task reads."""
+    try:
+        for index, row in enumerate(rows):
+            for field in fields:
+                value_of(row, index, field)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def row_digests(splits: Splits) -> dict[str, str]:

@@ -177,6 +177,8 @@ def _test_rows(source: Source, task: Task) -> list[Row]:
     data = source.config.data
     if not source.of_run:
         raise ValueError(f"{source.adapter} belongs to no run that has test rows: give the rows to score on")
+    if data.source == PROGRAM and source.config.federation.where == PROGRAM:  # a hub may have a data set of that name
+        raise ValueError("the rows of this run were objects of a program: give the rows to score on")
     if data.test is not None and data.clients is not None:
         return read_own(source.config, task, data.test, "test").rows
     rows = list(deal(source.config, task).splits.test)

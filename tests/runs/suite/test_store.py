@@ -106,6 +106,8 @@ def test_damage_before_the_end_is_refused(tmp_path: Path):
         (json.dumps(line("y", clients=[{"t": "0"}])).encode(), "line 2: has lines of clients that are none"),
         (json.dumps(line("y", facts=3)).encode(), "line 2: has no 'facts'"),
         (json.dumps(line("y", files={"data.source": 3})).encode(), "line 2: has digests of files that are none"),
+        (json.dumps(line("y", records=[{**RECORD, "t": 7}])).encode(), "line 2: has records of other rounds"),
+        (json.dumps(line("y", code={"fedelta": "1", "commit": "\x1b[31m"})).encode(), "line 2: does not say by which code"),
         (json.dumps(line("y", code={})).encode(), "line 2: does not say by which code"),
         (json.dumps({"kind": "untrained", "digest": "u", "scores": {"test": 3}}).encode(), "line 2: has scores that are none"),
     ],

@@ -38,10 +38,11 @@ from fedelta.runs.runner import run
 from fedelta.runs.suite import play, workers
 from fedelta.runs.suite.estimate import rows_of
 from fedelta.runs.suite.gather import comparison_of, write
-from fedelta.runs.suite.lines import seconds_of
+from fedelta.runs.suite.lines import line_of, seconds_of
 from fedelta.runs.suite.play import Event
 from fedelta.runs.suite.preflight import rehearsed
 from fedelta.runs.suite.start import Wanted, ready
+from fedelta.runs.suite.store import Store
 from fedelta.runs.suite.work import TUNING, Options, Work
 
 from .conftest import Bench, snapshot
@@ -422,6 +423,28 @@ def test_a_stopped_suite_ends_after_the_round_and_goes_on(bench: Bench, trained:
     assert [event.what for event in events] == ["begun", "round", "stopped"]
     _, events = bench.run(changes={"federation.rounds": 3}, seeds=1)
     assert [e.record["t"] for e in events if e.record is not None] == [1, 2, 0, 1, 2]
+
+
+def test_a_cell_that_another_process_stored_first_counts_as_it_was_stored(bench: Bench):
+    store = str(bench.path / "cells.jsonl.gz")
+    asked = {"seeds": 1, "methods": ["zeropad"], "store": store}
+    work = bench.work(**asked)
+    ours = next(iter(work.left()["0"]))
+    bench.run(seeds=1, methods=["zeropad"])  # of a process that saw the store while the cell was not there
+    theirs = {**line_of(RunFolder(ours.folder), ours.digest), "code": {"fedelta": "0.1.0", "commit": "theirs"}}
+    Store(Path(store)).add(theirs)
+    assert comparison_of(work, "").cells[0].commit == "theirs"
+
+
+def test_damaged_scores_before_training_hold_nothing_up(bench: Bench, caplog: pytest.LogCaptureFixture):
+    bench.run(seeds=1, methods=["zeropad"])
+    file = next((bench.path / "runs" / "untrained").iterdir())
+    for content in ('{"test": {"accuracy": "high"}}', "{", "[]"):
+        file.write_text(content, encoding="utf-8")
+        found, _ = bench.run(seeds=1, methods=["zeropad"])
+        assert (states(found), found.untrained) == (["done"], {})
+        assert f"{file} is damaged" in caplog.text
+        caplog.clear()
 
 
 def test_pruning_leaves_the_records_and_no_adapter(bench: Bench, monkeypatch: pytest.MonkeyPatch):

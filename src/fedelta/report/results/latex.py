@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fedelta.report.compared import Compared, unit_for
 from fedelta.report.comparison import Comparison
@@ -19,12 +19,18 @@ ESCAPES = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
     "±": r"$\pm$",
     MINUS: "$-$",
     DASH: "--",
     NO_BREAK: "~",
     "\n": " ",
 }
+
+
+DAGGER = r"$^\dagger$"
+"""Marks a score in which a run that diverged counts as a constant answer would."""
 
 
 def latex(comparison: Comparison) -> str:
@@ -95,10 +101,10 @@ def _with_unit(name: str, unit: str) -> str:
 
 def _method(c: Compared, s: Standing, factor: int, *, macro: bool) -> list[str]:
     m = c.measure
-    score = escaped(m.text(s.mean) + (f" ± {m.text(s.sd)}" if s.sd is not None else ""))
+    score = m.text(s.mean) + (f" ± {m.text(s.sd)}" if s.sd is not None else "")
     return [
         escaped(s.group.label),
-        rf"\textbf{{{score}}}" if s.bold else score,
+        _cell(score, s.bold, s.group.label in _diverged(c)),
         escaped(_difference(c, s)),
         *([escaped(m.text(s.macro_f1))] if macro else []),
         f"{s.sent / factor:.1f}",
@@ -120,20 +126,37 @@ def _difference(c: Compared, s: Standing) -> str:
 
 def _missing(x: Absent, width: int) -> list[str]:
     reason = escaped(f"{x.state}: {x.reason}" if x.reason else x.state)
-    return [escaped(x.label), rf"\multicolumn{{{width - 1}}}{{l}}{{\small {reason}}}"]
+    # A claim's sentence is longer than a line.
+    return [escaped(x.label), rf"\multicolumn{{{width - 1}}}{{p{{0.7\linewidth}}}}{{\small\raggedright {reason}}}"]
+
+
+def _diverged(c: Compared) -> set[str]:
+    """Returns the labels of methods of which a run diverged."""
+    return {group.label for group in c.study.groups if any(run.diverged for run in group.runs.values())}
 
 
 def _caption(c: Compared, name: str) -> str:
+    return escaped(_told(c, name)) + _of_daggers([c])
+
+
+def _of_daggers(settings: Iterable[Compared]) -> str:
+    """Returns the sentence that explains the marks of runs that diverged; nothing where there are none."""
+    if not any(map(_diverged, settings)):
+        return ""
+    return f" {DAGGER}: some run diverged, and counts as the share of the commonest label where that is known."
+
+
+def _told(c: Compared, name: str) -> str:
     m, where = c.measure, f"{name}: " if name else ""
     score = f"{where}{c.study.part} {m.name} after round {(c.study.last or 0) + 1}"
     if c.seeds == 1:
-        return escaped(f"{score}, one seed: a difference may be chance.")
+        return f"{score}, one seed: a difference may be chance."
     paired = f"Differences to {c.study.baseline.label}, {m.difference_unit or m.name}, paired by seed, with 95 % t-intervals."
     if c.seeds < FEWEST:
-        return escaped(f"{score}, mean ± sd of {c.seeds} seeds. {paired}")
+        return f"{score}, mean ± sd of {c.seeds} seeds. {paired}"
     marks = " Ahead and behind: paired t-tests with Holm's correction, 5 %." if c.study.named else ""
     bold = "Bold: the best mean and all that these seeds cannot tell from it (studentised range, seeds as blocks, 5 %)."
-    return escaped(f"{score}, mean ± sd of {c.seeds} seeds. {paired}{marks} {bold}")
+    return f"{score}, mean ± sd of {c.seeds} seeds. {paired}{marks} {bold}"
 
 
 # --- several settings ------------------------------------------------------------------------------------------------
@@ -142,15 +165,18 @@ def _caption(c: Compared, name: str) -> str:
 def _by_settings(comparison: Comparison, found: Mapping[str, Compared]) -> str:
     table = by_setting(comparison, found)
     head = ["Method", *(escaped(name) for name in found)]
-    rows = [
-        [escaped(label), *(_cell(table.texts[label].get(name, DASH), name in table.bold[label]) for name in found)]
-        for label in table.labels
-    ]
+    lost = {name: _diverged(c) for name, c in found.items()}
+
+    def cells(label: str) -> list[str]:
+        texts = {name: table.texts[label].get(name, DASH) for name in found}
+        return [_cell(text, name in table.bold[label], label in lost[name]) for name, text in texts.items()]
+
+    rows = [[escaped(label), *cells(label)] for label in table.labels]
     first = next(iter(found.values()))
     caption = escaped(f"{comparison.name}: {first.study.part} {first.measure.name}, {first.measure.unit or 'mean'}, mean ± sd.")
-    caption += " Bold: the best mean of a setting and all that its seeds cannot tell from it."
+    caption += " Bold: the best mean of a setting and all that its seeds cannot tell from it." + _of_daggers(found.values())
     return _table("l" + "r" * len(found), head, rows, caption, _reference(comparison.name, "settings"))
 
 
-def _cell(text: str, bold: bool) -> str:
-    return rf"\textbf{{{escaped(text)}}}" if bold else escaped(text)
+def _cell(text: str, bold: bool, diverged: bool) -> str:
+    return (rf"\textbf{{{escaped(text)}}}" if bold else escaped(text)) + (DAGGER if diverged else "")

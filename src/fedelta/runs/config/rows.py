@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, Any, Self, TypeAlias, cast
 
-from pydantic import Field, WithJsonSchema, field_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from fedelta.data.client_files import by_name, demand_different, unfit_name
 from fedelta.data.gaps import Empty
@@ -72,6 +72,8 @@ class Data(Section):
     def _each_by_name(cls, clients: Any) -> Any:
         if isinstance(clients, str):
             raise ValueError(f"the pattern {clients!r} is looked up where a config is read: call load_config")
+        if isinstance(clients, dict):
+            return _with_text_names(cast("dict[Any, Any]", clients))
         listed = isinstance(clients, list) and all(isinstance(file, str) for file in clients)
         return by_name(cast("list[str]", clients)) if listed else clients
 
@@ -85,3 +87,14 @@ class Data(Section):
                 raise ValueError(f"the name {name!r:.120} of a client {problem}: give it another, as {{name: file}}")
         demand_different(clients or {})
         return clients
+
+    @model_validator(mode="after")
+    def _nobody_trains_on_common_rows(self) -> Self:
+        demand_different(self.clients or {}, {"validation": self.validation, "test": self.test})
+        return self
+
+
+def _with_text_names(clients: dict[Any, Any]) -> dict[Any, Any]:
+    """Returns files by name, in which a name that YAML takes for a whole number, as `1: a.jsonl`, is its text."""
+    named = {str(name) if type(name) is int else name: file for name, file in clients.items()}
+    return named if len(named) == len(clients) else clients

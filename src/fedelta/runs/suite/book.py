@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 from fedelta.runs.digests import Known, untrained_digest
 from fedelta.runs.folder import RunFolder
@@ -14,6 +15,8 @@ from fedelta.runs.suite import play
 from fedelta.runs.suite.cells import Task
 from fedelta.runs.suite.lines import Line, encoded, known_of, parsed, untrained_line
 from fedelta.runs.suite.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -44,19 +47,18 @@ class Book:
 
         A line that comes from a folder is added to the store.
         """
-        known = self.lines.get(task.digest) or self._stored(task.digest)
+        known = self._stored(task.digest) or self.lines.get(task.digest)
         if known is None and (known := play.finished(task)) is not None:
-            self._keep(known)
+            known = self._keep(known)
         return known
 
     def untrained(self, task: Task) -> Mapping[str, Mapping[str, float]]:
         """Returns the scores, by part and metric, of the model that a cell begins with; empty where they are not known yet."""
         digest = untrained_digest(task.config, self.known())
-        known = self.lines.get(digest) or self._stored(digest)
+        known = self._stored(digest) or self.lines.get(digest)
         path = self.place.untrained(digest)
-        if known is None and path.is_file():
-            known = parsed(encoded(untrained_line(digest, json.loads(path.read_bytes()))))
-            self._keep(known)
+        if known is None and path.is_file() and (found := _untrained_in(path, digest)) is not None:
+            known = self._keep(found)
         scores: Mapping[str, Mapping[str, float]] = {} if known is None else known["scores"]
         return scores
 
@@ -67,10 +69,22 @@ class Book:
             for heavy in (folder.adapters, folder.checkpoint):
                 shutil.rmtree(heavy, ignore_errors=True)
 
-    def _stored(self, digest: str) -> Any:
+    def _stored(self, digest: str) -> Line | None:
         return None if self.store is None else self.store.lines.get(digest)
 
-    def _keep(self, line: Line) -> None:
-        self.lines[line["digest"]] = line
+    def _keep(self, line: Line) -> Line:
+        """Keeps a line, and returns the one that counts: tables are the store's, where another process may have been first."""
         if self.store is not None:
             self.store.add(line)
+        kept = self._stored(line["digest"]) or line
+        self.lines[line["digest"]] = kept
+        return kept
+
+
+def _untrained_in(path: Path, digest: str) -> Line | None:
+    """Returns the line of the scores in a file; None for one that is damaged, which is said."""
+    try:
+        return parsed(encoded(untrained_line(digest, json.loads(path.read_bytes()))))
+    except (ValueError, RecursionError):
+        logger.warning("%s is damaged: tables go without the scores before any training; remove it", path)
+        return None

@@ -101,6 +101,8 @@ def _demand_cell(line: Mapping[str, Any]) -> None:
     records, clients = line.get("records"), line.get("clients")
     if not isinstance(records, list) or not records or not all(map(is_record, cast("list[object]", records))):
         raise ValueError("has records that are none")
+    if any(record["t"] != t for t, record in enumerate(cast("list[Record]", records))):
+        raise ValueError("has records of other rounds than the first ones, in order")
     if clients is not None and not (
         isinstance(clients, list) and all(map(client_lines.is_line, cast("list[object]", clients)))
     ):
@@ -112,7 +114,8 @@ def _demand_cell(line: Mapping[str, Any]) -> None:
         if not isinstance(named, dict) or not all(isinstance(x, str) for x in cast("dict[str, object]", named).values()):
             raise ValueError("has digests of files that are none")
     code = cast("dict[str, object]", line["code"])
-    if not all(isinstance(code.get(key), str) for key in ("fedelta", "commit")):
+    # Printable, since tables show both, and a terminal would obey some letters of a stranger's store.
+    if not all(isinstance(part := code.get(key), str) and part.isprintable() for key in ("fedelta", "commit")):
         raise ValueError("does not say by which code it was run")
 
 
