@@ -35,7 +35,7 @@ class Row:
         tuning: runs that choose its values.
         bytes: that one cell sends.
         steps: of the optimiser in one cell.
-        memory: that a cell takes, in bytes, without activations.
+        memory: that a cell takes, in bytes, without activations; 0 where no cell is left and rows or model are not here.
     """
 
     setting: str
@@ -71,8 +71,14 @@ def _row(work: Work, setting: str, label: str) -> Row:
     if entry.tune is not None and entry.tune.setting == "first" and setting != next(iter(plan.settings)):
         tuned_here = False
     tuning = len(values) * len(entry.tune.seeds) if tuned_here and entry.tune is not None else 0
-    cost = cost_of(plan.config(setting, entry, _first(values, chosen)), plan.own)
-    return Row(setting, label, "", len(plan.seeds_of(setting)), done, tuning, cost["bytes"], cost["steps"], cost["memory"])
+    cells = len(plan.seeds_of(setting))
+    try:
+        cost = cost_of(plan.config(setting, entry, _first(values, chosen)), plan.own)
+    except (OSError, ValueError):
+        if done < cells:
+            raise
+        return Row(setting, label, "", cells, done, tuning)  # from a store, where rows and model need not be
+    return Row(setting, label, "", cells, done, tuning, cost["bytes"], cost["steps"], cost["memory"])
 
 
 def _first(values: list[Values], chosen: Values | None) -> Values:
