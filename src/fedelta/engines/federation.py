@@ -147,6 +147,9 @@ class Federation:
 
     def _finite(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         after = self.method.aggregate(t, state, updates)
+        if not _is_mapping(after):
+            name = f"{type(self.method).__name__}.aggregate"
+            raise TypeError(f"{name} must return the next state, such as {{'adapter': ...}}, but returned {after!r:.60}")
         tree.check_finite(after, "the state that these updates lead to")
         return after
 
@@ -304,3 +307,7 @@ def demand_quorum(t: int, visits: Sequence[Visit], needed: int) -> None:
         sent = {"down": sum(v.down for v in visits), "up": sum(v.up or 0 for v in visits)}
         raise DivergedError(text, t, reasons, [v.peer.id for v in visits], sent)
     raise QuorumError(text)
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping)  # what a user's own method returns may be anything
