@@ -178,6 +178,15 @@ def test_an_option_that_does_not_fit_is_refused(call: Call, suite: Path, tmp_pat
     assert message in " ".join(result.stderr.split())
 
 
+def test_a_config_without_methods_is_told_from_a_suite(call: Call, suite: Path, tmp_path: Path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(yaml.safe_load(suite.read_text(encoding="utf-8"))["base"]), encoding="utf-8")
+    result = call("compare", config, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "config.yaml is a config, not a suite: say what is compared, such as --methods" in " ".join(result.stderr.split())
+    assert "unknown key" not in result.stderr
+
+
 def test_a_seed_that_a_setting_does_not_have_is_refused(call: Call, suite: Path, tmp_path: Path):
     keys = yaml.safe_load(suite.read_text(encoding="utf-8"))
     keys |= {"seeds": 3, "sweep": [{"name": "cheap"}, {"name": "dear", "seeds": 1}]}

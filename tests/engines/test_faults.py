@@ -255,6 +255,15 @@ def test_a_state_that_is_not_finite_says_so_with_what_was_sent(graph: bool) -> N
     assert error.value.sent == next(iter(usual)).bytes
 
 
+def test_a_method_that_returns_no_state_is_named() -> None:
+    class Forgetful(FedAvg):
+        def aggregate(self, t: int, state: State, updates: Any) -> Any:
+            super().aggregate(t, state, updates)
+
+    with pytest.raises(QuorumError, match=r"Forgetful.aggregate must return the next state, .* but returned None"):
+        list(federate(Forgetful(), toy_federation((2, 2, 2)), rounds=1))
+
+
 def test_an_impossible_quorum_is_refused_before_anyone_trains() -> None:
     with pytest.raises(ValueError, match="quorum = 5 must be between 1 and the 4"):
         play(raising(AssertionError("trained")), quorum=5, debug=True)

@@ -15,6 +15,7 @@ from scipy import stats
 
 from fedelta.report import results
 from fedelta.report.comparison import Comparison
+from fedelta.report.numerals import two_digits
 from fedelta.report.outcome import outcomes
 from fedelta.report.page import page
 from fedelta.report.results.latex import escaped
@@ -315,3 +316,7 @@ def test_the_summary_is_json_that_can_be_read_back(a_comparison: Make):
 def test_an_untrained_model_is_a_line(a_comparison: Make):
     comparison = a_comparison(untrained={"": {"test": {"accuracy": 0.251}}})
     assert re.search(r"^  untrained +25\.1", results.terminal_table(comparison).plain, re.MULTILINE)
+
+
+def test_a_rough_number_has_no_exponent():
+    assert [two_digits(x) for x in (170.3, 1234.0, 99.4, 8.25, 0.031)] == ["170", "1,200", "99", "8.2", "0.031"]

@@ -149,6 +149,9 @@ class Federation:
 
     def _finite(self, t: int, state: State, updates: Sequence[ClientUpdate]) -> State:
         after = self.method.aggregate(t, state, updates)
+        if not _is_mapping(after):
+            name = f"{type(self.method).__name__}.aggregate"
+            raise TypeError(f"{name} must return the next state, such as {{'adapter': ...}}, but returned {after!r:.60}")
         tree.check_finite(after, "the state that these updates lead to")
         return after
 
@@ -320,3 +323,7 @@ def counted(sent: Ledger) -> Generator[None]:
     except DivergedError as error:
         error.sent = sent
         raise
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping)  # what a user's own method returns may be anything

@@ -9,7 +9,7 @@ from statistics import fmean
 from fedelta.report import readings, statistics
 from fedelta.report.compared import Compared
 from fedelta.report.comparison import Tuned
-from fedelta.report.numerals import listed, share
+from fedelta.report.numerals import listed, share, two_digits
 from fedelta.report.standings import best_and_last
 from fedelta.report.study import Group
 
@@ -47,7 +47,7 @@ def _seeds(c: Compared) -> Iterator[Caution]:
         return
     width = statistics.separable(c.table, study.baseline.key) if study.baseline.key in c.table else None
     if width is not None:
-        about = f"{width * c.measure.factor:.2g} {c.measure.difference_unit}".strip()
+        about = f"{two_digits(width * c.measure.factor)} {c.measure.difference_unit}".strip()
         yield Caution(f"n = {n}", f"separates only differences above about {about}", n < AMBER_BELOW)
     behind = {group.label for group in study.groups if c.against_best.get(group.key, "") in ("", "not separated")}
     level = {label: seeds for label, seeds in c.seeds_to_separate().items() if label in behind}

@@ -17,6 +17,11 @@ FINE_ROWS = 10_000
 """Test rows from which per cents have two decimals: one row is then less than 0.01."""
 
 
+def two_digits(value: float) -> str:
+    """Writes a rough number by its first two digits, without an exponent."""
+    return f"{float(f'{value:.2g}'):,.0f}" if abs(value) >= 100 else f"{value:.2g}"
+
+
 def minus(text: str) -> str:
     """Writes a number's hyphen as a minus."""
     return text.replace("-", MINUS)

@@ -222,8 +222,9 @@ def suite_plan_table(
 def _plan_row(row: Mapping[str, Any]) -> list[str]:
     if row["refused"]:
         return [row["setting"], row["label"], *["–"] * 6]
-    counts = [str(row[key]) for key in ("cells", "done", "tuning", "steps")]
-    return [row["setting"], row["label"], *counts, size(row["bytes"]), size(row["memory"])]
+    counts = [str(row[key]) for key in ("cells", "done", "tuning")]
+    costs = [str(row["steps"]), size(row["bytes"]), size(row["memory"])] if row["memory"] else ["–"] * 3
+    return [row["setting"], row["label"], *counts, *costs]
 
 
 def _more_seeds(setting: str, needed: Mapping[str, int | None]) -> str:

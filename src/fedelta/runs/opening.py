@@ -93,7 +93,7 @@ def _own(options: Options) -> Own:
     _demand_kind("task", task, Task)
     named = [str(choice) for choice in (method, task) if is_code(choice)]
     return Own(
-        allowed([*options.get("allow_files", ()), *named]),
+        allowed(options.get("allow_files", ())) | allowed(named),
         method if isinstance(method, Method) else None,
         task if isinstance(task, Task) else None,
     )

@@ -25,6 +25,7 @@ from fedelta.runs.config.read import Overrides, Source
 from fedelta.runs.config.resume import (
     demand_leave,
     demand_rounds,
+    demand_same_base,
     demand_same_code,
     demand_same_rows,
     demand_same_run,
@@ -256,6 +257,7 @@ def _resumed(folder: RunFolder, config: Source | None, overrides: Overrides, ope
         demand_rounds(settled.federation.rounds, start.t if start else 0)
         experiment = opening.build(settled, chosen, notes)
         now = _notes(experiment, chosen)
+        demand_same_base(notes.get("base"), now["base"], settled.model)
         demand_same_rows(notes.get("rows", {}), now["rows"], settled.data)
         demand_same_sites(notes.get("sites", {}), now.get("sites", {}))
         demand_same_code(notes.get("code", {}), now.get("code", {}))
@@ -294,6 +296,7 @@ def _notes(experiment: Experiment, chosen: Choices) -> dict[str, Any]:
         **experiment.notes,
         **({"code": code} if code else {}),
         "fixed": fixed_values(experiment.config),
+        "base": experiment.template.base,
         "rows": rows,
         "platform": platforms.here(experiment.device, experiment.processes),
     }

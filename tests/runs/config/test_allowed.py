@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import fedelta
 from fedelta.runs.config.allowed import allowed, allowed_list, remember
 from fedelta.runs.config.read import named_files
 
@@ -72,3 +73,14 @@ def test_changes_name_their_files(change: list[str] | dict[str, str], mine: Path
 @pytest.mark.parametrize("change", ["method=fedavg", "method.trim=mine.py", "name=mine.py", "data.source=mine.py", "method=3"])
 def test_other_changes_name_none(change: str, mine: Path) -> None:
     assert named_files([change]) == []
+
+
+def test_a_line_that_is_no_text_counts_for_nothing(mine: Path):
+    digest = remember(mine)
+    allowed_list().write_bytes(b"\xff\xfe\n" + allowed_list().read_bytes())
+    assert allowed() == {digest}
+
+
+def test_one_file_in_the_place_of_a_list_is_named(mine: Path):
+    with pytest.raises(TypeError, match="allow_files takes a list of files, got"):
+        fedelta.run({"method": {"path": str(mine)}}, allow_files=str(mine))

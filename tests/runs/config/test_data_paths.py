@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import yaml
 
 import fedelta
@@ -116,3 +117,19 @@ def test_a_run_goes_on_from_anywhere_and_knows_its_rows_in_another_folder(
     assert [record["t"] for record in moved.records] == [0, 1, 2, 3]
     with pytest.raises(ConfigError, match=r"data\.source cannot change"):
         fedelta.run(resume="run", overrides={"federation.rounds": 5, "data.source": "docstrings"})
+
+
+def test_a_run_knows_its_model_in_another_folder(tiny_config: dict[str, Any], tiny_model: Path, tmp_path: Path):
+    model = tmp_path / "study" / "model"
+    shutil.copytree(tiny_model, model)
+    raw = {**tiny_config, "model": {**tiny_config["model"], "name": str(model)}}
+    fedelta.run(raw, {"output": str(tmp_path / "run")})
+    moved = tmp_path / "moved" / "model"
+    shutil.move(model, moved)
+    rounds = len(fedelta.run(resume=tmp_path / "run", overrides={"model.name": str(moved), "federation.rounds": 3}).records)
+    assert rounds == 3
+    weights = moved / "model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    safetensors.torch.save_file({key: value + 1 for key, value in tensors.items()}, weights, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="has other weights than the model that the run began with"):
+        fedelta.run(resume=tmp_path / "run", overrides={"model.name": str(moved), "federation.rounds": 4})

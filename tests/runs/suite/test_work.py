@@ -607,6 +607,9 @@ def test_tables_are_made_from_the_store_where_the_rows_are_missing(bench: Bench,
     poison(monkeypatch)
     again, events = bench.run(**keys)
     assert (shown(again), events) == (shown(found), [])
+    work = bench.work(**keys)
+    reckoned = rows_of(work, rehearsed(work, to_reckon=True))
+    assert [(row.cells, row.done, row.memory) for row in reckoned] == [(1, 1, 0), (1, 1, 0)]
     folder.mkdir()
     (folder / "train.jsonl").write_text('{"text": "purr", "label": "cats"}\n', encoding="utf-8")
     assert states(comparison_of(bench.work(**keys))) == ["missing", "missing"], "other rows are another cell"

@@ -117,7 +117,7 @@ def remember(path: str | PathLike[str]) -> str:
 
 def _lines() -> list[str]:
     found = allowed_list()
-    return found.read_text(encoding="utf-8").splitlines() if found.is_file() else []
+    return found.read_text(encoding="utf-8", errors="replace").splitlines() if found.is_file() else []
 
 
 def _config_folder() -> Path:

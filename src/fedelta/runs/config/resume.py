@@ -46,16 +46,17 @@ CHOSEN = (
 
 
 def fixed_values(config: RunConfig) -> dict[str, Any]:
-    """Returns, by dotted key, the values that a resumed run may not change; of a file of rows that is its name.
+    """Returns, by dotted key, the values that a resumed run may not change; of a file of rows or a model that is its name.
 
-    Its folder may be another one, since the rows themselves are compared (`demand_same_rows`).
+    Its folder may be another one, since the rows themselves are compared (`demand_same_rows`), and so are a model's files
+    (`model.digest`) and weights (`demand_same_base`).
     """
     return {k: _nowhere(k, v) for k, v in _values(config).items() if not _may_change(k)}
 
 
 def _nowhere(key: str, value: Any) -> Any:
-    is_file = key.startswith("data.") and isinstance(value, str) and os.path.isabs(value)
-    return os.path.basename(value) if is_file else value
+    is_placed = (key.startswith("data.") or key == "model.name") and isinstance(value, str) and os.path.isabs(value)
+    return os.path.basename(value) if is_placed else value
 
 
 def keep_choices(fixed: Mapping[str, Any], config: RunConfig, changes: Overrides = ()) -> RunConfig:
@@ -84,6 +85,7 @@ def demand_same_run(fixed: Mapping[str, Any], config: RunConfig) -> None:
     A digest that `keep_choices` left open may differ: a person has looked at the model's files, and takes them as they are.
     """
     now, defaults = fixed_values(config), _values(RunConfig())
+    fixed = {key: _nowhere(key, value) for key, value in fixed.items()}  # an earlier release kept a model's whole path
     # A key that the library did not have yet when the run began is no change while it has its default.
     new = {k for k in now.keys() - fixed.keys() if k in defaults and now[k] == defaults[k]}
     left_open = {DIGEST} if now[DIGEST] is None else set[str]()
@@ -130,6 +132,15 @@ def demand_rounds(rounds: int, done: int) -> None:
         raise ConfigError(
             f"federation.rounds = {rounds} is below the {done} rounds that are done: no round can be taken "
             f"back; set it to {done} or more"
+        )
+
+
+def demand_same_base(before: str | None, now: str | None, model: Model) -> None:
+    """Raises ConfigError if a model has other weights than when the run began, by the fingerprints, where both are known."""
+    if None not in (before, now) and before != now:
+        raise ConfigError(
+            f"{model.name} has other weights than the model that the run began with (fingerprint {now}, was {before}), and its "
+            "rounds would not belong together: bring the model back as it was, or start a new run"
         )
 
 

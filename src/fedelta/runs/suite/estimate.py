@@ -37,7 +37,7 @@ class Row:
         tuning: runs that choose its values.
         bytes: that one cell sends.
         steps: of the optimiser in one cell.
-        memory: that a cell takes, in bytes, without activations.
+        memory: that a cell takes, in bytes, without activations; 0 where no cell is left and rows or model are not here.
     """
 
     setting: str
@@ -56,7 +56,8 @@ def rows_of(work: Work, costs: Mapping[Kind, Cost]) -> list[Row]:
 
     Args:
         work: the suite's cells.
-        costs: of one run of each setting and method that go together, from `preflight.rehearsed`.
+        costs: of one run of each setting and method that go together, from `preflight.rehearsed`; of finished ones as far as
+            rows and model are here.
     """
     return [_row(work, setting, label, costs) for setting in work.plan.settings for label in _labels(work)]
 
@@ -78,8 +79,10 @@ def _row(work: Work, setting: str, label: str, costs: Mapping[Kind, Cost]) -> Ro
     if entry.tune is not None and entry.tune.setting == "first" and setting != next(iter(plan.settings)):
         tuned_here = False
     tuning = len(values) * len(entry.tune.seeds) if tuned_here and entry.tune is not None else 0
-    cost = costs[setting, label]
-    return Row(setting, label, "", len(plan.seeds_of(setting)), done, tuning, cost["bytes"], cost["steps"], cost["memory"])
+    cells, cost = len(plan.seeds_of(setting)), costs.get((setting, label))
+    if cost is None:
+        return Row(setting, label, "", cells, done, tuning)  # from a store, where rows and model need not be
+    return Row(setting, label, "", cells, done, tuning, cost["bytes"], cost["steps"], cost["memory"])
 
 
 def cost_of(config: RunConfig, own: Own) -> Cost:

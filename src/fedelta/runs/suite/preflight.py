@@ -52,11 +52,13 @@ class _Part:
         kind: the setting's and the method's name.
         title: of the first open cell; of the method, where all are finished.
         config: with the suite's first seed, whatever the cell's: who takes part and in which ranks is asked once.
+        finished: it has no open cell.
     """
 
     kind: Kind
     title: str
     config: RunConfig
+    finished: bool = False
 
     def population(self) -> str:
         """Returns what all of its clients are made of."""
@@ -75,7 +77,8 @@ def rehearsed(work: Work, *, to_reckon: bool = False) -> dict[Kind, Cost]:
         to_reckon: also plays two rounds of each method and setting without training, of finished ones, too.
 
     Returns:
-        by setting and method, what a run costs; empty where nothing is reckoned.
+        by setting and method, what a run costs; empty where nothing is reckoned. A finished one is left out where its rows or
+        its model are not here.
 
     Raises:
         ConfigError: with one line for each refusal, and the first cell that it is about.
@@ -95,7 +98,8 @@ def rehearsed(work: Work, *, to_reckon: bool = False) -> dict[Kind, Cost]:
                 if to_reckon:
                     costs[part.kind] = cost_built(found if first else built_beside(found, part.config, chosen))
             except (ValueError, TypeError, OSError, ImportError) as error:
-                faults.setdefault(str(error), part.title)
+                if not part.finished:
+                    faults.setdefault(str(error), part.title)
     if faults:
         raise ConfigError("\n".join(f"{title}: {fault}" for fault, title in faults.items()))
     return costs
@@ -113,7 +117,7 @@ def _by_population(work: Work, *, all_kinds: bool) -> dict[str, list[_Part]]:
         if kind not in found:
             values = work.choice(setting, entry).values or combinations(entry)[0]
             config = with_seed(work.plan.config(setting, entry, values), work.plan.seeds[0])
-            found[kind] = _Part(kind, " ".join(filter(None, kind)), config)
+            found[kind] = _Part(kind, " ".join(filter(None, kind)), config, finished=True)
     populations: dict[str, list[_Part]] = {}
     for part in found.values():
         populations.setdefault(part.population(), []).append(part)

@@ -14,7 +14,7 @@ import yaml
 from fedelta.exchange import files
 from fedelta.registry import is_code
 from fedelta.runs import provenance
-from fedelta.runs.config import BUILT_IN, ConfigError, read_config
+from fedelta.runs.config import BUILT_IN, ConfigError, RunConfig, read_config
 from fedelta.runs.config.allowed import Allowed
 from fedelta.runs.config.own import Own
 from fedelta.runs.config.paths import place_code, placed, relative
@@ -24,7 +24,7 @@ from fedelta.runs.suite.book import Book
 from fedelta.runs.suite.cells import Plan, plan_of
 from fedelta.runs.suite.keys import demand_other_keys
 from fedelta.runs.suite.play import Place
-from fedelta.runs.suite.schema import SuiteFile, demand_store, read_suite, suite_of
+from fedelta.runs.suite.schema import Suite, SuiteFile, demand_store, read_suite, suite_of
 from fedelta.runs.suite.store import Store
 
 SUITE = "suite.yaml"
@@ -114,6 +114,7 @@ def _file(source: str, wanted: Wanted) -> SuiteFile:
         given = {"seeds": wanted.seeds, "baseline": wanted.baseline}
         if named := [f"--{key}" for key, value in given.items() if value is not None]:
             raise ConfigError(f"{', '.join(named)}: a suite file says that itself; it belongs to a config with --methods")
+        _demand_no_config(Path(source))
         return read_suite(Path(source))
     path = Path(source)
     if path.is_file() and "methods" in read_yaml(path):
@@ -122,6 +123,13 @@ def _file(source: str, wanted: Wanted) -> SuiteFile:
     raw |= {"seeds": wanted.seeds} if wanted.seeds is not None else {}
     raw |= {"baseline": wanted.baseline} if wanted.baseline is not None else {}
     return suite_of(raw, f"{path.stem}-compare", Path.cwd())
+
+
+def _demand_no_config(path: Path) -> None:
+    """Raises ConfigError for a file that is the config of a run, of which a suite's keys would all be missing."""
+    keys = read_yaml(path).keys() if path.is_file() else set[str]()
+    if keys & RunConfig.model_fields.keys() and not keys & Suite.model_fields.keys():
+        raise ConfigError(f"{path} is a config, not a suite: say what is compared, such as --methods fedavg,flexlora")
 
 
 def _resolved(file: SuiteFile, folder: Path, changes: Overrides) -> str:
