@@ -177,11 +177,11 @@ def broken(kind: str) -> Adapter:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("layer lacks", r"adapter 1 and adapter 0 do not adapt the same layers: adapter 1 lacks \['output'\] and adds \[\]"),
+        ("layer lacks", r"adapter 1 and adapter 0 do not adapt the same layers: adapter 1 lacks \['output'\]; use"),
         ("layer added", r"adds \['more'\]; use one LoRA configuration"),
         ("turned", r"layer 'hidden': adapter 1 has \(d_out, d_in\) = \(5, 6\), adapter 0 has \(6, 5\)"),
         ("other base", "adapter 1 was trained on base another, adapter 0 on toy: adapters of different base models"),
-        ("head shape", r"dense tensor 'bias': adapter 1 has shape \(3,\), adapter 0 \(4,\); give all clients the same head"),
+        ("head shape", r"dense tensor 'bias': adapter 1 has shape \(3,\), adapter 0 \(4,\); both must have the same head"),
         ("head name", "do not adapt the same dense tensors"),
         ("nan in A", "adapter 1: hidden/A holds 1 NaN or Inf of 10 values; lower the learning rate or clip"),
         ("inf in head", "adapter 1: bias holds 4 NaN or Inf of 4 values"),

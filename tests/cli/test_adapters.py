@@ -25,8 +25,8 @@ def test_aggregate_writes_adapters_that_load(succeed: Call, finished: Path, tmp_
     out = tmp_path / "merged"
     succeed("aggregate", *inputs, "--method", "flexlora", "--ranks", "2", "--weights", "1,3", "-o", out)
     assert {x.rank for x in load_adapter(out).layers.values()} == {2}
-    succeed("aggregate", *inputs, "--method", "flexlora", "--ranks", "2,4", "-o", out)
-    assert {x.rank for x in load_adapter(out / "rank-4").layers.values()} == {4}
+    succeed("aggregate", *inputs, "--method", "flexlora", "--ranks", "2,4", "-o", tmp_path / "both")
+    assert {x.rank for x in load_adapter(tmp_path / "both" / "rank-4").layers.values()} == {4}
     succeed("aggregate", *inputs, "--method", "flexlora", "--set", "sigma_on=A", "-o", tmp_path / "each")
     assert {x.rank for x in load_adapter(tmp_path / "each" / "rank-1").layers.values()} == {1}
 
@@ -85,6 +85,32 @@ def test_aggregate_does_not_write_over_an_adapter(call: Call, succeed: Call, fin
     assert result.exit_code == 2
     assert "mine is not empty: give another folder" in result.stderr
     assert (tmp_path / "mine/adapter_model.safetensors").read_bytes() == before
+    several = call("aggregate", tmp_path / "mine", tmp_path / "mine", "--ranks", "1,2", "-o", tmp_path / "mine")
+    assert several.exit_code == 2
+    assert "mine is not empty: give another folder" in several.stderr
+    assert not list((tmp_path / "mine").glob("rank-*"))
+
+
+def test_aggregate_says_where_a_result_has_another_rank_than_was_asked_for(succeed: Call, finished: Path, tmp_path: Path):
+    inputs = [finished / "adapters" / name for name in ("rank-1", "rank-4")]
+    said = succeed("aggregate", *inputs, "--method", "flora", "--ranks", "2,4", "-o", tmp_path / "whole").stderr
+    assert "flora does not cut to the rank that was asked for: its result has rank 5. flexlora does" in said
+    for method, ranks in (("flora", "8"), ("flexlora", "2")):
+        assert (
+            "asked for"
+            not in succeed("aggregate", *inputs, "--method", method, "--ranks", ranks, "-o", tmp_path / method).stderr
+        )
+
+
+def test_aggregate_leaves_training_out_of_its_remedies(call: Call, succeed: Call, finished: Path, tmp_path: Path):
+    for name in ("mine", "broken"):
+        succeed("export", finished, "-o", tmp_path / name, "--rank", 2)
+    adapter = load_adapter(tmp_path / "broken")
+    next(iter(adapter.layers.values())).A[0, 0] = float("nan")
+    save_adapter(adapter, tmp_path / "broken", like=tmp_path / "mine")
+    said = call("aggregate", tmp_path / "mine", tmp_path / "broken", "--ranks", "2", "-o", tmp_path / "out").stderr
+    assert "leave this adapter out" in said
+    assert "learning rate" not in said
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def test_the_screen_shows_split_rounds_and_summary(succeed: Call, config_file: P
     for part in ("Split of the training rows", "round   0", "round   1", "test accuracy", "majority class", "0.6667"):
         assert part in shown
     assert "adapters, log and picture" in shown
+    assert f"page to open: {tmp_path / 'run/report.html'}" in shown.replace("\n", "")
 
 
 def test_json_prints_one_record_for_each_round_and_nothing_else(

@@ -178,7 +178,7 @@ def test_ffa_lora_refuses_uploads_that_do_not_fit() -> None:
         send(B={n: torch.cat([B, B], 1) for n, B in good["B"].items()})
     with pytest.raises(ValueError, match="client 0: hidden/B holds 18 NaN or Inf"):
         send(B={**good["B"], "hidden": good["B"]["hidden"] * float("inf")})
-    with pytest.raises(ValueError, match="give all clients the same head"):
+    with pytest.raises(ValueError, match="both must have the same head"):
         send(dense={"bias": torch.zeros(7).double()})
 
 

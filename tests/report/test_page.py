@@ -61,6 +61,42 @@ def changed(run: Run, **config: Any) -> Run:
     return replace(run, config={**run.config, **config})
 
 
+def test_the_facts_of_a_run_with_a_file_for_each_client_are_of_these_files(a_study: Study):
+    (run,) = a_study(("flexlora",), seeds=1)
+    files = {name: f"/home/somebody/{name}.jsonl" for name in "abcde"}
+    run = changed(
+        run,
+        data={"source": "docstrings", "clients": files},
+        partition={"scheme": "iid", "clients": 10},
+        lora={"rank": [2, 4, 8, 4, 2]},
+    )
+    for shown in (page([replace(run, split=None, clients=None)]), page([replace(run, split=None)])):
+        assert "5 clients, 4 a round" in words(shown)
+        assert "split: a file for each client" in words(shown)
+        assert "data in 5 files" in words(shown)
+        assert "ranks 8 · 4 · 2" in words(shown)
+    drawn = changed(run, data={"source": "docstrings"}, lora={"rank": {"choices": [2, 16], "shares": None}})
+    shown = words(page([replace(drawn, split=None)]))
+    assert "10 clients, 4 a round" in shown
+    assert "data docstrings" in shown
+    assert "ranks 16 · 2" in shown
+
+
+def test_the_facts_of_a_run_of_a_program_name_no_default_of_a_config(a_study: Study):
+    (run,) = a_study(("flexlora",), seeds=1)
+    shown = words(page([changed(run, federation={"rounds": 4, "where": "program"}, data={"source": "program"})]))
+    assert "data of a program" in shown
+    assert "split: as the program dealt the rows" in shown
+
+
+def test_the_command_behind_the_lines_stands_without_marks_that_nobody_renders(a_study: Study):
+    (run,) = a_study(("flexlora",), seeds=1)
+    lines = {"command": "fedelta compare study.yaml", "commit": "abc", "scores": {}}
+    shown = words(page([replace(run, facts={**run.facts, "lines": lines})]))
+    assert "lines to compare with: fedelta compare study.yaml at abc" in shown
+    assert "`" not in shown
+
+
 def test_a_page_is_one_file_without_script_or_network(a_study: Study):
     for runs in (a_study(), a_study(("flexlora",), seeds=1)):
         read = Reader(page(runs))

@@ -20,8 +20,9 @@ def text_of(table: Any) -> str:
 
 def test_the_summary_gives_the_last_scores_with_the_majority_line(record: Record):
     shown = text_of(tables.summary([record(0), record(1)], majority=0.22, folder=Path("runs/x"), best=1))
-    for part in ("0.6000", "mean 0.6000, worst 0.2500", "0.2200", "8.0 MiB", "3 min 0 s", "runs/x"):
+    for part in ("0.6000", "mean 0.6000, worst 0.2500", "0.2200", "8.0 MiB", "3 min 0 s", "1, from 0", "runs/x"):
         assert part in shown
+    assert "page" not in shown, "there is none"
 
 
 def test_the_summary_shows_known_lines_and_what_made_them(record: Record):

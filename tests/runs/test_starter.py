@@ -147,7 +147,7 @@ def test_names_that_yaml_would_read_as_something_else_survive(tmp_path: Path):
 WRONG: dict[str, tuple[bytes, str]] = {
     "empty.csv": (b"", "empty.csv has no rows"),
     "header.csv": (b"text,label\n", "header.csv has no rows"),
-    "binary.csv": (bytes(range(256)), "is not UTF-8 text"),
+    "binary.csv": (bytes(range(256)), "save it as UTF-8"),
     "binary.parquet": (bytes(range(256)), "is not a readable parquet file"),
     "double.csv": (b"text,label,text\na,b,c\n", "the header names 'text' more than once"),
     "rows.txt": (b"text", "does not end in .jsonl"),

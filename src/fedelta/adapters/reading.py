@@ -58,6 +58,8 @@ def read_alike(folders: Sequence[str | os.PathLike[str]], *, same_base: bool = F
                 f"{x.name} and {y.name} hold tokenizers of different tokens: what they learned belongs to other inputs, so "
                 "they cannot be merged"
             )
+    for folder in found:
+        tree.check_finite(folder.adapter, folder.name, "leave this adapter out")
     adapters = [folder.adapter for folder in found]
     tree.check_alike(adapters, [folder.name for folder in found])
     return adapters

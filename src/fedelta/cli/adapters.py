@@ -56,8 +56,7 @@ def aggregate(
 
     wanted, given = _numbers(ranks, "--ranks", int), _numbers(weights, "--weights", float)
     places = _places(output, folders, wanted)
-    for place in places:
-        demand_unused(place)
+    demand_unused(output)
     adapters = read_alike(folders, same_base=same_base)
     _demand_useful(wanted or [], adapters)
     results = aggregate(adapters, method=method, ranks=wanted, weights=given, **dict(pairs(settings or [])))
@@ -65,6 +64,8 @@ def aggregate(
     for place, (k, result) in zip(places, enumerate(results), strict=True):
         save_adapter(result, place, like=folders[k % len(folders)])
         note(f"wrote {place}")
+    if wanted and (larger := _larger(results, wanted)):
+        note(f"{method} does not cut to the rank that was asked for: its result has rank {larger}. flexlora does")
     if as_json:
         print_json({"results": [{"folder": str(place), **found} for place, found in zip(places, facts, strict=True)]})
         return
@@ -90,6 +91,12 @@ def _demand_useful(ranks: Sequence[int], adapters: Sequence[Adapter]) -> None:
             f"--ranks {','.join(map(str, too_many))}: no layer here has more than {most} inputs or outputs, so that {most} "
             "loses nothing: give at most that"
         )
+
+
+def _larger(results: Sequence[Adapter], ranks: Sequence[int]) -> int | None:
+    """Returns the largest rank of a result where it is above the one that was asked for; None where all are as asked."""
+    found = [max((x.rank for x in result.layers.values()), default=0) for result in results]
+    return max((rank for rank, asked in zip(found, ranks, strict=True) if rank > asked), default=None)
 
 
 def _places(output: Path, folders: Sequence[Path], ranks: Sequence[int] | None) -> list[Path]:

@@ -125,12 +125,14 @@ def _summary(ended: OpenRun) -> RenderableType:
     from fedelta.runs.reports import json_object, known_facts
 
     records = ended.folder.records()
+    page = ended.folder.path / "report.html"
     return summary(
         records,
         majority=ended.experiment.majority(),
         folder=ended.folder.path,
         best=best_round(records, ended.experiment.config.evaluation.best_by),
         lines=known_facts(json_object(ended.folder.run_file)).get("lines"),
+        page=page if page.is_file() else None,
     )
 
 

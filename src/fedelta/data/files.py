@@ -47,7 +47,7 @@ def read_file(path: Path) -> list[Row]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is a cut-off or damaged gzip file ({error}): fetch it again") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error})") from error
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
 
 
 def _hint(path: Path) -> str:

@@ -95,6 +95,7 @@ def summary(
     folder: Path,
     best: int | None = None,
     lines: Mapping[str, Any] | None = None,
+    page: Path | None = None,
 ) -> RenderableType:
     """Sums a run up: the last metrics, the majority line, bytes, time, and where the files are.
 
@@ -102,8 +103,9 @@ def summary(
         records: of all rounds.
         majority: share of the commonest label on the test rows; None where a task has no labels.
         folder: the run's.
-        best: the round that was best on validation data.
+        best: the round that was best on validation data; counted from 0, as all rounds in the terminal and in the log.
         lines: known ones to compare with, as `run.json` has them.
+        page: the report, where there is one.
     """
     metric = main_metric(records)
     scored = [r for r in records if r.get("test") or r.get("validation")]
@@ -114,12 +116,13 @@ def summary(
         rows.append(("majority class", number(majority)))
     rows += _known_lines(lines or {}, str(metric))
     if best is not None:
-        rows.append(("best round by validation", str(best)))
+        rows.append(("best round by validation", f"{best}, from 0"))
     rows += [("sent", size(total_bytes(records))), ("time", duration(sum(map(total_seconds, records))))]
     table = plain_table("Result", ["", ""], rows, left=1)
     table.show_header = False
-    made = [Text(f"lines to compare with: {lines['command']} at {lines['commit']}", style="dim")] if lines else []
-    return Group(table, *made, Text(f"\nadapters, log and picture: {folder}", style="dim"))
+    made = [f"lines to compare with: {lines['command']} at {lines['commit']}"] if lines else []
+    places = [f"\nadapters, log and picture: {folder}", *([f"page to open: {page}"] if page else [])]
+    return Group(table, *(Text(line, style="dim") for line in [*made, *places]))
 
 
 def _known_lines(lines: Mapping[str, Any], metric: str) -> list[tuple[str, str]]:

@@ -243,7 +243,7 @@ def check_fits(adapter: Adapter, like: Adapter, who: str, other: str) -> None:
         if tensor.shape != like.dense[name].shape:
             raise ValueError(
                 f"dense tensor {name!r}: {who} has shape {tuple(tensor.shape)}, {other} {tuple(like.dense[name].shape)}; "
-                "give all clients the same head (same labels)"
+                "both must have the same head (same labels)"
             )
     check_finite(adapter, who)
 
@@ -253,8 +253,9 @@ def check_names(mine: Mapping[str, Any], others: Mapping[str, Any], who: str, ot
     if mine.keys() == others.keys():
         return
     missing, extra = sorted(others.keys() - mine.keys()), sorted(mine.keys() - others.keys())
+    told = [f"{word} {names[:3]}" for word, names in (("lacks", missing), ("adds", extra)) if names]
     raise ValueError(
-        f"{who} and {other} do not adapt the same {what}: {who} lacks {missing[:3]} and adds {extra[:3]}; "
+        f"{who} and {other} do not adapt the same {what}: {who} {' and '.join(told)}; "
         "use one LoRA configuration (target modules, modules_to_save) for all"
     )
 
@@ -263,15 +264,14 @@ class NotFiniteError(ValueError):
     """Some tensor of a tree holds NaN or Inf."""
 
 
-def check_finite(tree: Any, who: str) -> None:
+def check_finite(
+    tree: Any, who: str, remedy: str = "lower the learning rate or clip gradients, or leave the client out"
+) -> None:
     """Raises NotFiniteError, naming `who` and the tensor, if a tensor of the tree, `Checked` ones aside, holds NaN or Inf."""
     for name, tensor in named_tensors(_unchecked(tree)):
         if tensor.is_floating_point() and not lr.is_finite(tensor):
             count = int((~torch.isfinite(tensor)).sum())
-            raise NotFiniteError(
-                f"{who}: {name} holds {count} NaN or Inf of {tensor.numel()} values; lower the learning rate or clip "
-                "gradients, or leave the client out"
-            )
+            raise NotFiniteError(f"{who}: {name} holds {count} NaN or Inf of {tensor.numel()} values; {remedy}")
 
 
 def _unchecked(tree: Any) -> Any:

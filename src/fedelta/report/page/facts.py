@@ -17,26 +17,23 @@ def facts_of(c: Compared) -> list[str]:
     """Returns what was compared, in a few lines."""
     study = c.study
     first = study.groups[0].first
-    federation: Mapping[str, Any] = first.config.get("federation", {})
-    clients = len(first.split["clients"]) if first.split else (first.config.get("partition") or {}).get("clients")
     cohort = max((len(r["cohort"]) for r in first.records), default=0)
     found = [
         f"{len(study.runs)} runs: {len(study.groups)} methods, {c.seeds} seeds"
         if not study.one_run
         else f"method {first.method}"
     ]
-    found.append(f"{clients or cohort} clients, {cohort} a round, {federation.get('rounds', len(first.records))} rounds")
+    found.append(f"{_clients(first) or cohort} clients, {cohort} a round, {first.rounds} rounds")
     found.append(f"ranks {_ranks(first)}")
     found.append(f"split: {_split_words(first)}")
     if release := first.facts.get("release"):  # other weights than the model's name means elsewhere
         found.append(f"model {place((first.config.get('model') or {}).get('name'))} ({release})")
     majority = first.facts.get("majority")
     found.append(
-        f"data {place((first.config.get('data') or {}).get('source'))}"
-        + (f"; the commonest label has {share(majority)} of the test rows" if majority else "")
+        f"data {_data_words(first)}" + (f"; the commonest label has {share(majority)} of the test rows" if majority else "")
     )
     if lines := first.facts.get("lines") if study.one_run else None:
-        found.append(f"lines to compare with by `{lines['command']}` at {lines['commit']}, with the same rows and settings")
+        found.append(f"lines to compare with: {lines['command']} at {lines['commit']}, with the same rows and settings")
     return found
 
 
@@ -55,13 +52,42 @@ def _ranks(run: Run) -> str:
     if run.split:
         ranks = sorted({int(client.get("rank", 0)) for client in run.split["clients"].values()}, reverse=True)
         return " · ".join(map(str, ranks))
-    return str((run.config.get("lora") or {}).get("rank", "–"))
+    rank = (run.config.get("lora") or {}).get("rank", "–")
+    choices = rank.get("choices") if isinstance(rank, Mapping) else rank
+    if not isinstance(choices, Sequence) or isinstance(choices, str):
+        return str(choices)
+    return " · ".join(map(str, sorted(set(choices), reverse=True)))
+
+
+def _clients(run: Run) -> int | None:
+    """Returns how many clients there are; where their split is withheld, by the config, if that says so."""
+    if run.split:
+        return len(run.split["clients"])
+    return len(_files(run)) or (run.config.get("partition") or {}).get("clients")
+
+
+def _files(run: Run) -> Mapping[str, Any]:
+    """Returns the file of each client by its name; none where the rows are dealt, for which `partition` counts."""
+    return (run.config.get("data") or {}).get("clients") or {}
+
+
+def _data_words(run: Run) -> str:
+    if files := _files(run):
+        return f"in {len(files)} files"
+    return "of a program" if _is_of_program(run) else place((run.config.get("data") or {}).get("source"))
+
+
+def _is_of_program(run: Run) -> bool:
+    """Returns whether a program brought the clients and their rows; sections of the config then have defaults."""
+    return (run.config.get("federation") or {}).get("where") == "program"
 
 
 def _split_words(run: Run) -> str:
     partition: Mapping[str, Any] = run.config.get("partition") or {}
-    if (run.config.get("data") or {}).get("clients"):
+    if _files(run):
         return "a file for each client"
+    if _is_of_program(run):
+        return "as the program dealt the rows"
     others = ("scheme", "clients", "min_examples", "feature_shift")
     settings = [f"{k} {v}" for k, v in partition.items() if k not in others and v is not None]
     if shifts := partition.get("feature_shift"):
