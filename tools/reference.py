@@ -229,7 +229,7 @@ store: cells.jsonl.gz
 
 | path | content |
 |---|---|
-| `suite.yaml` | the suite as resolved; it can be run from there |
+| `suite.yaml` | the suite as resolved; run again from there, it finds the runs beside it |
 | `cells/<setting>/<method>/seed-<s>/` | the runs that are compared, [run folders](run-folder.md) without curves and page |
 | `tune/<setting>/<method>/<value>/seed-<s>/` | those that choose values |
 | `stale/` | runs of another config, or that could not be taken up, which lay where a cell belongs |

@@ -653,6 +653,14 @@ def test_a_suite_file_in_its_own_folder_stays_as_a_person_wrote_it(bench: Bench)
     assert written.read_bytes() == before
 
 
+def test_the_suite_file_in_its_folder_finds_the_runs_beside_it(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    bench.run(seeds=1)
+    monkeypatch.chdir(bench.path / "runs")
+    made = ready("suite.yaml", Wanted())
+    assert states(comparison_of(Work(made.plan, made.book, Options()))) == ["done", "done"]
+    assert not (bench.path / "runs" / "runs").exists()
+
+
 def test_of_two_calls_that_end_together_the_later_writes_all_that_is_there(bench: Bench):
     early = bench.work(seeds=1)
     with files.locked(early.plan.folder / play.CLAIMS / "results"):

@@ -29,6 +29,9 @@ from fedelta.runs.suite.store import Store
 
 SUITE = "suite.yaml"
 
+MADE_BY = "# fedelta "
+"""How a suite file begins that was written into the suite's folder."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -80,7 +83,7 @@ def ready(source: str, wanted: Wanted) -> Ready:
     """
     _demand_changes_of_the_base(wanted.changes)
     file = _file(source, wanted)
-    folder = wanted.output or Path("runs") / file.name
+    folder = wanted.output or _folder_of(source) or Path("runs") / file.name
     if (folder / CONFIG).exists():
         raise ConfigError(f"{folder} is the folder of a run: give the suite another --output")
     own_store = str(file.place / file.suite.store) if file.suite.store else None
@@ -100,6 +103,14 @@ def _demand_changes_of_the_base(changes: Overrides) -> None:
     demand_other_keys(keys, "--set")
     if own := [key for key in keys if key.startswith("method.")]:
         raise ConfigError(f"--set has {own[0]}, but hyper-parameters stand in a method's own mapping in the suite's `methods`")
+
+
+def _folder_of(source: str) -> Path | None:
+    """Returns the suite's folder if its file is the one that was written there; None for any other."""
+    path = Path(source)
+    if path.name != SUITE or not path.is_file():
+        return None
+    return path.parent if path.read_text(encoding="utf-8", errors="replace").startswith(MADE_BY) else None
 
 
 def _is_file_of(source: str, folder: Path) -> bool:
@@ -150,7 +161,7 @@ def _resolved(file: SuiteFile, folder: Path, changes: Overrides) -> str:
 
 
 def _made_by() -> str:
-    return f"# fedelta {version('fedelta')}" + (f", commit {commit}" if (commit := provenance.commit()) else "")
+    return f"{MADE_BY}{version('fedelta')}" + (f", commit {commit}" if (commit := provenance.commit()) else "")
 
 
 def _moved_base(file: SuiteFile, folder: Path, changes: Overrides) -> str | dict[str, Any]:
