@@ -102,6 +102,8 @@ def test_a_path_belongs_to_a_source_with_files(tmp_path: Path):
         (gzip.compress(idx(np.zeros((20, 2, 2), np.uint8))[:-1]), "does not hold the 20 x 2 x 2 numbers"),
         (gzip.compress(idx(np.zeros((19, 2, 2), np.uint8))), "19 images and 20 labels that are not Fashion-MNIST's"),
     ],
+    # Named, since gzip writes the time into its bytes: workers that begin in different seconds would know different tests.
+    ids=["no gzip", "cut off", "another kind", "no header", "too short", "too few"],
 )
 def test_a_damaged_file_is_named(content: bytes, reason: str, clothes: Path):
     (clothes / "train-images-idx3-ubyte.gz").write_bytes(content)
