@@ -76,7 +76,8 @@ def with_methods(settings: str, names: Iterable[str]) -> str:
 def config_page() -> str:
     """Returns the page of config keys."""
     whole = json_schema()
-    sections = {key: whole["$defs"][ref(about)] for key, about in whole["properties"].items() if ref(about)}
+    names = {key: section_name(about) for key, about in whole["properties"].items()}
+    sections = {key: whole["$defs"][name] for key, name in names.items() if name}
     alone = {key: about for key, about in whole["properties"].items() if key not in sections}
     parts = [
         CONFIG_HEAD,
@@ -270,6 +271,13 @@ ORDER = """A list of names, or of mappings with settings; an upload passes them 
 def ref(value: Mapping[str, Any]) -> str:
     """Returns the name of the section that a key holds; an empty string for a plain value."""
     return str(value.get("$ref", "")).rpartition("/")[2]
+
+
+def section_name(value: Mapping[str, Any]) -> str:
+    """Returns the name of the section that a key holds, also of one for which a text alone may stand; else an empty string."""
+    forms: Sequence[Mapping[str, Any]] = value.get("anyOf", ())
+    short = [form.get("type") for form in forms if not ref(form)] == ["string"]
+    return ref(value) or (next(filter(None, map(ref, forms)), "") if short else "")
 
 
 def keys_table(prefix: str, properties: Mapping[str, Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from fedelta.methods import list_methods, method_class
+from fedelta.runs.config import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCE = REPOSITORY / "docs" / "reference"
@@ -50,6 +51,9 @@ def test_the_schema_takes_a_config_and_refuses_a_wrong_key() -> None:
     )
     jsonschema.validate(config, SCHEMA)
     jsonschema.validate({**config, "method": {"name": "fedprox", "mu": 0.1}}, SCHEMA)
+    for short in ({"model": "minilm"}, {"method": "fedavg"}, {"task": "classification"}, {"training": {"optimizer": "sgd"}}):
+        jsonschema.validate(short, SCHEMA)
+        load_config(short)
     for wrong in ({"lora": {"rnak": 4}}, {"federation": {"rounds": 0}}, {"partition": {"scheme": "dirichlt"}}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, SCHEMA)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 from pydantic import (
+    BeforeValidator,
     Field,
     ValidationInfo,
     field_validator,
@@ -33,7 +34,7 @@ LONGEST_NAME = 100
 
 
 class Model(Section):
-    """The base model, which stays frozen."""
+    """The base model, which stays frozen; `model: minilm` is short for `model: {name: minilm}`."""
 
     name: str = Field(
         default="minilm", description="an alias (`minilm`; `fedelta fetch` lists all), a local folder or a Hub id"
@@ -226,6 +227,14 @@ class Evaluation(Section):
     )
 
 
+def _model_by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+NamedModel: TypeAlias = Annotated[Model, BeforeValidator(_model_by_name, json_schema_input_type=str | Model)]
+"""A model, for which its name alone may stand; a schema says so, too, lest an editor marks a config that runs."""
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -237,7 +246,7 @@ class RunConfig(Section):
     )
     device: str = Field(default="auto", description="`cpu`, `cuda`, or the best that is there")
     output: str | None = Field(default=None, description="the run's folder; `runs/<name>` by default")
-    model: Model = Model()  # `model: minilm` is short for `model: {name: minilm}`
+    model: NamedModel = Field(default=Model(), description="the base model by its name alone, or the keys of `model`")
     lora: Lora = Lora()
     task: Named = Field(
         default={"name": "classification"},
@@ -269,11 +278,6 @@ class RunConfig(Section):
     @classmethod
     def _name_alone(cls, value: Any, info: ValidationInfo) -> Any:
         return chosen(str(info.field_name), value)
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _model_by_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("method")
     @classmethod
