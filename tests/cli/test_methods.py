@@ -37,7 +37,7 @@ def test_papers_alone_can_be_written_to_a_file(succeed: Call) -> None:
     assert everything.startswith("@")
     assert "what travels" not in everything
     assert everything.count("eprint = {2003.00295}") == 1  # one paper of three methods
-    assert "and Konečný, Jakub and Kumar, Sanjiv and McMahan, H. Brendan}" in everything
+    assert r"and Kone{\v{c}}n{\'y}, Jakub and Kumar, Sanjiv and McMahan, H. Brendan}" in everything
     assert succeed("methods", "local_only", "--bibtex").stdout == ""
 
 
