@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -219,9 +219,7 @@ def _entry(given: str | Mapping[str, Any], suites_tune: Mapping[str, Any] | None
     changes = mapping.get("set") or {}
     if not isinstance(changes, Mapping):
         raise ConfigError(f"methods: `set` of {given!r} must be a mapping of dotted keys to values")
-    demand_other_keys(changes, f"methods: `set` of {given!r:.200}")
-    if any(str(key).partition(".")[0] == "seed" for key in changes):
-        raise ConfigError(f"methods: `set` of {given!r:.200} has seed, but {ONE_SEED}")
+    _demand_keys_of_a_method(changes, f"methods: `set` of {given!r:.200}")
     choice = place_code({key: value for key, value in mapping.items() if key not in OF_THE_SUITE}, place)
     own = {key: placed(key, value, place) for key, value in cast("Mapping[str, Any]", changes).items()}
     entry = Entry("", choice, own)
@@ -231,6 +229,14 @@ def _entry(given: str | Mapping[str, Any], suites_tune: Mapping[str, Any] | None
     else:
         tune = None if suites_tune is None else tune_of(suites_tune, "tune")
     return Entry(label, choice, entry.changes, tune)
+
+
+def _demand_keys_of_a_method(keys: Iterable[object], where: str) -> None:
+    """Raises ConfigError for a key that is the suite's own, or a seed, which is that of all methods."""
+    keys = list(keys)
+    demand_other_keys(keys, where)
+    if any(str(key).partition(".")[0] == "seed" for key in keys):
+        raise ConfigError(f"{where} has seed, but {ONE_SEED}")
 
 
 def _label(given: object) -> str:
@@ -270,9 +276,7 @@ def tune_of(given: Mapping[str, Any], where: str) -> Tune:
         raise ConfigError(f"{where}.seeds must be a list of seeds, but is {seeds!r}")
     if not grid or not all(isinstance(values, list) and values for values in grid.values()):
         raise ConfigError(f"{where} must name a key and the values to try, such as training.learning_rate: [0.001, 0.01]")
-    demand_other_keys(grid, where)
-    if any(str(key).partition(".")[0] == "seed" for key in grid):
-        raise ConfigError(f"{where} has seed, but {ONE_SEED}")
+    _demand_keys_of_a_method(grid, where)
     for key, values in grid.items():
         if len({slug(shown(value)) for value in values}) < len(values):
             raise ConfigError(f"{where}.{key} has two values that look alike among {values!r:.200}: leave one of them out")
