@@ -59,3 +59,22 @@ def test_rows_that_do_not_fit_are_named_with_their_part(tiny_config: dict[str, A
     (tmp_path / "test.jsonl").write_text('{"text": "bark", "label": "wolves"}\n')
     with pytest.raises(ValueError, match="test rows: row 0: 'wolves' in field 'label' is not one of the 2 labels"):
         fedelta.run(load_config(tiny_config, {"data.test": str(tmp_path / "test.jsonl"), "output": str(tmp_path / "run")}))
+
+
+def test_a_client_is_meant_by_its_name_or_its_number(tiny_config: dict[str, Any], tmp_path: Path):
+    files = {}
+    for name, label in (("north", "cats"), ("south", "dogs"), ("0", "cats")):
+        rows = [{"text": f"{name} {k}", "label": ("cats", "dogs")[k % 2] if k % 3 else label} for k in range(12)]
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        Path(files[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {key: value for key, value in tiny_config.items() if key != "partition"}
+    rank = {"lora": {**config["lora"], "rank": 2}}
+    source = {"data": {"clients": files, "test_fraction": 0.25}}
+    fedelta.run({**config, **rank, **source}, {**ONE_ROUND, "method": "local_only", "output": str(tmp_path / "run")})
+
+    def found(client: int | str) -> str:
+        return deployment.find(tmp_path / "run", client=client).adapter.name
+
+    assert [found("south"), found(1), found("1"), found("0"), found(0)] == ["client-1"] * 3 + ["client-2", "client-0"]
+    with pytest.raises(ValueError, match="has no client 'west': its clients are north, south, 0"):
+        found("west")

@@ -44,7 +44,9 @@ Which = Annotated[
 OfRank = Annotated[
     int | None, typer.Option("--rank", metavar="R", help="Of a run: what participants of this rank had at the end.")
 ]
-OfClient = Annotated[int | None, typer.Option("--client", metavar="K", help="Of a run: what this client had at the end.")]
+OfClient = Annotated[
+    str | None, typer.Option("--client", metavar="NAME|K", help="Of a run: what this client (name or number) had at the end.")
+]
 
 AllowFiles = Annotated[
     list[str] | None,

@@ -34,6 +34,7 @@ from fedelta.runs.deal import deal, read_own
 from fedelta.runs.exported import exported, prepared_by
 from fedelta.runs.folder import RunFolder
 from fedelta.runs.labels import lacks_labels, with_labels
+from fedelta.runs.reports import json_object, known_split
 from fedelta.tasks import get_task
 from fedelta.tasks.task import Task
 
@@ -89,7 +90,7 @@ def find(
     *,
     which: Which | None = None,
     rank: int | None = None,
-    client: int | None = None,
+    client: int | str | None = None,
     trust_remote_code: bool = False,
     allow_files: Collection[str | os.PathLike[str]] = (),
 ) -> Source:
@@ -101,13 +102,15 @@ def find(
         which: of a run, the round that was best on validation data, or the last one; by default the best one where the run
             had validation data. With `rank` or `client` it is always the last.
         rank: what a participant of this rank ran at the end.
-        client: what this client ran at the end, for methods whose participants run different models.
+        client: what this client ran at the end, for methods whose participants run different models: its number, or the name
+            that the run knows it by. Digits are a name where a client is called so.
         trust_remote_code: allows the model's own code to run. The folder's word for it does not count.
         allow_files: the Python files, by path or sha256, that may run, where the run's task is one of a file.
 
     Raises:
         FileNotFoundError: for a folder that is neither, or an adapter that the run did not leave, naming those it left.
-        ValueError: for the best round together with a rank or a client, or a choice where there is none.
+        ValueError: for the best round together with a rank or a client, a client's name that the run does not know, or a
+            choice where there is none.
     """
     own = Own(allowed(allow_files))
     path, changes = Path(path), [*overrides, *(["model.trust_remote_code=true"] if trust_remote_code else [])]
@@ -265,12 +268,25 @@ def demand_unused(folder: Path) -> None:
         raise FileExistsError(f"{folder} is not empty: give another folder to write to")
 
 
-def _adapter_of(run: RunFolder, which: Which | None, rank: int | None, client: int | None) -> Path:
+def _adapter_of(run: RunFolder, which: Which | None, rank: int | None, client: int | str | None) -> Path:
     if rank is not None or client is not None:
         if which == "best":
             raise ValueError("what ranks and clients run is kept of the last round only: leave --round out, or say last")
-        return _existing(run, f"rank-{rank}" if client is None else f"client-{client}")
+        return _existing(run, f"rank-{rank}" if client is None else f"client-{_number_of(run, client)}")
     return _existing(run, which or ("best" if (run.adapters / "best").is_dir() else "last"))
+
+
+def _number_of(run: RunFolder, client: int | str) -> int:
+    if isinstance(client, int):
+        return client
+    dealt = known_split(json_object(run.split_file)) or {"clients": {}}
+    names = {known["name"]: int(number) for number, known in dealt["clients"].items() if "name" in known}
+    if client in names:
+        return names[client]
+    if client.isdecimal():
+        return int(client)
+    known_as = f"its clients are {', '.join(names)}" if names else "its clients have numbers only, from 0"
+    raise ValueError(f"the run has no client {client!r}: {known_as}")
 
 
 def adapters_in(path: Path) -> list[Path]:
