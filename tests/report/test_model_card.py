@@ -2,7 +2,18 @@
 
 import pytest
 
-from fedelta.report.model_card import CAUSAL, SEQUENCE, Exported, code, fenced, load_lines, model_card, serve_line, upload_line
+from fedelta.report.model_card import (
+    CAUSAL,
+    SEQUENCE,
+    Exported,
+    caution,
+    code,
+    fenced,
+    load_lines,
+    model_card,
+    serve_line,
+    upload_line,
+)
 
 LANGUAGE = Exported(base="owner/base", auto_class=CAUSAL, ranks=[8])
 
@@ -63,6 +74,11 @@ def test_a_merged_model_needs_no_adapter():
 def test_a_base_with_other_weights_than_its_name_says_so():
     assert "- Base model: `owner/base` (4-bit release)\n" in model_card(language(release="4-bit release"), "mine")
     assert "- Base model: `owner/base`\n" in model_card(LANGUAGE, "mine")
+    warning = "`owner/base` from the Hub, whose weights are not those of the training (4-bit release)"
+    assert warning in str(caution(language(release="4-bit release")))
+    assert caution(language(release="4-bit release", local=True)) is None
+    assert caution(language(release="4-bit release", merged=True)) is None
+    assert "; The checkpoint" in str(caution(language(release="4-bit release", drawn=["head"])))
 
 
 def test_places_are_quoted_for_a_shell():

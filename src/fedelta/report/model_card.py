@@ -156,7 +156,19 @@ def why_not_served(it: Exported) -> str | None:
 
 def caution(it: Exported) -> str | None:
     """Returns a warning where the lines load another model than was trained; None where they load the same."""
-    if it.merged or not it.drawn:
+    if it.merged:
+        return None
+    return "; ".join(reason for reason in (_other_weights(it), _drawn(it)) if reason) or None
+
+
+def _other_weights(it: Exported) -> str | None:
+    if not it.release or it.local:
+        return None
+    return f"The lines load {code(it.base)} from the Hub, whose weights are not those of the training ({it.release})"
+
+
+def _drawn(it: Exported) -> str | None:
+    if not it.drawn:
         return None
     names = ", ".join(code(name) for name in it.drawn[:3]) + (", and more" if len(it.drawn) > 3 else "")
     return f"The checkpoint of the base model lacks {names}: the run drew them from its seed, and a later loading draws others"
@@ -241,7 +253,7 @@ def _usage(it: Exported, name: str) -> str:
     if it.auto_class in (SEQUENCE, IMAGES, SEQ2SEQ):
         lines.append(fenced("\n".join(answer_lines(it)), "python"))
     if warning := caution(it):
-        lines.append(f"{warning}. A model exported with `--merged` holds them.\n")
+        lines.append(f"{warning}. A model exported with `--merged` holds the weights of the training.\n")
     if reason := why_not_served(it):
         lines.append(f"{reason}: export it with `--merged` to serve it.\n")
     shell = [line for line in (serve_line(it, name, name), upload_line(name, name)) if line]
