@@ -24,6 +24,9 @@ LOCK = ".lock"
 WRITE_ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
 """The flags that make a file, or empty one that is there, for writing."""
 
+APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+"""The flags that make a file, or open one that is there, to write at its end."""
+
 OTHERS_WRITE = 0o022
 """The permissions of a folder by which a group or all others may write to it."""
 
@@ -89,10 +92,49 @@ def write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Writes a file that nobody reads yet; its bytes are on the disk before this returns."""
     handle = os.open(path, WRITE_ANEW, mode)
     try:
-        _write_all(handle, data)
-        os.fsync(handle)
+        write_to(handle, path, data)
     finally:
         os.close(handle)
+
+
+def write_to(handle: int, path: Path, data: bytes) -> None:
+    """Writes at the place where an open file stands; the bytes are on the disk before this returns.
+
+    Args:
+        handle: of the file.
+        path: of the same file, which an error names.
+        data: all of which is written, however little the system takes at once.
+
+    Raises:
+        OSError: for a disk that is full or cannot be written.
+    """
+    with _naming(path):
+        _write_all(handle, data)
+        os.fsync(handle)
+
+
+def append_line(path: Path, text: str) -> None:
+    """Adds a line to the end of a file, which is made if it is not there; the line is on the disk when this returns.
+
+    Raises:
+        OSError: for a disk that is full or cannot be written. A part of the line may be in the file then.
+    """
+    handle = os.open(path, APPEND, 0o666)
+    try:
+        write_to(handle, path, f"{text}\n".encode())
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _naming(path: Path) -> Generator[None]:
+    """Gives an error of an open file, which the system gives no name, that of the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_all(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
@@ -111,7 +153,8 @@ def write_all(folder: Path, contents: Iterable[tuple[str, bytes]]) -> None:
         paths.append(folder / name)
         handle = os.open(paths[-1], WRITE_ANEW, 0o644)
         try:
-            _write_all(handle, data)
+            with _naming(paths[-1]):
+                _write_all(handle, data)
         finally:
             os.close(handle)
     if not (len(paths) > MANY and _sync_file_system(folder)):
@@ -125,7 +168,8 @@ def sync_file(path: Path) -> None:
     """Makes the bytes durable that somebody has written to a file."""
     handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))  # Windows confirms only what was opened for writing
     try:
-        os.fsync(handle)
+        with _naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -101,10 +100,7 @@ def _worst(name: str, values: Mapping[int, float]) -> dict[str, float]:
 
 def append(path: Path, line: ClientLine) -> None:
     """Adds one line, which is on the disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    files.append_line(path, json.dumps(line, allow_nan=False))
 
 
 def read(path: Path) -> list[ClientLine]:

@@ -267,10 +267,7 @@ class RunFolder:
         """Adds one record, which is on the disk when this returns."""
         # Appended and not committed whole, so that a round costs the same however many there were. A line that a kill cut off
         # has no end, and does not count.
-        with self.records_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        files.append_line(self.records_file, json.dumps(record, allow_nan=False))
 
     def records(self) -> list[Record]:
         """Returns the records so far; a last line that a kill cut off does not count.

@@ -171,7 +171,7 @@ def test_a_killed_cell_is_taken_up_and_finished_ones_are_not_touched(bench: Benc
     assert snapshot(done) == before
 
 
-def _until(there: Callable[[], bool], seconds: float = 60) -> None:
+def _until(there: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < end, "nothing happened in time"

@@ -110,8 +110,7 @@ def remember(path: str | PathLike[str]) -> str:
             known = allowed_list().read_bytes()
             start = "\n" if known and not known.endswith(b"\n") else ""  # after a line that somebody typed, or a kill cut off
             os.lseek(handle, 0, os.SEEK_END)
-            os.write(handle, f"{start}{code.digest}  {place}\n".encode())
-            os.fsync(handle)
+            files.write_to(handle, allowed_list(), f"{start}{code.digest}  {place}\n".encode())
     return code.digest
 
 

@@ -61,8 +61,7 @@ class Store:
                 return
             os.ftruncate(handle, self._read)  # what a killed writer left of its last member
             os.lseek(handle, 0, os.SEEK_END)
-            _write_all(handle, gzip.compress(encoded(line) + b"\n", mtime=0))
-            os.fsync(handle)
+            files.write_to(handle, self.path, gzip.compress(encoded(line) + b"\n", mtime=0))
             self._take(handle)
 
     def _take(self, handle: int) -> None:
@@ -135,9 +134,3 @@ def _read_all(handle: int, count: int) -> bytes:
         parts.append(part)
         count -= len(part)
     return b"".join(parts)
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(handle, rest) :]
