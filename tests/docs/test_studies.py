@@ -34,6 +34,11 @@ def tables(tool: Callable[[str], ModuleType]) -> ModuleType:
     return tool("study_tables")
 
 
+@pytest.fixture
+def claims(tool: Callable[[str], ModuleType]) -> ModuleType:
+    return tool("study_claims")
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_tables_are_what_the_files_say(studies: ModuleType, name: str) -> None:
     readme = EXPERIMENTS / name / "README.md"
@@ -59,8 +64,8 @@ def test_a_score_is_in_the_store(studies: ModuleType, name: str) -> None:
     lines = {digest: line for path in stores for digest, line in _lines(path).items()}
     results = EXPERIMENTS / name / "results.csv"
     for row in _rows(results) if stores and results.is_file() else []:
-        if row["value"] and row["config_sha256"] and row.get("statistic", "value") == "value":
-            if row.get("state") == "diverged" and row["at"] == "last":
+        if row["value"] and row["config_sha256"]:
+            if row["state"] == "diverged" and row["at"] == "last":
                 assert float(row["value"]) == lines[row["config_sha256"]]["facts"]["majority"]
                 continue
             record = lines[row["config_sha256"]]["records"][int(row["round"]) - 1]
@@ -152,29 +157,88 @@ def test_a_method_with_too_few_seeds_has_no_verdict(tables: ModuleType, folder: 
     assert tables.verdicts_table(folder, {**asked, "against": "two"}) == tables.NOTHING
 
 
-def test_a_claim_has_its_verdict(tables: ModuleType, folder: Path) -> None:
-    claim = {"claim": "two above one", "suite": "small", "compared": ["two", "one"], "needed": 1.5, "baseline": "one"}
-    (folder / "claims.yaml").write_text(json.dumps([claim]), encoding="utf-8")
-    assert "| two above one | two and one | 3 | +9.0 (+9.0 to +9.0) | 0.0 | 1.5 | **confirmed** |" in tables.claims_table(
-        folder, {}
-    )
+CLAIM: Mapping[str, Any] = {
+    "claim": "two above one",
+    "suite": "small",
+    "compared": ["two", "one"],
+    "needed": 1.5,
+    "baseline": "one",
+}
 
 
-@pytest.mark.parametrize(("changed", "reason"), [("0.75", "one is 13 points below centralised"), ("0.66", "two still rising")])
-def test_a_comparison_that_does_not_count_says_why(tables: ModuleType, folder: Path, changed: str, reason: str) -> None:
-    claim = {"claim": "two above one", "suite": "small", "compared": ["two", "one"], "needed": 1.5, "baseline": "one"}
-    (folder / "claims.yaml").write_text(json.dumps([claim]), encoding="utf-8")
-    label, number = ("centralised", 10) if changed == "0.75" else ("two", 5)
-    rows = _rows(folder / "results.csv")
-    for row in rows:
-        if row["label"] == label and row["round"] == str(number):
-            row["value"] = changed
+def _claimed(tables: ModuleType, folder: Path, **changes: object) -> str:
+    """Returns the verdict on `CLAIM`, some of whose keys may be others, as the table has it."""
+    (folder / "claims.yaml").write_text(json.dumps([{**CLAIM, **changes}]), encoding="utf-8")
+    return tables.claims_table(folder, {}).splitlines()[2].split(" | ")[-1].removesuffix(" |")
+
+
+def _change(folder: Path, change: Callable[[dict[str, str]], Mapping[str, str] | None]) -> None:
+    """Changes rows of results.csv as `change` says of each; None leaves one as it is."""
+    rows = [{**row, **(change(row) or {})} for row in _rows(folder / "results.csv")]
     with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, HEAD.split(","))
         writer.writeheader()
         writer.writerows(rows)
-    found = tables.claims_table(folder, {})
-    assert f"**does not count** ({reason}; of the start: " in found
+
+
+def test_a_claim_has_its_verdict(tables: ModuleType, folder: Path) -> None:
+    assert _claimed(tables, folder) == "**confirmed**"
+    row = "| two above one | two and one | 3 | +9.0 (+9.0 to +9.0) | 0.0 | 1.5 | **confirmed** |"
+    assert row in tables.claims_table(folder, {})
+
+
+@pytest.mark.parametrize(
+    ("label", "number", "value", "reason"),
+    [("centralised", "10", "0.75", "one is 13 points below centralised"), ("two", "5", "0.66", "two still rising")],
+)
+def test_a_comparison_that_does_not_count_says_why(
+    tables: ModuleType, folder: Path, label: str, number: str, value: str, reason: str
+) -> None:
+    _change(folder, lambda row: {"value": value} if (row["label"], row["round"]) == (label, number) else None)
+    assert f"**does not count** ({reason}; of the start: " in _claimed(tables, folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("centralised", "10", "19.0"), ""),
+        (("centralised", "10", "17.0"), "one is 18 % above centralised"),
+        (("two", "5", "21.6"), "two still falling"),
+    ],
+)
+def test_perplexities_are_near_or_falling_by_percent(
+    tables: ModuleType, folder: Path, change: tuple[str, str, str], reason: str
+) -> None:
+    """A lower one is better, so that a baseline is behind where it is above centralised training."""
+    label, number, value = change
+
+    def as_perplexity(row: dict[str, str]) -> Mapping[str, str]:
+        changed = (row["label"], row["round"]) == (label, number)
+        usual = 21.0 if row["label"] == "two" else 20.0
+        return {"metric": "perplexity", "value": value if changed else f"{usual + 0.1 * int(row['seed'])}"}
+
+    _change(folder, as_perplexity)
+    found = _claimed(tables, folder, needed=0.2)
+    assert found == (f"**does not count** ({reason}; of the start: confirmed)" if reason else "**confirmed**")
+
+
+def test_a_claim_may_ask_for_other_lines_near_centralised(tables: ModuleType, folder: Path) -> None:
+    _change(folder, lambda row: {"suite": "server"} if row["label"] == "centralised" else None)
+    near = [{"suite": "small", "label": "one"}, {"suite": "small", "label": "absent"}]
+    assert _claimed(tables, folder, beside="server", near=near[:1]) == "**confirmed**"
+    assert "the baseline is unrun" in _claimed(tables, folder, beside="server", near=near)
+
+
+def test_a_seed_that_diverged_does_not_lower_the_gain_of_the_others(tables: ModuleType, folder: Path) -> None:
+    """It has the score of a constant answer after the last round, and none before."""
+
+    def diverged(row: dict[str, str]) -> Mapping[str, str] | None:
+        if row["label"] != "two" or row["seed"] != "2":
+            return {"value": "0.66"} if (row["label"], row["round"]) == ("two", "5") else None
+        return {"value": "0.1" if row["at"] == "last" else ""}
+
+    _change(folder, diverged)
+    assert "two still rising" in _claimed(tables, folder)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +254,9 @@ def test_a_comparison_that_does_not_count_says_why(tables: ModuleType, folder: P
         ([0.1, -0.1, 0.0], {"needed": 1.0, "within": 2.0}, "confirmed"),
         ([-5.0, -5.1, -5.2], {"needed": 1.0, "within": 2.0}, "contradicted"),
         ([5.0, -5.0, 1.0], {"needed": 1.0, "within": 2.0}, "cannot say"),
+        ([5.0, 5.1, 5.2], {"needed": 1.0, "within": 2.0}, "cannot say"),  # ahead, where only falling behind was denied
+        ([5.0, 5.1, 5.2], {"needed": 1.0, "within": 2.0, "either": True}, "contradicted"),
     ],
 )
-def test_the_rule(tables: ModuleType, differences: list[float], claim: Mapping[str, Any], expected: str) -> None:
-    assert tables.verdict(differences, claim) == expected
+def test_the_rule(claims: ModuleType, differences: list[float], claim: Mapping[str, Any], expected: str) -> None:
+    assert claims.verdict(differences, claim) == expected
