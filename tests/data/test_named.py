@@ -100,10 +100,11 @@ def test_a_path_belongs_to_a_source_with_files(tmp_path: Path):
         (gzip.compress(b"\0\0\x0d\x01" + bytes(8)), "is no idx file of whole numbers from 0 to 255"),
         (gzip.compress(b"\0\0"), "is no idx file"),
         (gzip.compress(idx(np.zeros((20, 2, 2), np.uint8))[:-1]), "does not hold the 20 x 2 x 2 numbers"),
-        (gzip.compress(idx(np.zeros((19, 2, 2), np.uint8))), "19 images and 20 labels that are not Fashion-MNIST's"),
+        (gzip.compress(idx(np.zeros((19, 2, 2), np.uint8))), r"shape \(19, 2, 2\) and labels of shape \(20,\) that are not Fa"),
+        (gzip.compress(b"\0\0\x08\0\5"), r"images of shape \(\) and labels of shape \(20,\) that are not Fashion-MNIST's"),
     ],
     # Named, since gzip writes the time into its bytes: workers that begin in different seconds would know different tests.
-    ids=["no gzip", "cut off", "another kind", "no header", "too short", "too few"],
+    ids=["no gzip", "cut off", "another kind", "no header", "too short", "too few", "no axis"],
 )
 def test_a_damaged_file_is_named(content: bytes, reason: str, clothes: Path):
     (clothes / "train-images-idx3-ubyte.gz").write_bytes(content)

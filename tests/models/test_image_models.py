@@ -136,6 +136,8 @@ def test_without_a_file_the_size_is_the_configs_and_the_numbers_are_imagenets(tm
         ('{"image_std": [1, 2, 0]}', "cannot be used to prepare images"),
         ('{"size": -3}', "cannot be used to prepare images"),
         ('{"size": 99999}', "cannot be used to prepare images"),
+        ('{"rescale_factor": 0}', "cannot be used to prepare images: rescale_factor must be above 0, got 0"),
+        ('{"do_flip_channel_order": true}', "cannot be used to prepare images: it wants blue before green and red"),
     ],
 )
 def test_a_damaged_file_is_named(content: str, reason: str, tmp_path: Path):

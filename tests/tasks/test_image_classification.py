@@ -87,6 +87,29 @@ def test_mean_and_spread_are_the_models_own_and_else_those_of_imagenet():
     assert processor_from({"do_normalize": False}).std == (1.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"do_normalize": False}, [0.0, 0.4, 1.0]),
+        ({"do_normalize": False, "rescale_factor": 1 / 127.5}, [0.0, 0.8, 2.0]),
+        ({"do_normalize": False, "do_rescale": False, "rescale_offset": True}, [0.0, 102.0, 255.0]),
+        ({"rescale_factor": 1 / 127.5, "rescale_offset": True, "image_mean": 0.5, "image_std": 2.0}, [-0.75, -0.35, 0.25]),
+        ({"do_rescale": False, "image_mean": 100.0, "image_std": 50.0}, [-2.0, 0.04, 3.1]),
+    ],
+)
+def test_levels_are_brought_to_the_range_that_the_model_was_trained_with(settings: dict[str, Any], expected: list[float]):
+    """As EfficientNet has it, a rescale factor and an offset go before mean and spread."""
+    image = np.array([0, 102, 255], dtype=np.uint8).reshape(1, 1, 3)
+    found = processor_from({**settings, "size": [1, 3]}).pixel_values(image)
+    torch.testing.assert_close(found, torch.tensor(expected).expand(3, 1, 3), rtol=1e-6, atol=1e-6)
+
+
+def test_a_factor_of_one_in_255_leaves_the_numbers_as_they_are():
+    own = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}
+    for factor in (1 / 255, 0.00392156862745098, 0.003921569):
+        assert processor_from({**own, "rescale_factor": factor}) == processor_from(own)
+
+
 def test_the_task_goes_before_the_model():
     of_model = ImageProcessor(size=(32, 32), mean=(0.1, 0.1, 0.1), resample="bilinear")
     assert ImageClassification().processor(of_model) == of_model

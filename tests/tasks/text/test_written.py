@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    MBartConfig,
+    MBartForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -18,7 +20,7 @@ from transformers import (
 from fedelta.tasks import Instruction, evaluate, predict_all
 from fedelta.tasks.task import IGNORED, Task
 from fedelta.tasks.text.gaps import warn_of_cut_texts
-from fedelta.tasks.text.written import cut_answer, encode_answers
+from fedelta.tasks.text.written import cut_answer, decoder_inputs, encode_answers
 from fedelta.testing import check_task
 
 PAD, BOS, EOS = 0, 1, 2
@@ -185,6 +187,24 @@ def test_an_answer_that_is_cut_keeps_the_mark_of_a_language_and_the_end_mark_bef
         assert marks.convert_ids_to_tokens(found["token_labels"]) == [*kept, "</s>", "<s>"]
     with pytest.raises(ValueError, match="max_length 2 leaves no place for an answer beside the tokenizer's marks: raise it"):
         cut_answer([4, 5, EOS, BOS], 2, EOS)
+
+
+def test_a_cut_answer_does_not_begin_by_a_word_where_the_mark_of_a_language_stands_first() -> None:
+    """As mBART-50's tokenizers mark a text: a whole answer begins by its EOS, and so does one that has lost it."""
+    model = MBartForConditionalGeneration(
+        MBartConfig(vocab_size=len(WORDS), d_model=16, encoder_layers=1, decoder_layers=1, pad_token_id=PAD, eos_token_id=EOS)
+    )
+    rows = [{"instruction": "a", "response": text} for text in ("1 2 3 4 5 6", "1")]
+    it = task(max_length=4)
+    labels = it.collate(it.encode(rows, tokenizer("<s> $A </s>")), PAD)["token_labels"]
+    words = [WORDS.index(word) for word in ("1", "2", "3")]
+    assert labels.tolist() == [[BOS, *words], [BOS, words[0], EOS, IGNORED]]
+    assert decoder_inputs(model, labels).tolist() == [[EOS, BOS, *words[:2]], [EOS, BOS, words[0], EOS]]
+
+
+def test_a_start_token_of_the_models_own_stands_before_whole_and_cut_answers(kind: Kind) -> None:
+    model, labels = kind.model(), torch.tensor([[4, 5, 6, 7], [4, 5, EOS, IGNORED]])
+    assert torch.equal(decoder_inputs(model, labels), model.prepare_decoder_input_ids_from_labels(labels))
 
 
 @pytest.mark.parametrize("field", ["instruction", "response"])

@@ -40,8 +40,12 @@ class FashionMnist(NamedSource):
 
     def _rows(self, name: str) -> list[Row]:
         images, labels = (read_idx(self._file(f"{name}-{kind}-ubyte")) for kind in ("images-idx3", "labels-idx1"))
-        if images.ndim != 3 or len(images) != len(labels) or labels.max(initial=0) >= len(NAMES):
-            raise ValueError(f"{self.folder} holds {len(images)} images and {len(labels)} labels that are not Fashion-MNIST's")
+        fits = images.ndim == 3 and labels.shape == images.shape[:1] and labels.max(initial=0) < len(NAMES)
+        if not fits:
+            raise ValueError(
+                f"{self.folder} holds images of shape {images.shape} and labels of shape {labels.shape} that are not "
+                "Fashion-MNIST's: fetch its four files again"
+            )
         return [{"image": image, "label": NAMES[label]} for image, label in zip(images, labels, strict=True)]
 
     def _file(self, name: str) -> Path:

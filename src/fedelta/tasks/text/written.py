@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fedelta.data.rows import Row, require_rows, text_of
 from fedelta.tasks.task import IGNORED, Batch, Decisions, Example, model_inputs, tokenized
@@ -59,8 +60,8 @@ class EncoderDecoderInstruction(Prompted):
 def written_decisions(model: Any, batch: Batch) -> Decisions:
     """Returns one decision among the vocabulary for each labelled token, answer by answer; no other logits are computed.
 
-    Equals what `model(..., labels=token_labels)` scores: the decoder's inputs are made by the model, of the labels one place
-    later, behind its start token.
+    Equals what `model(..., labels=token_labels)` scores, but for cut answers of mBART: the decoder's inputs are made by the
+    model, of the labels one place later, behind its start token.
 
     Args:
         model: an encoder-decoder of transformers.
@@ -68,8 +69,23 @@ def written_decisions(model: Any, batch: Batch) -> Decisions:
     """
     target = batch["token_labels"]
     written = target != IGNORED
-    inputs = model_inputs(batch) | {"decoder_input_ids": getattr(model, MAKES_INPUTS)(target)}
+    inputs = model_inputs(batch) | {"decoder_input_ids": decoder_inputs(model, target)}
     return Decisions(logits_at(model, inputs, written), target[written], owner=written.nonzero()[:, 0])
+
+
+def decoder_inputs(model: Any, token_labels: Tensor) -> Tensor:
+    """Returns what the decoder reads to write these labels, as the model makes it: (n, m).
+
+    An answer without an EOS is given one while this is made. mBART's models move the last token to the front, and would begin a
+    cut answer by a word; models with a start token of their own make the same of it with and without.
+    """
+    make, end = getattr(model, MAKES_INPUTS), getattr(getattr(model, "config", None), "eos_token_id", None)
+    if not isinstance(end, int) or not (cut := (token_labels != end).all(dim=1)).any():
+        return make(token_labels)
+    ended = F.pad(token_labels, (0, 1), value=IGNORED)
+    behind = (token_labels != IGNORED).sum(dim=1)
+    ended[cut, behind[cut]] = end
+    return make(ended)[:, :-1]
 
 
 def encode_answers(texts: Sequence[str], tokenizer: Any) -> list[Tokens]:
