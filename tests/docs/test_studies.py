@@ -11,8 +11,10 @@ import pytest
 
 from fedelta.report.comparison import Cell, Comparison
 from fedelta.report.study import Run
+from fedelta.runs.config.checks import check
+from fedelta.runs.outline import built
 from fedelta.runs.suite.cells import combinations, plan_of
-from fedelta.runs.suite.estimate import cost_of
+from fedelta.runs.suite.estimate import cost_built
 from fedelta.runs.suite.schema import read_suite
 from fedelta.runs.suite.store import Store
 
@@ -88,7 +90,8 @@ def test_a_run_that_diverged_does_not_keep_the_score_that_it_had_before(studies:
 def test_a_full_suite_is_reckoned_without_its_model_and_rows(path: Path, tmp_path: Path) -> None:
     plan = plan_of(read_suite(path), tmp_path)
     entry, setting = plan.file.entries[0], next(iter(plan.settings))
-    cost = cost_of(plan.config(setting, entry, combinations(entry)[0]), plan.own)
+    config = plan.config(setting, entry, combinations(entry)[0])
+    cost = cost_built(built(config, check(config, plan.own), scored=False))
     assert min(cost.values()) > 0
 
 

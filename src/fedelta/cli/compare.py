@@ -67,6 +67,7 @@ def compare(
     """
     from fedelta.registry import is_code
     from fedelta.report.terminal import quieten_libraries, show_warnings
+    from fedelta.runs.suite.estimate import jobs_for, may_share
     from fedelta.runs.suite.preflight import demand_sources, rehearsed
     from fedelta.runs.suite.start import Wanted, ready
     from fedelta.runs.suite.work import Work
@@ -80,9 +81,10 @@ def compare(
     changes = [*(overrides or []), *(["model.trust_remote_code=true"] if trust else [])]
     made = ready(suite, Wanted(changes, listed, _seeds(seeds), baseline, store, output, may_run))
     work = Work(made.plan, made.book, _options(made.plan, only, hours, retry, prune))
-    work.options = replace(work.options, jobs=_jobs(jobs, made.plan.file.suite.jobs, work))
+    at_once = _jobs(jobs, made.plan.file.suite.jobs)
     demand_sources(work, to_reckon=dry_run)
-    costs = rehearsed(work, to_reckon=dry_run)
+    costs = rehearsed(work, to_reckon=dry_run, to_size=at_once is None and may_share(work))
+    work.options = replace(work.options, jobs=jobs_for(work, costs) if at_once is None else at_once)
     if dry_run:
         _show_plan(work, made.text, costs, as_json)
     else:
@@ -138,13 +140,11 @@ def _options(plan: Plan, only: Sequence[str] | None, hours: float | None, retry:
     return options
 
 
-def _jobs(text: str | None, suites: int | str, work: Work) -> int:
-    """Returns how many cells run at a time."""
-    from fedelta.runs.suite.estimate import jobs_for
-
+def _jobs(text: str | None, suites: int | str) -> int | None:
+    """Returns how many cells run at a time; None where the machine is to say."""
     asked = suites if text is None else text
     if asked == "auto":
-        return jobs_for(work)
+        return None
     if not str(asked).isdigit() or int(asked) < 1:
         raise ValueError(f"--jobs {asked}: give a number from 1 on, or auto")
     return int(asked)

@@ -7,7 +7,9 @@ import pytest
 
 from fedelta.runs import experiment
 from fedelta.runs.config import ConfigError
-from fedelta.runs.suite.estimate import cost_of, rows_of
+from fedelta.runs.config.checks import check
+from fedelta.runs.outline import built
+from fedelta.runs.suite.estimate import cost_built, jobs_for, may_share, rows_of
 from fedelta.runs.suite.preflight import rehearsed
 from fedelta.runs.suite.work import Work
 
@@ -55,9 +57,26 @@ def test_what_is_reckoned_on_one_population_is_what_each_run_costs(bench: Bench)
     work = work_of(bench)
     costs = rehearsed(work, to_reckon=True)
     for entry in work.plan.file.entries:
-        alone = cost_of(work.plan.config("", entry, {}), work.plan.own)
-        assert costs["", entry.label] == alone
+        config = work.plan.config("", entry, {})
+        assert costs["", entry.label] == cost_built(built(config, check(config, work.plan.own), scored=False))
     assert [(row.label, row.bytes > 0) for row in rows_of(work, costs)] == [(e.label, True) for e in work.plan.file.entries]
+
+
+def test_the_memory_of_the_first_cell_says_how_many_run_at_a_time(
+    bench: Bench, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedelta.runs.suite.estimate.cores", lambda: 4)
+    work = work_of(bench)
+    costs = rehearsed(work, to_size=True)
+    assert calls == {"deal": 1, "load_adapted": 1}
+    assert list(costs) == [("", "zeropad")]
+    memory = costs["", "zeropad"]["memory"]
+    for free, at_once in ((None, 4), (2 * memory, 2), (memory - 1, 1)):
+        monkeypatch.setattr("fedelta.runs.suite.estimate.free_memory", lambda free=free: free)
+        assert jobs_for(work, costs) == at_once
+    monkeypatch.setattr("fedelta.runs.suite.estimate.cores", lambda: 1)
+    assert not may_share(work)
+    assert jobs_for(work, costs) == 1
 
 
 def test_finished_cells_are_reckoned_but_not_asked_for(bench: Bench, calls: Counter[str]) -> None:

@@ -75,7 +75,7 @@ def test_a_methods_own_grid_takes_seeds_and_setting_of_the_suite():
         ({"methods": [{"name": "flexlora", "label": "a\nb"}]}, "should be of one line, without control characters"),
         ({"methods": [{"name": "flexlora", "label": "\x1b[31m"}]}, "should be of one line, without control characters"),
         ({"methods": [{"name": "flexlora", "label": "A"}, {"name": "rbla", "label": "a"}]}, "the folder 'a' occurs twice"),
-        ({"sweep": [{"name": "x\x1b", "lora.rank": 2}]}, "should be a text of one line"),
+        ({"sweep": [{"name": "x\x1b", "lora.rank": 2}]}, "the `name` of a setting should be of one line"),
         ({"sweep": [{"name": "A", "lora.rank": 2}, {"name": "a", "lora.rank": 4}]}, "two settings have the same name"),
         ({"methods": []}, "methods"),
         ({"baseline": "fedavg"}, "no method has the label 'fedavg'; there are flexlora"),

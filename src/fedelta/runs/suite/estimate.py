@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fedelta.report.comparison import Comparison
 from fedelta.report.outcome import outcomes
-from fedelta.runs.config import RunConfig
-from fedelta.runs.config.checks import check
-from fedelta.runs.config.own import Own
 from fedelta.runs.machine import cores
 from fedelta.runs.suite.cells import combinations
 from fedelta.runs.suite.work import Kind, Work
@@ -85,32 +82,34 @@ def _row(work: Work, setting: str, label: str, costs: Mapping[Kind, Cost]) -> Ro
     return Row(setting, label, "", cells, done, tuning, cost["bytes"], cost["steps"], cost["memory"])
 
 
-def cost_of(config: RunConfig, own: Own) -> Cost:
-    """Returns bytes, steps and memory of a run, from the plan that `fedelta run --dry-run` shows."""
-    from fedelta.runs.outline import built
-
-    return cost_built(built(config, check(config, own), scored=False))
-
-
 def cost_built(experiment: LocalExperiment) -> Cost:
-    """Returns the same of a run that is built already."""
+    """Returns bytes, steps and memory of a run, from the plan that `fedelta run --dry-run` shows."""
     from fedelta.runs.plan import plan
 
     found = plan(experiment)
     return {"bytes": int(found.bytes["total"]), "steps": found.steps, "memory": sum(found.memory.values()) + OVERHEAD}
 
 
-def jobs_for(work: Work) -> int:
-    """Returns how many cells fit on this machine at a time: by its cores, and by its memory and the first cell's plan."""
-    most = cores()
+def may_share(work: Work) -> bool:
+    """Returns whether several cells that are left can run at a time: on a CPU of several cores; a device has room for one."""
     task = next((task for tasks in work.left().values() for task in tasks), None)
-    if most == 1 or task is None:
-        return 1
+    if cores() == 1 or task is None:
+        return False
     from fedelta.models.devices import pick_device
 
-    if pick_device(task.config.device).type != "cpu":
-        return 1  # one device has room for one cell at a time
-    free, needed = free_memory(), cost_of(task.config, work.plan.own)["memory"]
+    return pick_device(task.config.device).type == "cpu"
+
+
+def jobs_for(work: Work, costs: Mapping[Kind, Cost]) -> int:
+    """Returns how many cells fit on this machine at a time: by its cores, and by its memory and that of one cell.
+
+    Args:
+        work: the suite's cells.
+        costs: from `preflight.rehearsed`, the first of which counts.
+    """
+    if not costs or not may_share(work):
+        return 1
+    most, free, needed = cores(), free_memory(), next(iter(costs.values()))["memory"]
     return max(1, min(most, most if free is None else free // needed))
 
 

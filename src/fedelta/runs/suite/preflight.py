@@ -67,7 +67,7 @@ class _Part:
         return json.dumps([*parts, values["training"]["trainer"]], sort_keys=True)
 
 
-def rehearsed(work: Work, *, to_reckon: bool = False) -> dict[Kind, Cost]:
+def rehearsed(work: Work, *, to_reckon: bool = False, to_size: bool = False) -> dict[Kind, Cost]:
     """Asks the method of each setting that has open cells whether it can serve the clients that it would get.
 
     Each model, split and set of ranks is built once, for all methods and whatever their seeds.
@@ -75,6 +75,7 @@ def rehearsed(work: Work, *, to_reckon: bool = False) -> dict[Kind, Cost]:
     Args:
         work: the suite's cells.
         to_reckon: also plays two rounds of each method and setting without training, of finished ones, too.
+        to_size: also plays them of the first one, by whose memory cells run side by side.
 
     Returns:
         by setting and method, what a run costs; empty where nothing is reckoned. A finished one is left out where its rows or
@@ -95,7 +96,7 @@ def rehearsed(work: Work, *, to_reckon: bool = False) -> dict[Kind, Cost]:
                 score = _no_score if found.deal.splits.validation else None
                 method = chosen.method.for_topology(chosen.settings.rounds, lambda: 0.0)
                 Federation.prepare(method, found.clients, found.template, replace(chosen.settings, score=score))
-                if to_reckon:
+                if to_reckon or (to_size and not costs):
                     costs[part.kind] = cost_built(found if first else built_beside(found, part.config, chosen))
             except (ValueError, TypeError, OSError, ImportError) as error:
                 if not part.finished:

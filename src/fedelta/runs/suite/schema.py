@@ -16,7 +16,7 @@ from fedelta.runs.config.paths import place_code, placed, resolved
 from fedelta.runs.config.read import BUILT_IN, explained, read_yaml
 from fedelta.runs.config.section import ConfigError, Section
 from fedelta.runs.suite.keys import demand_other_keys
-from fedelta.runs.suite.names import shown, slug
+from fedelta.runs.suite.names import shown, slug, text_given
 from fedelta.runs.suite.sweep import Setting, listed, settings_of
 
 OF_THE_SUITE = ("label", "set", "tune")
@@ -223,7 +223,7 @@ def _entry(given: str | Mapping[str, Any], suites_tune: Mapping[str, Any] | None
     choice = place_code({key: value for key, value in mapping.items() if key not in OF_THE_SUITE}, place)
     own = {key: placed(key, value, place) for key, value in cast("Mapping[str, Any]", changes).items()}
     entry = Entry("", choice, own)
-    label = _label(mapping["label"]) if "label" in mapping else entry.name
+    label = text_given(mapping["label"], "methods: a `label`") if "label" in mapping else entry.name
     if "tune" in mapping:
         tune = _own_tune(mapping["tune"], suites_tune, f"methods: {label}: tune")
     else:
@@ -237,15 +237,6 @@ def _demand_keys_of_a_method(keys: Iterable[object], where: str) -> None:
     demand_other_keys(keys, where)
     if any(str(key).partition(".")[0] == "seed" for key in keys):
         raise ConfigError(f"{where} has seed, but {ONE_SEED}")
-
-
-def _label(given: object) -> str:
-    """Returns a label as it is written; a number stands for its text."""
-    if isinstance(given, bool) or not isinstance(given, str | int | float) or not str(given).strip():
-        raise ConfigError(f"methods: a `label` should be a text, got {given!r:.80}")
-    if not str(given).isprintable():  # tables have one line for each method, and a terminal would obey some letters
-        raise ConfigError(f"methods: the `label` {given!r:.80} should be of one line, without control characters")
-    return str(given)
 
 
 def _choice(text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 
 from fedelta.runs.config.section import ConfigError
 from fedelta.runs.suite.keys import demand_other_keys
-from fedelta.runs.suite.names import Values, shown, slug
+from fedelta.runs.suite.names import Values, shown, slug, text_given
 
 Sweep: TypeAlias = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
 """As it is written: {dotted.key: [values]} for all combinations, or a list of settings."""
@@ -86,15 +86,7 @@ def _name(given: Mapping[str, Any]) -> str:
     """Returns what a listed setting is called: as it says, else by its values."""
     if "name" not in given:
         return _grid_name({key: value for key, value in given.items() if key not in OF_A_SETTING})
-    name = given["name"]
-    if (
-        isinstance(name, bool)
-        or not isinstance(name, str | int | float)
-        or not str(name).strip()
-        or not str(name).isprintable()
-    ):
-        raise ConfigError(f"sweep: the `name` of a setting should be a text of one line, got {name!r:.80}")
-    return str(name)
+    return text_given(given["name"], "sweep: the `name` of a setting")
 
 
 def _own_seeds(given: object, name: str) -> list[int]:
