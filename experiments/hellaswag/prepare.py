@@ -10,13 +10,12 @@ part, or a model would be tested on what it has seen.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedelta.data.files import write_rows
 from fedelta.data.sources import load_rows
 
 WORDS = 8
@@ -35,10 +34,8 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="val.jsonl.gz, in the official order")
     source: Path = parser.parse_args().source
     rows = load_rows(source)
-    OUTPUT.mkdir(exist_ok=True)
     for name, part in split(rows).items():
-        text = "".join(json.dumps(row) + "\n" for row in part)
-        (OUTPUT / f"{name}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+        write_rows(OUTPUT / f"{name}.jsonl.gz", part)
         print(f"{len(part)} rows of {name}")
     print(f"{torn(rows)} rows would have a near-equal one on the other side if each row went by its own number")
 

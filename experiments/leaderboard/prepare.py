@@ -6,10 +6,9 @@ python experiments/leaderboard/prepare.py ../shared/data/topic
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 from pathlib import Path
 
+from fedelta.data.files import write_rows
 from fedelta.data.sources import load_rows
 
 INTENTS = 24
@@ -21,11 +20,9 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="the folder of banking77_train.jsonl.gz and banking77_test.jsonl.gz")
     source: Path = parser.parse_args().source
     chosen = sorted({row["category"] for row in load_rows(source / "banking77_train.jsonl.gz")})[::3][:INTENTS]
-    OUTPUT.mkdir(exist_ok=True)
     for part in ("train", "test"):
         kept = [row for row in load_rows(source / f"banking77_{part}.jsonl.gz") if row["category"] in chosen]
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        (OUTPUT / f"banking24_{part}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+        write_rows(OUTPUT / f"banking24_{part}.jsonl.gz", kept)
         print(f"{len(kept)} rows of {part}")
 
 

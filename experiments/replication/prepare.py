@@ -6,13 +6,12 @@ python experiments/replication/prepare.py ../shared/data/topic
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from fedelta.data.files import write_rows
 from fedelta.data.sources import load_rows
 
 BALANCED, SKEWED, ROWS = 2, 18, 200
@@ -73,9 +72,7 @@ def _shuffled(rows: list[Row], random: np.random.Generator) -> list[Row]:
 
 
 def _write(part: str, rows: Sequence[Row]) -> None:
-    OUTPUT.mkdir(exist_ok=True)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (OUTPUT / f"agnews20_{part}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+    write_rows(OUTPUT / f"agnews20_{part}.jsonl.gz", rows)
     print(f"{len(rows)} rows of {part}")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from fedelta import load_adapter, save_adapter, tree
 from fedelta.runs.export import find, score
+from fedelta.runs.folder import RunFolder
 
 RESULTS = Path(__file__).resolve().parent / "averaged.csv"
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     found: dict[tuple[str, str], list[Scores]] = {}
-    for run in sorted(arguments.suite.glob("cells/*/*/seed-*")):
+    for run in filter(is_finished, sorted(arguments.suite.glob("cells/*/*/seed-*"))):
         scores = (of_nodes(run), of_mean(run))
         print(f"{run.relative_to(arguments.suite)}: nodes {scores[0]:.4f}, averaged {scores[1]:.4f}", flush=True)
         found.setdefault((run.parts[-3], run.parts[-2]), []).append(scores)
@@ -42,10 +42,15 @@ def main() -> None:
         writer.writerows([*names, *summary(scores)] for names, scores in found.items())
 
 
+def is_finished(run: Path) -> bool:
+    """Returns whether a run has all its rounds; one that goes on, or diverged, has adapters of another round, or none."""
+    folder = RunFolder(run)
+    return len(folder.records()) == folder.config().federation.rounds and not folder.diverged_file.is_file()
+
+
 def of_nodes(run: Path) -> float:
     """Returns the mean over nodes of the test accuracy after the last round."""
-    last = (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-    return json.loads(last)["test"]["accuracy"]
+    return RunFolder(run).records()[-1]["test"]["accuracy"]
 
 
 def of_mean(run: Path) -> float:

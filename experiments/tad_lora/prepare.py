@@ -9,13 +9,12 @@ three the reverse, four as many of each. The field `node` says whose a row is.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from fedelta.data.files import write_rows
 from fedelta.data.sources import load_rows
 
 POSITIVE = [0.9] * 3 + [0.1] * 3 + [0.5] * 4
@@ -35,7 +34,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", type=Path, help="the folder of sst2_*.jsonl.gz and mnli_*.jsonl.gz")
     source: Path = parser.parse_args().source
-    OUTPUT.mkdir(exist_ok=True)
     test = load_rows(source / "sst2_val.jsonl.gz")
     write("sst2_test", test)
     phrases = list(unseen(load_rows(source / "sst2_train.jsonl.gz"), test).values())
@@ -66,8 +64,7 @@ def deal(name: str, rows: Sequence[Row], shares: Sequence[Mapping[Any, float]], 
 
 
 def write(name: str, rows: Sequence[Row]) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (OUTPUT / f"{name}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+    write_rows(OUTPUT / f"{name}.jsonl.gz", rows)
     print(f"{len(rows)} rows of {name}")
 
 

@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from fedelta.runs.config import RunConfig
+from fedelta.runs.folder import RunFolder
 from fedelta.runs.suite.schema import read_suite
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -66,6 +68,20 @@ def test_nodes_get_the_reported_skew_and_no_row_twice(script: Script, monkeypatc
     both = [row["id"] for part in written.values() for row in part]
     assert len(written["sst2_train"]) == 4000
     assert len(set(both)) == len(both)
+
+
+def test_only_runs_that_are_finished_are_averaged(script: Script, tmp_path: Path) -> None:
+    averaged, run = script("tad_lora/averaged.py"), RunFolder(tmp_path / "seed-0")
+    run.write_config(RunConfig.model_validate({"federation": {"rounds": 2}}))
+    fixed = {"cohort": [0], "dropped": {}, "train_loss": 1.0, "bytes": {"down": 1, "up": 1}, "seconds": {}}
+    found: list[bool] = []
+    for t in range(2):
+        run.append({**fixed, "t": t, "test": {"accuracy": 0.5 + t / 4}})
+        found.append(averaged.is_finished(run.path))
+    assert found == [False, True]
+    assert averaged.of_nodes(run.path) == 0.75
+    run.diverged_file.write_text("{}", encoding="utf-8")
+    assert not averaged.is_finished(run.path)
 
 
 @pytest.mark.parametrize(("left", "rounds"), [(500.0, 44), (10_000.0, 60), (50.0, 0), (-5.0, 0)])

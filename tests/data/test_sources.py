@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedelta.data import docstrings, sources
 from fedelta.data.carving import split_rows, subsample
+from fedelta.data.files import write_rows
 from fedelta.data.rounding import proportional
 from fedelta.data.rows import value_of
 from fedelta.data.sources import load_rows, load_splits
@@ -25,6 +27,16 @@ def write(path, text):
     data = text.encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
+
+
+def test_rows_that_are_written_are_read_again_and_have_the_same_bytes_at_any_time(tmp_path: Path, monkeypatch):
+    path = tmp_path / "made" / "rows.jsonl.gz"
+    write_rows(path, ROWS)
+    first = path.read_bytes()
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    write_rows(path, ROWS)
+    assert path.read_bytes() == first
+    assert load_rows(path) == ROWS
 
 
 @pytest.mark.parametrize(
