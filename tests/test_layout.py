@@ -79,7 +79,6 @@ ELSEWHERE = {
     "exchange/codecs/*": "exchange/test_codecs.py",
     "exchange/channel.py": "engines/test_visits.py",
     "exchange/strict_json.py": "exchange/test_parcels.py",
-    "exchange/files.py": "engines/test_checkpoint.py",
     "models/adapter_config.py": "models/test_adapter_files.py",
     "models/adapter_entries.py": "models/test_adapter_files.py",
     "models/base_facts.py": "runs/test_exported.py",
