@@ -26,6 +26,25 @@ def test_a_subfolder_is_a_label(tmp_path: Path):
     assert all(row["image"].is_absolute() for row in rows)
 
 
+def test_a_link_to_a_folder_that_it_lies_in_adds_no_images(tmp_path: Path):
+    folder = place(tmp_path / "photos", "cat/1.png", "dog/2.png", "dog/deep/3.png")
+    place(tmp_path, "elsewhere/4.png")
+    links = {"cat/up": "..", "cat/self": ".", "dog/deep/up": "../..", "dog/more": "../../elsewhere"}
+    for name, goal in links.items():
+        (folder / name).symlink_to(goal, target_is_directory=True)
+    found = [(str(row["image"].relative_to(folder)), row["label"]) for row in image_rows(folder)]
+    assert found == [("cat/1.png", "cat"), ("dog/2.png", "dog"), ("dog/deep/3.png", "dog"), ("dog/more/4.png", "dog")]
+
+
+def test_two_links_to_each_other_have_an_end(tmp_path: Path):
+    folder = place(tmp_path / "photos", "cat/1.png")
+    for one, other in (("left", "right"), ("right", "left")):
+        place(tmp_path, f"{one}/{one}.png")
+        (tmp_path / one / other).symlink_to(tmp_path / other, target_is_directory=True)
+    (folder / "cat" / "more").symlink_to(tmp_path / "left", target_is_directory=True)
+    assert [row["image"].name for row in image_rows(folder)] == ["1.png", "left.png", "right.png"]
+
+
 def test_parts_are_folders_with_labels_in_them(photos: Path):
     assert {part: len(rows) for part, rows in image_parts(photos).items()} == {"train": 24, "test": 8}
     splits = load_splits(photos, validation_fraction=0.25, stratify="label", label="label")

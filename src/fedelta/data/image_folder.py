@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 from fedelta.data.rows import Row
@@ -26,13 +26,23 @@ def holds_images(folder: Path) -> bool:
     return folder.is_dir() and any(next(images_in(inner), None) is not None for inner in _folders(folder))
 
 
-def images_in(folder: Path) -> Iterator[Path]:
-    """Yields the images of a folder and of those in it, in the order of their paths; hidden files are left out."""
+def images_in(folder: Path, above: Set[Path] = frozenset()) -> Iterator[Path]:
+    """Yields the images of a folder and of those in it, in the order of their paths; hidden files are left out.
+
+    So is a link to a folder that it lies in: below it there would be that folder again, with the images of other labels.
+
+    Args:
+        folder: to look in.
+        above: the folders, as the disk has them, that the way to this one went through.
+    """
+    here = folder.resolve()
+    above = {*above, here, *here.parents}
     for place in sorted(folder.iterdir()):
         if place.name.startswith("."):
             continue
         if place.is_dir():
-            yield from images_in(place)
+            if place.resolve() not in above:
+                yield from images_in(place, above)
         elif place.suffix.lower() in ENDINGS:
             yield place
 
