@@ -1,6 +1,7 @@
 """What a run left, taken into use: merged exports where the base is not just what the checkpoint holds."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,19 @@ def test_what_the_checkpoint_lacks_is_merged_as_it_was_drawn(tiny_config: dict[s
     task = choices_of(source.config).task.settled([{"label": "cats"}, {"label": "dogs"}])
     drawn, _ = load_model(str(tmp_path / "base"), task, device="cpu", seed=3)
     assert torch.equal(merged.bert.pooler.dense.weight, drawn.bert.pooler.dense.weight)
+
+
+def test_a_card_has_the_scale_that_a_run_had(finished: Path, tmp_path: Path):
+    source = deployment.find(finished)
+    source = replace(
+        source, config=source.config.model_copy(update={"lora": source.config.lora.model_copy(update={"scale": 2.5})})
+    )
+    deployment.export(source, tmp_path / "scaled")
+    card = (tmp_path / "scaled/README.md").read_text()
+    assert "- Scale at every rank: `2.5`\n" in card
+    assert "lora_alpha" not in card, "which had no effect"
+    deployment.export(deployment.find(finished), tmp_path / "plain")
+    assert "- lora_alpha: `16`\n" in (tmp_path / "plain/README.md").read_text()
 
 
 def test_another_base_is_refused_but_a_quantised_one_has_no_whole_fingerprint(finished: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ from fedelta.models.base_facts import BaseFacts
 from fedelta.models.image_models import needs_telling, reads_images
 from fedelta.report.model_card import IMAGES, SEQUENCE, Exported
 from fedelta.report.words import Record
-from fedelta.runs.config import RunConfig
+from fedelta.runs.config import Lora, RunConfig
 from fedelta.runs.config.ranks import RankChoice
 from fedelta.runs.evaluation import best_round
 from fedelta.runs.folder import RunFolder
@@ -120,9 +120,15 @@ def _training(config: RunConfig, run: RunFolder) -> dict[str, str]:
         **({} if clients is None else {"Clients": str(clients)}),
         "Rounds": str(len(run.survey()[0])),
         "Ranks of the clients": _ranks(lora.rank),
-        "lora_alpha": f"{lora.lora_alpha:g}{', rank-stabilised' if lora.rslora else ''}",
+        **_scale(lora),
         "Task": str(config.task["name"]),
     }
+
+
+def _scale(lora: Lora) -> dict[str, str]:
+    if lora.scale is not None:
+        return {"Scale at every rank": f"{lora.scale:g}"}
+    return {"lora_alpha": f"{lora.lora_alpha:g}{', rank-stabilised' if lora.rslora else ''}"}
 
 
 def _ranks(rank: int | list[int] | RankChoice) -> str:
