@@ -150,7 +150,9 @@ def test_a_size_that_a_model_cannot_read_is_refused_before_a_round(tmp_path: Pat
     with pytest.raises(ValueError, match="'SwinForImageClassification' cannot read images of 3 channels and 12 x 12 pixels"):
         clients("swin", side=12)
     ViTForImageClassification(ViTConfig(intermediate_size=24, num_channels=1, **SIZES)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"cannot read images of 3 channels .*choose another model"):
+    with pytest.raises(
+        ValueError, match=r"cannot read images of 3 channels .*: it takes 1 and images have 3 here, so choose another model"
+    ):
         load_model(str(tmp_path), ImageClassification(labels=("a", "b", "c")), device="cpu")
 
 

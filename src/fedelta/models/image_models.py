@@ -93,7 +93,9 @@ def check_images(model: Any, task: Task, processor: Any, name: str) -> None:
     except (RuntimeError, ValueError) as error:
         own = side_of(getattr(model, "config", None))
         hint = "" if own in (None, size[0]) else f", such as its own, {own}"
+        sized = f"set task.image_size to a size that it takes{hint}, or choose another model"
+        colours = getattr(getattr(model, "config", None), "num_channels", 3)
+        remedy = sized if colours == 3 else f"it takes {colours} and images have 3 here, so choose another model"
         raise ValueError(
-            f"model {name!r} cannot read images of 3 channels and {size[0]} x {size[1]} pixels ({error}): set task.image_size "
-            f"to a size that it takes{hint}, or choose another model"
+            f"model {name!r} cannot read images of 3 channels and {size[0]} x {size[1]} pixels ({error}): {remedy}"
         ) from error

