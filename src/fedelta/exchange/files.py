@@ -132,7 +132,7 @@ def _naming(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno is not None:  # without a number its text is the message, and would be lost
             error.filename = str(path)
         raise
 
