@@ -605,6 +605,15 @@ def test_what_seeds_draw_is_said(a_study: Study):
     assert "the partition changes" not in words(page(still))
 
 
+def test_clients_that_a_field_names_are_the_same_for_all_seeds(a_study: Study):
+    named = [changed(run, partition={"scheme": "natural", "by": "site"}) for run in a_study()]
+    assert "the partition changes" not in words(page(named))
+    clients = {**(named[0].split or {})["clients"]}
+    clients["0"] = {**clients["0"], "rows": clients["0"]["rows"] + 1}
+    grouped_otherwise = [replace(named[0], split={"clients": clients}), *named[1:]]
+    assert "the partition changes with the seed" in words(page(grouped_otherwise))
+
+
 def test_a_busy_machine_is_said_to_be_one(a_study: Study):
     runs = [replace(run, facts={**run.facts, "cores": 2}) for run in a_study(load=2.5)]
     assert "busy machine 6 of 6 runs had more load than cores" in words(page(runs))

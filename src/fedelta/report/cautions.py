@@ -172,7 +172,7 @@ def _settings(c: Compared) -> Iterator[Caution]:
     differing = [key for key in study.differing if not key.startswith("method.") and key not in tuned]
     if differing:
         yield Caution("settings differ", f"beside the method also {listed(differing)}")
-    if _changes(c, "partition"):
+    if _changes(c, "partition") and not _dealt_alike(c):
         yield Caution("the partition changes with the seed", "a client’s number is another client in each run", False)
     carved = any(not (run.config.get("data") or {}).get("test") for run in study.runs)
     if carved and _changes(c, "data"):
@@ -182,6 +182,17 @@ def _settings(c: Compared) -> Iterator[Caution]:
 def _changes(c: Compared, drawn: str) -> bool:
     """Returns whether what a seed draws differs between the runs of a method."""
     return any(len({run.seed_of(drawn) for run in group.runs.values()}) > 1 for group in c.study.groups)
+
+
+def _dealt_alike(c: Compared) -> bool:
+    """Returns whether a field names each row's client in all runs, and no client differs: no seed draws who has what then."""
+    schemes = {(run.config.get("partition") or {}).get("scheme") for run in c.study.runs}
+    counts = [
+        {k: (client["rows"], client.get("labels")) for k, client in run.split["clients"].items()}
+        for run in c.study.runs
+        if run.split is not None
+    ]
+    return schemes == {"natural"} and len(counts) == len(c.study.runs) and all(dealt == counts[0] for dealt in counts)
 
 
 def _tuning(c: Compared) -> Iterator[Caution]:
