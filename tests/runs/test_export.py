@@ -92,3 +92,7 @@ def test_a_client_is_meant_by_its_name_or_its_number(tiny_config: dict[str, Any]
     assert [found("south"), found(1), found("1"), found("0"), found(0)] == ["client-1"] * 3 + ["client-2", "client-0"]
     with pytest.raises(ValueError, match="has no client 'west': its clients are north, south, 0"):
         found("west")
+    split = tmp_path / "run" / "split.json"
+    split.write_text(split.read_text().replace('"south"', '["south"]').replace('"2": {', '"two": {'))
+    with pytest.raises(ValueError, match=r"has no client 'west': its clients are north$"):
+        found("west")

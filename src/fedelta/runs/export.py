@@ -280,7 +280,8 @@ def _number_of(run: RunFolder, client: int | str) -> int:
     if isinstance(client, int):
         return client
     dealt = known_split(json_object(run.split_file)) or {"clients": {}}
-    names = {known["name"]: int(number) for number, known in dealt["clients"].items() if "name" in known}
+    named = {number: known.get("name") for number, known in dealt["clients"].items()}
+    names = {name: int(number) for number, name in named.items() if isinstance(name, str) and number.isdecimal()}
     if client in names:
         return names[client]
     if client.isdecimal():
