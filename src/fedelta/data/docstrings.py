@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedelta.data import prose
+from fedelta.data.files import packed_rows
 from fedelta.data.prose import likeness, prose_of
 from fedelta.data.rows import Row
 from fedelta.user_cache import cache_folder, write_whole
@@ -227,8 +228,7 @@ def _read_cache(file: Path) -> list[dict[str, str]] | None:
 
 def _write_cache(file: Path, rows: list[dict[str, str]]) -> None:
     """Writes the cache; warns where that cannot be done."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
     try:
-        write_whole(file, gzip.compress(text.encode(), mtime=0))
+        write_whole(file, packed_rows(rows))
     except OSError as error:
         logger.warning("the docstrings are not cached: %s cannot be written (%s)", file, error)

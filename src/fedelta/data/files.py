@@ -50,11 +50,16 @@ def read_file(path: Path) -> list[Row]:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes rows as a .jsonl.gz, and makes its folder; equal rows give equal bytes, by which a run knows its files."""
+def packed_rows(rows: Iterable[Row]) -> bytes:
+    """Returns rows as the content of a .jsonl.gz; equal rows give equal bytes, by which a run knows its files."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
+    return gzip.compress(text.encode(), mtime=0)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Writes rows as a .jsonl.gz, and makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    path.write_bytes(packed_rows(rows))
 
 
 def _hint(path: Path) -> str:
