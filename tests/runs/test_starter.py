@@ -152,6 +152,10 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "double.csv": (b"text,label,text\na,b,c\n", "the header names 'text' more than once"),
     "rows.txt": (b"text", "does not end in .jsonl"),
     "lines.csv": (b'{"text": "x", "label": "a"}\n{"text": "y", "label": "b"}\n', "call it lines.jsonl"),
+    "headless.csv": (
+        b"".join(b"the cat sat down %d times,%d\n" % (k, k % 2) for k in range(18)),
+        "headless.csv has no names of columns: 'the cat sat down 0 times' and '0'",
+    ),
     "table.jsonl": (b"text,label\na,b\n", "line 1 is not JSON"),
 }
 

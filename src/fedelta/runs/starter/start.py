@@ -18,6 +18,12 @@ from fedelta.runs.starter.guess import Guess, guess
 from fedelta.runs.starter.layout import Layout, lay_out
 from fedelta.runs.starter.text import config_text
 
+TABLES = (".csv", ".tsv")
+"""Files whose first line names the columns."""
+
+SENTENCE = 4
+"""Words from which a name of a column is taken for a text, where its label's name is a label as well."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -60,6 +66,7 @@ def start_from(
     train = [row for name in layout.train for row in rows[name]]
     columns = columns_of(train)
     found = guess(columns, len(train), text=text, label=label)
+    _demand_header(layout, found)
     _demand_fields(layout, rows, found)
     sizes = {name: len(own) for name, own in rows.items()}
     folder = output.absolute().parent
@@ -85,6 +92,19 @@ def _rows_of(file: Path) -> list[Row]:
     if file.suffix not in (".json", ".jsonl") and first.lstrip().startswith('{"'):
         raise ValueError(f"{file} looks like JSON, one object a line: call it {file.with_suffix('.jsonl').name}")
     return rows
+
+
+def _demand_header(layout: Layout, found: Guess) -> None:
+    """Raises ValueError for a table whose first line is a row: a label by its name, and a sentence by the text's."""
+    tables = [file for file in layout.files().values() if Path(file.name.removesuffix(".gz")).suffix in TABLES]
+    if not tables or found.label is None or not found.texts:
+        return
+    text, label = found.texts[0].name, found.label
+    if label.name in map(str, label.counts) and len(text.split()) >= SENTENCE:
+        raise ValueError(
+            f"{tables[0]} has no names of columns: {text!r:.60} and {label.name!r:.60} in its first line are a text and a "
+            "label. Write a line above it, such as: text,label"
+        )
 
 
 def _demand_fields(layout: Layout, rows: Mapping[str, Sequence[Row]], found: Guess) -> None:
