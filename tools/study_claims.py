@@ -39,13 +39,20 @@ def claim_row(rows: Sequence[Row], claim: Mapping[str, Any]) -> list[str]:
     interval = t_interval(differences)
     return [
         str(claim["claim"]),
-        " and ".join(claim["compared"]),
+        " and ".join(_names(claim)),
         str(len(differences)),
         difference(own, other),
         "" if interval is None else f"{interval.half_width:.1f}",
         "its interval" if claim["needed"] is None else f"{claim['needed']:.1f}",
         _judged(verdict(differences, claim), list(why_not(rows, claim, settings[0], (own, other)))),
     ]
+
+
+def _names(claim: Mapping[str, Any]) -> list[str]:
+    """Returns what is compared: labels, each with its setting where that is what differs."""
+    if "settings" not in claim:
+        return claim["compared"]
+    return [f"{label} in {setting}" for label, setting in zip(claim["compared"], claim["settings"], strict=True)]
 
 
 def _judged(found: str, reasons: Sequence[str]) -> str:
@@ -88,7 +95,7 @@ def why_not(rows: Sequence[Row], claim: Mapping[str, Any], setting: str, sides: 
         named = scores_of(rows, line["suite"], line.get("setting", ""), line["label"])
         if reason := _too_far(line["label"], named, pooled):
             yield reason
-    improving = [label for label, side in zip(claim["compared"], sides, strict=True) if _still_improves(side)]
+    improving = [name for name, side in zip(_names(claim), sides, strict=True) if _still_improves(side)]
     if improving:
         yield f"{' and '.join(improving)} still {'rising' if sides[0].are_shares else 'falling'}"
 
@@ -105,6 +112,5 @@ def _too_far(label: str, line: Scores, pooled: Scores) -> str:
 
 
 def _still_improves(side: Scores) -> bool:
-    if side.are_shares or side.mean is None:
-        return side.gain > RISING
-    return -100 * side.gain / side.mean > RISING
+    gain = side.gain if side.are_shares or side.mean is None else -100 * side.gain / side.mean
+    return gain > RISING + 1e-9  # which 2 points of a mean of binary fractions may exceed

@@ -225,6 +225,19 @@ def test_perplexities_are_near_or_falling_by_percent(
     assert found == (f"**does not count** ({reason}; of the start: confirmed)" if reason else "**confirmed**")
 
 
+def test_a_gain_of_two_points_is_not_more_than_two(tables: ModuleType, folder: Path) -> None:
+    scores = {"5": ("0.842", "0.667", "0.486"), "10": ("0.561", "0.809", "0.685")}
+    _change(folder, lambda row: {"value": scores[row["round"]][int(row["seed"])]} if row["label"] == "two" else None)
+    assert _claimed(tables, folder) == "**cannot say**"
+
+
+def test_a_claim_across_settings_names_them(tables: ModuleType, folder: Path) -> None:
+    _change(folder, lambda row: {"setting": "near" if row["label"] == "two" else "far"})
+    found = _claimed(tables, folder, settings=["near", "far"])
+    assert found.startswith("**does not count** (centralised or the baseline is unrun")
+    assert "| two in near and one in far | 3 |" in tables.claims_table(folder, {})
+
+
 def test_a_claim_may_ask_for_other_lines_near_centralised(tables: ModuleType, folder: Path) -> None:
     _change(folder, lambda row: {"suite": "server"} if row["label"] == "centralised" else None)
     near = [{"suite": "small", "label": "one"}, {"suite": "small", "label": "absent"}]

@@ -168,6 +168,14 @@ def test_a_file_that_cannot_be_used_is_named(name: str, tmp_path: Path):
         start_from([tmp_path / name], tmp_path / "config.yaml")
 
 
+def test_names_of_columns_that_look_like_a_row_may_be_given(tmp_path: Path):
+    file = tmp_path / "asked.csv"
+    file.write_text("how happy are you,1\n" + "".join(f"as happy as {k},{k % 2}\n" for k in range(30)), encoding="utf-8")
+    with pytest.raises(ValueError, match="give --text and --label"):
+        start_from([file], tmp_path / "config.yaml")
+    assert start_from([file], tmp_path / "config.yaml", text="how happy are you", label="1").config.task["label"] == "1"
+
+
 def test_a_byte_order_mark_and_windows_lines_are_no_part_of_the_rows(tmp_path: Path):
     lines = "".join(f"{row['text']},{row['label']}\r\n" for row in CLASSES)
     (tmp_path / "rows.csv").write_bytes(b"\xef\xbb\xbftext,label\r\n" + lines.encode())

@@ -66,7 +66,8 @@ def start_from(
     train = [row for name in layout.train for row in rows[name]]
     columns = columns_of(train)
     found = guess(columns, len(train), text=text, label=label)
-    _demand_header(layout, found)
+    if text is None and label is None:
+        _demand_header(layout, found)
     _demand_fields(layout, rows, found)
     sizes = {name: len(own) for name, own in rows.items()}
     folder = output.absolute().parent
@@ -103,7 +104,7 @@ def _demand_header(layout: Layout, found: Guess) -> None:
     if label.name in map(str, label.counts) and len(text.split()) >= SENTENCE:
         raise ValueError(
             f"{tables[0]} has no names of columns: {text!r:.60} and {label.name!r:.60} in its first line are a text and a "
-            "label. Write a line above it, such as: text,label"
+            "label. Write a line above it, such as: text,label; if they are the names, give --text and --label"
         )
 
 
