@@ -20,7 +20,7 @@ from typing import Any
 
 from study_scores import Row, Scores, difference, paired, scores_of
 
-from fedelta.report.statistics import FEWEST, t_interval
+from fedelta.report.statistics import FEWEST, exceeds, t_interval
 
 HEAD = ("claim", "compared", "seeds", "difference", "separated", "needed", "verdict")
 
@@ -113,4 +113,4 @@ def _too_far(label: str, line: Scores, pooled: Scores) -> str:
 
 def _still_improves(side: Scores) -> bool:
     gain = side.gain if side.are_shares or side.mean is None else -100 * side.gain / side.mean
-    return gain > RISING + 1e-9  # which 2 points of a mean of binary fractions may exceed
+    return exceeds(gain, RISING)

@@ -150,3 +150,10 @@ def test_without_scipy_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):
 def test_what_is_no_share_has_no_sampling_error():
     assert statistics.sampling_error(0.5, 100) == pytest.approx(0.05)
     assert statistics.sampling_error(-5.0, 100) == statistics.sampling_error(85.0, 100) == 0.0
+
+
+def test_what_exceeds_a_limit_by_rounding_alone_does_not_exceed_it():
+    gain = 0.1 + 0.2
+    assert gain > 0.3
+    assert not statistics.exceeds(gain, 0.3)
+    assert statistics.exceeds(0.3001, 0.3)

@@ -140,15 +140,14 @@ def _still_rising(c: Compared, group: Group) -> bool:
         return False
     study = c.study
     points = readings.series(readings.runs_of(study, group), readings.at(str(study.part), str(study.metric)))
-    # A mean of binary fractions may exceed 2 points by its rounding.
-    return len(points) > 1 and points[-1].mean - points[-2].mean > MUCH + 1e-9
+    return len(points) > 1 and statistics.exceeds(points[-1].mean - points[-2].mean, MUCH)
 
 
 def _best_is_not_last(c: Compared, group: Group) -> bool:
     if c.measure.factor == 1.0:
         return False
     pairs = best_and_last(c, group)
-    return bool(pairs) and abs(fmean(best for best, _ in pairs) - fmean(last for _, last in pairs)) > MUCH
+    return bool(pairs) and statistics.exceeds(abs(fmean(best for best, _ in pairs) - fmean(last for _, last in pairs)), MUCH)
 
 
 def _rows(c: Compared) -> Iterator[Caution]:

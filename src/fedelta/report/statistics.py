@@ -26,6 +26,9 @@ FEWEST = 3
 BOOTSTRAP_FROM = 10
 """Seeds from which a bootstrap interval is given: at 3 a percentile bootstrap that claims 95 % covers 75 % (normal data)."""
 
+ROUNDING = 1e-9
+"""What a mean of scores may be off by, for want of a binary fraction that is exact: far below any change that counts."""
+
 MOST_SEEDS = 100
 """Where the search for the seeds that a verdict would need ends."""
 
@@ -257,6 +260,11 @@ def _fewest_seeds(gap: float, sd: float, methods: int) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if separates(middle) else (middle + 1, high)
     return low
+
+
+def exceeds(value: float, limit: float) -> bool:
+    """Returns True for a value above a limit by more than its rounding, which can make 2.0000000000000018 of 2 points."""
+    return value > limit + ROUNDING
 
 
 def sampling_error(share: float, rows: int) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedelta.data.columns import Column, columns_of
+from fedelta.data.endings import ending_of
 from fedelta.data.files import read_file
 from fedelta.data.image_folder import holds_images, image_parts
 from fedelta.data.rows import Row, text_of
@@ -97,7 +98,7 @@ def _rows_of(file: Path) -> list[Row]:
 
 def _demand_header(layout: Layout, found: Guess) -> None:
     """Raises ValueError for a table whose first line is a row: a label by its name, and a sentence by the text's."""
-    tables = [file for file in layout.files().values() if Path(file.name.removesuffix(".gz")).suffix in TABLES]
+    tables = [file for file in layout.files().values() if ending_of(file) in TABLES]
     if not tables or found.label is None or not found.texts:
         return
     text, label = found.texts[0].name, found.label
